@@ -1,0 +1,1 @@
+"""The networks as PyTorch modules, their deconvnet, weights in and out, and training."""

@@ -1,0 +1,169 @@
+"""The three networks as PyTorch modules, built from one table.
+
+Everything else in this package works on `Network`: training, folding, the deconvnet, export.
+Source: Zeiler & Fergus, ECCV 2014, section 3 and figure 3; Krizhevsky et al., NIPS 2012 (`alexnet`).
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+INPUT_SIZE = 224
+POOL_SIZE = 6
+"""Side of the last pooled map at `INPUT_SIZE`; the first hidden layer reads POOL_SIZE**2 positions."""
+
+POOLED_STAGES = (1, 2, 5)
+NORMALISED_STAGES = (1, 2)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One row of the table: output channels, side of the square kernel, stride, zero padding."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+
+
+def _stages(first: Convolution, second: Convolution, *rest: int) -> tuple[Convolution, ...]:
+    return (first, second, *(Convolution(channels, kernel=3, padding=1) for channels in rest))
+
+
+# The paper prints no padding: 1, 0, 1 with ceil-mode pools reproduce its sizes 110, 55, 26, 13, 6.
+_ZF_FIRST = Convolution(96, kernel=7, stride=2, padding=1)
+_ZF_SECOND = Convolution(256, kernel=5, stride=2)
+
+ARCHITECTURES: dict[str, tuple[Convolution, ...]] = {
+    "zfnet": _stages(_ZF_FIRST, _ZF_SECOND, 512, 1024, 512),
+    "zfnet-fig3": _stages(_ZF_FIRST, _ZF_SECOND, 384, 384, 256),
+    "alexnet": _stages(
+        Convolution(96, kernel=11, stride=4, padding=2),
+        Convolution(256, kernel=5, padding=2),
+        384,
+        384,
+        256,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that is needed to build a network; it travels in checkpoints and in the bundle.
+
+    Attributes:
+        architecture: a key of `ARCHITECTURES`.
+        classes: number of classes K, at least 1.
+        hidden_width: units in each of the two hidden fully connected layers.
+        contrast_norm: normalise across channels after the ReLU and before the pool of stages 1 and 2.
+            Public ImageNet weights need it.
+        batch_norm: normalise after each convolution, which then has no bias. Training only:
+            `fold_batch_norm` removes it before anything is saved for serving.
+    """
+
+    architecture: str = "zfnet"
+    classes: int = 10
+    hidden_width: int = 4096
+    contrast_norm: bool = False
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture {self.architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
+        if self.classes < 1 or self.hidden_width < 1:
+            raise ValueError(f"classes ({self.classes}) and hidden_width ({self.hidden_width}) must be at least 1")
+
+
+class Network(nn.Module):
+    """A convolutional trunk of five stages and a head of three fully connected layers.
+
+    `trunk` and `head` are plain sequences whose children carry the field's names (`conv1`, `relu1`, `norm1`,
+    `pool1`, ... `fc8`), so that every layer can be addressed by the name the layer table gives it.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.trunk = nn.Sequential(_trunk_layers(spec))
+        channels = ARCHITECTURES[spec.architecture][-1].channels
+        width = spec.hidden_width
+        self.head = nn.Sequential(
+            OrderedDict(
+                flatten=nn.Flatten(),
+                fc6=nn.Linear(channels * POOL_SIZE**2, width),
+                relu6=nn.ReLU(),
+                drop6=nn.Dropout(0.5),
+                fc7=nn.Linear(width, width),
+                relu7=nn.ReLU(),
+                drop7=nn.Dropout(0.5),
+                fc8=nn.Linear(width, spec.classes),
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32 (N, K), of `images`, float32 (N, 3, 224, 224), RGB, normalised."""
+        logits: Tensor = self.head(self.trunk(images))
+        return logits
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and the activations of the last hidden layer (N, hidden_width), both float32."""
+        features = self.head[:-2](self.trunk(images))
+        return self.head[-2:](features), features
+
+
+def build_network(spec: NetworkSpec, generator: torch.Generator | None = None) -> Network:
+    """A network with freshly drawn weights (He et al. 2015: fan-out normal, zero biases).
+
+    Raises:
+        ValueError: the spec names no known architecture.
+    """
+    network = Network(spec)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def _trunk_layers(spec: NetworkSpec) -> OrderedDict[str, nn.Module]:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = 3
+    for stage, conv in enumerate(ARCHITECTURES[spec.architecture], start=1):
+        layers[f"conv{stage}"] = nn.Conv2d(
+            inputs, conv.channels, conv.kernel, conv.stride, conv.padding, bias=not spec.batch_norm
+        )
+        if spec.batch_norm:
+            layers[f"bn{stage}"] = nn.BatchNorm2d(conv.channels)
+        layers[f"relu{stage}"] = nn.ReLU()
+        if spec.contrast_norm and stage in NORMALISED_STAGES:
+            layers[f"norm{stage}"] = nn.LocalResponseNorm(size=5, k=2.0)
+        if stage in POOLED_STAGES:
+            layers[f"pool{stage}"] = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        inputs = conv.channels
+    return layers
+
+
+def fold_batch_norm(network: Network) -> Network:
+    """The same function without batch norm: its scale and shift move into the convolutions.
+
+    Uses the running statistics, so the result equals `network.eval()`; it is returned in eval mode, in float32.
+    """
+    if not network.spec.batch_norm:
+        return network.eval()
+    spec = NetworkSpec(**{**vars(network.spec), "batch_norm": False})
+    folded = Network(spec)
+    folded.head.load_state_dict(network.head.state_dict())
+    for stage in range(1, len(ARCHITECTURES[spec.architecture]) + 1):
+        conv = network.trunk.get_submodule(f"conv{stage}")
+        norm = network.trunk.get_submodule(f"bn{stage}")
+        target = folded.trunk.get_submodule(f"conv{stage}")
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and isinstance(target, nn.Conv2d)
+        assert norm.running_mean is not None and norm.running_var is not None and target.bias is not None
+        with torch.no_grad():
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            target.weight.copy_(conv.weight * scale[:, None, None, None])
+            target.bias.copy_(norm.bias - norm.running_mean * scale)
+    return folded.eval()
