@@ -1,0 +1,62 @@
+# Every target creates .venv and installs what it needs by itself. Nothing outside this folder is touched.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+# Where the CPU-only PyTorch comes from. For CUDA: `make TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...`;
+# empty: from the ordinary index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+PROTOS := $(shell find protos -name '*.proto')
+
+.PHONY: help demo serve test check bench protos format clean
+
+help:
+	@grep -E '^# `make' Makefile | sed 's/^# //'
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version
+	# Unreachable, the extra index is passed over after one retry.
+	$(BIN)/python -m pip install -q --retries 1 -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	# The reference the weight import is tested against; it asks for torchvision, which its networks never import.
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps pytorchcv
+	touch $@
+
+# `make demo`    classify and explain the sample photos, into demo-output/
+demo: $(BIN)/.installed
+	$(BIN)/python -m zfserve_client.demo
+
+# `make serve`   start the service on localhost:8500
+serve: $(BIN)/.installed
+	$(BIN)/zfserve serve
+
+# `make test`    the whole suite
+test: $(BIN)/.installed
+	$(BIN)/pytest -n 2 -q
+
+# `make check`   format, lint, types, stubs, import boundaries
+check: $(BIN)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint
+	$(BIN)/python tools/generate_stubs.py --check
+	$(BIN)/pytest -q tests/test_boundaries.py
+
+# `make bench`   the benchmarks, each with its limit
+bench: $(BIN)/.installed
+	$(BIN)/zfserve bench
+
+# `make protos`  regenerate the stubs
+protos: $(BIN)/.installed
+	$(BIN)/python tools/generate_stubs.py
+
+# `make format`  format the code
+format: $(BIN)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo-output models runs

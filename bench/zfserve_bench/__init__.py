@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a ratio against its limit. Called by `zfserve bench`."""

@@ -1,0 +1,1 @@
+"""The client of the service, sync and async, and the command line that calls it."""

@@ -1,0 +1,1 @@
+"""From checkpoint to bundle, and what the bundle is worth."""

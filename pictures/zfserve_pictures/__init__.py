@@ -1,0 +1,1 @@
+"""Labelled pictures made with Pillow alone; used by the client and by the model room."""

@@ -1,0 +1,1 @@
+"""What the server, the worker and the exporter share; it knows nothing of torch."""

@@ -1,0 +1,198 @@
+"""The bundle: the versioned directory that export writes and that server and worker read.
+
+    models/<name>/<version>/
+      manifest.json         this module's `Manifest`
+      weights.safetensors   what the worker loads
+      model.onnx            what the server runs; model.int8.onnx beside it
+      golden.npz            inputs with expected outputs, run before an engine may serve
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.npz"
+
+Precision = Literal["fp32", "int8"]
+
+
+class BundleError(ValueError):
+    """The bundle cannot be used; the message says why and what to do."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassEntry(_Entry):
+    """One class, in the order of the network's outputs."""
+
+    class_id: str
+    label: str
+
+
+class InputSpec(_Entry):
+    """How a photo becomes the network's input, uint8 (height, width, 3), RGB.
+
+    Attributes:
+        resize: `squash` scales both sides to the input; `crop` scales the shorter side to `shorter_side` and cuts
+            out the centre.
+        mean, std: per channel, on values in [0, 1]. They are part of the ONNX graph; only the worker applies them.
+    """
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    resize: Literal["squash", "crop"]
+    shorter_side: int = Field(gt=0)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class LayerEntry(_Entry):
+    """One layer of the trunk that can be projected; see `zfserve_model.layer_table` for how it is computed.
+
+    Attributes:
+        receptive_field: side of the square a unit sees, in input pixels.
+        stride: input pixels between neighbouring units.
+        offset: first column that unit 0 sees; negative inside the padding.
+    """
+
+    name: str
+    kind: Literal["conv", "relu", "norm", "pool"]
+    channels: int
+    height: int
+    width: int
+    receptive_field: int
+    stride: int
+    offset: int
+
+
+class ParityEntry(_Entry):
+    """PyTorch against the exported graph. Differences are of probabilities; shares are in [0, 1]."""
+
+    precision: Precision
+    inputs: Literal["photos", "noise"]
+    count: int
+    max_difference: float
+    top1_agreement: float
+
+
+class AccuracyEntry(_Entry):
+    """Shares of a validation set classified correctly, in [0, 1]."""
+
+    precision: Precision
+    count: int
+    top1: float
+    top5: float
+
+
+class Artefact(_Entry):
+    """One file an engine can run.
+
+    Attributes:
+        golden_tolerance: largest absolute difference of any probability that an engine may show on the golden
+            inputs, against the outputs recorded for this artefact.
+    """
+
+    file: str
+    golden_tolerance: float
+
+
+class Manifest(_Entry):
+    """All that server and worker know about a model.
+
+    Attributes:
+        fingerprint: hex digest of the weights' names, shapes and values; ties server and worker together.
+        feature_width: F, the width of the last hidden layer.
+        files: sha256 (hex) of every other file of the bundle, by its path relative to the bundle.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    architecture: str
+    hidden_width: int
+    contrast_norm: bool
+    feature_width: int
+    classes: tuple[ClassEntry, ...] = Field(min_length=1)
+    input: InputSpec
+    layers: tuple[LayerEntry, ...] = Field(min_length=1)
+    artefacts: dict[Precision, Artefact]
+    fingerprint: str
+    files: dict[str, str]
+    parity: tuple[ParityEntry, ...] = ()
+    accuracy: tuple[AccuracyEntry, ...] = ()
+
+    def layer(self, name: str) -> LayerEntry | None:
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files were checked against their digests."""
+
+    folder: Path
+    manifest: Manifest
+
+    def artefact(self, precision: Precision) -> Path:
+        """Raises BundleError where the bundle holds no artefact of that precision."""
+        if precision not in self.manifest.artefacts:
+            held = ", ".join(self.manifest.artefacts)
+            raise BundleError(f"the bundle holds no {precision} artefact, only {held}; export it with --{precision}")
+        return self.folder / self.manifest.artefacts[precision].file
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and check a bundle, or the newest version in a model's folder.
+
+    Raises:
+        BundleError: no bundle there, an unknown schema, or a file that is missing or differs from its digest.
+    """
+    folder = newest_version(folder)
+    try:
+        document = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / MANIFEST} cannot be read; export the bundle again") from error
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(
+            f"the bundle has schema {document.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
+            "export it again with this release"
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise BundleError(f"{folder / MANIFEST} is not valid: {faults}") from error
+    for name, digest in manifest.files.items():
+        if not (folder / name).is_file():
+            raise BundleError(f"{name} is missing from the bundle {folder}; export it again")
+        if file_digest(folder / name) != digest:
+            raise BundleError(f"{name} in {folder} differs from its digest in the manifest; export it again")
+    return Bundle(folder, manifest)
+
+
+def newest_version(folder: Path) -> Path:
+    """`folder` itself where it is a bundle; else the highest of the versions below it, numbers compared as numbers."""
+    if (folder / MANIFEST).is_file():
+        return folder
+    versions = [entry.parent for entry in folder.glob(f"*/{MANIFEST}") if not entry.parent.name.startswith(".")]
+    if not versions:
+        raise BundleError(f"there is no bundle at {folder}; `zfserve export` writes one")
+    return max(versions, key=lambda version: _version_key(version.name))
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of a file, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _version_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.replace("-", ".").split("."))

@@ -1,0 +1,99 @@
+"""Every error a caller can meet, each with its gRPC status. Only the interceptor turns them into statuses.
+
+    ServiceError
+    ├── InvalidInput            INVALID_ARGUMENT      names the field
+    │   ├── ImageUndecodable
+    │   └── ImageTooLarge
+    ├── NotFound                NOT_FOUND             an image reference that is unknown or expired, a layer
+    ├── OutOfRange              OUT_OF_RANGE          a map or a unit the layer does not have
+    ├── Overloaded              RESOURCE_EXHAUSTED    says when to try again
+    ├── DeadlineExceeded        DEADLINE_EXCEEDED
+    ├── Cancelled               CANCELLED
+    ├── WorkerUnavailable       UNAVAILABLE           projections only; says when to try again
+    ├── WorkerMismatch          FAILED_PRECONDITION   the worker holds other weights
+    ├── ShuttingDown            UNAVAILABLE
+    └── EngineFailed            INTERNAL
+
+A message is for the caller: a sentence that says what to do, without a path, a traceback or a foreign library's text.
+"""
+
+from typing import ClassVar
+
+import grpc
+
+
+class ServiceError(Exception):
+    """The root. Subclasses fix `status` and `reason`; instances carry the sentence for the caller.
+
+    Attributes:
+        status: the gRPC status code.
+        reason: google.rpc.ErrorInfo.reason, UPPER_SNAKE_CASE, stable across releases.
+        field: the request field at fault, such as "image.encoded"; becomes google.rpc.BadRequest.
+        retry_after_s: when a retry can succeed; becomes google.rpc.RetryInfo.
+    """
+
+    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+class InvalidInput(ServiceError):
+    status = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_INPUT"
+
+
+class ImageUndecodable(InvalidInput):
+    reason = "IMAGE_UNDECODABLE"
+
+
+class ImageTooLarge(InvalidInput):
+    reason = "IMAGE_TOO_LARGE"
+
+
+class NotFound(ServiceError):
+    status = grpc.StatusCode.NOT_FOUND
+    reason = "NOT_FOUND"
+
+
+class OutOfRange(ServiceError):
+    status = grpc.StatusCode.OUT_OF_RANGE
+    reason = "OUT_OF_RANGE"
+
+
+class Overloaded(ServiceError):
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+
+
+class DeadlineExceeded(ServiceError):
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(ServiceError):
+    status = grpc.StatusCode.CANCELLED
+    reason = "CANCELLED"
+
+
+class WorkerUnavailable(ServiceError):
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "WORKER_UNAVAILABLE"
+
+
+class WorkerMismatch(ServiceError):
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "WORKER_MISMATCH"
+
+
+class ShuttingDown(ServiceError):
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "SHUTTING_DOWN"
+
+
+class EngineFailed(ServiceError):
+    reason = "ENGINE_FAILED"

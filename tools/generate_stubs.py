@@ -1,0 +1,39 @@
+"""Generates the Python stubs of every .proto file, or with --check says whether the committed ones are current."""
+
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from grpc_tools import protoc
+
+ROOT = Path(__file__).parent.parent / "protos"
+
+
+def generate(output: Path) -> None:
+    """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.*` for all .proto files under `output`."""
+    protos = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
+    includes = [f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}"]
+    outputs = [f"--{kind}_out={output}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    if protoc.main(["protoc", *includes, *outputs, *protos]) != 0:
+        raise SystemExit("protoc failed; its messages stand above")
+
+
+def main() -> int:
+    if sys.argv[1:] != ["--check"]:
+        generate(ROOT)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder))
+        fresh = {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*_pb2*.py*")}
+    committed = {
+        path.relative_to(ROOT): path.read_bytes() for path in ROOT.rglob("*_pb2*.py*") if "__pycache__" not in path.parts
+    }
+    stale = sorted(str(path) for path in fresh.keys() | committed.keys() if fresh.get(path) != committed.get(path))
+    if stale:
+        sys.stderr.write(f"stubs are out of date: {', '.join(stale)}; run `make protos`\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The companion process: a gRPC service around the deconvnet."""
