@@ -1,0 +1,81 @@
+"""Who may import whom: the rooms of docs/architecture.md, held by reading every import statement."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+ROOMS = {
+    "protos": set[str](),
+    "pictures": set[str](),
+    "client": {"protos", "pictures"},
+    "runtime": {"protos"},
+    "model": {"pictures"},
+    "server": {"protos", "runtime"},
+    "worker": {"protos", "runtime", "model"},
+    "export": {"runtime", "model"},
+    "bench": {"protos", "pictures", "client", "runtime", "model", "server", "worker", "export"},
+}
+FOREIGN = {"torch", "onnx", "onnxruntime", "tensorrt", "numpy", "safetensors", "matplotlib", "captum"}
+"""Heavy libraries; a room may import only those listed for it."""
+ALLOWED_FOREIGN = {
+    "protos": set[str](),
+    "pictures": set[str](),
+    "client": set[str](),
+    "runtime": {"numpy", "onnxruntime"},
+    "model": {"torch", "numpy", "safetensors", "matplotlib"},
+    "server": {"numpy"},
+    "worker": {"torch", "numpy"},
+    "export": {"torch", "numpy", "safetensors", "onnx", "onnxruntime", "tensorrt", "matplotlib"},
+    "bench": FOREIGN,
+}
+
+
+def imports(source: str) -> Iterator[str]:
+    """The first part of every module named in an import statement, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def trespasses(room: str, source: str) -> list[str]:
+    """Imports in `source` that a module of `room` may not make."""
+    forbidden = {f"zfserve_{other}" for other in ROOMS if other != room and other not in ROOMS[room]}
+    forbidden |= FOREIGN - ALLOWED_FOREIGN[room]
+    return sorted(set(imports(source)) & forbidden)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    files = sorted((ROOT / room / f"zfserve_{room}").rglob("*.py"))
+    assert files, f"the room {room} has no modules"
+    found = {str(file.relative_to(ROOT)): bad for file in files if (bad := trespasses(room, file.read_text()))}
+    assert not found
+
+
+def test_a_trespass_is_seen() -> None:
+    source = "def f():\n    import torch\n    from zfserve_model.networks import Network\nfrom zfserve_runtime import bundle\n"
+    assert trespasses("server", source) == ["torch", "zfserve_model"]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("zfserve_client.cli", {"torch", "numpy", "grpc", "PIL", "zfserve_server"}),
+        ("zfserve_client", {"torch", "numpy"}),
+        ("zfserve_server.serve_command", {"torch"}),
+        ("zfserve_server.app", {"torch", "zfserve_model", "zfserve_worker"}),
+        ("zfserve_worker.worker_command", {"onnxruntime", "zfserve_server"}),
+    ],
+)
+def test_importing_stays_light(module: str, absent: set[str]) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not absent & set(loaded)
