@@ -16,9 +16,8 @@ help:
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip --version
-	# Unreachable, the extra index is passed over after one retry.
-	$(BIN)/python -m pip install -q --retries 1 -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	# Only torch itself is looked up there; where that index is out of reach, the ordinary one serves.
+	$(BIN)/python -m pip install -q --retries 0 --no-deps -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	# The reference the weight import is tested against; it asks for torchvision, which its networks never import.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps pytorchcv
