@@ -1,20 +1,25 @@
 """Trained weights on disk: one safetensors file that says what it holds.
 
-Called by `zfserve train` (writes), `zfserve export`, `zfserve evaluate` and the worker (read).
-The file's metadata carries the `NetworkSpec`, the classes and the preprocessing, so the weights alone suffice.
+Written by `zfserve train`. `zfserve_model.imports.load_weights` reads it, and weights of other makes too; the worker
+reads the copy in the bundle. The file's metadata carries the `NetworkSpec`, the classes and the preprocessing, so the
+weights alone suffice.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from zfserve_model.networks import Network, NetworkSpec, fold_batch_norm
+from zfserve_model.networks import INPUT_SIZE, Network, NetworkSpec, fold_batch_norm
 
 FORMAT = "zfserve-checkpoint-1"
+
+ResizeRule = Literal["squash", "crop"]
 
 
 class CheckpointError(ValueError):
@@ -32,10 +37,18 @@ class Preprocessing:
         mean, std: per channel in RGB order, on values scaled to [0, 1].
     """
 
-    resize: str = "squash"
+    resize: ResizeRule = "squash"
     shorter_side: int = 256
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.resize not in get_args(ResizeRule):
+            raise ValueError(f"resize rule {self.resize!r} is unknown; choose one of {', '.join(get_args(ResizeRule))}")
+        if self.shorter_side < INPUT_SIZE:
+            raise ValueError(f"shorter_side is {self.shorter_side}; it must be at least {INPUT_SIZE}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std need one number per channel, and std positive ones")
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,14 @@ class Checkpoint:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
 
+    def __post_init__(self) -> None:
+        classes = self.network.spec.classes
+        if not len(self.class_ids) == len(self.labels) == classes:
+            raise CheckpointError(
+                f"the network tells {classes} classes apart, but {len(self.class_ids)} class ids and "
+                f"{len(self.labels)} labels were given"
+            )
+
 
 def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = torch.float16) -> None:
     """Fold batch norm away and write the weights in `dtype`, to a temporary name and then renamed."""
@@ -59,7 +80,7 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = tor
         "format": FORMAT,
         "spec": json.dumps(asdict(network.spec)),
         "class_ids": json.dumps(checkpoint.class_ids),
-        "labels": json.dumps(checkpoint.labels),
+        "labels": json.dumps(checkpoint.labels, ensure_ascii=False),
         "preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
     }
     partial = file.with_suffix(".partial")
@@ -73,46 +94,53 @@ def load_checkpoint(file: Path) -> Checkpoint:
     Raises:
         CheckpointError: no such file, not a checkpoint of ours, or tensors that do not fit its own spec.
     """
-    if not file.is_file():
-        raise CheckpointError(f"there is no checkpoint at {file}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is not a safetensors file, or it is truncated: {error}") from error
+    tensors, metadata = read_safetensors(file)
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{file} was not written by zfserve; import a bare state_dict with --architecture")
-    network = Network(NetworkSpec(**json.loads(metadata["spec"])))
+        raise CheckpointError(f"{file} was not written by this release of zfserve; `load_weights` imports a state_dict")
+    try:
+        spec = NetworkSpec(**json.loads(metadata["spec"]))
+        preprocessing = json.loads(metadata["preprocessing"])
+        # JSON has no tuples.
+        mean, std = tuple(preprocessing.pop("mean")), tuple(preprocessing.pop("std"))
+        preprocessing = Preprocessing(**preprocessing, mean=mean, std=std)
+        class_ids, labels = (tuple(json.loads(metadata[key])) for key in ("class_ids", "labels"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} does not describe itself as a checkpoint must: {error}") from error
+    network = Network(spec)
     load_tensors(network, tensors)
-    preprocessing = json.loads(metadata["preprocessing"])
-    return Checkpoint(
-        network.eval(),
-        tuple(json.loads(metadata["class_ids"])),
-        tuple(json.loads(metadata["labels"])),
-        Preprocessing(
-            preprocessing["resize"],
-            preprocessing["shorter_side"],
-            tuple(preprocessing["mean"]),
-            tuple(preprocessing["std"]),
-        ),
-    )
+    return Checkpoint(network.eval(), class_ids, labels, preprocessing)
 
 
-def load_tensors(network: Network, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy `tensors` into `network`.
+def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, by name, and its metadata.
 
     Raises:
-        CheckpointError: tensors are missing, extra or of another shape; all of them are named.
+        CheckpointError: no such file, or not a whole safetensors file.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"there is no file of weights at {file}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            # Not a dictionary: the opened file offers keys() only.
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file, or it is truncated: {error}") from error
+
+
+def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
+    """Copy `tensors`, of any floating-point dtype, into `network`.
+
+    Raises:
+        CheckpointError: tensors are missing, extra, of another shape or not finite; all of them are named.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not part of {network.spec.architecture}" for name in tensors if name not in wanted]
-    faults += [
-        f"{name} has shape {tuple(tensors[name].shape)} where {shape} is needed"
-        for name, shape in wanted.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
+    for name, shape in wanted.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            faults.append(f"{name} has shape {tuple(tensors[name].shape)} where {shape} is needed")
+        elif name in tensors and not torch.isfinite(tensors[name]).all():
+            faults.append(f"{name} holds values that are not finite")
     if faults:
         raise CheckpointError("the weights do not fit: " + "; ".join(faults))
     network.load_state_dict(tensors)

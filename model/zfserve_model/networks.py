@@ -5,7 +5,7 @@ Source: Zeiler & Fergus, ECCV 2014, section 3 and figure 3; Krizhevsky et al., N
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class Network(nn.Module):
 
 
 def build_network(spec: NetworkSpec, generator: torch.Generator | None = None) -> Network:
-    """A network with freshly drawn weights (He et al. 2015: fan-out normal, zero biases).
+    """A network with freshly drawn weights (He et al., ICCV 2015: fan-in normal, zero biases).
 
     Raises:
         ValueError: the spec names no known architecture.
@@ -153,7 +153,7 @@ def fold_batch_norm(network: Network) -> Network:
     """
     if not network.spec.batch_norm:
         return network.eval()
-    spec = NetworkSpec(**{**vars(network.spec), "batch_norm": False})
+    spec = replace(network.spec, batch_norm=False)
     folded = Network(spec)
     folded.head.load_state_dict(network.head.state_dict())
     for stage in range(1, len(ARCHITECTURES[spec.architecture]) + 1):

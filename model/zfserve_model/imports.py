@@ -1,0 +1,185 @@
+"""Weights in: one entry for every file of weights this package can read.
+
+Called by `zfserve export`, `zfserve evaluate` and `zfserve train --from`. It takes
+
+- a checkpoint of ours (`zfserve_model.checkpoint`), which describes itself;
+- a bare `state_dict` (.safetensors, or .pt/.pth through `torch.load(weights_only=True)`) of `Network`, with or without
+  the prefixes `trunk.` and `head.`, or the `state.pt` of a training run;
+- a `state_dict` of pytorchcv's `zfnet` or `zfnetb`.
+
+Architecture, width and number of classes follow from the shapes of the tensors. No pickle is ever executed.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from zfserve_model.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    Preprocessing,
+    load_checkpoint,
+    load_tensors,
+    read_safetensors,
+)
+from zfserve_model.labels import label_classes, relabel
+from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, fold_batch_norm
+
+CONTAINERS = ("state_dict", "network")
+"""Keys under which files hold the state_dict: the custom of many training scripts, and our own `state.pt`."""
+
+PYTORCHCV_LAYERS = {
+    "features.stage1.unit1.conv": "trunk.conv1",
+    "features.stage2.unit1.conv": "trunk.conv2",
+    "features.stage3.unit1.conv": "trunk.conv3",
+    "features.stage3.unit2.conv": "trunk.conv4",
+    "features.stage3.unit3.conv": "trunk.conv5",
+    "output.fc1.fc": "head.fc6",
+    "output.fc2.fc": "head.fc7",
+    "output.fc3": "head.fc8",
+}
+# Its evaluation scales by 224 / 0.875 before the centre crop, and normalises as torchvision does.
+PYTORCHCV_PREPROCESSING = Preprocessing(resize="crop", shorter_side=256)
+
+
+def load_weights(
+    file: Path,
+    architecture: str | None = None,
+    class_names: Mapping[str, str] | None = None,
+    contrast_norm: bool | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Checkpoint:
+    """Read any file of weights named above.
+
+    Args:
+        file: the weights.
+        architecture: needed only where the shapes of the convolutions do not tell.
+        class_names: label by class id. A checkpoint of ours knows its class ids and looks them up; for other files
+            the mapping's order is the order of the network's outputs. Without it those classes are called 0, 1, ...
+        contrast_norm: leaves no trace in a `state_dict`. By default off, and on for weights of pytorchcv.
+        preprocessing: by default the checkpoint's own; centre crop for weights of pytorchcv; else squash.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or tensors are missing, extra or misshapen (all are named).
+        LabelsError: `class_names` leaves out a class of a checkpoint of ours.
+    """
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise CheckpointError(f"architecture {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
+    tensors, layout = _read_tensors(file)
+    if layout == FORMAT:
+        return _own_checkpoint(file, architecture, class_names, contrast_norm, preprocessing)
+    tensors = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
+    foreign = any(name.rpartition(".")[0] in PYTORCHCV_LAYERS for name in tensors)
+    rename = _from_pytorchcv if foreign else _with_part
+    tensors = {rename(name): tensor.float() for name, tensor in tensors.items()}
+    norm = foreign if contrast_norm is None else contrast_norm
+    network = Network(infer_spec(tensors, architecture, norm))
+    load_tensors(network, tensors)
+    ids = tuple(class_names) if class_names else tuple(str(index) for index in range(network.spec.classes))
+    return Checkpoint(
+        fold_batch_norm(network),
+        ids,
+        label_classes(ids, class_names),
+        preprocessing or (PYTORCHCV_PREPROCESSING if foreign else Preprocessing()),
+    )
+
+
+def infer_spec(tensors: Mapping[str, Tensor], architecture: str | None, contrast_norm: bool) -> NetworkSpec:
+    """The network whose `state_dict` `tensors` is, or nearly is: `load_tensors` then names what does not fit.
+
+    Raises:
+        CheckpointError: no architecture is given and the convolutions do not point to a single one.
+    """
+    hidden_width = _first_size(tensors, ("head.fc6.weight", "head.fc7.weight"), NetworkSpec.hidden_width)
+    return NetworkSpec(
+        architecture or _infer_architecture(tensors),
+        classes=_first_size(tensors, ("head.fc8.weight", "head.fc8.bias"), NetworkSpec.classes),
+        hidden_width=hidden_width,
+        contrast_norm=contrast_norm,
+        batch_norm=any(name.startswith("trunk.bn") for name in tensors),
+    )
+
+
+def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
+    """The architecture most of whose convolutions have the shapes at hand, so that one damaged tensor does not hide it."""
+    fitting = {}
+    for name, stages in ARCHITECTURES.items():
+        inputs = [3, *(stage.channels for stage in stages)]
+        shapes = [(stage.channels, inputs[i], stage.kernel, stage.kernel) for i, stage in enumerate(stages)]
+        held = [tensors.get(f"trunk.conv{i}.weight") for i in range(1, len(stages) + 1)]
+        fitting[name] = sum(h is not None and tuple(h.shape) == s for h, s in zip(held, shapes, strict=True))
+    best = [name for name, count in fitting.items() if count == max(fitting.values())]
+    if len(best) != 1:
+        convolutions = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor.ndim == 4]
+        raise CheckpointError(
+            f"the convolutions ({', '.join(convolutions) or 'none found'}) do not tell the architecture; "
+            f"name it: one of {', '.join(ARCHITECTURES)}"
+        )
+    return best[0]
+
+
+def _first_size(tensors: Mapping[str, Tensor], names: tuple[str, ...], default: int) -> int:
+    """Rows of the first of the tensors that is there; each fixes the same number."""
+    return next((tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim), default)
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors by name, and the format that the file's metadata states."""
+    if file.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(file)
+        return tensors, metadata.get("format")
+    if file.suffix not in {".pt", ".pth"}:
+        raise CheckpointError(f"{file}: weights are read from .safetensors, .pt and .pth files only")
+    if not file.is_file():
+        raise CheckpointError(f"there is no file of weights at {file}")
+    try:
+        document = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} does not hold plain tensors and is not opened otherwise, since a pickle can run any code; "
+            "save `model.state_dict()` alone"
+        ) from error
+    for key in CONTAINERS:
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if not isinstance(document, dict) or not document or not all(isinstance(v, Tensor) for v in document.values()):
+        raise CheckpointError(f"{file} holds no state_dict: tensors by name are needed, and nothing else")
+    return {str(name): tensor for name, tensor in document.items()}, None
+
+
+def _own_checkpoint(
+    file: Path,
+    architecture: str | None,
+    class_names: Mapping[str, str] | None,
+    contrast_norm: bool | None,
+    preprocessing: Preprocessing | None,
+) -> Checkpoint:
+    checkpoint = load_checkpoint(file)
+    spec = checkpoint.network.spec
+    if architecture not in (None, spec.architecture) or contrast_norm not in (None, spec.contrast_norm):
+        norm = "with" if spec.contrast_norm else "without"
+        raise CheckpointError(f"{file} says it is {spec.architecture} {norm} contrast norm; leave those options away")
+    if class_names is not None:
+        checkpoint = relabel(checkpoint, class_names)
+    return replace(checkpoint, preprocessing=preprocessing) if preprocessing else checkpoint
+
+
+def _strip_wrappers(name: str) -> str:
+    """Without what `DataParallel` and `torch.compile` put in front."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+
+
+def _from_pytorchcv(name: str) -> str:
+    layer, _, parameter = name.rpartition(".")
+    return f"{PYTORCHCV_LAYERS[layer]}.{parameter}" if layer in PYTORCHCV_LAYERS else name
+
+
+def _with_part(name: str) -> str:
+    """`conv1.weight` is called `trunk.conv1.weight` here, `fc6.weight` `head.fc6.weight`."""
+    return re.sub(r"^(conv|bn)(?=\d)", r"trunk.\1", re.sub(r"^fc(?=\d)", "head.fc", name))
