@@ -1,0 +1,89 @@
+"""Health by the standard gRPC protocol, per service, and reflection.
+
+Source: github.com/grpc/grpc/blob/master/doc/health-checking.md
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from zfserve_protos.v1 import zfserve_pb2
+from zfserve_protos.worker.v1 import worker_pb2
+
+SERVER = ""
+"""The whole process, as the protocol names it."""
+
+VISION_SERVICE: str = zfserve_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
+PROJECTION = f"{VISION_SERVICE}/Project"
+"""The ability to project, apart from the rest: a dead worker takes this down and nothing else."""
+
+WORKER_SERVICE: str = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+
+_Status = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """The health service. Every name it is built with starts NOT_SERVING.
+
+    grpcio-health-checking's own asyncio servicer keeps every `Watch` open for ever, so that each watcher would hold
+    up a drain for its full grace period; this one ends them. Use from the event loop's thread only.
+    """
+
+    def __init__(self, *services: str) -> None:
+        self._statuses: dict[str, int] = dict.fromkeys(services, _Status.NOT_SERVING)
+        self._changed = asyncio.Event()
+        self._draining = False
+
+    def serving(self, *services: str) -> None:
+        self._set(services, _Status.SERVING)
+
+    def not_serving(self, *services: str) -> None:
+        self._set(services, _Status.NOT_SERVING)
+
+    def is_serving(self, service: str) -> bool:
+        return bool(self._statuses.get(service) == _Status.SERVING)
+
+    def drain(self) -> None:
+        """Everything NOT_SERVING for good; watchers are told so and their streams end."""
+        self.not_serving(*self._statuses)
+        self._draining = True
+
+    async def Check(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
+        return _Status(status=status)
+
+    async def Watch(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        told: int | None = None
+        while True:
+            changed = self._changed  # taken before the status is read, so that no change in between is missed
+            status = self._statuses.get(request.service, _Status.SERVICE_UNKNOWN)
+            if status != told:
+                yield _Status(status=status)
+                told = status
+            elif self._draining:
+                return
+            else:
+                await changed.wait()
+
+    def _set(self, services: Iterable[str], status: int) -> None:
+        if self._draining:
+            return
+        self._statuses.update(dict.fromkeys(services, status))
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def add_health_and_reflection(server: grpc.aio.Server, health: Health, *services: str) -> None:
+    """Register the health service, and reflection over it and `services` (full names)."""
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)

@@ -1,0 +1,76 @@
+"""From the first signal to the last answer: how both processes stop.
+
+    stop = StopRequest()
+    with stop.on_signals():
+        await stop.wait()
+        await drain(server, health, grace_s, stop)
+
+A second signal, while the drain runs, ends it at once.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from zfserve_runtime.health import Health
+
+_log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """That the process shall stop; asked for a second time, that it shall not wait for anyone."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._insisted = asyncio.Event()
+
+    def ask(self, reason: str) -> None:
+        _log.info("stopping" if not self.asked else "stopping at once", extra={"reason": reason})
+        if self.asked:
+            self._insisted.set()
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    async def wait(self) -> None:
+        await self._asked.wait()
+
+    async def wait_insisted(self) -> None:
+        await self._insisted.wait()
+
+    @contextmanager
+    def on_signals(self, *signals: signal.Signals) -> Iterator[None]:
+        """SIGTERM and SIGINT (or `signals`) ask, for as long as the block runs. Main thread, running loop."""
+        loop = asyncio.get_running_loop()
+        chosen = signals or (signal.SIGTERM, signal.SIGINT)
+        for number in chosen:
+            loop.add_signal_handler(number, self.ask, number.name)
+        try:
+            yield
+        finally:
+            for number in chosen:
+                loop.remove_signal_handler(number)
+
+
+async def drain(server: grpc.aio.Server, health: Health, grace_s: float, stop: StopRequest | None = None) -> None:
+    """NOT_SERVING, refuse new calls, finish those accepted, close.
+
+    Calls that still run after `grace_s`, or once `stop` is asked for a second time, are cancelled.
+    """
+    health.drain()
+    stopping = asyncio.ensure_future(server.stop(grace_s))
+    if stop is None:
+        await stopping
+        return
+    insisting = asyncio.ensure_future(stop.wait_insisted())
+    await asyncio.wait((stopping, insisting), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        await server.stop(None)
+    insisting.cancel()
+    await stopping

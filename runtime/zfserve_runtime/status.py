@@ -1,0 +1,83 @@
+"""Errors as gRPC statuses with google.rpc details, and back again.
+
+The interceptor writes them; whoever calls another service of ours (the server calling the worker) reads them.
+Source: google.rpc `error_details.proto` and AIP-193.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from zfserve_runtime.errors import ServiceError
+
+DOMAIN = "zfserve"
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True)
+class ErrorStatus:
+    """What a failed call answers: a code, a sentence, and google.rpc details."""
+
+    code: grpc.StatusCode
+    message: str
+    details: status_pb2.Status
+
+    def metadata(self) -> tuple[str, bytes]:
+        """The trailing metadata entry that carries the details."""
+        return DETAILS_KEY, self.details.SerializeToString()
+
+
+def to_status(error: ServiceError, request_id: str) -> ErrorStatus:
+    """The status of `error`: ErrorInfo always, BadRequest where it names a field, RetryInfo where a retry can help."""
+    number: int = error.status.value[0]
+    status = status_pb2.Status(code=number, message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id})
+    status.details.add().Pack(info)
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return ErrorStatus(error.status, error.message, status)
+
+
+def from_call_error(call_error: grpc.aio.AioRpcError) -> ServiceError | None:
+    """The error that a service of ours raised to end this call, or None where the status did not come from one.
+
+    The class is found by ErrorInfo's reason, so that raising the result answers with an equal status.
+    """
+    try:
+        status = rpc_status.from_call(call_error)
+    except ValueError:  # details that contradict the code: not of our making
+        return None
+    if status is None:
+        return None
+    info, bad_request, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    for detail in status.details:
+        for message in (info, bad_request, retry):
+            detail.Unpack(message)
+    by_reason = {error.reason: error for error in error_classes()}
+    if info.domain != DOMAIN or info.reason not in by_reason:
+        return None
+    return by_reason[info.reason](
+        status.message,
+        field=bad_request.field_violations[0].field if bad_request.field_violations else None,
+        retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
+    )
+
+
+def error_classes(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
+    """`root` and every class below it."""
+    yield root
+    for child in root.__subclasses__():
+        yield from error_classes(child)
