@@ -1,0 +1,232 @@
+"""The deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1): which pixels drove a unit.
+
+`trace` runs the network forward once and keeps what the way down needs; `project` then walks down from any layer
+of the trunk, for as many feature maps as wanted. Used by the worker, and by export for its example pictures. All
+functions are pure: they keep nothing, and may run in many threads at once on one network and one trace.
+
+A projection is the gradient of the unit times its activation, with the backward step of every ReLU replaced by a ReLU
+on the gradient itself. Contrast normalisation is passed over on the way down, as in the paper.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from zfserve_model.descent import Signal, convolve_transposed, pool_with_switches, rectify, unpool
+from zfserve_model.layer_table import layer_kind
+from zfserve_model.networks import Network
+
+CHUNK = 9
+"""Maps projected together: few enough that a consumer who stops early saves work, enough to fill matrix products."""
+
+
+class UnknownLayer(ValueError):  # noqa: N818 - it names what is wrong, as the other errors of the house do
+    """The trunk has no layer of that name."""
+
+
+class OutOfRange(IndexError):  # noqa: N818
+    """A map, a unit or a count that the layer does not have."""
+
+
+@dataclass(frozen=True)
+class StrongestUnit:
+    """The unit of the map with the highest activation; of equals, the first in reading order."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """The unit at this place of the map, counted from 0 at the top left."""
+
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class WholeMap:
+    """All units of the map together, each with its own activation."""
+
+
+UnitRule = StrongestUnit | Position | WholeMap
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pixels of the input: columns left <= x < right, rows top <= y < bottom."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What one feature map saw.
+
+    Attributes:
+        map: index of the feature map in its layer.
+        unit: the unit projected, None for a whole map.
+        activation: of that unit; for a whole map, the highest.
+        window: the receptive field, cut off at the image's edges. Outside of it the projection is zero.
+        pixels: float32 (3, height, width) of the window, RGB, in the space of the normalised input.
+    """
+
+    map: int
+    unit: Position | None
+    activation: float
+    window: Window
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass through a trunk, as `trace` made it.
+
+    Attributes:
+        trunk: the layers that were run.
+        image_size: height and width of the input, in pixels.
+        activations: by layer, from the input upwards: float32 (channels, height, width).
+        switches: by max-pool, uint8 like its activations; see `pool_with_switches`.
+    """
+
+    trunk: nn.Sequential
+    image_size: tuple[int, int]
+    activations: dict[str, Tensor]
+    switches: dict[str, Tensor]
+
+
+@torch.inference_mode()
+def trace(network: Network, image: Tensor) -> Trace:
+    """Run `image` through the trunk of `network`.
+
+    Args:
+        image: float32 (3, 224, 224), RGB, normalised.
+
+    Raises:
+        ValueError: the network still has batch norm, which `fold_batch_norm` removes; or `image` is not (3, H, W).
+    """
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"an image has shape (3, height, width), not {tuple(image.shape)}")
+    signal, activations, switches = image, {}, {}
+    for name, module in network.trunk.named_children():
+        if layer_kind(module) == "pool":
+            assert isinstance(module, nn.MaxPool2d)
+            signal, switches[name] = pool_with_switches(module, signal)
+        else:
+            signal = module(signal[None])[0]
+        activations[name] = signal
+    return Trace(network.trunk, (image.shape[-2], image.shape[-1]), activations, switches)
+
+
+@torch.inference_mode()
+def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
+    """The `count` feature maps whose strongest single unit is the highest, the strongest first.
+
+    Raises:
+        UnknownLayer: the trunk has no such layer.
+        OutOfRange: `count` is not within 1 and the layer's number of maps.
+    """
+    activations = _activations(trace, layer)
+    if not 1 <= count <= len(activations):
+        raise OutOfRange(f"{layer} has {len(activations)} maps: ask for 1 to {len(activations)} of them, not {count}")
+    strengths = activations.flatten(1).amax(1)
+    return strengths.sort(descending=True, stable=True).indices[:count].tolist()
+
+
+def project(
+    trace: Trace,
+    layer: str,
+    maps: Sequence[int],
+    rule: UnitRule = StrongestUnit(),  # noqa: B008 - immutable
+) -> Iterator[Projection]:
+    """Project one unit of each of `maps` (or all its units) down to the pixels.
+
+    Arguments are checked at once; the work is done in chunks as the iterator is consumed, in the order of `maps`.
+
+    Raises:
+        UnknownLayer: the trunk has no such layer.
+        OutOfRange: the layer has no such map, or the map no such unit.
+    """
+    channels, height, width = _activations(trace, layer).shape
+    for index in maps:
+        if not 0 <= index < channels:
+            raise OutOfRange(f"{layer} has maps 0 to {channels - 1}, not {index}")
+    if isinstance(rule, Position) and not (0 <= rule.row < height and 0 <= rule.column < width):
+        raise OutOfRange(
+            f"{layer} has units in rows 0 to {height - 1} and columns 0 to {width - 1}, not ({rule.row}, {rule.column})"
+        )
+    return _projections(trace, layer, maps, rule)
+
+
+def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) -> Iterator[Projection]:
+    remaining = iter(maps)
+    while chunk := list(islice(remaining, CHUNK)):
+        yield from _project_chunk(trace, layer, chunk, rule)
+
+
+# No generator: inference mode would stay on in the consumer's code between two results.
+@torch.inference_mode()
+def _project_chunk(trace: Trace, layer: str, maps: list[int], rule: UnitRule) -> list[Projection]:
+    signal, units = _seed(_activations(trace, layer), maps, rule)
+    activations = signal.values.flatten(2).amax(2)[0].tolist()
+    signal = _descend(trace, layer, signal)
+    return [
+        Projection(index, unit, activation, *_clip(signal, position, trace.image_size))
+        for position, (index, unit, activation) in enumerate(zip(maps, units, activations, strict=True))
+    ]
+
+
+def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[Signal, list[Position | None]]:
+    """The signals where they start: nothing in the layer but the chosen units."""
+    chosen = torch.tensor(maps, device=activations.device)
+    planes = activations[chosen]
+    if isinstance(rule, WholeMap):
+        start = torch.zeros_like(chosen)
+        return Signal(planes[None], start, start, chosen), [None] * len(maps)
+    width = activations.shape[-1]
+    if isinstance(rule, Position):
+        places = torch.full_like(chosen, rule.row * width + rule.column)
+    else:
+        places = planes.flatten(1).argmax(1)
+    values = planes.flatten(1).gather(1, places[:, None])
+    rows, columns = places // width, places % width
+    units: list[Position | None] = [Position(*unit) for unit in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return Signal(values[None, :, :, None], rows, columns, chosen), units
+
+
+def _descend(trace: Trace, layer: str, signal: Signal) -> Signal:
+    """Walk from the output of `layer` down to the pixels."""
+    names = list(trace.activations)
+    for depth in range(names.index(layer), -1, -1):
+        name = names[depth]
+        match trace.trunk.get_submodule(name):
+            case nn.Conv2d() as conv:
+                size = trace.activations[names[depth - 1]].shape[-2:] if depth else trace.image_size
+                signal = convolve_transposed(signal, conv, *size)
+            case nn.ReLU():
+                signal = rectify(signal)
+            case nn.MaxPool2d() as pool:
+                signal = unpool(signal, pool, trace.switches[name])
+            case nn.LocalResponseNorm():
+                pass  # "contrast normalization operations are not used" on the way down (section 2.1)
+    return signal
+
+
+def _clip(signal: Signal, position: int, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
+    """One signal's window within the image, and a copy of its pixels there."""
+    top, left = int(signal.tops[position]), int(signal.lefts[position])
+    pixels = signal.values[:, position]
+    height, width = image_size
+    window = Window(max(left, 0), max(top, 0), min(left + pixels.shape[-1], width), min(top + pixels.shape[-2], height))
+    inside = pixels[:, window.top - top : window.bottom - top, window.left - left : window.right - left]
+    return window, inside.contiguous().clone()
+
+
+def _activations(trace: Trace, layer: str) -> Tensor:
+    try:
+        return trace.activations[layer]
+    except KeyError:
+        raise UnknownLayer(f"there is no layer {layer!r}; the layers are {', '.join(trace.activations)}") from None
