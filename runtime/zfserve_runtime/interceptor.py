@@ -104,6 +104,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         in_flight.inc()
         status = grpc.StatusCode.OK
         failure: BaseException | None = None
+        answer: ServiceError | None = None
         try:
             yield
             # The stubs leave out that a code not set is None.
@@ -113,20 +114,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             status = context.code()
             raise
         except ServiceError as error:
-            status, failure = error.status, error
-            await call.answer(error)
+            status, failure, answer = error.status, error, error
         except asyncio.CancelledError as error:
             if _is_cancelled_by_grpc():
                 status = grpc.StatusCode.DEADLINE_EXCEEDED if call.deadline_passed() else grpc.StatusCode.CANCELLED
                 raise
-            status, failure = grpc.StatusCode.INTERNAL, error
-            await call.answer_unexpected()
+            status, failure, answer = grpc.StatusCode.INTERNAL, error, call.unexpected()
         except Exception as error:
-            status, failure = grpc.StatusCode.INTERNAL, error
-            await call.answer_unexpected()
+            status, failure, answer = grpc.StatusCode.INTERNAL, error, call.unexpected()
         finally:
             in_flight.dec()
             self._record(call, status, failure)
+        if answer is not None:  # measured and logged by the time the client knows
+            await call.answer(answer)
 
     def _record(self, call: _Call, status: grpc.StatusCode, failure: BaseException | None) -> None:
         duration_s = time.perf_counter() - call.started_s
@@ -178,9 +178,9 @@ class _Call:
         status = to_status(error, self.request_id)
         await self.context.abort(status.code, status.message, (status.metadata(), (REQUEST_ID_KEY, self.request_id)))
 
-    async def answer_unexpected(self) -> Never:
-        """The exception's own text may hold paths or data of others: it goes into the log only."""
-        await self.answer(ServiceError(f"internal error; quote request id {self.request_id} to the operator"))
+    def unexpected(self) -> ServiceError:
+        """What the client hears of any other exception, whose own text may hold paths or data of others."""
+        return ServiceError(f"internal error; quote request id {self.request_id} to the operator")
 
 
 def _request_id_of(context: Context) -> str:

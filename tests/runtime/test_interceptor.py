@@ -171,7 +171,9 @@ async def test_unexpected_exception_is_logged_and_leaks_nothing(
 async def test_error_after_some_messages_of_a_stream(probe: Probe) -> None:
     probe.behaviour = raising(errors.OutOfRange("The layer has 5 maps."))
     call = probe.stream(Empty())
-    assert (await call.read()).value == "first"
+    first = await call.read()
+    assert isinstance(first, StringValue)
+    assert first.value == "first"
     failure = await failure_of(call.read())
     assert failure.code() is grpc.StatusCode.OUT_OF_RANGE
     assert details_of(failure)["ErrorInfo"].reason == "OUT_OF_RANGE"
