@@ -1,0 +1,60 @@
+"""What the server asks of whatever runs the network, and the data that passes between them.
+
+Implemented by `zfserve_runtime.onnx_engine`; called by the batcher, by `zfserve_runtime.golden` and by evaluation.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zfserve_runtime.bundle import Precision
+
+
+@dataclass(frozen=True, eq=False)
+class EngineOutputs:
+    """Row i belongs to row i of the input.
+
+    Attributes:
+        probabilities: float32 (N, K); each row adds up to 1.
+        features: float32 (N, F), the activations of the last hidden layer.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What runs the network.
+
+    Attributes:
+        runtime: such as "onnxruntime".
+        provider: such as "CPUExecutionProvider".
+        max_batch_size: most photos that `run` takes at once.
+        threads: that share one `run`.
+    """
+
+    runtime: str
+    provider: str
+    precision: Precision
+    max_batch_size: int
+    threads: int
+
+
+class Engine(Protocol):
+    """A network ready to run. It is used from one thread at a time."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
+        """Classify `pixels`, uint8 (N, H, W, 3), RGB, with 1 <= N <= `info.max_batch_size`. Blocks.
+
+        Raises:
+            EngineFailed: the runtime gave up on this batch.
+        """
+
+    def close(self) -> None:
+        """Free the device's memory; `run` must not be called any more."""
