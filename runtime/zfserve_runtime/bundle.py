@@ -1,10 +1,10 @@
 """The bundle: the versioned directory that export writes and that server and worker read.
 
-    models/<name>/<version>/
-      manifest.json         this module's `Manifest`
-      weights.safetensors   what the worker loads
-      model.onnx            what the server runs; model.int8.onnx beside it
-      golden.npz            inputs with expected outputs, run before an engine may serve
+models/<name>/<version>/
+  manifest.json         this module's `Manifest`
+  weights.safetensors   what the worker loads
+  model.onnx            what the server runs; model.int8.onnx beside it
+  golden.npz            inputs with expected outputs, run before an engine may serve
 """
 
 import hashlib
@@ -153,29 +153,37 @@ def load_bundle(folder: Path) -> Bundle:
     """Read and check a bundle, or the newest version in a model's folder.
 
     Raises:
-        BundleError: no bundle there, an unknown schema, or a file that is missing or differs from its digest.
+        BundleError: no bundle there, an unknown schema, or a file that is missing, not listed, or differs from its
+            digest.
     """
     folder = newest_version(folder)
-    try:
-        document = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be read; export the bundle again") from error
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise BundleError(
-            f"the bundle has schema {document.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
-            "export it again with this release"
-        )
-    try:
-        manifest = Manifest.model_validate(document)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise BundleError(f"{folder / MANIFEST} is not valid: {faults}") from error
+    manifest = _read_manifest(folder / MANIFEST)
+    needed = {WEIGHTS, GOLDEN, *(artefact.file for artefact in manifest.artefacts.values())}
+    for name in sorted(needed - manifest.files.keys()):
+        raise BundleError(f"the manifest in {folder} holds no digest of {name}; export the bundle again")
     for name, digest in manifest.files.items():
         if not (folder / name).is_file():
             raise BundleError(f"{name} is missing from the bundle {folder}; export it again")
         if file_digest(folder / name) != digest:
             raise BundleError(f"{name} in {folder} differs from its digest in the manifest; export it again")
     return Bundle(folder, manifest)
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read; export the bundle again") from error
+    schema = document.get("schema_version") if isinstance(document, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise BundleError(
+            f"the bundle has schema {schema}, this release reads {SCHEMA_VERSION}; export it again with this release"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise BundleError(f"{file} is not valid: {faults}") from error
 
 
 def newest_version(folder: Path) -> Path:
@@ -195,4 +203,6 @@ def file_digest(file: Path) -> str:
 
 
 def _version_key(name: str) -> tuple[tuple[bool, int, str], ...]:
-    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.replace("-", ".").split("."))
+    return tuple(
+        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.replace("-", ".").split(".")
+    )

@@ -1,0 +1,140 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zfserve_runtime.bundle import BundleError, Manifest, load_bundle, newest_version
+
+FILES = {"weights.safetensors": b"weights", "golden.npz": b"golden", "model.onnx": b"graph"}
+
+
+def manifest_document(**changes: Any) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        "name": "tiny",
+        "version": "1",
+        "architecture": "zfnet",
+        "hidden_width": 16,
+        "contrast_norm": False,
+        "feature_width": 16,
+        "classes": [{"class_id": "n1", "label": "château"}, {"class_id": "n2", "label": "tench"}],
+        "input": {
+            "height": 224,
+            "width": 224,
+            "resize": "squash",
+            "shorter_side": 256,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.2, 0.2, 0.2],
+        },
+        "layers": [
+            {
+                "name": "conv1",
+                "kind": "conv",
+                "channels": 96,
+                "height": 110,
+                "width": 110,
+                "receptive_field": 7,
+                "stride": 2,
+                "offset": -1,
+            }
+        ],
+        "artefacts": {"fp32": {"file": "model.onnx", "golden_tolerance": 0.001}},
+        "fingerprint": "ab" * 32,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
+        "parity": [{"precision": "fp32", "inputs": "noise", "count": 8, "max_difference": 1e-6, "top1_agreement": 1.0}],
+        "accuracy": [{"precision": "fp32", "count": 100, "top1": 0.9, "top5": 0.99}],
+    }
+    return document | changes
+
+
+def write_bundle(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "manifest.json").write_text(json.dumps(manifest_document(**changes)), encoding="utf-8")
+    return folder
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "1"))
+    assert bundle.manifest.classes[0].label == "château"
+    assert bundle.artefact("fp32") == tmp_path / "1" / "model.onnx"
+    layer = bundle.manifest.layer("conv1")
+    assert layer is not None
+    assert layer.receptive_field == 7
+    assert bundle.manifest.layer("conv9") is None
+
+
+def test_manifest_survives_a_round_trip() -> None:
+    manifest = Manifest.model_validate(manifest_document())
+    assert Manifest.model_validate_json(manifest.model_dump_json(indent=2)) == manifest
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_refuses_a_corrupt_file(tmp_path: Path, name: str) -> None:
+    folder = write_bundle(tmp_path / "1")
+    content = bytearray((folder / name).read_bytes())
+    content[0] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} .* differs from its digest"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_refuses_a_missing_file(tmp_path: Path, name: str) -> None:
+    folder = write_bundle(tmp_path / "1")
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_refuses_a_file_without_a_digest(tmp_path: Path, name: str) -> None:
+    digests = {other: digest for other, digest in manifest_document()["files"].items() if other != name}
+    folder = write_bundle(tmp_path / "1", files=digests)
+    with pytest.raises(BundleError, match=f"no digest of {name}"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "cannot be read"),
+        ("[]", "schema None"),
+        (json.dumps(manifest_document(schema_version=2)), "schema 2, this release reads 1"),
+        (json.dumps(manifest_document(classes=[])), "is not valid: classes"),
+        (json.dumps(manifest_document(surprise=1)), "surprise: Extra inputs"),
+        (json.dumps(manifest_document(name="../elsewhere")), "is not valid: name"),
+    ],
+)
+def test_refuses_a_manifest_it_cannot_trust(tmp_path: Path, text: str, complaint: str) -> None:
+    folder = write_bundle(tmp_path / "1")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=complaint):
+        load_bundle(folder)
+
+
+def test_names_the_option_that_writes_an_absent_artefact(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no int8 artefact, only fp32; export it with --int8"):
+        load_bundle(write_bundle(tmp_path / "1")).artefact("int8")
+
+
+@pytest.mark.parametrize(
+    ("versions", "newest"),
+    [
+        (["9", "10"], "10"),
+        (["1.9", "1.10"], "1.10"),
+        (["2025-12-31", "2026-01-01"], "2026-01-01"),
+        (["1", ".2.77.partial"], "1"),
+    ],
+)
+def test_finds_the_newest_version(tmp_path: Path, versions: list[str], newest: str) -> None:
+    for version in versions:
+        write_bundle(tmp_path / version)
+    assert newest_version(tmp_path) == tmp_path / newest
+
+
+def test_says_how_to_get_a_bundle_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="`zfserve export` writes one"):
+        load_bundle(tmp_path)
