@@ -23,11 +23,11 @@ CHUNK = 9
 """Maps projected together: few enough that a consumer who stops early saves work, enough to fill matrix products."""
 
 
-class UnknownLayer(ValueError):  # noqa: N818 - it names what is wrong, as the other errors of the house do
+class UnknownLayer(ValueError):
     """The trunk has no layer of that name."""
 
 
-class OutOfRange(IndexError):  # noqa: N818
+class OutOfRange(IndexError):
     """A map, a unit or a count that the layer does not have."""
 
 
@@ -140,7 +140,7 @@ def project(
     trace: Trace,
     layer: str,
     maps: Sequence[int],
-    rule: UnitRule = StrongestUnit(),  # noqa: B008 - immutable
+    rule: UnitRule = StrongestUnit(),
 ) -> Iterator[Projection]:
     """Project one unit of each of `maps` (or all its units) down to the pixels.
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def pool_with_switches(pool: nn.MaxPool2d, activations: Tensor) -> tuple[Tensor,
         window, counted row by row. Counted so, a switch means the same in every window cut out of the map.
     """
     kernel, stride = _kernel_and_stride(pool)
-    pooled, places = F.max_pool2d(activations[None], kernel, stride, ceil_mode=pool.ceil_mode, return_indices=True)
+    pooled, places = functional.max_pool2d(
+        activations[None], kernel, stride, ceil_mode=pool.ceil_mode, return_indices=True
+    )
     width = activations.shape[-1]
     first_rows = stride * torch.arange(pooled.shape[-2], device=places.device)[:, None]
     first_columns = stride * torch.arange(pooled.shape[-1], device=places.device)
@@ -95,7 +97,8 @@ def convolve_transposed(signal: Signal, conv: nn.Conv2d, height: int, width: int
 
 
 def _kernel_and_stride(pool: nn.MaxPool2d) -> tuple[int, int]:
-    assert isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
+    assert isinstance(pool.kernel_size, int)
+    assert isinstance(pool.stride, int)
     return pool.kernel_size, pool.stride
 
 

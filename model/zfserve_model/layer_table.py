@@ -96,7 +96,8 @@ def _reach(module: nn.Module) -> _Reach:
             assert isinstance(module.padding, tuple)
             return _Reach(module.kernel_size[0], module.stride[0], module.padding[0])
         case nn.MaxPool2d():
-            assert isinstance(module.kernel_size, int) and isinstance(module.stride, int)
+            assert isinstance(module.kernel_size, int)
+            assert isinstance(module.stride, int)
             return _Reach(module.kernel_size, module.stride)
         case _:
             return _Reach()
