@@ -5,6 +5,7 @@ reads the copy in the bundle. The file's metadata carries the `NetworkSpec`, the
 weights alone suffice.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,3 +145,15 @@ def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
     if faults:
         raise CheckpointError("the weights do not fit: " + "; ".join(faults))
     network.load_state_dict(tensors)
+
+
+def weights_fingerprint(network: Network) -> str:
+    """sha256, in hex, of the names, shapes and float32 values of all weights, in the order of their names.
+
+    It ties a server to its worker: both state the fingerprint of the weights they hold.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
