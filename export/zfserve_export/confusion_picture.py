@@ -1,0 +1,51 @@
+"""The confusion matrix as a picture; called by `zfserve evaluate`. Imported only when one is asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from zfserve_export.evaluation import Score
+
+MOST_LABELLED = 40
+"""Beyond this many classes, names and numbers would be unreadable; the colours alone remain."""
+
+
+def draw_confusion(score: Score, labels: Sequence[str], title: str, file: Path) -> None:
+    """Write the picture to `file`, in the format of its suffix. Rows add up to 1; classes without photos stay empty.
+
+    Args:
+        labels: a name per class, in the order of the model's outputs.
+    """
+    counts = score.class_counts()[:, None]
+    shares = np.divide(score.confusion, counts, out=np.zeros(score.confusion.shape), where=counts > 0)
+    labelled = len(labels) <= MOST_LABELLED
+    side = 2.6 + 0.52 * len(labels) if labelled else 12.0
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # The square root keeps rare confusions visible beside the diagonal.
+    shown = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(title, loc="left", fontsize=12, pad=12)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.spines[:].set_visible(False)
+    if labelled:
+        places = np.arange(len(labels))
+        axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, labels)
+        axes.set_xticks(places[1:] - 0.5, minor=True)
+        axes.set_yticks(places[1:] - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="both", length=0)
+        for row, column in np.argwhere(score.confusion):
+            colour = "white" if shares[row, column] > 0.35 else "#08306b"
+            text = str(score.confusion[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    ticks = np.array([0, 0.05, 0.25, 0.5, 1])
+    bar = figure.colorbar(shown, ax=axes, shrink=0.7, label="share of the true class")
+    bar.set_ticks(list(np.sqrt(ticks)), labels=[f"{tick:.0%}" for tick in ticks])
+    bar.outline.set_visible(False)
+    figure.savefig(file, dpi=120)

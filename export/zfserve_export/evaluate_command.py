@@ -1,0 +1,157 @@
+"""`zfserve evaluate`: how often a bundle, or a checkpoint, is right about a folder of photos."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from zfserve_model.checkpoint import CheckpointError, Preprocessing, load_checkpoint
+from zfserve_model.networks import INPUT_SIZE
+from zfserve_runtime.bundle import BundleError, InputSpec, Precision, load_bundle
+from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.errors import EngineFailed
+from zfserve_runtime.golden import verify_engine
+from zfserve_runtime.onnx_engine import OnnxEngine
+
+from zfserve_export.evaluation import Classifier, Score, evaluate
+from zfserve_export.parity import network_outputs
+from zfserve_export.photos import PhotoError, list_labelled_photos
+
+WORST_CONFUSIONS = 5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: something that classifies, and how to feed and read it."""
+
+    name: str
+    classify: Classifier
+    spec: InputSpec
+    class_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, help="a bundle folder, or a checkpoint (.safetensors)")
+    parser.add_argument("--data", type=Path, required=True, help="folder with <class id>/ or val/<class id>/")
+    parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32", help="which artefact of a bundle")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="for the network of a bundle")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="also draw the confusion matrix there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    console = Console()
+    try:
+        subject = open_subject(arguments.target, arguments.precision, arguments.batch_size, arguments.threads)
+        photos = list_labelled_photos(arguments.data, subject.class_ids)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("evaluating", total=len(photos.paths))
+            score = evaluate(
+                subject.classify,
+                subject.spec,
+                photos,
+                arguments.batch_size,
+                lambda count: progress.advance(task, count),
+            )
+    except (BundleError, CheckpointError, EngineFailed, PhotoError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False)
+        return 2
+    print_score(console, subject, score)
+    if arguments.json:
+        _write(
+            arguments.json, lambda file: file.write_text(json.dumps(describe_score(subject, score), indent=2) + "\n")
+        )
+    if arguments.confusion:
+        from zfserve_export.confusion_picture import draw_confusion  # matplotlib takes a second to import
+
+        title = f"{subject.name}: top-1 {score.top1:.1%} of {score.count:,} photos"
+        _write(arguments.confusion, lambda file: draw_confusion(score, subject.labels, title, file))
+    return 0
+
+
+def open_subject(target: Path, precision: Precision, batch_size: int, threads: int) -> Subject:
+    """A bundle through the engine that serves it, or a checkpoint through PyTorch; both get the server's photos.
+
+    Raises:
+        BundleError, CheckpointError: the target cannot be used.
+        EngineFailed: the engine does not start.
+    """
+    if target.suffix != ".safetensors":
+        bundle = load_bundle(target)
+        engine = OnnxEngine(bundle, precision, threads=threads, max_batch_size=batch_size)
+        verify_engine(engine, bundle)
+        manifest = bundle.manifest
+        return Subject(
+            f"{manifest.name} {manifest.version}, {precision}",
+            lambda pixels: engine.run(pixels).probabilities,
+            manifest.input,
+            tuple(entry.class_id for entry in manifest.classes),
+            tuple(entry.label for entry in manifest.classes),
+        )
+    checkpoint = load_checkpoint(target)
+    return Subject(
+        f"{target.name}, PyTorch fp32",
+        lambda pixels: network_outputs(checkpoint, pixels).probabilities,
+        _input_spec(checkpoint.preprocessing),
+        checkpoint.class_ids,
+        checkpoint.labels,
+    )
+
+
+def print_score(console: Console, subject: Subject, score: Score) -> None:
+    """A table of classes, the figures over all photos below it, and the worst confusions."""
+    table = Table(title=subject.name, title_justify="left", title_style="bold")
+    table.add_column("class")
+    table.add_column("id", style="dim")
+    table.add_column("photos", justify="right")
+    table.add_column("top-1", justify="right")
+    table.add_column("")
+    rows = zip(subject.labels, subject.class_ids, score.class_counts(), score.class_accuracy(), strict=True)
+    for label, class_id, count, accuracy in rows:
+        if count:
+            table.add_row(label, class_id, f"{count:,}", f"{accuracy:.1%}", _bar(accuracy))
+    console.print(table)
+    console.print(f"top-1 [bold]{score.top1:.2%}[/]   top-5 [bold]{score.top5:.2%}[/]   of {score.count:,} photos")
+    confusions = score.worst_confusions(WORST_CONFUSIONS)
+    if confusions:
+        console.print("most often confused:")
+    for confusion in confusions:
+        true, predicted = subject.labels[confusion.true], subject.labels[confusion.predicted]
+        console.print(f"  {confusion.count:4d}  {true} taken for {predicted}", highlight=False)
+
+
+def describe_score(subject: Subject, score: Score) -> dict[str, object]:
+    """All figures, for JSON. Shares are in [0, 1]; a class without photos has a top-1 of null."""
+    counts, accuracy = score.class_counts().tolist(), score.class_accuracy().tolist()
+    return {
+        "model": subject.name,
+        "count": score.count,
+        "top1": score.top1,
+        "top5": score.top5,
+        "classes": [
+            {"class_id": class_id, "label": label, "count": count, "top1": share if count else None}
+            for class_id, label, count, share in zip(subject.class_ids, subject.labels, counts, accuracy, strict=True)
+        ],
+        "confusion": score.confusion.tolist(),
+    }
+
+
+def _input_spec(preprocessing: Preprocessing) -> InputSpec:
+    return InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing))
+
+
+def _bar(share: float, width: int = 20) -> str:
+    filled = round(share * width)
+    return f"[green]{'━' * filled}[/][dim]{'━' * (width - filled)}[/]"
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file)

@@ -1,0 +1,122 @@
+"""Photos on disk: those with a class, for accuracy, and those without, for calibration and parity.
+
+Called by `zfserve evaluate` and `zfserve export`. They are decoded by `zfserve_runtime.images`, as the server does.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_runtime.bundle import InputSpec
+from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.errors import InvalidInput
+from zfserve_runtime.images import ImageLimits, decode_image
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class PhotoError(ValueError):
+    """The photos cannot be used; the message names the folder or the file and says what to change."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPhotos:
+    """Photos of known class.
+
+    Attributes:
+        class_ids: the model's classes, in the order of its outputs.
+        paths: one per photo, sorted within its class.
+        labels: int64 (N,), indices into `class_ids`.
+    """
+
+    class_ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: npt.NDArray[np.int64]
+
+
+def list_labelled_photos(folder: Path, class_ids: Sequence[str]) -> LabelledPhotos:
+    """The photos in `folder/<class id>/`, or in `folder/val/<class id>/` where there is such a folder.
+
+    Classes of the model that have no folder are allowed: a part of a data set can be measured.
+
+    Raises:
+        PhotoError: no such folder, no class folders, one that the model does not know, or one without photos.
+    """
+    if (folder / "val").is_dir():
+        folder = folder / "val"
+    if not folder.is_dir():
+        raise PhotoError(f"there is no folder {folder}; give one that holds a sub-folder of photos per class id")
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        raise PhotoError(f"{folder} holds no class folders; put each class's photos in a sub-folder named by its id")
+    known = {class_id: index for index, class_id in enumerate(class_ids)}
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise PhotoError(
+            f"the model has no class {_enumerated(unknown)}, of which {folder} has folders; "
+            f"it knows {_enumerated(class_ids)}"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for class_id in found:
+        photos = list_photos(folder / class_id)
+        paths += photos
+        labels += [known[class_id]] * len(photos)
+    return LabelledPhotos(tuple(class_ids), tuple(paths), np.asarray(labels, dtype=np.int64))
+
+
+def list_photos(folder: Path) -> tuple[Path, ...]:
+    """All photos in `folder` and below it, sorted by path.
+
+    Raises:
+        PhotoError: no such folder, or no photos in it.
+    """
+    if not folder.is_dir():
+        raise PhotoError(f"there is no folder {folder}; give one that holds photos")
+    photos = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
+    if not photos:
+        raise PhotoError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))})")
+    return photos
+
+
+def read_photo(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """One photo as the network's input, uint8 (H, W, 3).
+
+    Raises:
+        PhotoError: it cannot be read or decoded.
+    """
+    try:
+        return decode_image(path.read_bytes(), spec, ImageLimits()).pixels
+    except OSError as error:
+        raise PhotoError(f"{path} cannot be read: {error.strerror}") from error
+    except InvalidInput as error:
+        raise PhotoError(f"{path}: {error.message}") from error
+
+
+def read_batches(paths: Sequence[Path], spec: InputSpec, batch_size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Photos in order, uint8 (N, H, W, 3) with N at most `batch_size`; the next ones are decoded meanwhile.
+
+    Raises:
+        PhotoError: one of them cannot be read or decoded.
+    """
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        rest = iter(paths)
+        ahead: list[Future[npt.NDArray[np.uint8]]] = []
+        try:
+            while True:
+                ahead += [pool.submit(read_photo, path, spec) for path in islice(rest, 2 * batch_size - len(ahead))]
+                if not ahead:
+                    return
+                batch, ahead = ahead[:batch_size], ahead[batch_size:]
+                yield np.stack([photo.result() for photo in batch])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _enumerated(names: Sequence[str], most: int = 10) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
