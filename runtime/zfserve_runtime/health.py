@@ -59,6 +59,12 @@ class Health:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
         return _Status(status=status)
 
+    async def List(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthListResponse:
+        statuses = {service: _Status(status=status) for service, status in self._statuses.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
     async def Watch(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:

@@ -1,0 +1,64 @@
+"""cgroup layouts as the kernel writes them, in a temporary folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+from zfserve_runtime.cpus import available_cpus
+
+MACHINE = 8
+
+
+@pytest.fixture(autouse=True)
+def _machine_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(MACHINE)))
+
+
+def layout(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+def v1(quota: str, folder: str = "") -> dict[str, str]:
+    mount = f"sys/fs/cgroup/cpu/{folder}"
+    return {
+        "proc/self/cgroup": "4:memory:/pod\n3:cpu,cpuacct:/pod\n1:name=systemd:/",
+        f"{mount}cpu.cfs_quota_us": quota,
+        f"{mount}cpu.cfs_period_us": "100000",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, MACHINE),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cgroup.controllers": "cpu"}, MACHINE),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, MACHINE),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "250000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "6400000 100000"}, MACHINE),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000",
+            },
+            3,
+        ),
+        (v1("200000"), 2),
+        (v1("500000", "pod/"), 5),
+        (v1("-1"), MACHINE),
+    ],
+)
+def test_the_smallest_limit_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    assert available_cpus(layout(tmp_path, files)) == expected
+
+
+def test_affinity_below_the_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "400000 100000"}
+    assert available_cpus(layout(tmp_path, files)) == 1

@@ -1,0 +1,104 @@
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
+from zfserve_runtime.lifecycle import StopRequest, drain
+
+LONG_S = 600.0
+
+
+class SlowServer:
+    """One method that begins, then answers when `release` is set."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self.release = asyncio.Event()
+        self.health = Health(SERVER)
+        self.server = grpc.aio.server()
+        serve: Any = self._serve
+        handler = grpc.unary_unary_rpc_method_handler(serve, Empty.FromString, Empty.SerializeToString)
+        self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Slow", {"Call": handler})])
+        add_health_and_reflection(self.server, self.health)
+        self.port = self.server.add_insecure_port("localhost:0")
+
+    async def _serve(self, request: Empty, context: grpc.aio.ServicerContext[Any, Any]) -> Empty:
+        self.began.set()
+        await self.release.wait()
+        return request
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[SlowServer]:
+    slow = SlowServer()
+    await slow.server.start()
+    slow.health.serving(SERVER)
+    yield slow
+    await slow.server.stop(None)
+
+
+@pytest.fixture
+async def channel(slow: SlowServer) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"localhost:{slow.port}") as opened:
+        yield opened
+
+
+def call(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary("/test.Slow/Call", Empty.SerializeToString, Empty.FromString)(Empty())
+
+
+async def test_drain_finishes_what_was_accepted_and_refuses_the_rest(
+    slow: SlowServer, channel: grpc.aio.Channel
+) -> None:
+    watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVER))
+    assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+    accepted = call(channel)
+    await slow.began.wait()
+
+    draining = asyncio.ensure_future(drain(slow.server, slow.health, LONG_S))
+    assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    async with grpc.aio.insecure_channel(f"localhost:{slow.port}") as late:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(late)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not draining.done()
+
+    slow.release.set()
+    assert await accepted == Empty()
+    await draining
+
+
+async def test_calls_that_outlast_the_grace_are_cancelled(slow: SlowServer, channel: grpc.aio.Channel) -> None:
+    accepted = call(channel)
+    await slow.began.wait()
+    await drain(slow.server, slow.health, grace_s=0.01)
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await accepted
+
+
+async def test_a_second_signal_ends_the_drain(slow: SlowServer, channel: grpc.aio.Channel) -> None:
+    stop = StopRequest()
+    with stop.on_signals():
+        accepted = call(channel)
+        await slow.began.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        draining = asyncio.ensure_future(drain(slow.server, slow.health, LONG_S, stop))
+        os.kill(os.getpid(), signal.SIGINT)
+        await draining
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await accepted
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_a_drain_with_nothing_to_finish_needs_no_second_signal(slow: SlowServer) -> None:
+    stop = StopRequest()
+    stop.ask("test")
+    await drain(slow.server, slow.health, LONG_S, stop)
+    assert stop.asked

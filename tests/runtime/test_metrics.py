@@ -1,0 +1,55 @@
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10) as answer:
+        text: bytes = answer.read()
+    return text.decode()
+
+
+def test_everything_measured_is_exposed() -> None:
+    metrics = Metrics()
+    metrics.requests.labels("/zfserve.v1.VisionService/Classify", "OK").inc()
+    metrics.batch_size.observe(3)
+    metrics.queue_depth.set(5)
+    metrics.decode_seconds.observe(0.003)
+    metrics.model_info.labels("zfnet", "1", "abcd").set(1)
+    with MetricsEndpoint(metrics, port=0, address="localhost") as endpoint:
+        families = {family.name: family for family in text_string_to_metric_families(scrape(endpoint.port))}
+
+    assert {name for name in families if name.endswith("_seconds")} == {
+        f"zfserve_{kind}_seconds" for kind in ("request", "decode", "queue", "inference", "projection")
+    }
+    assert {"zfserve_in_flight", "zfserve_worker_restarts"} <= families.keys()
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    assert samples["zfserve_requests_total", "/zfserve.v1.VisionService/Classify", "OK"] == 1
+    assert samples["zfserve_batch_size_bucket", "2.0"] == 0
+    assert samples["zfserve_batch_size_bucket", "4.0"] == 1
+    assert samples["zfserve_queue_depth",] == 5
+    assert samples["zfserve_decode_seconds_bucket", "0.002"] == 0
+    assert samples["zfserve_decode_seconds_bucket", "0.004"] == 1
+    assert samples["zfserve_model_info", "1", "abcd", "zfnet"] == 1
+
+
+def test_two_processes_parts_do_not_share_a_registry() -> None:
+    first, second = Metrics(), Metrics()
+    first.worker_restarts.inc()
+    assert second.registry.get_sample_value("zfserve_worker_restarts_total") == 0
+
+
+def test_a_closed_endpoint_is_gone_and_a_taken_port_is_an_error() -> None:
+    with MetricsEndpoint(Metrics(), port=0, address="localhost") as endpoint:
+        with pytest.raises(OSError, match="in use"):
+            MetricsEndpoint(Metrics(), port=endpoint.port, address="localhost")
+        assert "zfserve_" in scrape(endpoint.port)
+    with pytest.raises(urllib.error.URLError):
+        scrape(endpoint.port)
