@@ -1,0 +1,154 @@
+"""The composition root of the server: builds every part, serves until asked to stop, drains.
+
+Called by `serve_command` with settings and a loaded model; by tests with an engine of their own.
+"""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc
+from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.engine import Engine
+from zfserve_runtime.grpc_options import channel_options, server_options
+from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.images import ImageLimits
+from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.lifecycle import StopRequest, drain
+from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.tls import server_credentials
+
+from zfserve_server.admission import Admission
+from zfserve_server.batcher import Batcher
+from zfserve_server.config import ServerConfig
+from zfserve_server.decoding import Decoding
+from zfserve_server.references import References
+from zfserve_server.served_model import ServedModel
+from zfserve_server.service import Admissions, VisionService
+from zfserve_server.supervisor import Supervisor
+from zfserve_server.worker_client import WorkerClient
+
+REFERENCES = 256
+"""Photos kept for a later Project: 38 MB at 224x224."""
+
+PROJECTIONS = 32
+"""Project calls accepted and not answered; the worker has a shorter queue of its own."""
+
+LONGEST_PROJECTION_S = 120.0
+
+FIRST_GUESS_S = 0.05
+"""Seconds for one request, until the first ones were measured."""
+
+MESSAGE_SLACK_BYTES = 1024 * 1024
+"""What a request holds besides its image, and room to say of a slightly larger one how large it may be."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server that is ready listens."""
+
+    grpc: int
+    metrics: int
+
+
+async def serve(
+    config: ServerConfig, bundle: Bundle, engine: Engine, stop: StopRequest, on_ready: Callable[[Ports], None]
+) -> None:
+    """Serve `bundle` on `engine`, whose golden outputs were verified, until `stop` is asked; then drain.
+
+    Raises:
+        OSError: an address cannot be listened on.
+        TlsError: the certificate or key cannot be used.
+    """
+    manifest = bundle.manifest
+    metrics, health = Metrics(), Health(SERVER, VISION_SERVICE, PROJECTION)
+    metrics.model_info.labels(manifest.name, manifest.version, manifest.fingerprint).set(1)
+    async with AsyncExitStack() as stack:
+        limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
+        references = References(REFERENCES, config.reference_ttl)
+        decoding = stack.enter_context(Decoding(manifest.input, limits, references, available_cpus()))
+        row_shape = (manifest.input.height, manifest.input.width, 3)
+        batcher = Batcher(engine, row_shape, metrics, on_death=lambda: health.not_serving(SERVER, VISION_SERVICE))
+        worker, background = await _companion(config, bundle, health, metrics, stack)
+        service = VisionService(
+            ServedModel(manifest, engine.info),
+            Admissions(Admission(config.max_queue, FIRST_GUESS_S), Admission(PROJECTIONS, FIRST_GUESS_S)),
+            decoding,
+            batcher,
+            worker,
+            metrics,
+        )
+        options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
+        server = grpc.aio.server(interceptors=[CallInterceptor(metrics)], options=options)
+        add_VisionServiceServicer_to_server(service, server)
+        add_health_and_reflection(server, health, VISION_SERVICE)
+        port = _listen(server, config)
+        endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(run()) for run in background]
+            batcher.start()
+            await server.start()
+            health.serving(SERVER, VISION_SERVICE)
+            on_ready(Ports(port, endpoint.port))
+            await stop.wait()
+            await drain(server, health, config.drain_grace, stop)
+            await batcher.close()
+            for task in running:
+                task.cancel()
+
+
+async def _companion(
+    config: ServerConfig, bundle: Bundle, health: Health, metrics: Metrics, stack: AsyncExitStack
+) -> tuple[WorkerClient | None, list[Callable[[], Coroutine[None, None, None]]]]:
+    """The client of the worker, and what has to run beside the server for it."""
+    if not config.worker:
+        return None, []
+    address = config.worker_address
+    supervisor: Supervisor | None = None
+    if address is None:
+        # Only this user may enter the folder, and so reach the worker.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zfserve-"))
+        address = f"unix:{folder}/worker.sock"
+        supervisor = Supervisor(worker_command(bundle, address, config), metrics)
+    channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, channel_options()))
+
+    def on_change(ready: bool) -> None:
+        (health.serving if ready else health.not_serving)(PROJECTION)
+
+    client = WorkerClient(channel, bundle.manifest.fingerprint, LONGEST_PROJECTION_S, on_change)
+    return client, [client.watch] if supervisor is None else [client.watch, supervisor.run]
+
+
+def worker_command(bundle: Bundle, address: str, config: ServerConfig) -> list[str]:
+    """The command line of a worker for this very bundle, even if a newer version appears beside it."""
+    return [
+        *(sys.executable, "-m", "zfserve_worker"),
+        *("--model", str(bundle.folder)),
+        *("--listen", address),
+        *("--log-format", config.log_format),
+    ]
+
+
+def _listen(server: grpc.aio.Server, config: ServerConfig) -> int:
+    address = f"{config.host}:{config.port}"
+    try:
+        if config.tls_cert is None or config.tls_key is None:
+            return server.add_insecure_port(address)
+        credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:  # gRPC's own, without a cause
+        raise OSError(f"cannot listen on {address}; is it in use? choose another with --port") from error
+
+
+def _metrics_endpoint(metrics: Metrics, config: ServerConfig) -> MetricsEndpoint:
+    try:
+        return MetricsEndpoint(metrics, config.metrics_port, config.host)
+    except OSError as error:
+        address = f"{config.host}:{config.metrics_port}"
+        raise OSError(f"cannot listen on {address}; is it in use? choose another with --metrics-port") from error

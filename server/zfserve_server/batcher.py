@@ -1,0 +1,214 @@
+"""The batcher: requests that wait together share one run of the engine.
+
+One thread per device takes whatever waits the moment the engine is free, runs it, and hands the answers to the event
+loop in one call. It never waits for company, so a lone request pays one thread hop and nothing else; under load the
+next batch gathers while the engine runs. Called by `classify`; built by `app`.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_runtime.deadline import Deadline
+from zfserve_runtime.engine import Engine, EngineOutputs
+from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, ServiceError, ShuttingDown
+from zfserve_runtime.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said of one image.
+
+    Attributes:
+        probabilities: float32 (K,).
+        features: float32 (F,), the last hidden layer.
+        queue_s: from `submit` until the batch began.
+        inference_s: of the whole batch.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """One waiting image. `future` belongs to the event loop: only there is it resolved, or cancelled by its caller."""
+
+    pixels: npt.NDArray[np.uint8]
+    deadline: Deadline
+    submitted: float
+    future: asyncio.Future[Answer]
+
+
+class Batcher:
+    """Runs `engine` in a thread of its own. `submit`, `start` and `close` are called on the event loop.
+
+    Args:
+        row_shape: (height, width, 3) of every image.
+        metrics: batch sizes, the engine's time and the queue's depth.
+        on_death: called on the event loop if the thread dies of something other than a failed batch; the batcher
+            then refuses everything, so health has to say so.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        row_shape: tuple[int, int, int],
+        metrics: Metrics,
+        on_death: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._on_death = on_death
+        self._rows = np.empty((engine.info.max_batch_size, *row_shape), np.uint8)
+        self._waiting: deque[_Entry] = deque()
+        metrics.queue_depth.set_function(lambda: len(self._waiting))
+        self._changed = threading.Condition()  # guards _waiting and _refusal, which both threads touch
+        self._refusal: Callable[[], ServiceError] | None = _closed
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread; answers are delivered to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._refusal = None
+        self._thread.start()
+
+    async def submit(self, pixels: npt.NDArray[np.uint8], deadline: Deadline) -> Answer:
+        """Wait for the engine's answer.
+
+        Args:
+            pixels: uint8 (height, width, 3), not written to until the answer is there.
+            deadline: an image still waiting then is dropped.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before the engine was free.
+            EngineFailed: the engine failed on this batch, or is gone.
+            ShuttingDown: the batcher is closed.
+        """
+        assert pixels.shape == self._rows.shape[1:], "decoding gives every image the shape of the model's input"
+        entry = _Entry(pixels, deadline, time.monotonic(), self._loop.create_future())
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal()
+            self._waiting.append(entry)
+            self._changed.notify()
+        try:
+            return await entry.future
+        except asyncio.CancelledError:
+            self._withdraw(entry)
+            raise
+
+    async def close(self) -> None:
+        """Let the batch in the engine finish, refuse what still waits, and end the thread."""
+        self._refuse(_closed)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _withdraw(self, entry: _Entry) -> None:
+        with self._changed:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+
+    def _refuse(self, refusal: Callable[[], ServiceError]) -> None:
+        """From now on refuse every image with `refusal`, and those that wait at once."""
+        with self._changed:
+            self._refusal = refusal
+            waiting = tuple(self._waiting)
+            self._waiting.clear()
+            self._changed.notify()
+        _fail(waiting, refusal)
+
+    # In the engine's thread.
+
+    def _serve(self) -> None:
+        batch: list[_Entry] = []
+        try:
+            while self._fill(batch):
+                self._run(batch)
+                batch = []
+        except BaseException:
+            logger.exception("the engine's thread died")
+            self._loop.call_soon_threadsafe(self._die, batch)
+
+    def _fill(self, batch: list[_Entry]) -> bool:
+        """Block until there is work; move as many live entries as fit, oldest first. False: the batcher is closed."""
+        with self._changed:
+            while True:
+                while self._waiting and len(batch) < len(self._rows):
+                    entry = self._waiting.popleft()
+                    if entry.future.done():
+                        continue
+                    if entry.deadline.expired():
+                        self._loop.call_soon_threadsafe(_fail, (entry,), _expired)
+                        continue
+                    batch.append(entry)
+                if batch or self._refusal is not None:
+                    return bool(batch)
+                self._changed.wait()
+
+    def _run(self, batch: Sequence[_Entry]) -> None:
+        """Run one batch. What goes wrong with it is its own; the next batch is tried again."""
+        began = time.monotonic()
+        rows = self._rows[: len(batch)]
+        for row, entry in zip(rows, batch, strict=True):
+            row[:] = entry.pixels
+        try:
+            outputs = self._engine.run(rows)
+            if not len(outputs.probabilities) == len(outputs.features) == len(batch):
+                raise ValueError(f"{len(outputs.probabilities)} rows came back for {len(batch)}")
+        except Exception:
+            logger.exception("the engine failed", extra={"batch_size": len(batch)})
+            self._loop.call_soon_threadsafe(_fail, batch, _failed)
+        else:
+            self._loop.call_soon_threadsafe(self._deliver, batch, outputs, began, time.monotonic() - began)
+
+    # On the event loop again.
+
+    def _deliver(self, batch: Sequence[_Entry], outputs: EngineOutputs, began: float, inference_s: float) -> None:
+        for row, entry in enumerate(batch):
+            if not entry.future.done():
+                queue_s = began - entry.submitted
+                answer = Answer(outputs.probabilities[row], outputs.features[row], queue_s, inference_s, len(batch))
+                entry.future.set_result(answer)
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.inference_seconds.observe(inference_s)
+
+    def _die(self, batch: Sequence[_Entry]) -> None:
+        _fail(batch, _gone)
+        self._refuse(_gone)
+        self._on_death()
+
+
+def _fail(entries: Iterable[_Entry], error: Callable[[], ServiceError]) -> None:
+    """Answer every entry with an error of its own: an exception that several tasks raise collects their tracebacks."""
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(error())
+
+
+def _closed() -> ServiceError:
+    return ShuttingDown("the service is starting or shutting down; try another instance, or again shortly")
+
+
+def _failed() -> ServiceError:
+    return EngineFailed("the engine failed on the batch this image was in; try again")
+
+
+def _gone() -> ServiceError:
+    return EngineFailed("the engine is gone; try another instance")
+
+
+def _expired() -> ServiceError:
+    return DeadlineExceeded("the deadline passed while the image waited for the engine; allow more time")

@@ -1,0 +1,80 @@
+"""From the request's image to the model's input: decoding in threads, references, raw pixels. Called by the service."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.bundle import InputSpec
+from zfserve_runtime.errors import InvalidInput
+from zfserve_runtime.images import ImageLimits, InputImage, decode_image, resize_raw
+
+from zfserve_server.references import References
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo as the model takes it.
+
+    Attributes:
+        reference: the name it was asked for by, or None where it came with the request.
+        decode_s: seconds spent decoding and resizing it, waiting for a thread not included.
+    """
+
+    image: InputImage
+    reference: str | None
+    decode_s: float
+
+
+class Decoding:
+    """Turns images of requests into photos. Its threads are `threads`; admission bounds what waits for them."""
+
+    def __init__(self, spec: InputSpec, limits: ImageLimits, references: References, threads: int) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._references = references
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    async def load(self, image: pb.Image) -> Photo:
+        """The photo that a request names or carries.
+
+        Raises:
+            InvalidInput: there is none, or it cannot be decoded, or it is too large.
+            NotFound: its reference is unknown or has expired.
+        """
+        source = image.WhichOneof("source")
+        if source == "reference":
+            return Photo(self._references.get(image.reference), image.reference, 0.0)
+        if source == "encoded":
+            encoded = image.encoded
+            return await self._in_thread(lambda: decode_image(encoded, self._spec, self._limits))
+        if source == "raw":
+            width, height, data = image.raw.width, image.raw.height, image.raw.data
+            if (width, height) == (self._spec.width, self._spec.height):
+                # Nothing to resize: the pixels are used where they lie, so a thread would cost more than it saves.
+                return Photo(resize_raw(data, width, height, self._spec, self._limits), None, 0.0)
+            return await self._in_thread(lambda: resize_raw(data, width, height, self._spec, self._limits))
+        raise InvalidInput(
+            "the request carries no image; set image.encoded, image.raw or image.reference", field="image"
+        )
+
+    def keep(self, photo: Photo) -> str:
+        """The reference under which a later request finds this photo."""
+        return photo.reference if photo.reference is not None else self._references.add(photo.image)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    async def _in_thread(self, decode: Callable[[], InputImage]) -> Photo:
+        def timed() -> Photo:
+            began = time.perf_counter()
+            image = decode()
+            return Photo(image, None, time.perf_counter() - began)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)

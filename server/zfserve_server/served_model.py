@@ -1,0 +1,57 @@
+"""The served model in the protocol's words: who it is, its classes, what DescribeModel answers. Used by the service."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.bundle import Manifest
+from zfserve_runtime.engine import EngineInfo
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A bundle's manifest and the engine that runs one of its artefacts."""
+
+    manifest: Manifest
+    engine: EngineInfo
+
+    @property
+    def identity(self) -> pb.ModelIdentity:
+        manifest = self.manifest
+        return pb.ModelIdentity(name=manifest.name, version=manifest.version, fingerprint=manifest.fingerprint)
+
+    def best_classes(self, probabilities: npt.NDArray[np.float32], count: int) -> list[pb.ClassScore]:
+        """The `count` most probable classes, the most probable first; of equals, the first in the model's order.
+
+        Args:
+            probabilities: float32 (K,).
+        """
+        order = np.argsort(-probabilities, kind="stable")[:count]
+        return [self._class_score(index, probability=float(probabilities[index])) for index in order.tolist()]
+
+    def describe(self, projection_available: bool) -> pb.DescribeModelResponse:
+        """Parity and accuracy are given for every artefact of the bundle; `engine.precision` says which one serves."""
+        manifest, engine = self.manifest, self.engine
+        return pb.DescribeModelResponse(
+            model=self.identity,
+            architecture=manifest.architecture,
+            classes=[self._class_score(index) for index in range(len(manifest.classes))],
+            input=pb.InputSpec(**manifest.input.model_dump()),
+            layers=[pb.Layer(**layer.model_dump()) for layer in manifest.layers],
+            parity=[pb.ParityFigure(**figure.model_dump()) for figure in manifest.parity],
+            accuracy=[pb.AccuracyFigure(**figure.model_dump()) for figure in manifest.accuracy],
+            engine=pb.Engine(
+                runtime=engine.runtime,
+                provider=engine.provider,
+                precision=engine.precision,
+                max_batch_size=engine.max_batch_size,
+                threads=engine.threads,
+            ),
+            feature_width=manifest.feature_width,
+            projection_available=projection_available,
+        )
+
+    def _class_score(self, index: int, probability: float = 0.0) -> pb.ClassScore:
+        entry = self.manifest.classes[index]
+        return pb.ClassScore(label=entry.label, class_id=entry.class_id, index=index, probability=probability)

@@ -1,0 +1,103 @@
+"""The public service: each handler walks the same way, admission, decoding, engine or worker, reply. Built by `app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
+from zfserve_runtime.deadline import Deadline
+from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
+from zfserve_runtime.metrics import Metrics
+
+from zfserve_server.admission import Admission
+from zfserve_server.batcher import Batcher
+from zfserve_server.decoding import Decoding
+from zfserve_server.projection import add_source_box, check_projection, worker_request
+from zfserve_server.served_model import ServedModel
+from zfserve_server.worker_client import WorkerClient
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Admissions:
+    """One for each kind of work: projections that pile up behind a stuck worker leave room for classification."""
+
+    classify: Admission
+    project: Admission
+
+
+class VisionService(VisionServiceServicer):
+    """`zfserve.v1.VisionService`. Without a `worker`, Project is refused."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        admissions: Admissions,
+        decoding: Decoding,
+        batcher: Batcher,
+        worker: WorkerClient | None,
+        metrics: Metrics,
+    ) -> None:
+        self._model = model
+        self._admissions = admissions
+        self._decoding = decoding
+        self._batcher = batcher
+        self._worker = worker
+        self._metrics = metrics
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
+        deadline = Deadline.of(context)
+        with self._admissions.classify.admit():
+            top_k = choose_top_k(request, len(self._model.manifest.classes))
+            photo = await self._decoding.load(request.image)
+            answer = await self._batcher.submit(photo.image.pixels, deadline)
+            self._metrics.decode_seconds.observe(photo.decode_s)
+            self._metrics.queue_seconds.observe(answer.queue_s)
+            return pb.ClassifyResponse(
+                classes=self._model.best_classes(answer.probabilities, top_k),
+                model=self._model.identity,
+                image_reference=self._decoding.keep(photo),
+                features=answer.features.tolist() if request.include_features else (),
+                timings=pb.Timings(
+                    decode_ms=photo.decode_s * 1e3,
+                    queue_ms=answer.queue_s * 1e3,
+                    inference_ms=answer.inference_s * 1e3,
+                    batch_size=answer.batch_size,
+                ),
+            )
+
+    async def Project(  # noqa: N802
+        self, request: pb.ProjectRequest, context: Context
+    ) -> AsyncIterator[pb.ProjectResponse]:
+        deadline = Deadline.of(context)
+        with self._admissions.project.admit():
+            check_projection(request, self._model.manifest)
+            if self._worker is None:
+                raise WorkerUnavailable("this server runs without a projection worker; start it with one")
+            self._worker.check()
+            photo = await self._decoding.load(request.image)
+            forwarded = worker_request(request, photo.image, self._model.manifest)
+            async with aclosing(self._worker.project(forwarded, deadline)) as projections:
+                async for projection in projections:
+                    add_source_box(projection, photo.image)
+                    yield projection
+
+    async def DescribeModel(  # noqa: N802
+        self, request: pb.DescribeModelRequest, context: Context
+    ) -> pb.DescribeModelResponse:
+        return self._model.describe(self._worker is not None and self._worker.ready)
+
+
+def choose_top_k(request: pb.ClassifyRequest, classes: int) -> int:
+    """How many classes to answer. Raises InvalidInput where `top_k` is 0 or more than there are."""
+    if not request.HasField("top_k"):
+        return min(DEFAULT_TOP_K, classes)
+    if not 1 <= request.top_k <= classes:
+        raise InvalidInput(f"top_k is {request.top_k}; choose 1 to {classes}, or leave it out", field="top_k")
+    return request.top_k

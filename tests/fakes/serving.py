@@ -1,0 +1,215 @@
+"""A server on port 0 with an engine and a worker that are fakes, everything else as it is."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+from zfserve_protos.worker.v1 import worker_pb2
+from zfserve_protos.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, LayerEntry, Manifest
+from zfserve_runtime.engine import EngineInfo, EngineOutputs
+from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.interceptor import CallInterceptor, current_request_id
+from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.metrics import Metrics
+from zfserve_server.app import Ports, serve
+from zfserve_server.config import ServerConfig
+
+if TYPE_CHECKING:
+    from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
+
+SIDE = 8
+"""Of the fake network's input."""
+
+CLASSES = 10
+
+FINGERPRINT = "f" * 64
+
+
+class FakeEngine:
+    """Knows an image by its first two bytes: they are the first feature, and the second modulo 10 is the class.
+
+    Attributes:
+        open: cleared, it holds every run until it is set again.
+        runs: one permit for every run that has begun, to wait for.
+        failures: raised by the next runs, one each, instead of answering.
+        batches: the ids of every batch, in order.
+    """
+
+    def __init__(self, max_batch_size: int = 4) -> None:
+        self.info = EngineInfo("fake", "FakeProvider", "fp32", max_batch_size, 1)
+        self.open = threading.Event()
+        self.open.set()
+        self.runs = threading.Semaphore(0)
+        self.failures: list[BaseException] = []
+        self.batches: list[list[int]] = []
+        self.closed = False
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
+        assert len(pixels) <= self.info.max_batch_size
+        ids = pixels[:, 0, 0, :2].astype(np.int64) @ np.array([256, 1])
+        self.batches.append(ids.tolist())
+        self.runs.release()
+        assert self.open.wait(timeout=30)
+        if self.failures:
+            raise self.failures.pop(0)
+        probabilities = np.full((len(pixels), CLASSES), 0.05, np.float32)
+        probabilities[np.arange(len(pixels)), ids % 256 % CLASSES] = 0.55
+        return EngineOutputs(probabilities, np.stack([ids, ids * 2], axis=1).astype(np.float32))
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def begun(self) -> None:
+        """Wait until one more run has begun."""
+        assert await asyncio.to_thread(self.runs.acquire, timeout=30)
+
+
+def pixels_of(identity: int) -> npt.NDArray[np.uint8]:
+    """The input image that FakeEngine takes for `identity`."""
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    pixels[0, 0, :2] = divmod(identity, 256)
+    return pixels
+
+
+def raw_image(identity: int) -> pb.Image:
+    return pb.Image(raw=pb.RawPixels(width=SIDE, height=SIDE, data=pixels_of(identity).tobytes()))
+
+
+def classify_request(identity: int) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(image=raw_image(identity), include_features=True)
+
+
+MANIFEST = Manifest(
+    name="fake",
+    version="7",
+    architecture="zfnet",
+    hidden_width=2,
+    contrast_norm=False,
+    feature_width=2,
+    classes=tuple(ClassEntry(class_id=f"n{index}", label=f"class {index}") for index in range(CLASSES)),
+    input=InputSpec(
+        height=SIDE, width=SIDE, resize="squash", shorter_side=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    ),
+    layers=(
+        LayerEntry(name="conv1", kind="conv", channels=6, height=4, width=4, receptive_field=3, stride=2, offset=-1),
+        LayerEntry(name="pool1", kind="pool", channels=6, height=2, width=3, receptive_field=5, stride=4, offset=-1),
+    ),
+    artefacts={"fp32": Artefact(file="model.onnx", golden_tolerance=1e-3)},
+    fingerprint=FINGERPRINT,
+    files={},
+)
+
+
+@dataclass
+class FakeWorker(WorkerServiceServicer):
+    """Answers every map with a projection whose activation is the sum of the pixels it was sent.
+
+    Attributes:
+        error: raised in place of an answer.
+        answers: how many messages come before it waits for ever; None: it never does.
+        requests, remaining_s, request_ids: what it was asked, with the deadline left and the request's id.
+        asked, cancelled: set when a projection arrives, and when its caller goes away.
+    """
+
+    fingerprint: str = FINGERPRINT
+    error: Exception | None = None
+    answers: int | None = None
+    health: Health = field(default_factory=lambda: Health(SERVER, WORKER_SERVICE))
+    requests: list[worker_pb2.ProjectRequest] = field(default_factory=list)
+    remaining_s: list[float | None] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> worker_pb2.DescribeResponse:
+        return worker_pb2.DescribeResponse(model=pb.ModelIdentity(fingerprint=self.fingerprint))
+
+    async def Project(  # noqa: N802
+        self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> AsyncIterator[worker_pb2.ProjectResponse]:
+        self.requests.append(request)
+        self.remaining_s.append(context.time_remaining())
+        self.request_ids.append(current_request_id())
+        self.asked.set()
+        if self.error is not None:
+            raise self.error
+        maps = list(request.selection.indices) or list(range(request.strongest))
+        try:
+            for rank, index in enumerate(maps):
+                if rank == self.answers:
+                    await asyncio.Event().wait()
+                yield worker_pb2.ProjectResponse(
+                    projection=pb.ProjectResponse(
+                        map=index,
+                        activation=float(np.frombuffer(request.pixels, np.uint8).sum()),
+                        box=pb.Box(left=2, top=0, right=4, bottom=8),
+                        png=b"png",
+                        rank=rank,
+                        total=len(maps),
+                    )
+                )
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    @asynccontextmanager
+    async def listening(self, address: str) -> AsyncIterator[None]:
+        """Serve on `address`; at the end stop at once, as a process that dies."""
+        server = grpc.aio.server(interceptors=[CallInterceptor(Metrics())])
+        add_WorkerServiceServicer_to_server(self, server)
+        add_health_and_reflection(server, self.health, WORKER_SERVICE)
+        server.add_insecure_port(address)
+        await server.start()
+        self.health.serving(SERVER, WORKER_SERVICE)
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+
+@dataclass
+class Running:
+    """A server that is ready."""
+
+    ports: Ports
+    channel: grpc.aio.Channel
+    stop: StopRequest
+    ended: "asyncio.Task[None]"
+
+    @property
+    def vision(self) -> "VisionServiceAsyncStub":
+        return VisionServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def running_server(engine: FakeEngine, **settings: object) -> AsyncIterator[Running]:
+    """Serve the fake network, by default without a worker; at the end stop and drain."""
+    chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, **settings}
+    config = ServerConfig.model_validate(chosen)
+    stop = StopRequest()
+    ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
+    bundle = Bundle(Path("nowhere"), MANIFEST)
+    task = asyncio.create_task(serve(config, bundle, engine, stop, ready.set_result))
+    await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    ports = ready.result()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
+        try:
+            yield Running(ports, channel, stop, task)
+        finally:
+            engine.open.set()
+            stop.ask("the test is over")
+            await task

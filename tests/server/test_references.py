@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from zfserve_runtime.errors import NotFound
+from zfserve_runtime.images import InputImage
+from zfserve_server.references import References
+
+
+def image() -> InputImage:
+    return InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_reference_leads_to_its_own_photo() -> None:
+    references = References(4, 10.0)
+    first, second = image(), image()
+    names = references.add(first), references.add(second)
+    assert len(set(names)) == 2
+    assert references.get(names[0]) is first
+    assert references.get(names[1]) is second
+
+
+def test_a_reference_is_unguessable() -> None:
+    references = References(100, 10.0)
+    names = {references.add(image()) for _ in range(100)}
+    assert len(names) == 100
+    assert min(map(len, names)) >= 22  # 128 bits in base64
+
+
+def test_the_least_recently_used_makes_room() -> None:
+    references = References(2, 10.0)
+    oldest, other = references.add(image()), references.add(image())
+    references.get(oldest)
+    newest = references.add(image())
+    assert len(references) == 2
+    with pytest.raises(NotFound):
+        references.get(other)
+    references.get(oldest)
+    references.get(newest)
+
+
+def test_a_reference_expires_unless_it_is_used() -> None:
+    clock = Clock()
+    references = References(4, 10.0, clock)
+    used, unused = references.add(image()), references.add(image())
+    clock.now = 6.0
+    references.get(used)
+    clock.now = 12.0
+    references.get(used)
+    with pytest.raises(NotFound, match="expired"):
+        references.get(unused)
+    clock.now = 22.0
+    with pytest.raises(NotFound):
+        references.get(used)
+    assert len(references) == 0
+
+
+def test_an_unknown_reference_is_not_found() -> None:
+    with pytest.raises(NotFound, match="send the image itself"):
+        References(4, 10.0).get("guess")
