@@ -128,6 +128,12 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file} is not a safetensors file, or it is truncated: {error}") from error
 
 
+def file_digest(file: Path) -> str:
+    """sha256 of a file, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
     """Copy `tensors`, of any floating-point dtype, into `network`.
 

@@ -107,7 +107,7 @@ def infer_spec(tensors: Mapping[str, Tensor], architecture: str | None, contrast
 
 
 def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
-    """The architecture most of whose convolutions have the shapes at hand, so that one damaged tensor does not hide it."""
+    """The architecture most of whose convolutions fit, so that one damaged tensor does not hide it."""
     fitting = {}
     for name, stages in ARCHITECTURES.items():
         inputs = [3, *(stage.channels for stage in stages)]
@@ -182,4 +182,4 @@ def _from_pytorchcv(name: str) -> str:
 
 def _with_part(name: str) -> str:
     """`conv1.weight` is called `trunk.conv1.weight` here, `fc6.weight` `head.fc6.weight`."""
-    return re.sub(r"^(conv|bn)(?=\d)", r"trunk.\1", re.sub(r"^fc(?=\d)", "head.fc", name))
+    return re.sub(r"^(conv|bn)(?=[1-5]\.)", r"trunk.\1", re.sub(r"^(fc|bn)(?=[6-8]\.)", r"head.\1", name))

@@ -16,6 +16,8 @@ POOL_SIZE = 6
 
 POOLED_STAGES = (1, 2, 5)
 NORMALISED_STAGES = (1, 2)
+HIDDEN_LAYERS = (6, 7)
+BATCH_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class NetworkSpec:
         hidden_width: units in each of the two hidden fully connected layers.
         contrast_norm: normalise across channels after the ReLU and before the pool of stages 1 and 2.
             Public ImageNet weights need it.
-        batch_norm: normalise after each convolution, which then has no bias. Training only:
+        batch_norm: normalise after each convolution and hidden layer, which then have no bias. Training only:
             `fold_batch_norm` removes it before anything is saved for serving.
     """
 
@@ -87,20 +89,7 @@ class Network(nn.Module):
         super().__init__()
         self.spec = spec
         self.trunk = nn.Sequential(_trunk_layers(spec))
-        channels = ARCHITECTURES[spec.architecture][-1].channels
-        width = spec.hidden_width
-        self.head = nn.Sequential(
-            OrderedDict(
-                flatten=nn.Flatten(),
-                fc6=nn.Linear(channels * POOL_SIZE**2, width),
-                relu6=nn.ReLU(),
-                drop6=nn.Dropout(0.5),
-                fc7=nn.Linear(width, width),
-                relu7=nn.ReLU(),
-                drop7=nn.Dropout(0.5),
-                fc8=nn.Linear(width, spec.classes),
-            )
-        )
+        self.head = nn.Sequential(_head_layers(spec))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32 (N, K), of `images`, float32 (N, 3, 224, 224), RGB, normalised."""
@@ -136,7 +125,7 @@ def _trunk_layers(spec: NetworkSpec) -> OrderedDict[str, nn.Module]:
             inputs, conv.channels, conv.kernel, conv.stride, conv.padding, bias=not spec.batch_norm
         )
         if spec.batch_norm:
-            layers[f"bn{stage}"] = nn.BatchNorm2d(conv.channels)
+            layers[f"bn{stage}"] = nn.BatchNorm2d(conv.channels, eps=BATCH_NORM_EPSILON)
         layers[f"relu{stage}"] = nn.ReLU()
         if spec.contrast_norm and stage in NORMALISED_STAGES:
             layers[f"norm{stage}"] = nn.LocalResponseNorm(size=5, k=2.0)
@@ -146,24 +135,37 @@ def _trunk_layers(spec: NetworkSpec) -> OrderedDict[str, nn.Module]:
     return layers
 
 
+def _head_layers(spec: NetworkSpec) -> OrderedDict[str, nn.Module]:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    inputs = ARCHITECTURES[spec.architecture][-1].channels * POOL_SIZE**2
+    for number in HIDDEN_LAYERS:
+        layers[f"fc{number}"] = nn.Linear(inputs, spec.hidden_width, bias=not spec.batch_norm)
+        if spec.batch_norm:
+            layers[f"bn{number}"] = nn.BatchNorm1d(spec.hidden_width, eps=BATCH_NORM_EPSILON)
+        layers[f"relu{number}"] = nn.ReLU()
+        layers[f"drop{number}"] = nn.Dropout(0.5)
+        inputs = spec.hidden_width
+    layers["fc8"] = nn.Linear(inputs, spec.classes)
+    return layers
+
+
 def fold_batch_norm(network: Network) -> Network:
-    """The same function without batch norm: its scale and shift move into the convolutions.
+    """The same function without batch norm: its scale and shift move into the convolutions and hidden layers.
 
     Uses the running statistics, so the result equals `network.eval()`; it is returned in eval mode, in float32.
     """
     if not network.spec.batch_norm:
         return network.eval()
     spec = replace(network.spec, batch_norm=False)
+    weights = network.state_dict()
+    plain = {name: tensor for name, tensor in weights.items() if name.startswith("head.fc8.")}
+    convolutions = [(f"trunk.conv{n}", f"trunk.bn{n}") for n in range(1, len(ARCHITECTURES[spec.architecture]) + 1)]
+    hidden = [(f"head.fc{n}", f"head.bn{n}") for n in HIDDEN_LAYERS]
+    for layer, norm in convolutions + hidden:
+        scale = weights[f"{norm}.weight"] / torch.sqrt(weights[f"{norm}.running_var"] + BATCH_NORM_EPSILON)
+        weight = weights[f"{layer}.weight"]
+        plain[f"{layer}.weight"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        plain[f"{layer}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
     folded = Network(spec)
-    folded.head.load_state_dict(network.head.state_dict())
-    for stage in range(1, len(ARCHITECTURES[spec.architecture]) + 1):
-        conv = network.trunk.get_submodule(f"conv{stage}")
-        norm = network.trunk.get_submodule(f"bn{stage}")
-        target = folded.trunk.get_submodule(f"conv{stage}")
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and isinstance(target, nn.Conv2d)
-        assert norm.running_mean is not None and norm.running_var is not None and target.bias is not None
-        with torch.no_grad():
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            target.weight.copy_(conv.weight * scale[:, None, None, None])
-            target.bias.copy_(norm.bias - norm.running_mean * scale)
+    folded.load_state_dict(plain)
     return folded.eval()

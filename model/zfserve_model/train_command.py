@@ -1,87 +1,194 @@
-"""`zfserve train`: a folder of photos in, trained weights, a log and two pictures out."""
+"""`zfserve train`: a folder of photos in, trained weights, a log and two pictures out.
+
+The steps, in order: read the arguments into a recipe, decode the photos, build or resume the network, train, write.
+"""
 
 import argparse
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
-from zfserve_model.networks import ARCHITECTURES, NetworkSpec, build_network
-from zfserve_model.training.dataset import DatasetError, decode_photos, list_photos
-from zfserve_model.training.loop import EpochResult, Split, Trainer, TrainingState
-from zfserve_model.training.recipe import Recipe, Schedule, Step, parse_stages
-from zfserve_model.training.teacher import teacher_scores
+from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
+from zfserve_model.imports import load_weights
+from zfserve_model.labels import LabelsError, label_classes, read_labels
+from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
+from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
+from zfserve_model.training.loop import Diverged, Interrupted, Trainer
+from zfserve_model.training.progress import report_count, report_run
+from zfserve_model.training.recipe import Recipe, RecipeError, Schedule, parse_stages
+from zfserve_model.training.report import describe_session, write_report
+from zfserve_model.training.state import Plan, StateError, TrainingState
+from zfserve_model.training.teacher import TEACHER_PACKAGES, teacher_scores
+from zfserve_model.training.transfer import freeze_through, start_from
+
+DEFAULT_ARCHITECTURE = "zfnet"
+DEFAULT_HIDDEN_WIDTH = 256
+TEACHER_WEIGHT = 0.5
+DEFAULT_RATE = 0.03
+FINE_TUNING_RATE = 0.003
+"""Saved weights have their batch norm folded in, and without one a network bears a tenth of the rate."""
+
+
+UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, OSError, RecipeError, StateError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
-    parser.add_argument("--output", type=Path, default=Path("runs/zfnet"), help="folder for everything written")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="zfnet")
-    parser.add_argument("--hidden-width", type=int, default=256, help="units in each hidden layer")
-    parser.add_argument("--stages", default="128:16,224:3", help="SIZE:EPOCHS pairs, the last at 224")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=0.03, help="peak learning rate")
-    parser.add_argument("--teacher", action="store_true", help="distil from EfficientNet-Lite0 (ImageNet weights)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/zfnet"),
+        help="folder for everything written; a run that was interrupted there is resumed (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--labels", type=Path, help="readable class names: a JSON object, or lines of id<TAB>label")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--architecture", choices=ARCHITECTURES, help="default: zfnet, or that of --from")
+    network.add_argument("--hidden-width", type=int, help="units in each hidden layer (default: 256)")
+    network.add_argument("--contrast-norm", action="store_true", help="normalise across maps in stages 1 and 2")
+    network.add_argument("--from", type=Path, dest="start", metavar="WEIGHTS", help="fine-tune these weights")
+    network.add_argument("--freeze-through", metavar="LAYER", help="with --from: let nothing up to LAYER learn")
+
+    usual = Recipe()
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--stages", default="128:16,224:3", help="SIZE:EPOCHS,..., the last at 224 (default: %(default)s)"
+    )
+    recipe.add_argument("--batch-size", type=int, default=usual.batch_size, help="default: %(default)s")
+    recipe.add_argument(
+        "--rate", type=float, help=f"peak learning rate (default: {DEFAULT_RATE}, with --from {FINE_TUNING_RATE})"
+    )
+    recipe.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="default: %(default)s")
+    recipe.add_argument("--label-smoothing", type=float, default=usual.label_smoothing, help="default: %(default)s")
+    recipe.add_argument("--teacher", action="store_true", help="distil from EfficientNet-Lite0 (ImageNet weights)")
+    recipe.add_argument("--seed", type=int, default=usual.seed, help="default: %(default)s")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    machine.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], default="auto",
+        help="auto takes bf16 where the hardware multiplies it natively",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
-    console = Console()
+    """Returns 0; 2 for unusable input; 130 or 143 where SIGINT or SIGTERM stopped a run that can be resumed."""
+    console, errors = Console(), Console(stderr=True)
     try:
-        recipe = Recipe(
-            stages=parse_stages(arguments.stages),
-            batch_size=arguments.batch_size,
-            peak_rate=arguments.rate,
-            teacher_weight=0.5 if arguments.teacher else 0.0,
-            seed=arguments.seed,
-        )
-        train_photos = list_photos(arguments.data / "train")
-        val_photos = list_photos(arguments.data / "val")
-        cache = arguments.output / "cache"
-        train = Split(decode_photos(train_photos, cache), train_photos.labels)
-        validation = Split(decode_photos(val_photos, cache), val_photos.labels)
-    except (DatasetError, ValueError) as error:
-        console.print(f"[red]error:[/] {error}")
+        return _train(arguments, console)
+    except UNUSABLE_INPUT as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
-    device = torch.device(arguments.device)
-    spec = NetworkSpec(arguments.architecture, len(train_photos.class_ids), arguments.hidden_width, batch_norm=True)
-    network = build_network(spec, torch.Generator().manual_seed(recipe.seed))
-    scores = None
-    if arguments.teacher:
-        with Progress(console=console) as progress:
-            task = progress.add_task("teacher", total=len(train.labels))
-            scores = teacher_scores(
-                train.pixels, cache / "teacher.safetensors", device, lambda n: progress.advance(task, n)
-            )
-    state = TrainingState(network, recipe, device)
+    except KeyboardInterrupt:
+        errors.print("stopped before training began; the same command starts again")
+        return 128 + signal.SIGINT
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> int:
+    _require_packages("matplotlib", *(TEACHER_PACKAGES if arguments.teacher else ()))
+    device = choose_device(arguments.device)
+    precision = choose_precision(arguments.precision, device)
+    folders = list_splits(arguments.data)
+    labels = label_classes(folders[0].class_ids, read_labels(arguments.labels) if arguments.labels else None)
+    state = _build_state(arguments, folders[0], device)
     state_file = arguments.output / "state.pt"
     if state_file.exists():
         state.load(state_file)
-        console.print(f"resuming at step {state.next_step}")
-    trainer = Trainer(recipe, train, validation, scores, device, choose_precision(arguments.precision, device), state_file)
-    schedule = Schedule(recipe, len(train.labels))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=len(schedule), completed=state.next_step)
-
-        def on_step(step: Step, loss: float) -> None:
-            progress.update(task, completed=step.index + 1, description=f"epoch {step.epoch + 1} loss {loss:.3f}")
-
-        for result in trainer.run(state, on_step):
-            console.print(describe(result, schedule.epochs))
-            sys.stdout.flush()
-    save_checkpoint(
-        Checkpoint(state.network, train_photos.class_ids, train_photos.class_ids, Preprocessing()),
-        arguments.output / "weights.safetensors",
-    )
-    console.print(f"wrote {arguments.output / 'weights.safetensors'}; recipe {asdict(recipe)}")
+        console.print(f"resuming at step {state.next_step} of {len(Schedule(state.plan.recipe, state.plan.photos))}")
+    state.sessions.append(asdict(describe_session(command_line(arguments), state.next_step, device, precision)))
+    train, validation = (_decode(folder, arguments.output / "cache", console) for folder in folders)
+    scores = None
+    if arguments.teacher:
+        cache = arguments.output / "cache" / f"teacher-{folders[0].fingerprint()}.safetensors"
+        with report_count(console, "scoring with the teacher", len(train.labels)) as advance:
+            scores = teacher_scores(train.pixels, cache, device, advance)
+    with stop_on_signals() as received:
+        trainer = Trainer(
+            state.plan.recipe, train, validation, scores, device, precision, state_file, lambda: bool(received)
+        )
+        try:
+            _run(trainer, state, {"train": folders[0].counts(), "val": folders[1].counts()}, console)
+        except Interrupted:
+            _say(console, f"stopped at step {state.next_step}; the same command resumes from {state_file}")
+            return 128 + received[0]
+    weights = arguments.output / "weights.safetensors"
+    save_checkpoint(Checkpoint(state.network, folders[0].class_ids, labels, Preprocessing()), weights)
+    _say(console, f"wrote {weights}, with log.csv, curves.png, filters.png and recipe.json beside it")
     return 0
+
+
+def _run(trainer: Trainer, state: TrainingState, photos: dict[str, dict[str, int]], console: Console) -> None:
+    schedule = Schedule(trainer.recipe, len(trainer.train.labels))
+    write_report(trainer.save_to.parent, state, photos)
+    with report_run(console, schedule, trainer.recipe.batch_size, state.next_step) as reporter:
+        for result in trainer.run(state, reporter.step):
+            reporter.epoch(result)
+            write_report(trainer.save_to.parent, state, photos)
+
+
+def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: torch.device) -> TrainingState:
+    """The run at its beginning."""
+    rate = arguments.rate or (FINE_TUNING_RATE if arguments.start else DEFAULT_RATE)
+    recipe = Recipe(
+        stages=parse_stages(arguments.stages),
+        batch_size=arguments.batch_size,
+        peak_rate=rate,
+        weight_decay=arguments.weight_decay,
+        label_smoothing=arguments.label_smoothing,
+        teacher_weight=TEACHER_WEIGHT if arguments.teacher else 0.0,
+        seed=arguments.seed,
+    )
+    network = _build_network(arguments, photos.class_ids, torch.Generator().manual_seed(recipe.seed))
+    digest = file_digest(arguments.start) if arguments.start else None
+    plan = Plan(recipe, network.spec, photos.class_ids, len(photos.paths), digest, arguments.freeze_through)
+    return TrainingState(network, plan, device)
+
+
+def _build_network(arguments: argparse.Namespace, class_ids: tuple[str, ...], generator: torch.Generator) -> Network:
+    if not arguments.start:
+        if arguments.freeze_through:
+            raise RecipeError("--freeze-through needs --from: frozen random weights would never learn")
+        width = arguments.hidden_width or DEFAULT_HIDDEN_WIDTH
+        architecture = arguments.architecture or DEFAULT_ARCHITECTURE
+        spec = NetworkSpec(architecture, len(class_ids), width, arguments.contrast_norm, batch_norm=True)
+        return build_network(spec, generator)
+    if arguments.hidden_width:
+        raise RecipeError("with --from the hidden width is that of the weights; leave --hidden-width away")
+    weights = load_weights(arguments.start, arguments.architecture, contrast_norm=arguments.contrast_norm or None)
+    network = start_from(weights, class_ids, generator)
+    if arguments.freeze_through:
+        freeze_through(network, arguments.freeze_through)
+    return network
+
+
+def _decode(photos: PhotoFolder, cache: Path, console: Console) -> Split:
+    with report_count(console, "decoding", len(photos.paths)) as advance:
+        return Split(decode_photos(photos, cache, advance), photos.labels)
+
+
+def _require_packages(*names: str) -> None:
+    """Before the hours of training, not after."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise RecipeError(f"{', '.join(missing)} is not installed; run: pip install 'zfserve[train]'")
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises RecipeError where this machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"there is no device {name!r} here; choose cpu, cuda or auto") from error
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -89,20 +196,47 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return torch.bfloat16 if name == "bf16" else torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu.get_capabilities()
     return torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32
 
 
-def describe(result: EpochResult, epochs: int) -> str:
-    return (
-        f"epoch {result.epoch:3d}/{epochs}  {result.size} px  train {result.train_loss:.3f} {result.train_top1:.3f}"
-        f"  val {result.val_loss:.3f} top-1 {result.val_top1:.4f} top-5 {result.val_top5:.4f} ({result.val_photos})"
-        f"  {result.images_per_s:.0f} images/s"
-    )
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command that gives these arguments, without those left at their defaults."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["zfserve", "train"]
+    for name, default in vars(parser.parse_args(["--data", ""])).items():
+        value = getattr(arguments, name)
+        if value != default:
+            flag = "--from" if name == "start" else f"--{name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="zfserve train")
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
+    command = argparse.ArgumentParser(prog="zfserve train")
+    add_arguments(command)
+    sys.exit(run(command.parse_args()))

@@ -1,12 +1,12 @@
 """A folder of photos, one sub-folder per class, decoded once into one uint8 file.
 
-Called by the training loop. Decoding costs more than augmenting, so every photo is decoded and resized a single
+Called by `zfserve train`. Decoding costs more than augmenting, so every photo is decoded and resized a single
 time into a memory-mapped file that the operating system pages in as needed.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +39,41 @@ class PhotoFolder:
     paths: tuple[Path, ...]
     labels: npt.NDArray[np.int64]
 
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the names, sizes and dates of the photos."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return digest.hexdigest()[:16]
+
+    def counts(self) -> dict[str, int]:
+        """Photos by class id."""
+        numbers = np.bincount(self.labels, minlength=len(self.class_ids))
+        return {class_id: int(number) for class_id, number in zip(self.class_ids, numbers, strict=True)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Decoded photos with their labels: pixels uint8 (N, 224, 224, 3), labels int64 (N,)."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+def list_splits(folder: Path) -> tuple[PhotoFolder, PhotoFolder]:
+    """The photos to learn from, in `folder/train/<class>/`, and those to measure on, in `folder/val/<class>/`.
+
+    Raises:
+        DatasetError: as `list_photos`, or fewer than two classes, or the two do not hold the same classes.
+    """
+    train, validation = list_photos(folder / "train"), list_photos(folder / "val")
+    if differing := sorted(set(train.class_ids) ^ set(validation.class_ids)):
+        raise DatasetError(f"train/ and val/ in {folder} must hold the same classes; they differ in {differing}")
+    if len(train.class_ids) < 2:
+        raise DatasetError(f"{folder / 'train'} holds a single class; there is nothing to tell apart")
+    return train, validation
+
 
 def list_photos(folder: Path) -> PhotoFolder:
     """The photos under `folder/<class>/`.
@@ -48,7 +83,7 @@ def list_photos(folder: Path) -> PhotoFolder:
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; give one that holds a sub-folder of photos per class")
-    class_ids = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    class_ids = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if not class_ids:
         raise DatasetError(f"{folder} holds no class folders; put each class's photos in a sub-folder of its own")
     paths: list[Path] = []
@@ -71,32 +106,39 @@ def decode_photo(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} cannot be read as an image; remove or replace it") from error
     if upright.size != (INPUT_SIZE, INPUT_SIZE):
         upright = upright.resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR)
     return np.asarray(upright)
 
 
-def decode_photos(photos: PhotoFolder, cache_dir: Path) -> npt.NDArray[np.uint8]:
+def decode_photos(
+    photos: PhotoFolder, cache_dir: Path, advance: Callable[[int], None] = lambda count: None
+) -> npt.NDArray[np.uint8]:
     """All photos as one read-only memory-mapped array, uint8 (N, 224, 224, 3).
 
-    The file in `cache_dir` is named after the list of photos and their sizes, and is written only once.
+    The file in `cache_dir` is named after the fingerprint of the photos, and is written only once. `advance` is told
+    how many more photos were decoded.
+
+    Raises:
+        DatasetError: a file is not a readable image.
     """
-    digest = hashlib.sha256()
-    for path in photos.paths:
-        digest.update(f"{path}\0{path.stat().st_size}\0".encode())
-    file = cache_dir / f"pixels-{digest.hexdigest()[:16]}.u8"
+    file = cache_dir / f"pixels-{photos.fingerprint()}.u8"
     shape = (len(photos.paths), INPUT_SIZE, INPUT_SIZE, 3)
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".partial-{os.getpid()}")
-        pixels = np.memmap(partial, dtype=np.uint8, mode="w+", shape=shape)
-        with ThreadPoolExecutor() as pool:
-            for index, decoded in enumerate(_map_bounded(pool, photos.paths)):
-                pixels[index] = decoded
-        pixels.flush()
-        partial.rename(file)
+        try:
+            pixels = np.memmap(partial, dtype=np.uint8, mode="w+", shape=shape)
+            with ThreadPoolExecutor() as pool:
+                for index, decoded in enumerate(_map_bounded(pool, photos.paths)):
+                    pixels[index] = decoded
+                    advance(1)
+            pixels.flush()
+            partial.rename(file)
+        finally:
+            partial.unlink(missing_ok=True)
     return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
 
 

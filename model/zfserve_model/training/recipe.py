@@ -2,8 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 
+from zfserve_model.networks import INPUT_SIZE
 from zfserve_model.training.augment import Augmentation
+
+SMALLEST_SIZE = 64
+"""Pixels; below, the last maps would have fewer than 3x3 places."""
+
+
+class RecipeError(ValueError):
+    """The run cannot be done as asked; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +27,12 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     """`"128:16,224:3"` is sixteen epochs at 128 pixels, then three at 224.
 
     Raises:
-        ValueError: the text is not of that form, or the last stage is not at 224 pixels.
+        RecipeError: the text is not of that form.
     """
     try:
-        stages = tuple(Stage(*(int(number) for number in part.split(":"))) for part in text.split(","))
+        return tuple(Stage(*(int(number) for number in part.split(":"))) for part in text.split(","))
     except (TypeError, ValueError):
-        raise ValueError(f"stages {text!r} must be SIZE:EPOCHS pairs, as in 128:16,224:3") from None
-    if any(stage.epochs < 1 or stage.size < 64 for stage in stages):
-        raise ValueError(f"stages {text!r}: sizes must be at least 64 pixels and epochs at least 1")
-    if stages[-1].size != 224:
-        raise ValueError(f"stages {text!r}: the last stage must be at 224, the size that is served")
-    return stages
+        raise RecipeError(f"stages {text!r} must be SIZE:EPOCHS pairs, as in 128:16,224:3") from None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Recipe:
         teacher_weight: share of the loss that comes from the teacher, in [0, 1]; 0 trains without one.
         teacher_temperature: both sides' logits are divided by it.
         seed: all randomness of step s comes from (seed, s), so a resumed run repeats the interrupted one.
+
+    Raises:
+        RecipeError: numbers out of their range; all of them are named.
     """
 
     stages: tuple[Stage, ...] = (Stage(128, 16), Stage(224, 3))
@@ -60,10 +67,48 @@ class Recipe:
     seed: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    def __post_init__(self) -> None:
+        faults = [
+            text
+            for text, holds in (
+                (f"each stage needs at least {SMALLEST_SIZE} pixels and one epoch", self._stages_run()),
+                (f"the last stage must be at {INPUT_SIZE} pixels, the size that is served", self._ends_at_full_size()),
+                ("the batch size must be at least 1", self.batch_size >= 1),
+                ("the peak rate must be above 0", self.peak_rate > 0),
+                ("warm-up must be in [0, 1)", 0 <= self.warmup < 1),
+                ("momentum must be in [0, 1)", 0 <= self.momentum < 1),
+                ("weight decay must not be negative", self.weight_decay >= 0),
+                ("label smoothing must be in [0, 1)", 0 <= self.label_smoothing < 1),
+                ("the teacher's weight must be in [0, 1]", 0 <= self.teacher_weight <= 1),
+                ("the teacher's temperature must be above 0", self.teacher_temperature > 0),
+                ("the seed must not be negative", self.seed >= 0),
+            )
+            if not holds
+        ]
+        if faults:
+            raise RecipeError("; ".join(faults))
+
+    @property
+    def epoch_sizes(self) -> tuple[int, ...]:
+        """The size of the photos in each epoch, in pixels."""
+        return tuple(stage.size for stage in self.stages for _ in range(stage.epochs))
+
+    def _stages_run(self) -> bool:
+        return all(stage.size >= SMALLEST_SIZE and stage.epochs >= 1 for stage in self.stages)
+
+    def _ends_at_full_size(self) -> bool:
+        return bool(self.stages) and self.stages[-1].size == INPUT_SIZE
+
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: where it stands in the run."""
+    """One optimiser step: where it stands in the run.
+
+    Attributes:
+        epoch, batch: both from 0.
+        size: side of its photos, in pixels.
+        rate: learning rate.
+    """
 
     index: int
     epoch: int
@@ -78,22 +123,30 @@ class Schedule:
 
     def __init__(self, recipe: Recipe, photos: int) -> None:
         self.steps_per_epoch = max(1, photos // recipe.batch_size)
+        self.sizes = recipe.epoch_sizes
         self._recipe = recipe
-        self._epoch_sizes = [stage.size for stage in recipe.stages for _ in range(stage.epochs)]
-        self._total = sum(size**2 for size in self._epoch_sizes) * self.steps_per_epoch
+        self._epoch_starts = [0, *accumulate(size**2 * self.steps_per_epoch for size in self.sizes)]
 
     def __len__(self) -> int:
-        return len(self._epoch_sizes) * self.steps_per_epoch
+        return len(self.sizes) * self.steps_per_epoch
 
     @property
     def epochs(self) -> int:
-        return len(self._epoch_sizes)
+        return len(self.sizes)
+
+    @property
+    def total_work(self) -> int:
+        """Pixels of one photo of each step of the run, summed; time goes with it."""
+        return self._epoch_starts[-1]
+
+    def work_before(self, index: int) -> int:
+        """The part of `total_work` done when step `index` begins."""
+        epoch, batch = divmod(index, self.steps_per_epoch)
+        return self._epoch_starts[epoch] + (batch * self.sizes[epoch] ** 2 if batch else 0)
 
     def step(self, index: int) -> Step:
         epoch, batch = divmod(index, self.steps_per_epoch)
-        size = self._epoch_sizes[epoch]
-        seen = sum(size**2 for size in self._epoch_sizes[:epoch]) * self.steps_per_epoch + batch * size**2
-        return Step(index, epoch, size, batch, self._rate(seen / self._total))
+        return Step(index, epoch, self.sizes[epoch], batch, self._rate(self.work_before(index) / self.total_work))
 
     def _rate(self, progress: float) -> float:
         warmup, peak = self._recipe.warmup, self._recipe.peak_rate

@@ -1,0 +1,209 @@
+"""What a run sets out to do (`Plan`) and how far it has come (`TrainingState`), kept in one resumable file.
+
+Called by the loop (saves) and by `zfserve train` (resumes). The file is read with `weights_only`, never as a pickle.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from zfserve_model.networks import Network, NetworkSpec
+from zfserve_model.training.recipe import Recipe, RecipeError
+from zfserve_model.training.teacher import TEACHER_CLASSES
+
+
+class StateError(ValueError):
+    """The file of a run's state cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the outcome of a run; a resumed run must have the same, or more epochs.
+
+    Attributes:
+        class_ids: in the order of the logits.
+        photos: number of photos to learn from.
+        start_digest: sha256 (hex) of the file of weights that training starts from; None starts from random weights.
+        freeze_through: name of the last layer that does not learn, or None.
+    """
+
+    recipe: Recipe
+    network: NetworkSpec
+    class_ids: tuple[str, ...]
+    photos: int
+    start_digest: str | None = None
+    freeze_through: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return document
+
+    def require_continues(self, earlier: dict[str, Any]) -> None:
+        """Check that this plan is `earlier`, the `document` of an interrupted run, apart from epochs at its end.
+
+        Raises:
+            RecipeError: it is not; every difference is named.
+        """
+        ours, theirs = _flatten(self.document()), _flatten(earlier)
+        old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
+        if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
+            theirs["recipe.stages"] = ours["recipe.stages"]
+        changes = [
+            f"{name} was {theirs.get(name)}, now {ours.get(name)}"
+            for name in ours | theirs
+            if ours.get(name) != theirs.get(name)
+        ]
+        if changes:
+            raise RecipeError(
+                f"the run that would be resumed was another one: {'; '.join(changes)}. "
+                "Give the same options again (only epochs may be added at the end), or a new --output"
+            )
+
+
+def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One row of the log. Shares are in [0, 1]; losses are cross-entropies in nats, with the teacher's part where
+    there is one in `train_loss`. Both `train_` figures are of augmented photos, under dropout, while learning."""
+
+    epoch: int
+    size: int
+    rate: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    val_top5: float
+    val_photos: int
+    images_per_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over the steps of the epoch under way."""
+
+    loss_sum: float = 0.0
+    hits: int = 0
+    photos: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, hits: int, photos: int, seconds: float) -> "Tally":
+        return Tally(self.loss_sum + loss * photos, self.hits + hits, self.photos + photos, self.seconds + seconds)
+
+
+class TrainingState:
+    """What must survive an interruption: the network, the distillation layer, the optimiser, the position.
+
+    Attributes:
+        next_step: index of the next step; every one before it is part of the weights.
+        results: one per finished epoch; its length is the index of the epoch under way.
+        tally: of that epoch.
+        sessions: what started or resumed the run, as plain JSON objects (see `zfserve_model.training.report`).
+    """
+
+    def __init__(self, network: Network, plan: Plan, device: torch.device) -> None:
+        recipe = plan.recipe
+        self.plan = plan
+        self.network: Network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+        self.teacher_layer = _teacher_layer(network, recipe.seed).to(device) if recipe.teacher_weight > 0 else None
+        self.optimiser = torch.optim.SGD(
+            _parameter_groups(network, self.teacher_layer, recipe.weight_decay),
+            lr=recipe.peak_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+        )
+        self.next_step = 0
+        self.elapsed_s = 0.0
+        self.results: list[EpochResult] = []
+        self.tally = Tally()
+        self.sessions: list[dict[str, Any]] = []
+
+    def save(self, file: Path) -> None:
+        """Write to a temporary name, then rename."""
+        partial = file.with_suffix(".partial")
+        torch.save(
+            {
+                "network": self.network.state_dict(),
+                "teacher_layer": self.teacher_layer.state_dict() if self.teacher_layer else None,
+                "optimiser": self.optimiser.state_dict(),
+                "next_step": self.next_step,
+                "elapsed_s": self.elapsed_s,
+                "results": [asdict(result) for result in self.results],
+                "tally": asdict(self.tally),
+                "sessions": self.sessions,
+                "plan": self.plan.document(),
+            },
+            partial,
+        )
+        partial.replace(file)
+
+    def load(self, file: Path) -> None:
+        """Go on from where the state in `file` stands.
+
+        States of the first release hold no plan, tally or sessions: then nothing is compared, and the figures of the
+        epoch under way cover only its rest.
+
+        Raises:
+            StateError: not the state of a run, or of another network.
+            RecipeError: the run had another plan.
+        """
+        try:
+            saved = torch.load(file, weights_only=True, map_location="cpu")
+        except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise StateError(f"{file} is not the state of a training run, or it is truncated") from error
+        if not isinstance(saved, dict):
+            raise StateError(f"{file} is not the state of a training run")
+        if "plan" in saved:
+            self.plan.require_continues(saved["plan"])
+        try:
+            self.network.load_state_dict(saved["network"])
+            if self.teacher_layer:
+                self.teacher_layer.load_state_dict(saved["teacher_layer"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.next_step, self.elapsed_s = saved["next_step"], saved["elapsed_s"]
+            self.results = [EpochResult(**result) for result in saved["results"]]
+            self.tally = Tally(**saved.get("tally", {}))
+            self.sessions = saved.get("sessions", [])
+        except (RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{file} holds the state of another network or recipe; use a new --output") from error
+
+    def count_step(self, loss: float, hits: int, photos: int, seconds: float) -> None:
+        """Record that step `next_step` is done."""
+        self.next_step += 1
+        self.elapsed_s += seconds
+        self.tally = self.tally.add(loss, hits, photos, seconds)
+
+    def close_epoch(self, result: EpochResult) -> None:
+        self.results.append(result)
+        self.tally = Tally()
+
+
+def _teacher_layer(network: Network, seed: int) -> nn.Linear:
+    layer = nn.Linear(network.spec.hidden_width, TEACHER_CLASSES)
+    bound = network.spec.hidden_width**-0.5
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return layer
+
+
+def _parameter_groups(network: Network, teacher_layer: nn.Module | None, decay: float) -> list[dict[str, object]]:
+    learning = [p for p in network.parameters() if p.requires_grad]
+    learning += list(teacher_layer.parameters()) if teacher_layer else []
+    return [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,55 @@
+"""Transfer learning: a trained network as the start of another one.
+
+Called by `zfserve train --from`. Zeiler & Fergus, section 5.2: the layers learned on one data set carry over to others,
+where only the last ones need to learn.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, load_tensors
+from zfserve_model.networks import Network, build_network
+from zfserve_model.training.recipe import RecipeError
+
+OUTPUT_LAYER = "fc8"
+
+
+def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: torch.Generator) -> Network:
+    """The checkpoint's network, with a newly drawn `fc8` unless it tells these very classes apart already.
+
+    Raises:
+        CheckpointError: the checkpoint wants its input scaled otherwise than the training loop scales it.
+    """
+    usual = Preprocessing()
+    if (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) != (usual.mean, usual.std):
+        raise CheckpointError(
+            f"the weights want mean {checkpoint.preprocessing.mean} and std {checkpoint.preprocessing.std}; "
+            f"training goes on from weights made for {usual.mean} and {usual.std} only"
+        )
+    if class_ids == checkpoint.class_ids:
+        return checkpoint.network
+    network = build_network(replace(checkpoint.network.spec, classes=len(class_ids)), generator)
+    prefix = f"head.{OUTPUT_LAYER}."
+    fresh = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefix)}
+    load_tensors(network, {**checkpoint.network.state_dict(), **fresh})
+    return network
+
+
+def freeze_through(network: Network, layer: str) -> None:
+    """Let nothing learn up to and including `layer`; a convolution's batch norm freezes with it.
+
+    Raises:
+        RecipeError: there is no such layer, or no layer would be left to learn.
+    """
+    layers = [*network.trunk.named_children(), *network.head.named_children()]
+    names = [name for name, _ in layers]
+    allowed = names[: names.index(OUTPUT_LAYER)]
+    if layer not in allowed:
+        raise RecipeError(f"cannot freeze through {layer!r}; choose one of {', '.join(allowed)}")
+    last = names.index(layer)
+    if isinstance(layers[last + 1][1], nn.BatchNorm2d | nn.BatchNorm1d):
+        last += 1
+    for _, module in layers[: last + 1]:
+        module.requires_grad_(False)
