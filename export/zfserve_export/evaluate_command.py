@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from zfserve_model.checkpoint import CheckpointError, Preprocessing, load_checkpoint
@@ -47,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     console = Console()
+    if arguments.batch_size < 1 or arguments.threads < 1:
+        return _refuse("--batch-size must be at least 1, and --threads too")
     try:
         subject = open_subject(arguments.target, arguments.precision, arguments.batch_size, arguments.threads)
         photos = list_labelled_photos(arguments.data, subject.class_ids)
@@ -61,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
                 lambda count: progress.advance(task, count),
             )
     except (BundleError, CheckpointError, EngineFailed, PhotoError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False)
-        return 2
+        return _refuse(str(error))
     print_score(console, subject, score)
     if arguments.json:
         _write(
@@ -116,7 +118,7 @@ def print_score(console: Console, subject: Subject, score: Score) -> None:
     rows = zip(subject.labels, subject.class_ids, score.class_counts(), score.class_accuracy(), strict=True)
     for label, class_id, count, accuracy in rows:
         if count:
-            table.add_row(label, class_id, f"{count:,}", f"{accuracy:.1%}", _bar(accuracy))
+            table.add_row(escape(label), escape(class_id), f"{count:,}", f"{accuracy:.1%}", _bar(accuracy))
     console.print(table)
     console.print(f"top-1 [bold]{score.top1:.2%}[/]   top-5 [bold]{score.top5:.2%}[/]   of {score.count:,} photos")
     confusions = score.worst_confusions(WORST_CONFUSIONS)
@@ -124,7 +126,7 @@ def print_score(console: Console, subject: Subject, score: Score) -> None:
         console.print("most often confused:")
     for confusion in confusions:
         true, predicted = subject.labels[confusion.true], subject.labels[confusion.predicted]
-        console.print(f"  {confusion.count:4d}  {true} taken for {predicted}", highlight=False)
+        console.print(f"  {confusion.count:4d}  {true} taken for {predicted}", highlight=False, markup=False)
 
 
 def describe_score(subject: Subject, score: Score) -> dict[str, object]:
@@ -141,6 +143,11 @@ def describe_score(subject: Subject, score: Score) -> dict[str, object]:
         ],
         "confusion": score.confusion.tolist(),
     }
+
+
+def _refuse(message: str) -> int:
+    Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return 2
 
 
 def _input_spec(preprocessing: Preprocessing) -> InputSpec:

@@ -53,7 +53,7 @@ def load_golden(bundle: Bundle) -> Golden:
     """
     manifest = bundle.manifest
     try:
-        with np.load(bundle.folder / GOLDEN, allow_pickle=False) as arrays:
+        with (bundle.folder / GOLDEN).open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             pixels = arrays["pixels"]
             probabilities = {precision: arrays[_PREFIX + precision] for precision in manifest.artefacts}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -1,0 +1,84 @@
+"""A bundle small enough to compute by hand, for every room's tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, LayerEntry, Manifest, file_digest
+from zfserve_runtime.golden import Golden, write_golden
+
+ColourBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def colour_bundle(tmp_path: Path) -> ColourBundle:
+    """Write a bundle whose network tells red, green and blue photos of 8 x 8 apart.
+
+    `features` are the mean of each channel over the photo, in [0, 255]; `probabilities` their softmax after division
+    by 51, so that pure red has logits (5, 0, 0). Keyword arguments replace fields of the manifest.
+    """
+
+    def write(name: str = "bundle", **changes: Any) -> Bundle:
+        folder = tmp_path / name
+        folder.mkdir()
+        _write_colour_graph(folder / "model.onnx")
+        (folder / "weights.safetensors").write_bytes(b"no weights")
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+        logits = pixels.mean(axis=(1, 2), dtype=np.float64) / 51
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        write_golden(Golden(pixels, {"fp32": probabilities.astype(np.float32)}), folder)
+        fields: dict[str, Any] = {
+            "name": "colours",
+            "version": "1",
+            "architecture": "colours",
+            "hidden_width": 3,
+            "contrast_norm": False,
+            "feature_width": 3,
+            "classes": tuple(ClassEntry(class_id=f"c-{name}", label=name) for name in ("red", "green", "blue")),
+            "input": InputSpec(
+                height=8, width=8, resize="squash", shorter_side=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+            ),
+            "layers": (
+                LayerEntry(
+                    name="mean", kind="conv", channels=3, height=1, width=1, receptive_field=8, stride=8, offset=0
+                ),
+            ),
+            "artefacts": {"fp32": Artefact(file="model.onnx", golden_tolerance=1e-5)},
+            "fingerprint": "ab" * 32,
+            "files": {file.name: file_digest(file) for file in folder.iterdir()},
+        }
+        manifest = Manifest(**fields | changes)
+        (folder / "manifest.json").write_text(manifest.model_dump_json())
+        return Bundle(folder, manifest)
+
+    return write
+
+
+def _write_colour_graph(file: Path) -> None:
+    import onnx  # here, because most tests need no bundle and onnx is slow to import
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["values", "axes"], ["features"], keepdims=0),
+        helper.make_node("Div", ["features", "temperature"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", 8, 8, 3])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3]),
+        ],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("temperature", TensorProto.FLOAT, [], [51.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
