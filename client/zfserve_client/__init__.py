@@ -1,1 +1,90 @@
-"""The client of the service, sync and async, and the command line that calls it."""
+"""The client of the service, sync and async, and the command line that calls it.
+
+    from zfserve_client import Client
+
+    with Client("localhost:8500") as client:
+        answer = client.classify("photo.jpg")
+        for projection in client.project(answer.image_reference, "conv5", strongest=9):
+            ...
+
+The names below are imported when first used, so that the command line starts without gRPC.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zfserve_client.async_client import AsyncClient
+    from zfserve_client.channel import TlsOptions
+    from zfserve_client.client import Client
+    from zfserve_client.errors import (
+        Cancelled,
+        DeadlineExceeded,
+        InvalidInput,
+        NotFound,
+        OutOfRange,
+        Overloaded,
+        PreconditionFailed,
+        ServerFailed,
+        Unavailable,
+        ZfserveError,
+    )
+    from zfserve_client.results import (
+        AccuracyFigure,
+        Box,
+        Classification,
+        ClassScore,
+        Engine,
+        Float32Picture,
+        ImageReference,
+        InputSpec,
+        Layer,
+        ModelDescription,
+        ModelIdentity,
+        ParityFigure,
+        Position,
+        Projection,
+        Timings,
+    )
+
+__all__ = [
+    "AccuracyFigure",
+    "AsyncClient",
+    "Box",
+    "Cancelled",
+    "ClassScore",
+    "Classification",
+    "Client",
+    "DeadlineExceeded",
+    "Engine",
+    "Float32Picture",
+    "ImageReference",
+    "InputSpec",
+    "InvalidInput",
+    "Layer",
+    "ModelDescription",
+    "ModelIdentity",
+    "NotFound",
+    "OutOfRange",
+    "Overloaded",
+    "ParityFigure",
+    "Position",
+    "PreconditionFailed",
+    "Projection",
+    "ServerFailed",
+    "Timings",
+    "TlsOptions",
+    "Unavailable",
+    "ZfserveError",
+]
+
+_HOMES = ("client", "async_client", "channel", "errors", "results")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,131 @@
+"""The client over grpc.aio; requests, results and errors are those of `client`."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from zfserve_protos.v1 import zfserve_pb2
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+
+from zfserve_client import results
+from zfserve_client.channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    MAX_MESSAGE_BYTES,
+    TlsOptions,
+    channel_options,
+    channel_target,
+)
+from zfserve_client.client import IN_FLIGHT, STRONGEST
+from zfserve_client.errors import ZfserveError, translated
+from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
+from zfserve_client.results import Classification, ModelDescription, Projection
+
+if TYPE_CHECKING:
+    from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, results and errors. Make it inside a running event loop."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: TlsOptions | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._max_message_bytes = max_message_bytes
+        target, options = channel_target(address), channel_options(max_message_bytes, tls)
+        self._channel = (
+            grpc.aio.insecure_channel(target, options)
+            if tls is None
+            else grpc.aio.secure_channel(target, tls.credentials(), options)
+        )
+        self._stub: VisionServiceAsyncStub = VisionServiceStub(self._channel)
+
+    async def classify(
+        self, image: ImageSource, *, top_k: int | None = None, features: bool = False, timeout_s: float | None = None
+    ) -> Classification:
+        """See `Client.classify`. A file is read in a thread."""
+        request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
+        with translated():
+            return results.classification(await self._stub.Classify(request, timeout=timeout_s or self._timeout_s))
+
+    async def classify_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        top_k: int | None = None,
+        features: bool = False,
+        timeout_s: float | None = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> AsyncGenerator[Classification | ZfserveError]:
+        """See `Client.classify_many`."""
+
+        async def outcome(image: ImageSource) -> Classification | ZfserveError:
+            try:
+                return await self.classify(image, top_k=top_k, features=features, timeout_s=timeout_s)
+            except ZfserveError as error:
+                return error
+
+        under_way: deque[asyncio.Task[Classification | ZfserveError]] = deque()
+        try:
+            for image in images:
+                if len(under_way) == in_flight:
+                    yield await under_way.popleft()
+                under_way.append(asyncio.create_task(outcome(image)))
+            while under_way:
+                yield await under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def project(
+        self,
+        image: ImageSource,
+        layer: str,
+        *,
+        strongest: int = STRONGEST,
+        maps: Sequence[int] | None = None,
+        unit: UnitRule = "strongest",
+        format: PictureFormat = "png",  # noqa: A002
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Projection]:
+        """See `Client.project`. Closing the generator (`contextlib.aclosing`) stops the work."""
+        selected = strongest if maps is None else maps
+        request = await asyncio.to_thread(
+            project_request, image, layer, selected, unit, format, self._max_message_bytes
+        )
+        call = self._stub.Project(request, timeout=timeout_s or self._timeout_s)
+        try:
+            with translated():
+                async for response in call:
+                    yield results.projection(response)
+        finally:
+            call.cancel()
+
+    async def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
+        """See `Client.describe`."""
+        request = zfserve_pb2.DescribeModelRequest()
+        with translated():
+            response = await self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s)
+        return results.model_description(response)
+
+    async def close(self) -> None:
+        """Ends the connection and cancels every call still under way."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

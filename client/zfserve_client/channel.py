@@ -1,0 +1,114 @@
+"""How both clients reach the service: addresses, balancing, retries, keepalive, message sizes, TLS.
+
+Sources: grpc/include/grpc/impl/channel_arg_names.h; gRFC A6 (retries).
+"""
+
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+DEFAULT_ADDRESS = "localhost:8500"
+DEFAULT_PORT = 8500
+DEFAULT_TIMEOUT_S = 30.0
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""As much as the server takes by default."""
+
+Options = list[tuple[str, int | str]]
+
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "zfserve.v1.VisionService"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                # Neither has done any work. A server that is full can set the delay by grpc-retry-pushback-ms.
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+    # When most calls fail, retries stop: they must not feed the overload they answer.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.2},
+}
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """TLS towards the server. With no file given, the system's certificate authorities are trusted.
+
+    Attributes:
+        ca: PEM file of the certificate authorities to trust instead.
+        certificate, key: PEM files by which the client proves who it is (mutual TLS); both or neither.
+        server_name: the name the server's certificate must carry, where it is not that of the address.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("a client certificate and its key go together; give both or neither")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises OSError where a file cannot be read."""
+        ca, key, certificate = (
+            None if file is None else file.read_bytes() for file in (self.ca, self.key, self.certificate)
+        )
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def channel_target(address: str) -> str:
+    """gRPC's name for an address, resolved again as servers come and go.
+
+    Args:
+        address: `HOST`, `HOST:PORT`, several `IP:PORT` parted by commas, `unix:PATH`, or any gRPC target.
+
+    Raises:
+        ValueError: several addresses that are not all of one IP version.
+    """
+    if address.startswith(_SCHEMES):
+        return address
+    if "," not in address:
+        return f"dns:///{_with_port(address)}"
+    addresses = [_with_port(part.strip()) for part in address.split(",")]
+    if all(part.startswith("[") for part in addresses):
+        return f"ipv6:{','.join(addresses)}"
+    if all(part.replace(".", "").replace(":", "").isdigit() for part in addresses):
+        return f"ipv4:{','.join(addresses)}"
+    raise ValueError(f"several addresses must be all IPv4 or all [IPv6]; {address} is not. One name may have many.")
+
+
+def channel_options(max_message_bytes: int, tls: TlsOptions | None) -> Options:
+    options: Options = [
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # A call larger than this is never retried; gRPC's default of 256 KiB is less than most photos.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
+        # A server that vanished without a word is noticed within 40 s, even between calls.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.primary_user_agent", f"zfserve/{importlib.metadata.version('zfserve')}"),
+    ]
+    if tls is not None and tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return options
+
+
+def _with_port(address: str) -> str:
+    last = address.rpartition("]")[2] if address.startswith("[") else address
+    return address if ":" in last else f"{address}:{DEFAULT_PORT}"

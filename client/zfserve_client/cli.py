@@ -1,0 +1,114 @@
+"""The command line `zfserve`: a table of commands, each in a module that is imported only when it is called for."""
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+OK, FAILED, UNUSABLE, UNREACHABLE, NOT_INSTALLED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        module: has `add_arguments(parser)` and `run(arguments) -> int`, the exit status.
+        extra: what to install for it, or "" where the base install has all it needs.
+    """
+
+    summary: str
+    module: str
+    extra: str
+
+
+COMMANDS = {
+    "classify": Command("say what photos show", "zfserve_client.classify_command", ""),
+    "project": Command("show which pixels drove the feature maps", "zfserve_client.project_command", ""),
+    "info": Command("describe the model that is served", "zfserve_client.info_command", ""),
+    "serve": Command("run the service", "zfserve_server.serve_command", "server"),
+    "worker": Command("run the companion that computes projections", "zfserve_worker.worker_command", "worker"),
+    "train": Command("train a network on folders of photos", "zfserve_model.train_command", "train"),
+    "evaluate": Command("measure a checkpoint or a bundle", "zfserve_export.evaluate_command", "export"),
+    "export": Command("turn a checkpoint into a bundle to serve", "zfserve_export.export_command", "export"),
+    "bench": Command("measure the service against its limits", "zfserve_bench.bench_command", "dev"),
+}
+
+_USAGE = "usage: zfserve COMMAND [OPTIONS]     zfserve COMMAND --help     zfserve --version"
+_EXIT_STATUS = """\
+exit status:
+  0 done    1 some or all of it failed    2 unusable arguments or input    3 no server there, or it is too busy
+  4 the command's extra is not installed    130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: without the program's name; None for the process's own.
+
+    Returns:
+        The exit status, as `zfserve --help` explains it.
+    """
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        _print(_help())
+        return OK
+    if name == "--version":
+        _print(f"zfserve {importlib.metadata.version('zfserve')}")
+        return OK
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `zfserve {near[0]}`?" if near else "`zfserve --help` lists the commands"
+        return _fail(f"there is no command {name!r}; {hint}", UNUSABLE)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its remarks on connections are not for users
+    try:
+        return _run(name, rest)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = COMMANDS[name].extra
+        if not extra or missing.startswith("zfserve_"):
+            raise
+        return _fail(
+            f"`zfserve {name}` needs {missing}, which is not installed: pip install 'zfserve[{extra}]'", NOT_INSTALLED
+        )
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    summary = command.summary[0].upper() + command.summary[1:] + "."
+    parser = argparse.ArgumentParser(prog=f"zfserve {name}", description=summary)
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(argv))
+    return status
+
+
+def _help() -> str:
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    commands = "\n".join(f"  {bold}{name:<10}{plain}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"{bold}zfserve{plain} serves a trained convolutional network, and shows which pixels made it say so.\n\n"
+        f"{_USAGE}\n\ncommands:\n{commands}\n\n{_EXIT_STATUS}"
+    )
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"zfserve: {message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The client. `async_client` is the same over grpc.aio; only the calls themselves differ."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import grpc
+from zfserve_protos.v1 import zfserve_pb2
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+
+from zfserve_client import results
+from zfserve_client.channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    MAX_MESSAGE_BYTES,
+    TlsOptions,
+    channel_options,
+    channel_target,
+)
+from zfserve_client.errors import ZfserveError, translated
+from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
+from zfserve_client.results import Classification, ModelDescription, Projection
+
+STRONGEST = 9
+"""How many maps `project` returns unless told."""
+
+IN_FLIGHT = 16
+"""How many photos `classify_many` has under way; enough to fill a server's batch while the next is read."""
+
+_Started: TypeAlias = "grpc.Future[zfserve_pb2.ClassifyResponse] | ZfserveError"
+
+
+class Client:
+    """Calls a zfserve service. Safe to share between threads; close it, or use it in a `with`.
+
+    Args:
+        address: see `channel_target`. Calls go round robin over all the addresses a name resolves to.
+        tls: None for an unencrypted connection.
+        timeout_s: how long a call may take, retries included, unless the call says otherwise.
+        max_message_bytes: the largest request and response.
+
+    Every call raises a `ZfserveError`. A call that met no server, or a full one, is first tried again up to three
+    times, within its time.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: TlsOptions | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._max_message_bytes = max_message_bytes
+        target, options = channel_target(address), channel_options(max_message_bytes, tls)
+        self._channel = (
+            grpc.insecure_channel(target, options)
+            if tls is None
+            else grpc.secure_channel(target, tls.credentials(), options)
+        )
+        self._stub = VisionServiceStub(self._channel)
+
+    def classify(
+        self, image: ImageSource, *, top_k: int | None = None, features: bool = False, timeout_s: float | None = None
+    ) -> Classification:
+        """The best classes for one photo.
+
+        Args:
+            image: a path, the bytes of a file, a Pillow image, uint8 (height, width, 3) RGB, or a reference.
+            top_k: how many classes; None for the server's default of 5.
+            features: whether to return the last hidden layer as well.
+        """
+        request = classify_request(image, top_k, features, self._max_message_bytes)
+        with translated():
+            return results.classification(self._stub.Classify(request, timeout=timeout_s or self._timeout_s))
+
+    def classify_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        top_k: int | None = None,
+        features: bool = False,
+        timeout_s: float | None = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> Generator[Classification | ZfserveError]:
+        """One result for each photo, in the order given, with up to `in_flight` of them under way at once.
+
+        A photo that fails yields its error in its place, so that one bad file does not end the others. Closing the
+        generator cancels what is under way.
+        """
+
+        under_way: deque[_Started] = deque()
+        try:
+            for image in images:
+                if len(under_way) == in_flight:
+                    yield _outcome(under_way.popleft())
+                under_way.append(self._start(image, top_k, features, timeout_s or self._timeout_s))
+            while under_way:
+                yield _outcome(under_way.popleft())
+        finally:
+            for call in under_way:
+                if not isinstance(call, ZfserveError):
+                    call.cancel()
+
+    def _start(self, image: ImageSource, top_k: int | None, features: bool, timeout_s: float) -> "_Started":
+        try:
+            request = classify_request(image, top_k, features, self._max_message_bytes)
+        except ZfserveError as error:
+            return error
+        return self._stub.Classify.future(request, timeout=timeout_s)
+
+    def project(
+        self,
+        image: ImageSource,
+        layer: str,
+        *,
+        strongest: int = STRONGEST,
+        maps: Sequence[int] | None = None,
+        unit: UnitRule = "strongest",
+        format: PictureFormat = "png",  # noqa: A002
+        timeout_s: float | None = None,
+    ) -> Generator[Projection]:
+        """For each feature map, the pixels that drove it, as they arrive. Closing the generator stops the work.
+
+        Args:
+            image: as for `classify`; `Classification.image_reference` spares sending the photo again.
+            layer: a layer's name as `describe` gives it, such as "conv5".
+            strongest: how many maps, those with the strongest single activation.
+            maps: just these maps in this order, instead.
+            unit: "strongest", "whole" or a `Position`.
+            format: "png" fills `Projection.png`, "float32" fills `Projection.pixels`.
+        """
+        selected = strongest if maps is None else maps
+        request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
+        return self._projections(request, timeout_s or self._timeout_s)
+
+    def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
+        call = self._stub.Project(request, timeout=timeout_s)
+        try:
+            with translated():
+                for response in call:
+                    yield results.projection(response)
+        finally:
+            call.cancel()
+
+    def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
+        """What is served: layers, classes, input, and figures measured at export."""
+        request = zfserve_pb2.DescribeModelRequest()
+        with translated():
+            return results.model_description(self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s))
+
+    def close(self) -> None:
+        """Ends the connection and cancels every call still under way."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _outcome(started: _Started) -> Classification | ZfserveError:
+    if isinstance(started, ZfserveError):
+        return started
+    try:
+        with translated():
+            return results.classification(started.result())
+    except ZfserveError as error:
+        return error

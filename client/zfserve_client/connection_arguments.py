@@ -1,0 +1,53 @@
+"""What the commands that call the service share: where it is, and what to say when a call fails."""
+
+import argparse
+import os
+from pathlib import Path
+
+from zfserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
+from zfserve_client.cli import FAILED, UNREACHABLE, UNUSABLE
+from zfserve_client.client import Client
+from zfserve_client.errors import InvalidInput, NotFound, OutOfRange, Overloaded, Unavailable, ZfserveError
+
+
+def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        default=os.environ.get("ZFSERVE_ADDRESS", DEFAULT_ADDRESS),
+        help=f"the service; several IP:PORT parted by commas, or unix:PATH (ZFSERVE_ADDRESS, else {DEFAULT_ADDRESS})",
+    )
+    group.add_argument(
+        "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S, help="seconds a call may take (%(default)g)"
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt; the other --tls options imply it")
+    group.add_argument("--tls-ca", metavar="PEM", type=Path, help="authorities to trust, not the system's")
+    group.add_argument("--tls-cert", metavar="PEM", type=Path, help="the client's certificate, for mutual TLS")
+    group.add_argument("--tls-key", metavar="PEM", type=Path, help="the key to it")
+    group.add_argument("--tls-server-name", metavar="NAME", help="the name in the server's certificate")
+
+
+def open_client(arguments: argparse.Namespace) -> Client:
+    """Raises ValueError or OSError where the arguments are unusable."""
+    tls = TlsOptions(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name)
+    encrypted = arguments.tls or tls != TlsOptions()
+    return Client(arguments.address, tls=tls if encrypted else None, timeout_s=arguments.timeout)
+
+
+def explain(error: ZfserveError, address: str) -> str:
+    """One line: what went wrong and what to do."""
+    if isinstance(error, Unavailable) and not error.reason:
+        return f"no zfserve answers at {address}; start one with `zfserve serve`, or name another with --address"
+    parts = [error.message]
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        parts.append(f"try again in {error.retry_after_s:.1f} s")
+    if error.request_id and not isinstance(error, InvalidInput | NotFound | OutOfRange):
+        parts.append(f"request {error.request_id}")
+    return "; ".join(parts)
+
+
+def exit_status(error: ZfserveError) -> int:
+    if isinstance(error, Unavailable | Overloaded):
+        return UNREACHABLE
+    return UNUSABLE if isinstance(error, InvalidInput | NotFound | OutOfRange) else FAILED

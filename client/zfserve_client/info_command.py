@@ -1,0 +1,127 @@
+"""`zfserve info`: what the service serves."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from zfserve_client.cli import OK, UNUSABLE
+from zfserve_client.connection_arguments import add_connection_arguments, exit_status, explain, open_client
+from zfserve_client.errors import ZfserveError
+from zfserve_client.results import InputSpec, ModelDescription
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the whole description as one JSON document")
+    add_connection_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    messages = Console(stderr=True)
+    try:
+        client = open_client(arguments)
+    except (OSError, ValueError) as error:
+        messages.print(f"[red]error:[/] {escape(str(error))}")
+        return UNUSABLE
+    try:
+        with client:
+            description = client.describe()
+    except ZfserveError as error:
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}")
+        return exit_status(error)
+    if arguments.json:
+        sys.stdout.write(json.dumps(asdict(description), ensure_ascii=False, indent=2) + "\n")
+        return OK
+    console = Console()
+    for part in _parts(description):
+        console.print(part)
+    return OK
+
+
+def _parts(description: ModelDescription) -> Iterator[RenderableType]:
+    yield _overview(description)
+    yield ""
+    yield _layers(description)
+    if description.accuracy:
+        yield ""
+        yield _accuracy(description)
+    if description.parity:
+        yield ""
+        yield _parity(description)
+
+
+def _overview(description: ModelDescription) -> Table:
+    model, engine = description.model, description.engine
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("model", f"[bold]{escape(model.name)}[/] {escape(model.version)} ({description.architecture})")
+    table.add_row("weights", model.fingerprint)
+    table.add_row("input", _input(description.input))
+    table.add_row(
+        "engine",
+        f"{engine.runtime} on {engine.provider}, {engine.precision}, batches up to {engine.max_batch_size}, "
+        f"{engine.threads} thread{'' if engine.threads == 1 else 's'}",
+    )
+    table.add_row("projections", "available" if description.projection_available else "[yellow]not at present[/]")
+    table.add_row("features", f"{description.feature_width} values")
+    labels = [entry.label for entry in description.classes]
+    shown = ", ".join(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
+    table.add_row(f"{len(labels)} classes", escape(shown))
+    return table
+
+
+def _input(spec: InputSpec) -> str:
+    resize = {
+        "squash": "both sides scaled to it",
+        "crop": f"the shorter side scaled to {spec.shorter_side}, then the centre cut out",
+    }.get(spec.resize, spec.resize)
+    return f"{spec.width} × {spec.height} RGB, {resize}"
+
+
+def _layers(description: ModelDescription) -> Table:
+    table = _figures("layer", "kind", "maps", "size", "sees", "stride", "offset")
+    for layer in description.layers:
+        table.add_row(
+            layer.name,
+            layer.kind,
+            str(layer.channels),
+            f"{layer.width} × {layer.height}",
+            f"{layer.receptive_field} px",
+            f"{layer.stride} px",
+            str(layer.offset),
+            style="" if layer.kind == "conv" else "dim",
+        )
+    return table
+
+
+def _accuracy(description: ModelDescription) -> Table:
+    table = _figures("accuracy", "photos", "top-1", "top-5")
+    for figure in description.accuracy:
+        table.add_row(figure.precision, f"{figure.count:,}", f"{figure.top1:.2%}", f"{figure.top5:.2%}")
+    return table
+
+
+def _parity(description: ModelDescription) -> Table:
+    table = _figures("parity with PyTorch", "inputs", "largest difference", "same class")
+    for figure in description.parity:
+        table.add_row(
+            figure.precision,
+            f"{figure.count:,} {figure.inputs}",
+            f"{figure.max_difference:.2e}",
+            f"{figure.top1_agreement:.2%}",
+        )
+    return table
+
+
+def _figures(first: str, *columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    return table

@@ -1,0 +1,146 @@
+"""`zfserve project`: the pixels that drove feature maps, as pictures with a table."""
+
+import argparse
+import json
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from zfserve_client.cli import OK, UNUSABLE
+from zfserve_client.client import STRONGEST, Client
+from zfserve_client.connection_arguments import add_connection_arguments, exit_status, explain, open_client
+from zfserve_client.errors import ZfserveError
+from zfserve_client.projection_files import SavedProjection, save_projection, save_sheet
+from zfserve_client.requests import UnitRule
+from zfserve_client.results import Box, Position, Projection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photo", type=Path, metavar="PHOTO")
+    parser.add_argument("--layer", default="conv5", help="a layer that `zfserve info` lists (%(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--top", type=int, metavar="N", default=STRONGEST, help="the N strongest maps (%(default)s)")
+    which.add_argument("--maps", type=_map_list, metavar="M,M...", help="just these maps, from 0")
+    parser.add_argument(
+        "--unit",
+        type=_unit_rule,
+        default="strongest",
+        metavar="RULE",
+        help="which unit of each map: strongest (the default), whole for all of them, or ROW,COLUMN",
+    )
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write each projection and patch, and a contact sheet")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON document a line and projection; pictures are left to --save, whose file names it then gives",
+    )
+    add_connection_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    messages = Console(stderr=True)
+    try:
+        client = open_client(arguments)
+        if arguments.save:
+            arguments.save.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        messages.print(f"[red]error:[/] {escape(str(error))}")
+        return UNUSABLE
+    saved: list[SavedProjection] = []
+    try:
+        with client, closing(_projections(client, arguments, messages)) as projections:
+            for projection in projections:
+                saved.append(save_projection(projection, arguments.layer, arguments.save))
+                if arguments.json:
+                    sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
+    except ZfserveError as error:
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}")
+        return exit_status(error)
+    if not arguments.json:
+        Console().print(projection_table(saved, f"{arguments.layer} of {arguments.photo}"))
+    if arguments.save:
+        sheet = arguments.save / f"{arguments.layer}-sheet.png"
+        save_sheet([entry.projection for entry in saved], f"{arguments.layer} of {arguments.photo.name}", sheet)
+        messages.print(f"{len(saved)} projections with their patches, and all of them on {escape(str(sheet))}")
+    return OK
+
+
+def projection_table(saved: list[SavedProjection], title: str) -> Table:
+    """A row for each projection, in the order they came."""
+    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1), title_style="bold")
+    with_files = any(entry.picture for entry in saved)
+    for column in ("map", "unit", "activation", "", "pixels of the photo", *(["picture"] if with_files else [])):
+        table.add_column(column, header_style="dim", justify="right" if column in ("map", "activation") else "left")
+    highest = max((entry.projection.activation for entry in saved), default=0.0) or 1.0
+    for entry in saved:
+        projection = entry.projection
+        table.add_row(
+            str(projection.map),
+            unit_name(projection),
+            f"{projection.activation:.2f}",
+            Bar(1, 0, max(0.0, projection.activation / highest), width=20, color="blue"),
+            box_name(projection.source_box or projection.box),
+            *([entry.picture.name] if entry.picture else []),
+        )
+    return table
+
+
+def unit_name(projection: Projection) -> str:
+    return "whole map" if projection.unit is None else f"row {projection.unit.row}, column {projection.unit.column}"
+
+
+def box_name(box: Box) -> str:
+    return f"{box.left}–{box.right} × {box.top}–{box.bottom}"
+
+
+def _projections(client: Client, arguments: argparse.Namespace, messages: Console) -> Generator[Projection]:
+    total = len(arguments.maps) if arguments.maps else arguments.top
+    progress = Progress(
+        TextColumn(f"projecting {arguments.layer}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+    )
+    projections = client.project(
+        arguments.photo, arguments.layer, strongest=arguments.top, maps=arguments.maps, unit=arguments.unit
+    )
+    with progress, closing(projections):
+        yield from progress.track(projections, total=total)
+
+
+def _document(saved: SavedProjection) -> dict[str, object]:
+    document = asdict(saved.projection)
+    for picture in ("png", "pixels", "patch_png"):
+        del document[picture]
+    if saved.picture and saved.patch:
+        document |= {"picture": str(saved.picture), "patch": str(saved.patch)}
+    return document
+
+
+def _map_list(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of maps such as 1,5") from None
+
+
+def _unit_rule(text: str) -> UnitRule:
+    match text:
+        case "strongest" | "whole":
+            return cast(UnitRule, text)
+    try:
+        row, column = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of strongest, whole and ROW,COLUMN") from None
+    return Position(row, column)

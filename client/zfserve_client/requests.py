@@ -1,0 +1,149 @@
+"""Requests from what a caller holds: a path, the bytes of a file, a Pillow image, an array, or a reference.
+
+Used by the sync and the async client alike. Nothing here needs numpy.
+"""
+
+import importlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import grpc
+from PIL import Image, ImageOps
+from zfserve_protos.v1 import zfserve_pb2
+
+from zfserve_client.errors import InvalidInput
+from zfserve_client.results import ImageReference, Position
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageReference | Any
+"""A path; the bytes of an image file; a Pillow image; uint8 (height, width, 3) RGB in anything with the buffer
+protocol or numpy's array interface; or a reference that `classify` returned."""
+
+UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
+"""Which unit of a map to project: that with the highest activation, the one at a place, or all of them together."""
+
+PictureFormat: TypeAlias = Literal["png", "float32"]
+
+_FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
+
+
+def classify_request(
+    image: ImageSource, top_k: int | None, features: bool, max_bytes: int
+) -> zfserve_pb2.ClassifyRequest:
+    """Raises InvalidInput where `image` is none of the kinds above or cannot be read, or `top_k` is negative."""
+    return zfserve_pb2.ClassifyRequest(
+        image=image_message(image, max_bytes),
+        top_k=None if top_k is None else _unsigned(top_k, "top_k"),
+        include_features=features,
+    )
+
+
+def project_request(
+    image: ImageSource,
+    layer: str,
+    maps: int | Sequence[int],
+    unit: UnitRule,
+    picture_format: PictureFormat,
+    max_bytes: int,
+) -> zfserve_pb2.ProjectRequest:
+    """The request for the `maps` strongest maps, or for just the maps listed.
+
+    Raises:
+        InvalidInput: as for `classify_request`; a negative map or place; an unknown unit rule or format.
+    """
+    if picture_format not in _FORMATS:
+        raise _invalid(f'no picture format {picture_format!r}; give "png" or "float32"', "format")
+    request = zfserve_pb2.ProjectRequest(
+        image=image_message(image, max_bytes), layer=layer, unit=_unit_rule(unit), format=_FORMATS[picture_format]
+    )
+    if isinstance(maps, int):
+        request.strongest = _unsigned(maps, "strongest")
+    else:
+        # Set even when empty: the server then says that a selection needs a map, and does not choose nine itself.
+        request.selection.SetInParent()
+        request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
+    return request
+
+
+def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
+    """Raises InvalidInput where `image` cannot be read, is of no known kind, or is over `max_bytes`."""
+    message = _convert(image)
+    if message.ByteSize() > max_bytes:
+        raise _invalid(
+            f"the photo takes {message.ByteSize():,} bytes, the client sends at most {max_bytes:,}; "
+            "scale it down or raise max_message_bytes",
+            "image",
+        )
+    return message
+
+
+def _convert(image: ImageSource) -> zfserve_pb2.Image:
+    match image:
+        case ImageReference():
+            return zfserve_pb2.Image(reference=image.value)
+        case str() | os.PathLike():
+            try:
+                return zfserve_pb2.Image(encoded=Path(image).read_bytes())
+            except OSError as error:
+                raise _invalid(f"{image} cannot be read: {error.strerror or error}", "image") from error
+        case Image.Image():
+            return _from_pillow(image)
+    view = _buffer(image)
+    if view.format == "B" and view.ndim == 1:
+        return zfserve_pb2.Image(encoded=view.tobytes())
+    if view.format == "B" and view.ndim == 3 and view.shape is not None and view.shape[2] == 3:
+        height, width, _ = view.shape
+        return zfserve_pb2.Image(raw=zfserve_pb2.RawPixels(width=width, height=height, data=view.tobytes()))
+    raise _invalid(
+        f"an array must be uint8 (height, width, 3), RGB; this one is {view.format!r} {view.shape}", "image.raw"
+    )
+
+
+def _from_pillow(image: Image.Image) -> zfserve_pb2.Image:
+    """RGB as raw pixels; every other mode as an uncompressed TIFF, so that the server treats palette, alpha, CMYK
+    and 16 bits as it would in a file."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "RGB":
+        pixels = zfserve_pb2.RawPixels(width=upright.width, height=upright.height, data=upright.tobytes())
+        return zfserve_pb2.Image(raw=pixels)
+    if "transparency" in upright.info:  # which TIFF would lose
+        upright = upright.convert("RGBA")
+    file = io.BytesIO()
+    upright.save(file, "TIFF")
+    return zfserve_pb2.Image(encoded=file.getvalue())
+
+
+def _buffer(image: Any) -> memoryview:
+    try:
+        return memoryview(image)
+    except TypeError:
+        if not (hasattr(image, "__array_interface__") or hasattr(image, "__array__")):
+            raise _invalid(
+                f"{type(image).__name__} is no image; give a path, bytes, a Pillow image or an array", "image"
+            ) from None
+    # Whoever holds such an array without a buffer has numpy.
+    return memoryview(importlib.import_module("numpy").asarray(image))
+
+
+def _unit_rule(unit: UnitRule) -> zfserve_pb2.UnitRule:
+    match unit:
+        case "strongest":
+            return zfserve_pb2.UnitRule(strongest=zfserve_pb2.StrongestUnit())
+        case "whole":
+            return zfserve_pb2.UnitRule(whole_map=zfserve_pb2.WholeMap())
+        case Position(row, column):
+            row, column = _unsigned(row, "unit.position.row"), _unsigned(column, "unit.position.column")
+            return zfserve_pb2.UnitRule(position=zfserve_pb2.Position(row=row, column=column))
+    raise _invalid(f'no unit rule {unit!r}; give "strongest", "whole" or a Position', "unit")
+
+
+def _unsigned(value: int, field: str) -> int:
+    if not 0 <= value < 2**32:
+        raise _invalid(f"{field} must be from 0, and {value} is not", field)
+    return value
+
+
+def _invalid(message: str, field: str) -> InvalidInput:
+    return InvalidInput(message, grpc.StatusCode.INVALID_ARGUMENT, field=field)

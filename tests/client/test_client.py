@@ -1,0 +1,271 @@
+"""Both clients against a fake service: every test with `ask` runs for each."""
+
+import asyncio
+import threading
+from contextlib import aclosing, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fakes.vision_service import DESCRIPTION, Failure, FakeVisionService, listening, png
+from google.protobuf.json_format import MessageToDict
+from zfserve_client import (
+    AsyncClient,
+    Cancelled,
+    Classification,
+    Client,
+    DeadlineExceeded,
+    ImageReference,
+    InvalidInput,
+    ModelDescription,
+    NotFound,
+    OutOfRange,
+    Overloaded,
+    Position,
+    PreconditionFailed,
+    ServerFailed,
+    TlsOptions,
+    Unavailable,
+    ZfserveError,
+)
+from zfserve_protos.v1 import zfserve_pb2 as pb
+
+CERTIFICATES = Path(__file__).parent.parent / "runtime" / "tls"
+Ask = Any
+
+
+def test_classify_answers_all_that_the_service_says(ask: Ask, address: str, service: FakeVisionService) -> None:
+    answer: Classification = ask(address, "classify", b"1234", top_k=2, features=True)
+    assert [(score.label, score.class_id, score.index, score.probability) for score in answer.classes] == [
+        ("church", "n1", 1, 0.75),
+        ("tench", "n0", 0, 0.1875),
+    ]
+    assert (answer.model.name, answer.model.version, answer.model.fingerprint) == ("zfnet", "3", "ab12")
+    assert answer.image_reference == ImageReference("ref-4")
+    assert answer.features == (0.5, 0.25)
+    assert asdict(answer.timings) == {"decode_ms": 1.5, "queue_ms": 0.25, "inference_ms": 4.0, "batch_size": 2}
+    request = service.classify_requests[0]
+    assert (request.image.encoded, request.top_k, request.include_features) == (b"1234", 2, True)
+
+
+def test_classify_leaves_the_number_of_classes_to_the_service(
+    ask: Ask, address: str, service: FakeVisionService
+) -> None:
+    assert len(ask(address, "classify", b"1").classes) == 3
+    assert not service.classify_requests[0].HasField("top_k")
+
+
+def test_top_k_zero_is_sent_for_the_service_to_refuse(ask: Ask, address: str, service: FakeVisionService) -> None:
+    service.failures = [Failure(grpc.StatusCode.INVALID_ARGUMENT, reason="INVALID_INPUT", field="top_k")]
+    with pytest.raises(InvalidInput):
+        ask(address, "classify", b"1", top_k=0)
+    assert service.classify_requests[0].HasField("top_k")
+
+
+def test_describe(ask: Ask, address: str) -> None:
+    description: ModelDescription = ask(address, "describe")
+    message = MessageToDict(DESCRIPTION, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    assert _lists(asdict(description)) == message
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidInput),
+        (grpc.StatusCode.NOT_FOUND, NotFound),
+        (grpc.StatusCode.OUT_OF_RANGE, OutOfRange),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
+        (grpc.StatusCode.CANCELLED, Cancelled),
+        (grpc.StatusCode.FAILED_PRECONDITION, PreconditionFailed),
+        (grpc.StatusCode.INTERNAL, ServerFailed),
+        (grpc.StatusCode.UNKNOWN, ServerFailed),
+    ],
+)
+@pytest.mark.parametrize("method", ["classify", "project"])
+def test_every_status_has_its_error_and_is_not_tried_again(
+    ask: Ask, address: str, service: FakeVisionService, method: str, code: grpc.StatusCode, kind: type[ZfserveError]
+) -> None:
+    service.failures = [Failure(code, "Do this.", "SOME_REASON", "image.encoded", retry_after_s=1.5)]
+    with pytest.raises(ZfserveError) as caught:
+        ask(address, method, b"1", *(["conv5"] if method == "project" else []))
+    error = caught.value
+    assert type(error) is kind
+    assert (error.message, str(error), error.code) == ("Do this.", "Do this.", code)
+    assert (error.reason, error.field, error.retry_after_s, error.request_id) == (
+        "SOME_REASON",
+        "image.encoded",
+        1.5,
+        "r-1",
+    )
+    assert len(service.classify_requests) + len(service.project_requests) == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Failure(grpc.StatusCode.UNAVAILABLE), Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)],
+    ids=lambda failure: failure.code.name,
+)
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_refused_call_is_tried_again_however_large_the_photo(
+    ask: Ask, address: str, service: FakeVisionService, failure: Failure, size: int
+) -> None:
+    service.failures = [failure, failure]
+    assert ask(address, "classify", bytes(size)).classes
+    assert len(service.classify_requests) == 3
+
+
+def test_a_call_that_stays_refused_says_when_to_try_again(ask: Ask, address: str, service: FakeVisionService) -> None:
+    service.failures = [
+        Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.25, pushback_ms=1)
+    ] * 4
+    with pytest.raises(Overloaded) as caught:
+        ask(address, "classify", b"1")
+    assert caught.value.retry_after_s == 0.25
+    assert len(service.classify_requests) == 4
+
+
+def test_nobody_listens(ask: Ask) -> None:
+    with pytest.raises(Unavailable) as caught:
+        ask("127.0.0.1:1", "describe", timeout_s=10)
+    assert not caught.value.reason
+
+
+def test_a_deadline(ask: Ask, address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+    with pytest.raises(DeadlineExceeded):
+        ask(address, "classify", b"1", timeout_s=0.05)
+    with pytest.raises(DeadlineExceeded):
+        ask(address, "classify", b"1", client={"timeout_s": 0.05})
+
+
+def test_many_in_order_with_a_failure_in_its_place(
+    ask: Ask, address: str, service: FakeVisionService, tmp_path: Path
+) -> None:
+    photos = [bytes(length) for length in range(1, 10)]
+    answers = ask(address, "classify_many", [*photos, tmp_path / "none.jpg", b"123"], in_flight=4)
+    assert [getattr(answer, "image_reference", None) for answer in answers] == [
+        *(ImageReference(f"ref-{length}") for length in range(1, 10)),
+        None,
+        ImageReference("ref-3"),
+    ]
+    assert isinstance(answers[9], InvalidInput)
+    assert service.most_at_once <= 4
+
+
+def test_many_are_under_way_at_once(ask: Ask, address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+
+    def release() -> None:
+        for _ in range(3):
+            assert service.arrived.acquire(timeout=30)
+        service.open.set()
+
+    releasing = threading.Thread(target=release)
+    releasing.start()
+    assert len(ask(address, "classify_many", [b"1"] * 6, in_flight=3)) == 6
+    releasing.join()
+    assert service.most_at_once == 3
+
+
+def test_leaving_many_early_cancels_what_is_under_way(address: str, service: FakeVisionService) -> None:
+    taken: list[bytes] = []
+
+    def photos() -> Any:
+        for length in range(1, 100):
+            taken.append(bytes(length))
+            yield taken[-1]
+
+    with Client(address) as client, closing(client.classify_many(photos(), in_flight=4)) as answers:
+        next(answers)
+    assert len(taken) <= 5
+
+
+def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+    client = Client(address)
+    answers = client.classify_many([b"1"])
+
+    def close() -> None:
+        assert service.arrived.acquire(timeout=30)
+        client.close()
+
+    closing_it = threading.Thread(target=close)
+    closing_it.start()
+    (answer,) = answers
+    closing_it.join()
+    assert isinstance(answer, Cancelled)
+
+
+def test_projections_arrive_typed(ask: Ask, address: str, service: FakeVisionService) -> None:
+    first, second = ask(address, "project", b"1", "conv5", strongest=2)
+    assert (first.map, first.unit, first.activation, first.rank, first.total) == (0, Position(3, 4), 2.0, 0, 2)
+    assert asdict(first.box) == {"left": 8, "top": 16, "right": 12, "bottom": 18}
+    assert asdict(first.source_box) == {"left": 16, "top": 32, "right": 24, "bottom": 36}
+    assert first.png == png((128, 140, 150))
+    assert first.pixels is None
+    assert first.patch_png == png((200, 120, 40))
+    assert second.rank == 1
+    assert service.project_requests[0].format == pb.PICTURE_FORMAT_PNG
+
+
+def test_projections_of_named_maps_and_a_whole_map(ask: Ask, address: str, service: FakeVisionService) -> None:
+    answers = ask(address, "project", ImageReference("r"), "conv2", maps=[7, 3], unit="whole", format="float32")
+    assert [(answer.map, answer.unit, answer.source_box, answer.png) for answer in answers] == [
+        (7, None, None, None),
+        (3, None, None, None),
+    ]
+    assert answers[0].pixels.to_numpy().shape == (3, 2, 4)
+    assert answers[0].pixels.to_numpy().tobytes() == bytes(range(96))
+    request = service.project_requests[0]
+    assert (request.image.reference, request.layer, list(request.selection.indices)) == ("r", "conv2", [7, 3])
+
+
+def test_closing_the_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+    with Client(address) as client:
+        with closing(client.project(b"1", "conv5")) as projections:
+            assert next(projections).rank == 0
+        assert service.cancelled.wait(timeout=30)
+        assert not service.open.is_set()
+
+
+def test_closing_the_async_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
+    async def take_one() -> None:
+        async with AsyncClient(address) as client:
+            async with aclosing(client.project(b"1", "conv5")) as projections:
+                assert (await anext(projections)).rank == 0
+            assert await asyncio.to_thread(service.cancelled.wait, 30)
+
+    service.open.clear()
+    asyncio.run(take_one())
+    assert not service.open.is_set()
+
+
+def test_calls_go_round_robin(ask: Ask) -> None:
+    services = FakeVisionService(), FakeVisionService()
+    with listening(services[0]) as first, listening(services[1]) as second:
+        address = f"127.0.0.1:{first},127.0.0.1:{second}"
+        # The first calls may come before the second connection; one after another, the rest take turns.
+        answers = ask(address, "classify_many", [b"1"] * 200, in_flight=1)
+    assert all(isinstance(answer, Classification) for answer in answers)
+    assert min(len(service.classify_requests) for service in services) > 0
+
+
+def test_tls_with_both_certificates_and_another_name(ask: Ask, service: FakeVisionService) -> None:
+    ca, key, chain = ((CERTIFICATES / name).read_bytes() for name in ("ca.pem", "server.key", "server.pem"))
+    credentials = grpc.ssl_server_credentials([(key, chain)], ca, require_client_auth=True)
+    tls = TlsOptions(
+        CERTIFICATES / "ca.pem", CERTIFICATES / "client.pem", CERTIFICATES / "client.key", server_name="localhost"
+    )
+    with listening(service, credentials=credentials) as port:
+        assert ask(f"127.0.0.1:{port}", "describe", client={"tls": tls}).architecture == "zfnet"
+        with pytest.raises(Unavailable):
+            ask(f"127.0.0.1:{port}", "describe", client={"tls": TlsOptions(CERTIFICATES / "ca.pem")})
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(entry) for key, entry in value.items()}
+    return [_lists(entry) for entry in value] if isinstance(value, tuple) else value

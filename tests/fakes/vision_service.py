@@ -1,0 +1,194 @@
+"""A VisionService with canned answers, for the client's tests. It can hold calls, fail them, and count them."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from PIL import Image
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer, add_VisionServiceServicer_to_server
+
+LABELS = ("tench", "church", "golf ball")
+MODEL = pb.ModelIdentity(name="zfnet", version="3", fingerprint="ab12")
+DESCRIPTION = pb.DescribeModelResponse(
+    model=MODEL,
+    architecture="zfnet",
+    classes=[pb.ClassScore(label=label, class_id=f"n{index}", index=index) for index, label in enumerate(LABELS)],
+    input=pb.InputSpec(height=224, width=224, resize="squash", shorter_side=256, mean=[0.5] * 3, std=[0.25] * 3),
+    layers=[
+        pb.Layer(name="conv1", kind="conv", channels=96, height=110, width=110, receptive_field=7, stride=2, offset=-1),
+        pb.Layer(name="pool1", kind="pool", channels=96, height=55, width=55, receptive_field=11, stride=4, offset=-1),
+    ],
+    parity=[pb.ParityFigure(precision="fp32", inputs="photos", count=8, max_difference=1e-6, top1_agreement=1.0)],
+    accuracy=[pb.AccuracyFigure(precision="int8", count=3925, top1=0.875, top5=0.9375)],
+    engine=pb.Engine(
+        runtime="onnxruntime", provider="CPUExecutionProvider", precision="int8", max_batch_size=16, threads=2
+    ),
+    feature_width=256,
+    projection_available=True,
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one call answers in place of a result."""
+
+    code: grpc.StatusCode
+    message: str = "no."
+    reason: str = ""
+    field: str = ""
+    retry_after_s: float | None = None
+    pushback_ms: int | None = None
+
+    def end(self, context: grpc.ServicerContext) -> None:
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        metadata: list[tuple[str, str | bytes]] = []
+        if self.reason:
+            info = error_details_pb2.ErrorInfo(reason=self.reason, domain="zfserve", metadata={"request_id": "r-1"})
+            status.details.add().Pack(info)
+        if self.field:
+            violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.message)
+            status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        if self.retry_after_s is not None:
+            delay = Duration()
+            delay.FromNanoseconds(round(self.retry_after_s * 1e9))
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        if self.pushback_ms is not None:
+            metadata.append(("grpc-retry-pushback-ms", str(self.pushback_ms)))
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()), *metadata))
+        context.abort(self.code, self.message)
+
+
+@dataclass
+class FakeVisionService(VisionServiceServicer):
+    """Answers every photo with the class that its size or length names, so that answers can be told apart.
+
+    Attributes:
+        failures: taken one by one, by the next calls.
+        open: cleared, it holds every Classify and every projection but the first until set again.
+        arrived: one permit for every call that has begun.
+        cancelled: set when a projection's caller goes away before its end.
+        most_at_once: the most Classify calls that were held or answered at the same time.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    open: threading.Event = field(default_factory=threading.Event)
+    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    classify_requests: list[pb.ClassifyRequest] = field(default_factory=list)
+    project_requests: list[pb.ProjectRequest] = field(default_factory=list)
+    most_at_once: int = 0
+    _at_once: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.open.set()
+
+    def Classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:  # noqa: N802
+        with self._lock:
+            self.classify_requests.append(request)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            failure = self.failures.pop(0) if self.failures else None
+        self.arrived.release()
+        try:
+            if failure is not None:
+                failure.end(context)
+            assert self.open.wait(timeout=30)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+        best = identity_of(request.image) % len(LABELS)
+        order = [best, *(index for index in range(len(LABELS)) if index != best)]
+        scores = [
+            pb.ClassScore(label=LABELS[index], class_id=f"n{index}", index=index, probability=probability)
+            for index, probability in zip(order, (0.75, 0.1875, 0.0625), strict=True)
+        ]
+        return pb.ClassifyResponse(
+            classes=scores[: request.top_k if request.HasField("top_k") else 5],
+            model=MODEL,
+            image_reference=f"ref-{identity_of(request.image)}",
+            features=[0.5, 0.25] if request.include_features else [],
+            timings=pb.Timings(decode_ms=1.5, queue_ms=0.25, inference_ms=4.0, batch_size=2),
+        )
+
+    def Project(  # noqa: N802
+        self, request: pb.ProjectRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ProjectResponse]:
+        self.project_requests.append(request)
+        context.add_callback(self.cancelled.set)
+        if self.failures:
+            self.failures.pop(0).end(context)
+        maps = request.selection.indices if request.WhichOneof("maps") == "selection" else range(request.strongest)
+        for rank, index in enumerate(maps):
+            if rank:
+                while not self.open.wait(timeout=0.02):
+                    if not context.is_active():
+                        return
+            yield projection_message(request, index, rank, len(maps))
+
+    def DescribeModel(  # noqa: N802
+        self, request: pb.DescribeModelRequest, context: grpc.ServicerContext
+    ) -> pb.DescribeModelResponse:
+        if self.failures:
+            self.failures.pop(0).end(context)
+        return DESCRIPTION
+
+
+def identity_of(image: pb.Image) -> int:
+    """The number by which the fake tells photos apart: a raw picture's width, else the length of the bytes."""
+    return image.raw.width if image.HasField("raw") else len(image.encoded or image.reference)
+
+
+def projection_message(request: pb.ProjectRequest, index: int, rank: int, total: int) -> pb.ProjectResponse:
+    message = pb.ProjectResponse(
+        map=index,
+        unit=None if request.unit.HasField("whole_map") else pb.Position(row=3, column=4),
+        activation=2.0 - rank / 4,
+        box=pb.Box(left=8, top=16, right=12, bottom=18),
+        source_box=None if request.image.HasField("reference") else pb.Box(left=16, top=32, right=24, bottom=36),
+        patch_png=png((200, 120, 40)),
+        model=MODEL,
+        rank=rank,
+        total=total,
+    )
+    if request.format == pb.PICTURE_FORMAT_FLOAT32:
+        message.float32.CopyFrom(pb.Float32Picture(height=2, width=4, data=bytes(range(96))))
+    else:
+        message.png = png((128, 140, 150))
+    return message
+
+
+def png(colour: tuple[int, int, int]) -> bytes:
+    """A picture of 4 x 2 pixels."""
+    file = BytesIO()
+    Image.new("RGB", (4, 2), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@contextmanager
+def listening(
+    service: FakeVisionService,
+    address: str = "127.0.0.1:0",
+    credentials: grpc.ServerCredentials | None = None,
+) -> Iterator[int]:
+    """Serve on `address`, and give its port."""
+    # As many threads as calls: a call that is held must not keep others out.
+    with ThreadPoolExecutor(32) as threads:
+        server = grpc.server(threads, options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+        add_VisionServiceServicer_to_server(service, server)
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+        server.start()
+        try:
+            yield port
+        finally:
+            service.open.set()
+            server.stop(None).wait()
