@@ -11,14 +11,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What the folders of models and versions may be called."""
 
 Precision = Literal["fp32", "int8"]
 
@@ -53,6 +56,12 @@ class InputSpec(_Entry):
     shorter_side: int = Field(gt=0)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.resize == "crop" and self.shorter_side < max(self.height, self.width):
+            raise ValueError(f"shorter_side ({self.shorter_side}) must be at least the input's sides to crop from")
+        return self
 
 
 class LayerEntry(_Entry):
@@ -115,8 +124,8 @@ class Manifest(_Entry):
     """
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
+    version: str = Field(pattern=NAME_PATTERN)
     architecture: str
     hidden_width: int
     contrast_norm: bool

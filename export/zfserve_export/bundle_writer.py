@@ -1,0 +1,60 @@
+"""A bundle on its way to disk: whole or not at all. Called by `exporter`; `zfserve_runtime.bundle` reads the result."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zfserve_runtime.bundle import MANIFEST, BundleError, Manifest, file_digest
+
+
+@contextmanager
+def bundle_draft(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` to write a bundle's files into.
+
+    `publish` moves it to `target`. Where that did not happen by the end of the block, for an error or an interrupt,
+    it is removed, and so are the folders above it that were made for it.
+
+    Raises:
+        BundleError: `target` exists.
+    """
+    if target.exists():
+        raise BundleError(f"{target} exists, and a bundle is never overwritten; choose another --version")
+    made = [folder for folder in target.parents if not folder.exists()]
+    # Readers pass over names with a leading dot. The process id keeps two exports apart.
+    draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def publish(draft: Path, target: Path, manifest: Manifest) -> None:
+    """Write the manifest, with the digest of every file of the draft, and rename the draft to `target`.
+
+    Raises:
+        BundleError: somebody else has written `target` in the meantime.
+    """
+    files = sorted(file for file in draft.rglob("*") if file.is_file())
+    manifest = manifest.model_copy(
+        update={"files": {file.relative_to(draft).as_posix(): file_digest(file) for file in files}}
+    )
+    (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for file in files:
+        # Not all libraries heed the umask: safetensors writes for the owner alone, and the worker may be another user.
+        file.chmod((draft / MANIFEST).stat().st_mode)
+    try:
+        draft.rename(target)
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {error.strerror}; run the export again") from error
+
+
+def next_version(folder: Path) -> str:
+    """One more than the highest whole number among the versions in a model's folder; "1" for the first."""
+    numbers = [int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal()]
+    return str(max(numbers, default=0) + 1)

@@ -1,0 +1,207 @@
+"""`zfserve export`: weights in, a bundle that can be served out."""
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from zfserve_model.checkpoint import Checkpoint, CheckpointError
+from zfserve_model.imports import load_weights
+from zfserve_model.labels import LabelsError, read_labels
+from zfserve_model.networks import ARCHITECTURES
+from zfserve_runtime.bundle import Bundle, BundleError
+from zfserve_runtime.errors import EngineFailed
+
+from zfserve_export.exporter import ExportPlan, export_bundle
+from zfserve_export.onnx_graph import GraphError
+from zfserve_export.parity import ParityError
+from zfserve_export.photos import PhotoError, list_labelled_photos, list_photos
+
+DEFAULT_WEIGHTS = Path("weights/zfnet-imagenette.safetensors")
+DEFAULT_PHOTOS = Path("samples")
+FEW_CALIBRATION_PHOTOS = 64
+MOST_TOP1_LOST = 0.01
+LEAST_AGREEMENT = 0.95
+
+_UNUSABLE = (BundleError, CheckpointError, EngineFailed, GraphError, LabelsError, ParityError, PhotoError, OSError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "weights", type=Path, nargs="?", default=DEFAULT_WEIGHTS, help=f"trained weights (default: {DEFAULT_WEIGHTS})"
+    )
+    parser.add_argument("--output", type=Path, default=Path("models"), help="folder of all models (default: models)")
+    parser.add_argument("--name", help="of the model (default: its architecture)")
+    parser.add_argument("--version", help="of the model (default: the next whole number)")
+    parser.add_argument(
+        "--int8", action=argparse.BooleanOptionalAction, help="write an INT8 file too (default: where --calibration is)"
+    )
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help="photos, some hundred, to calibrate INT8 on")
+    parser.add_argument(
+        "--validation", type=Path, metavar="DIR", help="photos in <class id>/ or val/<class id>/, to measure accuracy"
+    )
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help=f"more photos for the parity report and the golden inputs (default: {DEFAULT_PHOTOS}, where it exists)",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest difference to PyTorch in a probability (default: 1e-4)"
+    )
+    parser.add_argument(
+        "--architecture", choices=ARCHITECTURES, help="of a bare state_dict, where its shapes do not tell"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="lines of <class id><tab><label>, or a JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    console = Console()
+    started = time.monotonic()
+    try:
+        checkpoint = _load(arguments)
+        plan = make_plan(arguments, checkpoint, console)
+        with _sigterm_as_exit(), _progress(console) as on_progress:
+            bundle = export_bundle(checkpoint, plan, on_progress)
+    except _UNUSABLE as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; no bundle was written")
+        return 130
+    print_summary(console, bundle, time.monotonic() - started)
+    return 0
+
+
+def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> ExportPlan:
+    """What the arguments ask for; warns of what will make the bundle worse than it could be.
+
+    Raises:
+        PhotoError: a folder of photos cannot be used.
+        BundleError: name or version cannot name a folder, or INT8 is asked for and there are no photos at all.
+    """
+    folder = arguments.photos or (DEFAULT_PHOTOS if DEFAULT_PHOTOS.is_dir() else None)
+    photos = list_photos(folder) if folder else ()
+    calibration = list_photos(arguments.calibration) if arguments.calibration else ()
+    if arguments.int8 is False:
+        calibration = ()
+    elif arguments.int8 and not calibration:
+        calibration = photos
+        if not photos:
+            raise BundleError("INT8 needs photos to calibrate on; give a folder with --calibration")
+    if 0 < len(calibration) < FEW_CALIBRATION_PHOTOS:
+        _warn(
+            console,
+            f"INT8 is calibrated on {len(calibration)} photos only; for accuracy give some hundred with --calibration",
+        )
+    validation = list_labelled_photos(arguments.validation, checkpoint.class_ids) if arguments.validation else None
+    if not (photos or calibration or validation):
+        _warn(console, "no photos were given: parity is measured on noise alone; give some with --photos")
+    return ExportPlan(
+        models=arguments.output,
+        name=arguments.name or checkpoint.network.spec.architecture,
+        version=arguments.version,
+        tolerance=arguments.tolerance,
+        photos=photos,
+        calibration=calibration,
+        validation=validation,
+    )
+
+
+def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
+    """What was written and how good it is: one row per file an engine can run, warnings below."""
+    manifest = bundle.manifest
+    accuracy = {entry.precision: entry for entry in manifest.accuracy}
+    table = Table(title=f"{manifest.name} {manifest.version}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("file", "MB", "top-1", "top-5", "against PyTorch", "off by", "same class"):
+        table.add_column(heading, justify="left" if heading in ("file", "against PyTorch") else "right")
+    for precision in manifest.artefacts:
+        file, score = bundle.artefact(precision), accuracy.get(precision)
+        parity = [entry for entry in manifest.parity if entry.precision == precision]
+        table.add_row(
+            file.name,
+            f"{file.stat().st_size / 1e6:.1f}",
+            f"{score.top1:.2%}" if score else "-",
+            f"{score.top5:.2%}" if score else "-",
+            "\n".join(f"{entry.count} {entry.inputs}" for entry in parity),
+            "\n".join(f"{entry.max_difference:.1e}" for entry in parity),
+            "\n".join(f"{entry.top1_agreement:.1%}" for entry in parity),
+        )
+    console.print(table)
+    for warning in find_faults(bundle):
+        _warn(console, warning)
+    console.print(f"fingerprint {manifest.fingerprint[:16]}…, {len(manifest.classes)} classes", highlight=False)
+    console.print(f"[green]wrote[/] {bundle.folder} in {seconds:.0f} s", highlight=False, soft_wrap=True)
+
+
+def find_faults(bundle: Bundle) -> list[str]:
+    """What a user of the INT8 file should know, a sentence each."""
+    faults = [
+        f"INT8 names another class than the network for {1 - entry.top1_agreement:.0%} of {entry.count} photos; "
+        "measure its accuracy with --validation before serving it"
+        for entry in bundle.manifest.parity
+        if entry.precision == "int8" and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
+    ]
+    top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
+    if "int8" in top1 and top1["fp32"] - top1["int8"] > MOST_TOP1_LOST:
+        faults.append(
+            f"INT8 LOSES {(top1['fp32'] - top1['int8']) * 100:.1f} POINTS OF TOP-1 ({top1['fp32']:.1%} to "
+            f"{top1['int8']:.1%}); serve fp32, or calibrate on more photos that look like those to be classified"
+        )
+    return faults
+
+
+def _load(arguments: argparse.Namespace) -> Checkpoint:
+    weights: Path = arguments.weights
+    if weights == DEFAULT_WEIGHTS and not weights.is_file():
+        raise CheckpointError(
+            f"{weights} is not here; run this in a checkout of zfserve, or name a file of weights (`zfserve train` "
+            "makes one)"
+        )
+    labels = read_labels(arguments.labels) if arguments.labels else None
+    return load_weights(weights, architecture=arguments.architecture, class_names=labels)
+
+
+def _warn(console: Console, sentence: str) -> None:
+    console.print(f"[yellow]warning:[/] {sentence}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator["_StepBars"]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _StepBars(progress)
+
+
+class _StepBars:
+    """A bar for each step, from its first report on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, step: str, advance: int, total: int) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._progress.add_task(step, total=total)
+        self._progress.advance(self._tasks[step], advance)
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that the unfinished bundle is removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

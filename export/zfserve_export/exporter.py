@@ -1,0 +1,193 @@
+"""A trained network becomes a bundle: the steps in order. Called by `export_command`.
+
+weights and float graph -> its parity -> INT8 graph -> its parity -> golden outputs -> rehearsal -> rename
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
+from zfserve_model.layer_table import layer_table
+from zfserve_model.networks import INPUT_SIZE, Network
+from zfserve_runtime.bundle import (
+    NAME_PATTERN,
+    WEIGHTS,
+    Artefact,
+    Bundle,
+    BundleError,
+    ClassEntry,
+    InputSpec,
+    LayerEntry,
+    Manifest,
+    Precision,
+    load_bundle,
+)
+from zfserve_runtime.golden import Golden, write_golden
+
+from zfserve_export.bundle_writer import bundle_draft, next_version, publish
+from zfserve_export.measurement import BATCH, Measurement, Trials, measure, rehearse
+from zfserve_export.onnx_graph import export_graph
+from zfserve_export.parity import Reference, make_reference, noise_images
+from zfserve_export.photos import LabelledPhotos, read_batches
+from zfserve_export.quantize import quantize_file
+
+ARTEFACTS: dict[Precision, Artefact] = {
+    # Summation order differs between CPUs (1e-6 measured), TF32 on a GPU rounds inputs to 11 bits (up to 1e-3);
+    # swapped channels, a wrong mean or wrong weights are off by 1e-1.
+    "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3),
+    "int8": Artefact(file="model.int8.onnx", golden_tolerance=5e-2),
+}
+PARITY_PHOTOS = 64
+CALIBRATION_PHOTOS = 256
+NOISE_IMAGES = 8
+GOLDEN_INPUTS = 4
+"""Of each kind: photos, where there are any, and noise."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Told the name of a step, how much more of it is done, and how much there is in all."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExportPlan:
+    """Where a bundle goes and what it is measured on.
+
+    Attributes:
+        models: folder that holds a folder per model.
+        version: None for the next whole number.
+        tolerance: largest difference of a probability between the network and the float graph.
+        photos: for parity and golden inputs; noise alone serves where there are none.
+        calibration: photos that set the ranges of INT8's activations, of which `CALIBRATION_PHOTOS` are used;
+            without any, no INT8 file is written.
+        validation: for the accuracy figures.
+    """
+
+    models: Path
+    name: str
+    version: str | None = None
+    tolerance: float = 1e-4
+    photos: tuple[Path, ...] = ()
+    calibration: tuple[Path, ...] = ()
+    validation: LabelledPhotos | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("version", self.version)):
+            if value is not None and not re.fullmatch(NAME_PATTERN, value):
+                raise BundleError(f"the {what} {value!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+
+
+def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgress = lambda *step: None) -> Bundle:
+    """Write a bundle and read it back. An error or an interrupt leaves nothing behind.
+
+    Args:
+        checkpoint: its network in eval mode and without batch norm.
+
+    Raises:
+        ParityError: the float graph differs from the network by more than the tolerance.
+        GraphError: a graph is not valid ONNX.
+        BundleError: the version exists, or an engine does not reproduce its own golden outputs.
+        EngineFailed: ONNX Runtime gave up on a graph.
+        PhotoError: a photo cannot be read.
+        OSError: the folder cannot be written.
+    """
+    target = plan.models / plan.name / (plan.version or next_version(plan.models / plan.name))
+    with bundle_draft(target) as folder:
+        draft = Bundle(folder, describe_bundle(checkpoint, plan, target.name))
+        _write_float_files(checkpoint, draft, on_progress)
+        trials = _prepare_trials(checkpoint, plan, draft.manifest.input, on_progress)
+        found: dict[Precision, Measurement] = {}
+        for precision in draft.manifest.artefacts:
+            if precision == "int8":
+                _write_int8_file(draft, plan, on_progress)
+            photos = len(plan.validation.paths) if plan.validation else 0
+            advance = partial(_advance, on_progress, f"accuracy of {precision}", photos)
+            found[precision] = measure(draft, precision, trials, advance)
+        write_golden(Golden(trials.golden_pixels, {name: one.golden for name, one in found.items()}), folder)
+        rehearse(draft)
+        figures = {
+            "parity": tuple(entry for one in found.values() for entry in one.parity),
+            "accuracy": tuple(one.accuracy for one in found.values() if one.accuracy),
+        }
+        publish(folder, target, draft.manifest.model_copy(update=figures))
+    return load_bundle(target)
+
+
+def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> Manifest:
+    """The manifest, but for the digests and what has yet to be measured."""
+    spec, preprocessing = checkpoint.network.spec, checkpoint.preprocessing
+    precisions: tuple[Precision, ...] = ("fp32", "int8") if plan.calibration else ("fp32",)
+    return Manifest(
+        name=plan.name,
+        version=version,
+        architecture=spec.architecture,
+        hidden_width=spec.hidden_width,
+        contrast_norm=spec.contrast_norm,
+        feature_width=spec.hidden_width,
+        classes=tuple(
+            ClassEntry(class_id=class_id, label=label)
+            for class_id, label in zip(checkpoint.class_ids, checkpoint.labels, strict=True)
+        ),
+        input=InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing)),
+        layers=tuple(LayerEntry(**asdict(row)) for row in layer_table(checkpoint.network)),
+        artefacts={precision: ARTEFACTS[precision] for precision in precisions},
+        fingerprint=weights_fingerprint(checkpoint.network),
+        files={},
+    )
+
+
+def smallest_exact_dtype(network: Network) -> torch.dtype:
+    """float16 where it holds every weight exactly, as it does for weights that came from such a file; else float32.
+
+    The worker's fingerprint then equals the bundle's.
+    """
+    exact = all(torch.equal(tensor.half().float(), tensor) for tensor in network.state_dict().values())
+    return torch.float16 if exact else torch.float32
+
+
+def thin_out(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
+    """At most `count` of the photos, evenly spread, so that every class of a sorted list is met."""
+    if len(photos) <= count:
+        return photos
+    return tuple(photos[index * len(photos) // count] for index in range(count))
+
+
+def _write_float_files(checkpoint: Checkpoint, draft: Bundle, on_progress: OnProgress) -> None:
+    on_progress("float graph", 0, 1)
+    save_checkpoint(checkpoint, draft.folder / WEIGHTS, smallest_exact_dtype(checkpoint.network))
+    model = export_graph(checkpoint.network, checkpoint.preprocessing, draft.manifest.fingerprint)
+    onnx.save(model, draft.artefact("fp32"))
+    on_progress("float graph", 1, 1)
+
+
+def _write_int8_file(draft: Bundle, plan: ExportPlan, on_progress: OnProgress) -> None:
+    photos = thin_out(plan.calibration, CALIBRATION_PHOTOS)
+    batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress)
+    quantize_file(draft.artefact("fp32"), draft.artefact("int8"), batches, draft.manifest.fingerprint)
+
+
+def _prepare_trials(checkpoint: Checkpoint, plan: ExportPlan, spec: InputSpec, on_progress: OnProgress) -> Trials:
+    at_hand = (*plan.photos, *plan.calibration, *(plan.validation.paths if plan.validation else ()))
+    photos = thin_out(tuple(dict.fromkeys(at_hand)), PARITY_PHOTOS)
+    references: list[Reference] = []
+    if photos:
+        pixels = np.concatenate(list(_read(photos, spec, "photos for parity", on_progress)))
+        references.append(make_reference(checkpoint, "photos", pixels))
+    references.append(make_reference(checkpoint, "noise", noise_images(spec, NOISE_IMAGES)))
+    golden_pixels = np.concatenate([reference.pixels[:GOLDEN_INPUTS] for reference in references])
+    return Trials(references, plan.tolerance, golden_pixels, plan.validation)
+
+
+def _read(photos: tuple[Path, ...], spec: InputSpec, step: str, on_progress: OnProgress) -> Iterator[NDArray[np.uint8]]:
+    for batch in read_batches(photos, spec, BATCH):
+        yield batch
+        on_progress(step, len(batch), len(photos))
+
+
+def _advance(on_progress: OnProgress, step: str, total: int, photos: int) -> None:
+    on_progress(step, photos, total)

@@ -1,0 +1,97 @@
+"""How far an exported file strays from the PyTorch network; called by `exporter` and `measurement`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from zfserve_model.checkpoint import Checkpoint
+from zfserve_runtime.bundle import InputSpec, ParityEntry, Precision
+from zfserve_runtime.engine import Engine, EngineOutputs
+
+InputKind = Literal["photos", "noise"]
+
+_BATCH = 8
+
+
+class ParityError(ValueError):
+    """The exported file does not compute what the network computes; the message says by how much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Inputs of one kind, uint8 (N, H, W, 3), with what the PyTorch network says of them."""
+
+    kind: InputKind
+    pixels: NDArray[np.uint8]
+    expected: EngineOutputs
+
+
+def make_reference(checkpoint: Checkpoint, kind: InputKind, pixels: NDArray[np.uint8]) -> Reference:
+    """Run the PyTorch network on `pixels`, uint8 (N, H, W, 3)."""
+    return Reference(kind, pixels, network_outputs(checkpoint, pixels))
+
+
+def network_outputs(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> EngineOutputs:
+    """What the PyTorch network says of `pixels`, uint8 (N, H, W, 3).
+
+    Normalises as training does, not as the exported graph does, so that a slip there shows as a difference.
+    """
+    mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            images = (torch.from_numpy(pixels[start : start + _BATCH]).float() / 255 - mean) / std
+            logits, features = checkpoint.network.forward_with_features(images.permute(0, 3, 1, 2))
+            parts.append(EngineOutputs(logits.softmax(dim=1).numpy(), features.numpy()))
+    return _joined(parts)
+
+
+def noise_images(spec: InputSpec, count: int) -> NDArray[np.uint8]:
+    """Uniform noise, uint8 (count, H, W, 3), the same at every call: inputs that no photo comes near."""
+    return np.random.default_rng(0).integers(0, 256, (count, spec.height, spec.width, 3), dtype=np.uint8)
+
+
+def run_all(engine: Engine, pixels: NDArray[np.uint8]) -> EngineOutputs:
+    """The engine's answers to `pixels`, uint8 (N, H, W, 3), for any N, in batches as large as it takes."""
+    size = engine.info.max_batch_size
+    return _joined([engine.run(pixels[start : start + size]) for start in range(0, len(pixels), size)])
+
+
+def compare(precision: Precision, reference: Reference, actual: EngineOutputs) -> ParityEntry:
+    """The figures for the manifest."""
+    expected = reference.expected.probabilities
+    return ParityEntry(
+        precision=precision,
+        inputs=reference.kind,
+        count=len(expected),
+        max_difference=float(np.abs(expected - actual.probabilities).max()),
+        top1_agreement=float((expected.argmax(axis=1) == actual.probabilities.argmax(axis=1)).mean()),
+    )
+
+
+def require_parity(reference: Reference, actual: EngineOutputs, tolerance: float) -> None:
+    """Hold probabilities, and features as shares of the largest one, to `tolerance`.
+
+    Raises:
+        ParityError: one differs by more, or is not a number.
+    """
+    for output, expected, found in (
+        ("probability", reference.expected.probabilities, actual.probabilities),
+        ("feature", reference.expected.features, actual.features),
+    ):
+        scale = max(1.0, float(np.abs(expected).max()))
+        difference = float(np.abs(expected - found).max()) / scale
+        # Written so that a NaN fails.
+        if not difference <= tolerance:
+            raise ParityError(
+                f"the exported graph's {output} differs from the network's by {difference:.2g} on {len(expected)} "
+                f"{reference.kind}, and {tolerance:.2g} is allowed (--tolerance); no bundle was written"
+            )
+
+
+def _joined(parts: list[EngineOutputs]) -> EngineOutputs:
+    return EngineOutputs(
+        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.features for part in parts])
+    )
