@@ -155,8 +155,7 @@ def _input_spec(preprocessing: Preprocessing) -> InputSpec:
 
 
 def _bar(share: float, width: int = 20) -> str:
-    filled = round(share * width)
-    return f"[green]{'━' * filled}[/][dim]{'━' * (width - filled)}[/]"
+    return f"[green]{'━' * round(share * width)}[/]"
 
 
 def _write(file: Path, write: Callable[[Path], object]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
+from pydantic import ValidationError
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, InvalidInput, ServiceError
 from zfserve_runtime.image_codec import MAX_JPEG_SCANS, Orientation
@@ -73,7 +74,7 @@ def test_every_format_is_decoded(kind: str) -> None:
     assert difference(decoded.pixels, expected).mean() < 8
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG", "MPO"])
 def test_of_several_frames_the_first_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "lime", "blue")]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -410,6 +411,12 @@ def test_a_source_box_lies_in_the_photo_and_covers_what_it_should(data: st.DataO
     assert outer[1] <= found[1]
     assert outer[2] >= found[2]
     assert outer[3] >= found[3]
+
+
+def test_a_crop_larger_than_what_it_is_cut_from_is_no_spec() -> None:
+    with pytest.raises(ValidationError, match="shorter_side"):
+        spec("crop", side=224, shorter_side=223)
+    assert spec("squash", side=224, shorter_side=223).shorter_side == 223
 
 
 def test_source_boxes_by_hand() -> None:
