@@ -132,6 +132,7 @@ def worker_command(bundle: Bundle, address: str, config: ServerConfig) -> list[s
         *("--model", str(bundle.folder)),
         *("--listen", address),
         *("--log-format", config.log_format),
+        "--exit-with-parent",
     ]
 
 

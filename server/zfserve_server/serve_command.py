@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.markup import escape
 from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
@@ -52,12 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
         bundle = load_bundle(config.model)
         engine = open_engine(config, bundle)
     except (ConfigError, BundleError, EngineFailed) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False)
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     try:
         asyncio.run(_serve_until_signal(config, bundle, engine, console))
     except (OSError, TlsError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False)
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     finally:
         engine.close()
@@ -149,6 +150,7 @@ def _greet(console: Console, config: ServerConfig, manifest: Manifest, engine: O
         f"  zfserve project photo.jpg --layer conv5 --top 9 --save out/ --server {address}\n"
         f"  metrics at http://{config.host}:{ports.metrics}/metrics; stop with Ctrl-C",
         highlight=False,
+        soft_wrap=True,
     )
 
 

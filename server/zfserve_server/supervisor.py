@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from zfserve_runtime.metrics import Metrics
 
@@ -18,6 +18,7 @@ class Supervisor:
         first_delay_s: before the first restart; doubled with every further one, up to `longest_delay_s`.
         stable_s: a process that lived this long starts the delays anew.
         grace_s: from SIGTERM to SIGKILL when stopped.
+        pause: waits for some seconds.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Supervisor:
         longest_delay_s: float = 30.0,
         stable_s: float = 60.0,
         grace_s: float = 10.0,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._command = tuple(command)
         self._metrics = metrics
@@ -36,6 +38,7 @@ class Supervisor:
         self._longest_delay_s = longest_delay_s
         self._stable_s = stable_s
         self._grace_s = grace_s
+        self._pause = pause
 
     async def run(self) -> None:
         """Run until cancelled; then the process is stopped before this returns."""
@@ -46,7 +49,7 @@ class Supervisor:
             if time.monotonic() - began >= self._stable_s:
                 delay_s = self._first_delay_s
             logger.warning("the worker ended; it is started again", extra={"status": status, "delay_s": delay_s})
-            await asyncio.sleep(delay_s)
+            await self._pause(delay_s)
             self._metrics.worker_restarts.inc()
             delay_s = min(2 * delay_s, self._longest_delay_s)
 

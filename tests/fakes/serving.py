@@ -15,7 +15,16 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_protos.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
-from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, LayerEntry, Manifest
+from zfserve_runtime.bundle import (
+    AccuracyEntry,
+    Artefact,
+    Bundle,
+    ClassEntry,
+    InputSpec,
+    LayerEntry,
+    Manifest,
+    ParityEntry,
+)
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.interceptor import CallInterceptor, current_request_id
@@ -107,6 +116,8 @@ MANIFEST = Manifest(
     artefacts={"fp32": Artefact(file="model.onnx", golden_tolerance=1e-3)},
     fingerprint=FINGERPRINT,
     files={},
+    parity=(ParityEntry(precision="fp32", inputs="noise", count=4, max_difference=1e-6, top1_agreement=1.0),),
+    accuracy=(AccuracyEntry(precision="fp32", count=8, top1=0.875, top5=1.0),),
 )
 
 

@@ -1,0 +1,151 @@
+"""The server as a whole: start, ports, TLS, metrics, reflection, drain."""
+
+import asyncio
+import json
+import os
+import socket
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.health import VISION_SERVICE
+from zfserve_runtime.tls import TlsError
+from zfserve_server.app import Ports, worker_command
+from zfserve_server.config import ServerConfig
+from zfserve_server.serve_command import write_ready_file
+
+
+async def test_drain_answers_what_was_accepted_and_refuses_the_rest(engine: FakeEngine) -> None:
+    async with running_server(engine) as server:
+        engine.open.clear()
+        accepted = [asyncio.ensure_future(server.vision.Classify(classify_request(i))) for i in range(12)]
+        await engine.begun()
+        await in_flight(server, len(accepted))
+        watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service=VISION_SERVICE))
+        statuses = aiter(watch)
+        assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
+        server.stop.ask("test")
+        assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as late:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await VisionServiceStub(late).Classify(classify_request(99))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not server.ended.done()
+        engine.open.set()
+        answers = await asyncio.gather(*accepted)
+        assert [answer.features[0] for answer in answers] == list(range(12))
+        await server.ended
+
+
+async def test_drain_gives_up_after_its_grace(engine: FakeEngine) -> None:
+    async with running_server(engine, drain_grace=0.1) as server:
+        engine.open.clear()
+        stuck = asyncio.ensure_future(server.vision.Classify(classify_request(1)))
+        await engine.begun()
+        server.stop.ask("test")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stuck
+        engine.open.set()
+        await server.ended
+
+
+async def in_flight(server: Running, count: int) -> None:
+    """Wait until the server has accepted that many calls of Classify."""
+    wanted = f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0'
+    async with asyncio.timeout(30):
+        while wanted not in await scrape(server):
+            pass
+
+
+async def scrape(server: Running) -> str:
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics") as answer:
+            return str(answer.read(), "utf-8")
+
+    return await asyncio.to_thread(read)
+
+
+async def test_metrics_tell_of_requests_batches_and_the_model(server: Running) -> None:
+    for identity in range(3):
+        await server.vision.Classify(classify_request(identity))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await server.vision.Classify(pb.ClassifyRequest())
+    text = await scrape(server)
+    for line in (
+        'zfserve_requests_total{method="/zfserve.v1.VisionService/Classify",status="OK"} 3.0',
+        'zfserve_requests_total{method="/zfserve.v1.VisionService/Classify",status="INVALID_ARGUMENT"} 1.0',
+        "zfserve_decode_seconds_count 3.0",
+        "zfserve_queue_seconds_count 3.0",
+        "zfserve_inference_seconds_count 3.0",
+        "zfserve_batch_size_sum 3.0",
+        "zfserve_queue_depth 0.0",
+        f'zfserve_model_info{{fingerprint="{MANIFEST.fingerprint}",name="fake",version="7"}} 1.0',
+    ):
+        assert line in text
+
+
+async def test_reflection_lists_the_public_service(server: Running) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    async for answer in call:
+        names = {service.name for service in answer.list_services_response.service}
+        assert {VISION_SERVICE, "grpc.health.v1.Health"} <= names
+        assert not any("worker" in name for name in names)
+        break
+    call.cancel()
+
+
+@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+async def test_a_port_in_use_is_an_error_that_names_the_flag(engine: FakeEngine, setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="--" + setting.replace("_", "-")):
+            async with running_server(engine, **{setting: taken.getsockname()[1]}):
+                pass
+
+
+async def test_a_certificate_that_is_none_stops_the_start(engine: FakeEngine, tmp_path: Path) -> None:
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("no PEM")
+    with pytest.raises(TlsError):
+        async with running_server(engine, tls_cert=tmp_path / "cert", tls_key=tmp_path / "key"):
+            pass
+
+
+async def test_tls(engine: FakeEngine) -> None:
+    folder = Path(__file__).parent.parent / "runtime" / "tls"
+    async with running_server(engine, tls_cert=folder / "server.pem", tls_key=folder / "server.key") as server:
+        credentials = grpc.ssl_channel_credentials((folder / "ca.pem").read_bytes())
+        async with grpc.aio.secure_channel(f"localhost:{server.ports.grpc}", credentials) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            status = await stub.Check(health_pb2.HealthCheckRequest(service=VISION_SERVICE))
+            assert status.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError):
+            await server.vision.Classify(classify_request(1))
+
+
+def test_the_ready_file_is_whole(tmp_path: Path) -> None:
+    write_ready_file(tmp_path / "ready.json", Ports(grpc=1, metrics=2), "localhost")
+    assert json.loads((tmp_path / "ready.json").read_text()) == {
+        "host": "localhost",
+        "port": 1,
+        "metrics_port": 2,
+        "pid": os.getpid(),
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["ready.json"]
+
+
+def test_the_worker_is_started_on_the_very_bundle_that_is_served() -> None:
+    command = worker_command(Bundle(Path("models/fake/7"), MANIFEST), "unix:/somewhere", ServerConfig())
+    assert command[1:] == [
+        *("-m", "zfserve_worker", "--model", "models/fake/7", "--listen", "unix:/somewhere"),
+        *("--log-format", "console", "--exit-with-parent"),
+    ]

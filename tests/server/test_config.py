@@ -1,0 +1,110 @@
+"""Settings, from flags and environment to a checked whole."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.serving import MANIFEST
+from zfserve_runtime.bundle import AccuracyEntry, Artefact, Manifest
+from zfserve_server.config import ServerConfig
+from zfserve_server.serve_command import ConfigError, add_arguments, choose_precision, read_config, run
+
+
+def parse(*flags: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return vars(parser.parse_args(flags))
+
+
+def test_defaults() -> None:
+    config = read_config(parse(), {})
+    assert config == ServerConfig()
+    assert (config.model, config.host, config.port, config.metrics_port) == (
+        Path("models/zfnet"),
+        "127.0.0.1",
+        8500,
+        9500,
+    )
+    assert config.worker
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
+    environment = {"ZFSERVE_PORT": "1", "ZFSERVE_MAX_QUEUE": "2", "ZFSERVE_WORKER": "false", "ZFSERVE_TLS_CERT": ""}
+    config = read_config(parse("--port", "3", "--max-image-bytes", "5000"), environment)
+    assert (config.port, config.max_queue, config.max_image_bytes, config.worker) == (3, 2, 5000, False)
+    assert config.tls_cert is None
+
+
+def test_no_worker() -> None:
+    assert not read_config(parse("--no-worker"), {}).worker
+    assert read_config(parse("--worker"), {"ZFSERVE_WORKER": "0"}).worker
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_config(parse("--port", "70000", "--max-queue", "none", "--precision", "fp64"), {})
+    for flag in ("--port", "--max-queue", "--precision"):
+        assert flag in str(refused.value)
+
+
+def test_all_contradictions_are_reported_at_once() -> None:
+    flags = ("--tls-cert", "c", "--port", "1", "--metrics-port", "1", "--no-worker", "--worker-address", "w:1")
+    with pytest.raises(ConfigError) as refused:
+        read_config(parse(*flags), {})
+    for flag in ("--tls-key", "--metrics-port", "--worker-address"):
+        assert flag in str(refused.value)
+
+
+def test_help_names_every_setting_its_default_and_the_environment() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    text = " ".join(parser.format_help().split())
+    for name in ServerConfig.model_fields:
+        assert "--" + name.replace("_", "-") in text
+    assert "ZFSERVE_MAX_QUEUE" in text
+    assert "(default: 8500)" in text
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    """Puts back what `run` does to it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_missing_model_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["--model", str(tmp_path / "none"), "--port", "0"])) == 2
+    assert "zfserve export" in capsys.readouterr().err
+
+
+def bundle_with(int8_top1: float | None) -> Manifest:
+    """fp32 has 0.875."""
+    artefacts = {**MANIFEST.artefacts, "int8": Artefact(file="model.int8.onnx", golden_tolerance=0.01)}
+    accuracy = MANIFEST.accuracy
+    if int8_top1 is not None:
+        accuracy = (*accuracy, AccuracyEntry(precision="int8", count=8, top1=int8_top1, top5=1.0))
+    return MANIFEST.model_copy(update={"artefacts": artefacts, "accuracy": accuracy})
+
+
+@pytest.mark.parametrize(
+    ("asked", "manifest", "on_cpu", "chosen"),
+    [
+        ("auto", MANIFEST, True, "fp32"),
+        ("auto", bundle_with(None), True, "fp32"),
+        ("auto", bundle_with(0.87), True, "int8"),
+        ("auto", bundle_with(0.85), True, "fp32"),
+        ("auto", bundle_with(0.87), False, "fp32"),
+        ("int8", bundle_with(0.5), True, "int8"),
+        ("fp32", bundle_with(0.87), True, "fp32"),
+    ],
+)
+def test_precision(asked: str, manifest: Manifest, on_cpu: bool, chosen: str) -> None:
+    config = ServerConfig.model_validate({"precision": asked})
+    assert choose_precision(config, manifest, on_cpu) == chosen
