@@ -213,7 +213,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageUndecodable("the image has 32-bit samples; convert it to 8 or 16 bits a channel", field=FIELD)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("RGBA")
     page = Image.new("RGB", image.size, "white")
     page.paste(rgba, mask=rgba)
