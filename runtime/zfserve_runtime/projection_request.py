@@ -1,0 +1,60 @@
+"""What a projection request may ask of a model; the server and the worker hold callers to the same rules."""
+
+from collections.abc import Sequence
+
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.worker.v1 import worker_pb2
+
+from zfserve_runtime.bundle import LayerEntry, Manifest
+from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange
+
+DEFAULT_STRONGEST = 9
+
+
+def check_projection_request(request: pb.ProjectRequest | worker_pb2.ProjectRequest, manifest: Manifest) -> None:
+    """Refuse what the model does not have, before any work is done.
+
+    Raises:
+        NotFound: the layer.
+        OutOfRange: a map or the unit.
+        InvalidInput: no maps, more than there are, or an unknown format.
+    """
+    layer = manifest.layer(request.layer)
+    if layer is None:
+        names = ", ".join(entry.name for entry in manifest.layers)
+        raise NotFound(f"there is no layer {request.layer[:64]!r}; choose one of {names}", field="layer")
+    if request.WhichOneof("maps") == "selection":
+        _check_selection(request.selection.indices, layer)
+    elif request.WhichOneof("maps") == "strongest":
+        _check_strongest(request.strongest, layer)
+    if request.unit.WhichOneof("rule") == "position":
+        _check_position(request.unit.position, layer)
+    if request.format not in pb.PictureFormat.values():
+        formats = ", ".join(pb.PictureFormat.keys()[1:])
+        raise InvalidInput(f"format {request.format} is unknown; choose one of {formats}", field="format")
+
+
+def _check_selection(indices: Sequence[int], layer: LayerEntry) -> None:
+    if not 1 <= len(indices) <= layer.channels:
+        raise InvalidInput(f"name between 1 and {layer.channels} maps of {layer.name}", field="selection.indices")
+    worst = max(indices)
+    if worst >= layer.channels:
+        raise OutOfRange(
+            f"{layer.name} has the maps 0 to {layer.channels - 1}; {worst} is not among them", field="selection.indices"
+        )
+
+
+def _check_strongest(strongest: int, layer: LayerEntry) -> None:
+    if strongest == 0:
+        raise InvalidInput(f"ask for at least one map, at most {layer.channels}", field="strongest")
+    if strongest > layer.channels:
+        raise OutOfRange(f"{layer.name} has {layer.channels} maps; ask for no more", field="strongest")
+
+
+def _check_position(position: pb.Position, layer: LayerEntry) -> None:
+    if position.row >= layer.height or position.column >= layer.width:
+        raise OutOfRange(
+            f"{layer.name} has {layer.height} rows and {layer.width} columns of units, counted from 0; "
+            f"({position.row}, {position.column}) is outside",
+            field="unit.position",
+        )

@@ -1,0 +1,195 @@
+"""The worker as its only caller, the server, sees it: over a real channel, on the real deconvnet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
+from zfserve_runtime import errors
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.health import WORKER_SERVICE
+from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.status import from_call_error
+from zfserve_worker.app import WorkerConfig, serve
+from zfserve_worker.projector import Projector
+from zfserve_worker.service import WorkerService
+from zfserve_worker.torch_thread import TorchThread
+
+RequestFor = Callable[..., worker_pb2.ProjectRequest]
+
+
+@dataclass(frozen=True)
+class RunningWorker:
+    address: str
+    channel: grpc.aio.Channel
+    stub: Any
+
+
+StartWorker = Callable[..., AbstractAsyncContextManager[RunningWorker]]
+
+
+@pytest.fixture
+def start_worker(bundle: Bundle) -> StartWorker:
+    """Serves `bundle` on a free port; keywords change the configuration."""
+
+    @asynccontextmanager
+    async def start(**changes: Any) -> AsyncIterator[RunningWorker]:
+        config = WorkerConfig(bundle.folder, "localhost:0", threads=1, queue=4, cache=2, grace_s=10.0)
+        stop, ready = StopRequest(), asyncio.get_running_loop().create_future()
+        serving = asyncio.ensure_future(serve(replace(config, **changes), stop, ready))
+        await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            await serving
+        async with grpc.aio.insecure_channel(ready.result()) as channel:
+            yield RunningWorker(ready.result(), channel, worker_pb2_grpc.WorkerServiceStub(channel))
+        stop.ask("the test is over")
+        await serving
+
+    return start
+
+
+@pytest.fixture
+async def worker(start_worker: StartWorker) -> AsyncIterator[RunningWorker]:
+    async with start_worker() as running:
+        yield running
+
+
+async def project(
+    worker: RunningWorker, request: worker_pb2.ProjectRequest, **options: Any
+) -> list[pb.ProjectResponse]:
+    return [message.projection async for message in worker.stub.Project(request, **options)]
+
+
+async def failure_of(worker: RunningWorker, request: worker_pb2.ProjectRequest, **options: Any) -> errors.ServiceError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await project(worker, request, **options)
+    error = from_call_error(caught.value)
+    assert error is not None, f"not a status of ours: {caught.value}"
+    assert error.status is caught.value.code()
+    return error
+
+
+async def test_describe_names_the_network(worker: RunningWorker, bundle: Bundle) -> None:
+    model = (await worker.stub.Describe(worker_pb2.DescribeRequest())).model
+    assert (model.name, model.version, model.fingerprint) == ("tiny", "1", bundle.manifest.fingerprint)
+
+
+async def test_health_is_serving_and_ends_with_the_process(start_worker: StartWorker) -> None:
+    async with start_worker() as worker:
+        watching = health_pb2_grpc.HealthStub(worker.channel).Watch(
+            health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
+        )
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("layer", ["conv1", "relu1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"])
+async def test_every_layer_can_be_projected(worker: RunningWorker, request_for: RequestFor, layer: str) -> None:
+    answers = await project(worker, request_for(layer=layer, strongest=2))
+    assert [(answer.rank, answer.total) for answer in answers] == [(0, 2), (1, 2)]
+    assert answers[0].activation >= answers[1].activation
+    assert all(answer.png and answer.patch_png for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error_class", "field"),
+    [
+        ({"layer": "conv9"}, errors.NotFound, "layer"),
+        ({"layer": ""}, errors.NotFound, "layer"),
+        ({"selection": {"indices": [0, 384]}}, errors.OutOfRange, "selection.indices"),
+        ({"selection": {"indices": []}}, errors.InvalidInput, "selection.indices"),
+        ({"selection": {"indices": [0] * 385}}, errors.InvalidInput, "selection.indices"),
+        ({"strongest": 0}, errors.InvalidInput, "strongest"),
+        ({"strongest": 385}, errors.OutOfRange, "strongest"),
+        ({"unit": {"position": {"row": 13, "column": 0}}}, errors.OutOfRange, "unit.position"),
+        ({"unit": {"position": {"row": 0, "column": 13}}}, errors.OutOfRange, "unit.position"),
+        ({"format": 17}, errors.InvalidInput, "format"),
+        ({"pixels": b"\0" * 7}, errors.InvalidInput, "pixels"),
+        ({"fingerprint": "cd" * 32}, errors.WorkerMismatch, None),
+    ],
+)
+async def test_what_the_network_does_not_have_is_refused(
+    worker: RunningWorker,
+    request_for: RequestFor,
+    fields: dict[str, Any],
+    error_class: type[errors.ServiceError],
+    field: str | None,
+) -> None:
+    error = await failure_of(worker, request_for(**fields))
+    assert type(error) is error_class
+    assert error.field == field
+
+
+async def test_the_last_map_and_unit_are_in_range(worker: RunningWorker, request_for: RequestFor) -> None:
+    last = {"position": {"row": 12, "column": 12}}
+    (answer,) = await project(worker, request_for(selection={"indices": [383]}, unit=last))
+    assert (answer.map, answer.unit.row, answer.unit.column) == (383, 12, 12)
+
+
+async def test_a_call_beyond_the_queue_is_refused_with_a_delay(
+    start_worker: StartWorker, request_for: RequestFor
+) -> None:
+    # 600 kB a message: more than the channel takes without a reader, so the call stays unfinished.
+    large = {"layer": "conv1", "unit": {"whole_map": {}}, "format": "PICTURE_FORMAT_FLOAT32"}
+    async with start_worker(queue=1) as worker:
+        held = aiter(worker.stub.Project(request_for(strongest=5, **large)))
+        await anext(held)
+        error = await failure_of(worker, request_for())
+        assert type(error) is errors.Overloaded
+        assert error.retry_after_s == 1
+        assert len([message async for message in held]) == 4
+        assert len(await project(worker, request_for(strongest=1))) == 1
+
+
+class EndlessProjector:
+    """Answers for ever; says when its work was ended."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
+        try:
+            while True:
+                yield pb.ProjectResponse()
+        finally:
+            self._loop.call_soon_threadsafe(self.ended.set)
+
+
+async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: RequestFor) -> None:
+    metrics, projector = Metrics(), EndlessProjector()
+    torch_thread = TorchThread(1, 1, metrics)
+    server = grpc.aio.server(interceptors=[CallInterceptor(metrics)])
+    service = WorkerService(bundle.manifest, cast("Projector", projector), torch_thread)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("localhost:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+        call = worker_pb2_grpc.WorkerServiceStub(channel).Project(request_for())
+        await call.read()
+        call.cancel()
+        await projector.ended.wait()
+    await server.stop(None)
+    torch_thread.close()
+
+
+async def test_a_deadline_ends_the_work(worker: RunningWorker, request_for: RequestFor) -> None:
+    whole = request_for(layer="conv5", strongest=256, unit={"whole_map": {}}, format="PICTURE_FORMAT_FLOAT32")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await project(worker, whole, timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(await project(worker, request_for(strongest=1), timeout=60)) == 1
+
+
+async def test_calls_side_by_side_each_get_their_own(worker: RunningWorker, request_for: RequestFor) -> None:
+    layers = ["conv2", "conv3", "conv4"]
+    together = await asyncio.gather(*(project(worker, request_for(layer=layer, strongest=4)) for layer in layers))
+    alone = [await project(worker, request_for(layer=layer, strongest=4)) for layer in layers]
+    assert together == alone

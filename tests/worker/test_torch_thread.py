@@ -1,0 +1,172 @@
+"""Turns, bounds, deadlines and cancellation, with plain generators in place of the deconvnet."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Generator
+
+import pytest
+from zfserve_runtime.deadline import Deadline
+from zfserve_runtime.errors import DeadlineExceeded, Overloaded
+from zfserve_runtime.metrics import Metrics
+from zfserve_worker.torch_thread import TorchThread
+
+
+class Work:
+    """A generator of numbers whose every step waits for a permit; it records what happened to it."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.permits = threading.Semaphore(0)
+        self.computed: list[int] = []
+        self.threads: set[str] = set()
+        self.closed = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self.began = asyncio.Event()
+
+    def run(self) -> Generator[int, None, None]:
+        self._loop.call_soon_threadsafe(self.began.set)
+        try:
+            for step in range(self.steps):
+                self.permits.acquire()
+                self.threads.add(threading.current_thread().name)
+                self.computed.append(step)
+                yield step
+        finally:
+            self.closed.set()
+
+    def permit(self, steps: int) -> None:
+        self.permits.release(steps)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def torch_thread(metrics: Metrics) -> AsyncIterator[TorchThread]:
+    torch_thread = TorchThread(threads=1, limit=2, metrics=metrics)
+    yield torch_thread
+    torch_thread.close()
+
+
+async def collect(torch_thread: TorchThread, work: Work, deadline: Deadline | None = None) -> list[int]:
+    return [step async for step in torch_thread.stream(work.run(), deadline or Deadline())]
+
+
+async def closed(torch_thread: TorchThread, work: Work) -> bool:
+    """Whether the generator was closed, once the thread has done all that it was given."""
+    return await torch_thread.run(work.closed.is_set)
+
+
+async def test_results_come_in_order_from_one_other_thread(torch_thread: TorchThread, metrics: Metrics) -> None:
+    work = Work(3)
+    collecting = asyncio.ensure_future(collect(torch_thread, work))
+    await work.began.wait()  # the thread is blocked in its first step, the loop is not
+    assert metrics.registry.get_sample_value("zfserve_queue_depth") == 1
+    work.permit(3)
+    assert await collecting == [0, 1, 2]
+    assert len(work.threads) == 1
+    assert threading.current_thread().name not in work.threads
+    assert metrics.registry.get_sample_value("zfserve_queue_depth") == 0
+    assert metrics.registry.get_sample_value("zfserve_queue_seconds_count") == 1
+
+
+async def test_streams_take_turns(torch_thread: TorchThread) -> None:
+    long, short = Work(50), Work(2)
+    long.permit(1)
+    short.permit(2)
+    running = torch_thread.stream(long.run(), Deadline())
+    assert await anext(running) == 0
+    assert await collect(torch_thread, short) == [0, 1]
+    assert long.computed == [0]
+    await running.aclose()
+
+
+async def test_nothing_is_computed_ahead_of_a_slow_reader(torch_thread: TorchThread) -> None:
+    work = Work(5)
+    work.permit(5)
+    running = torch_thread.stream(work.run(), Deadline())
+    await anext(running)
+    await torch_thread.run(lambda: None)
+    assert work.computed == [0]
+    await running.aclose()
+
+
+async def test_one_more_than_the_limit_is_refused_at_once(torch_thread: TorchThread) -> None:
+    first, second, third = Work(1), Work(1), Work(1)
+    accepted = [asyncio.ensure_future(collect(torch_thread, work)) for work in (first, second)]
+    await first.began.wait()
+    with pytest.raises(Overloaded) as refused:
+        await collect(torch_thread, third)
+    assert refused.value.retry_after_s == 1
+    assert third.computed == []
+    for work in (first, second, third):
+        work.permit(1)
+    assert [await results for results in accepted] == [[0], [0]]
+    assert await collect(torch_thread, third) == [0]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_noticed_there(torch_thread: TorchThread) -> None:
+    busy, late = Work(1), Work(1)
+    running = asyncio.ensure_future(collect(torch_thread, busy))
+    await busy.began.wait()
+    with pytest.raises(DeadlineExceeded):
+        await collect(torch_thread, late, Deadline.after(0.01))
+    busy.permit(1)
+    assert await running == [0]
+    await torch_thread.run(lambda: None)
+    assert not late.began.is_set()
+
+
+async def test_a_deadline_that_passes_between_results_ends_the_work(torch_thread: TorchThread) -> None:
+    work = Work(5)
+    work.permit(1)
+    deadline = Deadline.after(0.05)
+    received = []
+    with pytest.raises(DeadlineExceeded):  # noqa: PT012 - what arrived before it matters
+        async for step in torch_thread.stream(work.run(), deadline):
+            received.append(step)
+            await asyncio.sleep((deadline.remaining_s() or 0) + 0.01)
+    work.permit(4)
+    assert received == [0]
+    assert await closed(torch_thread, work)
+    assert work.computed == [0]
+
+
+async def test_cancelling_stops_the_work_after_its_step(torch_thread: TorchThread) -> None:
+    work = Work(5)
+    collecting = asyncio.ensure_future(collect(torch_thread, work))
+    await work.began.wait()
+    collecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+    work.permit(5)
+    assert await closed(torch_thread, work)
+    assert work.computed == [0]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), TimeoutError("of the work's own")])
+async def test_an_error_ends_its_own_stream_only(torch_thread: TorchThread, error: Exception) -> None:
+    def failing() -> Generator[int, None, None]:
+        yield 0
+        raise error
+
+    for _ in range(3):  # more often than the limit: each gives its place back
+        with pytest.raises(type(error), match=str(error)):
+            _ = [step async for step in torch_thread.stream(failing(), Deadline.after(3600))]
+    work = Work(2)
+    work.permit(2)
+    assert await collect(torch_thread, work) == [0, 1]
+
+
+async def test_closing_drops_what_waits(torch_thread: TorchThread) -> None:
+    busy, waiting = Work(1), Work(1)
+    tasks = [asyncio.ensure_future(collect(torch_thread, work)) for work in (busy, waiting)]
+    await busy.began.wait()
+    busy.permit(1)
+    torch_thread.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert not waiting.began.is_set()

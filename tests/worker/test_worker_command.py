@@ -1,0 +1,110 @@
+"""The process itself: ready, answering, stopping by a signal or with its parent, and refusing what cannot work."""
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
+from zfserve_runtime.bundle import Bundle
+from zfserve_worker.worker_command import add_arguments, run
+
+PROGRAM = [sys.executable, "-m", "zfserve_worker"]
+
+
+@asynccontextmanager
+async def started(bundle: Bundle, *flags: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
+    """The process, with a pipe as its standard input, and its ready line."""
+    arguments = ["--model", str(bundle.folder), "--threads", "1", "--log-format", "json", *flags]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*PROGRAM, *arguments, stdin=pipe, stderr=pipe)
+    try:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            ready = json.loads(line)
+            if ready["message"] == "worker ready":
+                break
+        else:
+            pytest.fail("the worker ended before it was ready")
+        yield process, ready
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def describe(address: str) -> str:
+    async with grpc.aio.insecure_channel(address) as channel:
+        answer = await worker_pb2_grpc.WorkerServiceStub(channel).Describe(worker_pb2.DescribeRequest())
+        name: str = answer.model.name
+        return name
+
+
+async def test_serves_on_a_unix_socket_until_sigterm(bundle: Bundle, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    async with started(bundle, "--listen", address, "--metrics-port", "0") as (process, ready):
+        assert ready["address"] == address
+        assert await describe(address) == "tiny"
+        metrics = await asyncio.to_thread(read, f"http://localhost:{ready['metrics_port']}/metrics")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert 'zfserve_requests_total{method="/zfserve.worker.v1.WorkerService/Describe",status="OK"} 1.0' in metrics
+    assert f'fingerprint="{bundle.manifest.fingerprint}"' in metrics
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        content: bytes = answer.read()
+    return content.decode()
+
+
+async def test_ends_with_its_parent(bundle: Bundle) -> None:
+    async with started(bundle, "--listen", "localhost:0", "--exit-with-parent") as (process, ready):
+        assert await describe(ready["address"]) == "tiny"
+        assert process.stdin is not None
+        process.stdin.close()
+        assert await process.wait() == 0
+
+
+@pytest.fixture
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "nowhere"], "error: there is no bundle at nowhere"),
+        (["--listen", "nonsense"], "error: cannot listen on nonsense"),
+        (["--exit-with-parent"], "error: standard input is not a pipe"),
+        (["--queue", "0"], "argument --queue: 0 is not at least 1"),
+        (["--metrics-port", "70000"], "argument --metrics-port: 70000 is not a port"),
+    ],
+)
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_unusable_input_ends_with_status_2(
+    bundle: Bundle, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    try:
+        status: int | str | None = run(
+            parser.parse_args(["--model", str(bundle.folder), "--listen", "localhost:0", *flags])
+        )
+    except SystemExit as error:  # argparse's own way
+        status = error.code
+    assert status == 2
+    assert message in capsys.readouterr().err

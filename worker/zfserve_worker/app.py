@@ -1,0 +1,103 @@
+"""The worker process put together: the one place that knows all its parts. Called by `worker_command`."""
+
+import asyncio
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from zfserve_protos.worker.v1 import worker_pb2_grpc
+from zfserve_runtime.bundle import load_bundle
+from zfserve_runtime.grpc_options import server_options
+from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.lifecycle import StopRequest, drain
+from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+
+from zfserve_worker.parent import watch_parent
+from zfserve_worker.projector import identity, open_projector
+from zfserve_worker.service import WorkerService
+from zfserve_worker.torch_thread import TorchThread
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs to know.
+
+    Attributes:
+        model: a bundle, or a model's folder of which the newest bundle is taken.
+        listen: HOST:PORT, port 0 for a free one, or unix:PATH.
+        threads: CPU threads of one torch operation.
+        queue: projection calls admitted at a time.
+        cache: forward passes kept.
+        grace_s: how long a stopping worker waits for its calls.
+        metrics_port: of the Prometheus endpoint; None for none.
+        exit_with_parent: stop when standard input, a pipe, is closed.
+    """
+
+    model: Path
+    listen: str
+    threads: int
+    queue: int
+    cache: int
+    grace_s: float
+    metrics_port: int | None = None
+    exit_with_parent: bool = False
+
+
+async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[str] | None = None) -> None:
+    """Run until `stop` is asked for, then drain. `ready` gets the address once projections can be answered.
+
+    Raises:
+        BundleError: there is no usable bundle.
+        OSError: an address cannot be listened on.
+    """
+    with ExitStack() as stack:
+        if config.exit_with_parent:
+            stack.enter_context(watch_parent(lambda: stop.ask("the parent process ended")))
+        metrics = Metrics()
+        endpoint = None
+        if config.metrics_port is not None:
+            endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port))
+        torch_thread = TorchThread(config.threads, config.queue, metrics)
+        stack.callback(torch_thread.close)
+        bundle = await torch_thread.run(load_bundle, config.model)
+        projector = await torch_thread.run(open_projector, bundle, config.cache, metrics)
+        model = identity(bundle.manifest)
+        metrics.model_info.labels(model.name, model.version, model.fingerprint).set(1)
+
+        health = Health(SERVER, WORKER_SERVICE)
+        server = grpc.aio.server(interceptors=[CallInterceptor(metrics)], options=server_options())
+        service = WorkerService(bundle.manifest, projector, torch_thread)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+        add_health_and_reflection(server, health, WORKER_SERVICE)
+        address = _listen(server, config.listen)
+        await server.start()
+        health.serving(SERVER, WORKER_SERVICE)
+        _log.info(
+            "worker ready",
+            extra={
+                "address": address,
+                "metrics_port": endpoint and endpoint.port,
+                "model": model.name,
+                "version": model.version,
+            },
+        )
+        if ready is not None:
+            ready.set_result(address)
+        await stop.wait()
+        await drain(server, health, config.grace_s, stop)
+
+
+def _listen(server: grpc.aio.Server, address: str) -> str:
+    """Bind, and say where: with the port that was taken where `address` leaves the choice open."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:  # gRPC's own, without a cause
+        raise OSError(
+            f"cannot listen on {address}; is it in use, or not of the form HOST:PORT or unix:PATH?"
+        ) from error
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"

@@ -1,0 +1,175 @@
+"""From a checked request to its answers: pixels in, rendered projections out. Runs on the torch thread only."""
+
+import hashlib
+import io
+import time
+from collections import OrderedDict
+from collections.abc import Generator
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from zfserve_model.checkpoint import CheckpointError, load_checkpoint, weights_fingerprint
+from zfserve_model.deconvnet import (
+    Position,
+    Projection,
+    StrongestUnit,
+    Trace,
+    UnitRule,
+    WholeMap,
+    Window,
+    project,
+    strongest_maps,
+    trace,
+)
+from zfserve_model.layer_table import layer_table
+from zfserve_model.networks import Network
+from zfserve_model.render import render_projection
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.worker.v1 import worker_pb2
+from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.projection_request import DEFAULT_STRONGEST
+
+Pixels = npt.NDArray[np.uint8]
+
+_PNG_EFFORT = 1
+"""zlib's level: beyond it the pictures shrink by a few percent and take several times as long."""
+
+
+class Projector:
+    """Projects feature maps of one network, and remembers the forward passes of the images seen last.
+
+    Args:
+        cached_traces: how many images' activations and switches to keep, some 15 MB each for `zfnet`.
+    """
+
+    def __init__(self, network: Network, manifest: Manifest, cached_traces: int, metrics: Metrics) -> None:
+        self._network = network.requires_grad_(False)
+        self._manifest = manifest
+        self._cached_traces = cached_traces
+        self._traces: OrderedDict[bytes, Trace] = OrderedDict()
+        self._metrics = metrics
+
+    def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
+        """One answer per feature map, each when it is asked for.
+
+        Args:
+            request: one that `check_projection_request` passed, with as many pixels as the input has.
+        """
+        began_s = time.perf_counter()
+        spec = self._manifest.input
+        pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
+        traced = self._trace(pixels)
+        maps = self._choose_maps(request, traced)
+        for rank, projection in enumerate(project(traced, request.layer, maps, _unit_rule(request.unit))):
+            answer = _answer(projection, pixels, request.format)
+            answer.rank, answer.total = rank, len(maps)
+            answer.model.CopyFrom(identity(self._manifest))
+            self._metrics.projection_seconds.observe(time.perf_counter() - began_s)
+            yield answer
+            began_s = time.perf_counter()
+
+    def warm_up(self) -> None:
+        """One projection from the top of the trunk, so that the first caller does not pay for torch's first run."""
+        spec = self._manifest.input
+        grey = bytes([128]) * (spec.height * spec.width * 3)
+        request = worker_pb2.ProjectRequest(pixels=grey, layer=self._manifest.layers[-1].name, strongest=1)
+        for _ in self.project(request):
+            pass
+        self._traces.clear()
+
+    def _trace(self, pixels: Pixels) -> Trace:
+        """The image's forward pass, from the cache where it is there."""
+        key = hashlib.sha256(pixels.data).digest()
+        if key not in self._traces:
+            while len(self._traces) >= self._cached_traces:
+                self._traces.popitem(last=False)
+            began_s = time.perf_counter()
+            self._traces[key] = trace(self._network, _normalise(pixels, self._manifest.input))
+            self._metrics.inference_seconds.observe(time.perf_counter() - began_s)
+        self._traces.move_to_end(key)
+        return self._traces[key]
+
+    def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> list[int]:
+        if request.WhichOneof("maps") == "selection":
+            return list(request.selection.indices)
+        layer = self._manifest.layer(request.layer)
+        assert layer is not None, "check_projection_request comes first"
+        return strongest_maps(traced, layer.name, request.strongest or min(DEFAULT_STRONGEST, layer.channels))
+
+
+def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics) -> Projector:
+    """A warm projector of the bundle's network.
+
+    Raises:
+        BundleError: the weights cannot be loaded, or are not those the manifest describes.
+    """
+    manifest = bundle.manifest
+    try:
+        network = load_checkpoint(bundle.folder / WEIGHTS).network
+    except CheckpointError as error:
+        raise BundleError(f"the bundle {bundle.folder} holds no usable weights: {error}") from error
+    fingerprint = weights_fingerprint(network)
+    if fingerprint != manifest.fingerprint:
+        raise BundleError(
+            f"the weights in {bundle.folder} have the fingerprint {fingerprint[:12]}, the manifest says "
+            f"{manifest.fingerprint[:12]}; export the bundle again"
+        )
+    # Requests are checked against the manifest's table, so it must be the network's.
+    if [asdict(row) for row in layer_table(network)] != [layer.model_dump() for layer in manifest.layers]:
+        raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
+    projector = Projector(network, manifest, cached_traces, metrics)
+    projector.warm_up()
+    return projector
+
+
+def identity(manifest: Manifest) -> pb.ModelIdentity:
+    return pb.ModelIdentity(name=manifest.name, version=manifest.version, fingerprint=manifest.fingerprint)
+
+
+def _normalise(pixels: Pixels, spec: InputSpec) -> torch.Tensor:
+    """float32 (3, H, W), normalised as the bundle says."""
+    scaled = torch.from_numpy(pixels.astype(np.float32) / 255)
+    return ((scaled - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(2, 0, 1).contiguous()
+
+
+def _unit_rule(rule: pb.UnitRule) -> UnitRule:
+    match rule.WhichOneof("rule"):
+        case "position":
+            return Position(rule.position.row, rule.position.column)
+        case "whole_map":
+            return WholeMap()
+        case _:
+            return StrongestUnit()
+
+
+def _answer(projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType) -> pb.ProjectResponse:
+    window = projection.window
+    answer = pb.ProjectResponse(
+        map=projection.map,
+        activation=projection.activation,
+        box=pb.Box(left=window.left, top=window.top, right=window.right, bottom=window.bottom),
+        patch_png=_png(Image.fromarray(_patch(pixels, window))),
+    )
+    if projection.unit is not None:
+        answer.unit.CopyFrom(pb.Position(row=projection.unit.row, column=projection.unit.column))
+    if picture_format == pb.PICTURE_FORMAT_FLOAT32:
+        _, height, width = projection.pixels.shape
+        values = projection.pixels.numpy().astype("<f4", copy=False)
+        answer.float32.CopyFrom(pb.Float32Picture(height=height, width=width, data=values.tobytes()))
+    else:
+        answer.png = _png(render_projection(projection.pixels))
+    return answer
+
+
+def _patch(pixels: Pixels, window: Window) -> Pixels:
+    return pixels[window.top : window.bottom, window.left : window.right]
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=_PNG_EFFORT)
+    return buffer.getvalue()

@@ -1,0 +1,80 @@
+"""`python -m zfserve_worker`: a bundle in, a projection worker on an address. `zfserve serve` starts it like this."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import get_args
+
+from zfserve_runtime.bundle import BundleError
+from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.logs import LogFormat, configure_logging
+
+from zfserve_worker.app import WorkerConfig, serve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle, or a model's folder")
+    parser.add_argument("--listen", default="localhost:8501", help="HOST:PORT or unix:PATH (default: %(default)s)")
+    parser.add_argument("--threads", type=_positive, help="of one torch operation (default: the CPUs this process has)")
+    parser.add_argument("--metrics-port", type=_port, help="of the Prometheus endpoint (default: none)")
+    parser.add_argument("--queue", type=_positive, default=16, help="calls admitted at a time (default: %(default)s)")
+    parser.add_argument("--cache", type=_positive, default=8, help="forward passes kept (default: %(default)s)")
+    parser.add_argument("--drain-grace", type=_seconds, default=30.0, help="seconds to finish calls when stopping")
+    parser.add_argument("--log-format", choices=get_args(LogFormat), default="console")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input, a pipe from the parent, is closed"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    configure_logging(arguments.log_format, logging.getLevelNamesMapping()[arguments.log_level.upper()])
+    config = WorkerConfig(
+        model=arguments.model,
+        listen=arguments.listen,
+        threads=arguments.threads or available_cpus(),
+        queue=arguments.queue,
+        cache=arguments.cache,
+        grace_s=arguments.drain_grace,
+        metrics_port=arguments.metrics_port,
+        exit_with_parent=arguments.exit_with_parent,
+    )
+    try:
+        asyncio.run(_serve_until_signal(config))
+    except (BundleError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m zfserve_worker", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+async def _serve_until_signal(config: WorkerConfig) -> None:
+    stop = StopRequest()
+    with stop.on_signals():
+        await serve(config, stop)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _port(text: str) -> int:
+    if not 0 <= (number := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is not a port")
+    return number
+
+
+def _seconds(text: str) -> float:
+    if (number := float(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
