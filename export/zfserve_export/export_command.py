@@ -10,6 +10,7 @@ from types import FrameType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from zfserve_model.checkpoint import Checkpoint, CheckpointError
@@ -63,30 +64,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    console = Console()
+    messages = Console(stderr=True)
     started = time.monotonic()
     try:
         checkpoint = _load(arguments)
-        plan = make_plan(arguments, checkpoint, console)
-        with _sigterm_as_exit(), _progress(console) as on_progress:
+        plan, doubts = make_plan(arguments, checkpoint)
+        for doubt in doubts:
+            _print(messages, "[yellow]warning:[/]", doubt)
+        with sigterm_as_exit(), _progress(messages) as on_progress:
             bundle = export_bundle(checkpoint, plan, on_progress)
     except _UNUSABLE as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _print(messages, "[red]error:[/]", str(error))
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; no bundle was written")
+        _print(messages, "interrupted;", "no bundle was written")
         return 130
-    print_summary(console, bundle, time.monotonic() - started)
+    print_summary(Console(), bundle, time.monotonic() - started)
+    for fault in find_faults(bundle):
+        _print(messages, "[bold red]warning:[/]", fault)
     return 0
 
 
-def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> ExportPlan:
-    """What the arguments ask for; warns of what will make the bundle worse than it could be.
+def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[ExportPlan, list[str]]:
+    """What the arguments ask for, and a sentence for each thing that makes the bundle worse than it could be.
 
     Raises:
         PhotoError: a folder of photos cannot be used.
         BundleError: name or version cannot name a folder, or INT8 is asked for and there are no photos at all.
     """
+    doubts = []
     folder = arguments.photos or (DEFAULT_PHOTOS if DEFAULT_PHOTOS.is_dir() else None)
     photos = list_photos(folder) if folder else ()
     calibration = list_photos(arguments.calibration) if arguments.calibration else ()
@@ -97,14 +103,13 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint, console: Co
         if not photos:
             raise BundleError("INT8 needs photos to calibrate on; give a folder with --calibration")
     if 0 < len(calibration) < FEW_CALIBRATION_PHOTOS:
-        _warn(
-            console,
-            f"INT8 is calibrated on {len(calibration)} photos only; for accuracy give some hundred with --calibration",
+        doubts.append(
+            f"INT8 is calibrated on {len(calibration)} photos only; for accuracy give some hundred with --calibration"
         )
     validation = list_labelled_photos(arguments.validation, checkpoint.class_ids) if arguments.validation else None
     if not (photos or calibration or validation):
-        _warn(console, "no photos were given: parity is measured on noise alone; give some with --photos")
-    return ExportPlan(
+        doubts.append("no photos were given: parity is measured on noise alone; give some with --photos")
+    plan = ExportPlan(
         models=arguments.output,
         name=arguments.name or checkpoint.network.spec.architecture,
         version=arguments.version,
@@ -113,13 +118,16 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint, console: Co
         calibration=calibration,
         validation=validation,
     )
+    return plan, doubts
 
 
 def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
-    """What was written and how good it is: one row per file an engine can run, warnings below."""
+    """What was written and how good it is: one row per file an engine can run."""
     manifest = bundle.manifest
     accuracy = {entry.precision: entry for entry in manifest.accuracy}
-    table = Table(title=f"{manifest.name} {manifest.version}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{manifest.name} {manifest.version}", title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
     for heading in ("file", "MB", "top-1", "top-5", "against PyTorch", "off by", "same class"):
         table.add_column(heading, justify="left" if heading in ("file", "against PyTorch") else "right")
     for precision in manifest.artefacts:
@@ -135,8 +143,6 @@ def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
             "\n".join(f"{entry.top1_agreement:.1%}" for entry in parity),
         )
     console.print(table)
-    for warning in find_faults(bundle):
-        _warn(console, warning)
     console.print(f"fingerprint {manifest.fingerprint[:16]}…, {len(manifest.classes)} classes", highlight=False)
     console.print(f"[green]wrote[/] {bundle.folder} in {seconds:.0f} s", highlight=False, soft_wrap=True)
 
@@ -169,8 +175,8 @@ def _load(arguments: argparse.Namespace) -> Checkpoint:
     return load_weights(weights, architecture=arguments.architecture, class_names=labels)
 
 
-def _warn(console: Console, sentence: str) -> None:
-    console.print(f"[yellow]warning:[/] {sentence}", highlight=False, soft_wrap=True)
+def _print(messages: Console, heading: str, sentence: str) -> None:
+    messages.print(heading, escape(sentence), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -194,7 +200,7 @@ class _StepBars:
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
+def sigterm_as_exit() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that the unfinished bundle is removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ PHOTOS_PER_CLASS = 4
 Pixels = NDArray[np.uint8]
 
 
-def make_checkpoint(architecture: str = "zfnet-fig3", *, contrast_norm: bool = False) -> Checkpoint:
+def build_checkpoint(architecture: str = "zfnet-fig3", *, contrast_norm: bool = False) -> Checkpoint:
     """The same random weights at every call, exact in float16 as shipped weights are."""
     spec = NetworkSpec(architecture, classes=len(CLASS_IDS), hidden_width=16, contrast_norm=contrast_norm)
     network = build_network(spec, torch.Generator().manual_seed(3)).eval()
@@ -31,7 +31,14 @@ def make_checkpoint(architecture: str = "zfnet-fig3", *, contrast_norm: bool = F
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
-    return make_checkpoint()
+    """Read it only."""
+    return build_checkpoint()
+
+
+@pytest.fixture
+def fresh_checkpoint() -> Checkpoint:
+    """One to change."""
+    return build_checkpoint()
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +67,7 @@ def exported() -> Callable[[str], tuple[Checkpoint, onnx.ModelProto]]:
 
     def export(architecture: str) -> tuple[Checkpoint, onnx.ModelProto]:
         if architecture not in made:
-            checkpoint = make_checkpoint(architecture, contrast_norm=architecture == "alexnet")
+            checkpoint = build_checkpoint(architecture, contrast_norm=architecture == "alexnet")
             fingerprint = weights_fingerprint(checkpoint.network)
             made[architecture] = checkpoint, export_graph(checkpoint.network, checkpoint.preprocessing, fingerprint)
         return made[architecture]

@@ -57,7 +57,9 @@ def test_every_layer_but_the_last_is_quantized_per_channel(quantized: tuple[Chec
 def test_weights_are_too_small_to_overflow_16_bits(quantized: tuple[Checkpoint, Path]) -> None:
     """See `LARGEST_WEIGHT`: what a CPU without VNNI adds up must fit."""
     graph = onnx.load(quantized[1]).graph
-    weights = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
+    weights = [
+        numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1
+    ]
     assert len(weights) == 7
     largest = max(int(np.abs(weight.astype(np.int32)).max()) for weight in weights)
     assert largest <= LARGEST_WEIGHT
@@ -77,7 +79,7 @@ def test_stays_close_to_the_network(quantized: tuple[Checkpoint, Path], pixels: 
     checkpoint, file = quantized
     expected = network_outputs(checkpoint, pixels)
     probabilities, features = onnxruntime.InferenceSession(file).run(None, {"pixels": pixels})
-    assert np.abs(probabilities - expected.probabilities).max() < 0.05
+    assert np.abs(probabilities - expected.probabilities).max() < 0.1
     assert np.abs(features - expected.features).max() < 0.1 * np.abs(expected.features).max()
 
 
