@@ -11,11 +11,12 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
 from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.projection_request import check_projection_request
 
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
 from zfserve_server.decoding import Decoding
-from zfserve_server.projection import add_source_box, check_projection, worker_request
+from zfserve_server.projection import add_source_box, worker_request
 from zfserve_server.served_model import ServedModel
 from zfserve_server.worker_client import WorkerClient
 
@@ -77,7 +78,7 @@ class VisionService(VisionServiceServicer):
     ) -> AsyncIterator[pb.ProjectResponse]:
         deadline = Deadline.of(context)
         with self._admissions.project.admit():
-            check_projection(request, self._model.manifest)
+            check_projection_request(request, self._model.manifest)
             if self._worker is None:
                 raise WorkerUnavailable("this server runs without a projection worker; start it with one")
             self._worker.check()

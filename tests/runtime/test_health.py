@@ -1,5 +1,6 @@
 """The standard protocol, by the stubs that every client uses."""
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -56,6 +57,12 @@ async def test_a_dead_worker_takes_projection_down_and_nothing_else(health: Heal
         PROJECTION: NOT_SERVING,
     }
     assert (health.is_serving(VISION_SERVICE), health.is_serving(PROJECTION)) == (True, False)
+
+
+async def test_probes_leave_no_line_in_the_log(channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "zfserve_runtime")
+    await check(channel, SERVER)
+    assert [record.levelname for record in caplog.records if record.name.startswith("zfserve_")] == ["DEBUG"]
 
 
 async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
