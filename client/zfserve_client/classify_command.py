@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         photos = find_photos(arguments.photos)
         client = open_client(arguments)
     except (OSError, ValueError) as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}")
+        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
     with client:
         answers = client.classify_many(photos, top_k=arguments.top, features=arguments.features)
@@ -61,14 +61,16 @@ def score_table(classification: Classification, title: str) -> Table:
     for rank, score in enumerate(classification.classes):
         style = "bold" if rank == 0 else ""
         table.add_row(Text(score.label, style), _bar(score, rank), Text(f"{score.probability:.1%}", style))
-    timings = classification.timings
-    model = classification.model
-    table.caption = (
-        f"{model.name} {model.version} · decode {timings.decode_ms:.1f} ms, "
-        f"queue {timings.queue_ms:.1f} ms, inference {timings.inference_ms:.1f} ms"
-    )
-    table.caption_justify = "left"
     return table
+
+
+def timings_line(classification: Classification) -> str:
+    """Who answered, and where the time went."""
+    model, timings = classification.model, classification.timings
+    return (
+        f"{model.name} {model.version} · decode {timings.decode_ms:.1f} ms, queue {timings.queue_ms:.1f} ms, "
+        f"inference {timings.inference_ms:.1f} ms"
+    )
 
 
 def _bar(score: ClassScore, rank: int) -> Bar:
@@ -83,13 +85,14 @@ def _print_tables(outcomes: list[Outcome], address: str, messages: Console) -> l
     if len(outcomes) == 1 and answers:
         photo, answer = answers[0]
         console.print(score_table(answer, str(photo)))
+        console.print(f" {timings_line(answer)}", style="dim", highlight=False)
     elif answers:
         console.print(_overview(answers))
     if len({explain(error, address) for _, error in errors}) == 1 and len(errors) > 1:
-        messages.print(f"[red]error:[/] {len(errors)} photos: {escape(explain(errors[0][1], address))}")
+        messages.print(f"[red]error:[/] {len(errors)} photos: {escape(explain(errors[0][1], address))}", soft_wrap=True)
     else:
         for photo, error in errors:
-            messages.print(f"[red]error:[/] {escape(f'{photo}: {explain(error, address)}')}")
+            messages.print(f"[red]error:[/] {escape(f'{photo}: {explain(error, address)}')}", soft_wrap=True)
     return [error for _, error in errors]
 
 

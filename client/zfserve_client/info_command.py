@@ -26,13 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         client = open_client(arguments)
     except (OSError, ValueError) as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}")
+        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
     try:
         with client:
             description = client.describe()
     except ZfserveError as error:
-        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}")
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}", soft_wrap=True)
         return exit_status(error)
     if arguments.json:
         sys.stdout.write(json.dumps(asdict(description), ensure_ascii=False, indent=2) + "\n")

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.save:
             arguments.save.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}")
+        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
     saved: list[SavedProjection] = []
     try:
@@ -63,23 +63,26 @@ def run(arguments: argparse.Namespace) -> int:
                 if arguments.json:
                     sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
     except ZfserveError as error:
-        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}")
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}", soft_wrap=True)
         return exit_status(error)
     if not arguments.json:
-        Console().print(projection_table(saved, f"{arguments.layer} of {arguments.photo}"))
+        Console().print(projection_table(saved, f"{arguments.layer} of {arguments.photo.name}"))
     if arguments.save:
         sheet = arguments.save / f"{arguments.layer}-sheet.png"
         save_sheet([entry.projection for entry in saved], f"{arguments.layer} of {arguments.photo.name}", sheet)
-        messages.print(f"{len(saved)} projections with their patches, and all of them on {escape(str(sheet))}")
+        messages.print(
+            f"{len(saved)} projections with their patches, and all of them on {escape(str(sheet))}", soft_wrap=True
+        )
     return OK
 
 
 def projection_table(saved: list[SavedProjection], title: str) -> Table:
-    """A row for each projection, in the order they came."""
+    """A row for each projection, in the order they came, with its unit and the region of the photo it sees."""
     table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1), title_style="bold")
     with_files = any(entry.picture for entry in saved)
-    for column in ("map", "unit", "activation", "", "pixels of the photo", *(["picture"] if with_files else [])):
-        table.add_column(column, header_style="dim", justify="right" if column in ("map", "activation") else "left")
+    for column in ("map", "row, column", "activation", "", "columns × rows", *(["picture"] if with_files else [])):
+        right = column in ("map", "row, column", "activation")
+        table.add_column(column, header_style="dim", justify="right" if right else "left", no_wrap=column == "picture")
     highest = max((entry.projection.activation for entry in saved), default=0.0) or 1.0
     for entry in saved:
         projection = entry.projection
@@ -87,7 +90,7 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
             str(projection.map),
             unit_name(projection),
             f"{projection.activation:.2f}",
-            Bar(1, 0, max(0.0, projection.activation / highest), width=20, color="blue"),
+            Bar(1, 0, max(0.0, projection.activation / highest), width=10, color="blue"),
             box_name(projection.source_box or projection.box),
             *([entry.picture.name] if entry.picture else []),
         )
@@ -95,7 +98,7 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
 
 
 def unit_name(projection: Projection) -> str:
-    return "whole map" if projection.unit is None else f"row {projection.unit.row}, column {projection.unit.column}"
+    return "whole map" if projection.unit is None else f"{projection.unit.row}, {projection.unit.column}"
 
 
 def box_name(box: Box) -> str:

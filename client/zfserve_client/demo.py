@@ -1,0 +1,192 @@
+"""`python -m zfserve_client.demo`: from the shipped weights to a page that shows what the network saw.
+
+Called by `make demo` from the repository's root. Exports the weights where there is no bundle yet, starts the service,
+classifies the sample photos, projects every convolution, writes it all to one folder, and stops what it started.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from zfserve_client.classify_command import score_table
+from zfserve_client.cli import FAILED, INTERRUPTED, OK, UNUSABLE
+from zfserve_client.client import STRONGEST, Client
+from zfserve_client.demo_page import Explained, render_page
+from zfserve_client.errors import ZfserveError
+from zfserve_client.photo_files import find_photos
+from zfserve_client.projection_files import save_sheet
+from zfserve_client.results import Layer, ModelDescription, Projection
+
+STARTING_S = 120.0
+"""The longest that the service may take to be ready, and its worker after it; seconds suffice on an idle machine."""
+
+STOPPING_S = 45.0
+"""Longer than the service takes to finish what it accepted."""
+
+LOOK_EVERY_S = 0.1
+
+
+class DemoFailed(Exception):
+    """The message says which step failed and what to do."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m zfserve_client.demo", description=__doc__)
+    parser.add_argument("--weights", type=Path, default=Path("weights/zfnet-imagenette.safetensors"))
+    parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="bundle; exported where there is none")
+    parser.add_argument("--photos", default="samples", help="file, folder or glob")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"))
+    arguments = parser.parse_args()
+    console = Console()
+    # A plain `kill` must not leave the service behind either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        photos = find_photos([arguments.photos])
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        ensure_bundle(arguments.model, arguments.weights, console)
+        with running_service(arguments.model, arguments.output, console) as address, Client(address) as client:
+            page = explain_photos(client, photos, arguments.output, console)
+    except FileNotFoundError as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return UNUSABLE
+    except (DemoFailed, ZfserveError) as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return FAILED
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return INTERRUPTED
+    console.print(f"\nOpen [bold]{escape(str(page.resolve()))}[/] in a browser.", soft_wrap=True)
+    return OK
+
+
+def ensure_bundle(model: Path, weights: Path, console: Console) -> None:
+    """Export `weights` to `model` unless a bundle is there.
+
+    Raises:
+        DemoFailed: there are no weights, or the export failed.
+    """
+    if any(model.glob("*/manifest.json")):
+        console.print(f"[green]✓[/] model in {escape(str(model))}")
+        return
+    if not weights.is_file():
+        raise DemoFailed(f"there are no weights at {weights}; run the demo from the repository's root")
+    console.print(f"exporting {escape(str(weights))} to {escape(str(model))}, once")
+    command = ["export", str(weights), "--output", str(model.parent), "--name", model.name]
+    if subprocess.run(_zfserve(*command), env=_environment()).returncode != 0:
+        raise DemoFailed(f"`zfserve {' '.join(command)}` failed; its own message stands above")
+
+
+@contextmanager
+def running_service(model: Path, folder: Path, console: Console) -> Iterator[str]:
+    """The address of a service for `model` on a free port; stopped, with its worker, when the body ends.
+
+    Its log goes to `service.log` in `folder`.
+
+    Raises:
+        DemoFailed: it ended, or was not ready in time.
+    """
+    log, ready = folder / "service.log", folder / "service.ready"
+    ready.unlink(missing_ok=True)
+    flags = ("--model", str(model), "--port", "0", "--metrics-port", "0", "--ready-file", str(ready))
+    with log.open("wb") as output:
+        service = subprocess.Popen(_zfserve("serve", *flags), stdout=output, stderr=output, env=_environment())
+    try:
+        with console.status("waiting for the service to load the model and check it"):
+            _wait_for(ready, service, log)
+        console.print("[green]✓[/] service ready")
+        yield f"localhost:{json.loads(ready.read_text())['port']}"
+    finally:
+        service.terminate()
+        try:
+            service.wait(STOPPING_S)
+        except subprocess.TimeoutExpired:
+            service.kill()
+            service.wait()
+        ready.unlink(missing_ok=True)
+
+
+def explain_photos(client: Client, photos: list[Path], folder: Path, console: Console) -> Path:
+    """Classify and project `photos`; write sheets and the page to `folder`, and return the page."""
+    classifications = []
+    for photo in photos:
+        classifications.append(client.classify(photo, top_k=5))
+        console.print(score_table(classifications[-1], photo.name), "")
+    description = _wait_for_projections(client, console)
+    layers = [layer for layer in description.layers if layer.kind == "conv"]
+    explained = []
+    progress = Progress(
+        TextColumn("projecting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with progress:
+        task = progress.add_task("", total=len(photos) * len(layers) * STRONGEST)
+        for photo, classification in zip(photos, classifications, strict=True):
+            projections: dict[str, list[Projection]] = {}
+            for layer in layers:
+                projections[layer.name] = []
+                for projection in client.project(classification.image_reference, layer.name):
+                    projections[layer.name].append(projection)
+                    progress.advance(task)
+                save_sheet(projections[layer.name], f"{photo.stem}: {layer.name}", _sheet(folder, photo, layer))
+            explained.append(Explained(photo, classification, projections))
+            shutil.copy(photo, folder)
+    page = folder / "index.html"
+    page.write_text(render_page(explained, description, layers), encoding="utf-8")
+    console.print(f"[green]✓[/] {len(photos)} photos, {len(photos) * len(layers)} contact sheets")
+    return page
+
+
+def _wait_for(ready: Path, service: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + STARTING_S
+    while not ready.exists():
+        try:
+            service.wait(LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() < deadline:
+                continue
+            raise DemoFailed(f"the service was not ready within {STARTING_S:.0f} s; its log is {log}") from None
+        last = log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise DemoFailed("the service ended before it was ready:\n" + "\n".join(last))
+
+
+def _wait_for_projections(client: Client, console: Console) -> ModelDescription:
+    deadline = time.monotonic() + STARTING_S
+    with console.status("waiting for the worker that computes projections"):
+        while not (description := client.describe()).projection_available:
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"the worker was not ready within {STARTING_S:.0f} s; see service.log")
+            time.sleep(LOOK_EVERY_S)
+    return description
+
+
+def _sheet(folder: Path, photo: Path, layer: Layer) -> Path:
+    return folder / f"{photo.stem}-{layer.name}.png"
+
+
+def _zfserve(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "zfserve_client.cli", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """Ours without settings for other services: the demo is to be the same everywhere."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ZFSERVE_")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

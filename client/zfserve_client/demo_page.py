@@ -1,0 +1,149 @@
+"""The demo's page: one HTML file that holds photos, classes and projections. Called by `demo`."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from zfserve_client.results import Box, Classification, Layer, ModelDescription, Projection
+
+STYLE = Path(__file__).with_name("demo_page.css")
+MOST_PIXELS = 720
+"""Longest side of an embedded photo."""
+
+_SEES = {
+    "conv1": "edges and colours",
+    "conv2": "corners, and edges with colours",
+    "conv3": "textures and patterns",
+    "conv4": "parts typical of a class",
+    "conv5": "whole objects",
+}
+"""What Zeiler & Fergus found in each layer (ECCV 2014, section 4, figure 2)."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One photo with what the network said of it, and the projections of each layer by the layer's name."""
+
+    photo: Path
+    classification: Classification
+    projections: Mapping[str, Sequence[Projection]]
+
+
+def render_page(photos: Sequence[Explained], description: ModelDescription, layers: Sequence[Layer]) -> str:
+    """A page that needs nothing else: style and pictures are part of it."""
+    model = description.model
+    accuracy = "".join(
+        f", {figure.top1:.1%} of {figure.count:,} validation photos right ({figure.precision})"
+        for figure in description.accuracy
+        if figure.precision == description.engine.precision
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>zfserve: what the network saw</title>
+<style>
+{STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<header>
+<h1>What the network saw</h1>
+<p class="lead">Each photo was classified by a convolutional network that knows {len(description.classes)} classes;
+the bars show what it said. Below, for the nine feature maps that fired most strongly in each layer, the upper
+picture shows the very pixels that made the map fire (a deconvnet projection, Zeiler &amp; Fergus 2014), and the
+lower one the part of the photo they come from.</p>
+<p class="model">{escape(model.name)} {escape(model.version)}{accuracy}
+· weights <code>{escape(model.fingerprint[:12])}</code>
+· {escape(description.engine.runtime)}, {escape(description.engine.precision)}</p>
+<nav aria-label="Photos">{"".join(f'<a href="#{_anchor(entry)}">{escape(_name(entry))}</a>' for entry in photos)}</nav>
+</header>
+<main>
+{"".join(_section(entry, layers) for entry in photos)}</main>
+<footer><p>It can only answer with one of: {escape(", ".join(entry.label for entry in description.classes))}. A photo of
+anything else gets the class it resembles most. Made by <code>make demo</code>.</p></footer>
+</body>
+</html>
+"""
+
+
+def _section(entry: Explained, layers: Sequence[Layer]) -> str:
+    with Image.open(entry.photo) as photo:
+        exif = photo.getexif()
+        size = f"{photo.width} × {photo.height}"
+        source = _data_uri(photo, MOST_PIXELS)
+    shows = str(exif.get(ExifTags.Base.ImageDescription, "")) or f"The photo {entry.photo.name}"
+    credit = " · ".join(str(exif[tag]) for tag in (ExifTags.Base.Artist, ExifTags.Base.Copyright) if tag in exif)
+    timings = entry.classification.timings
+    return f"""<section id="{_anchor(entry)}">
+<div class="verdict">
+<figure class="photo"><img src="{source}" alt="{escape(shows)}">
+<figcaption>{escape(shows)}{f'. <span class="credit">{escape(credit)}</span>' if credit else ""}</figcaption></figure>
+<div>
+<h2>{escape(entry.classification.classes[0].label)}</h2>
+<table class="scores"><caption class="hidden">Classes and their probabilities</caption>
+{"".join(_score_row(score.label, score.probability) for score in entry.classification.classes)}</table>
+<p class="figures">{size} pixels · decoded in {timings.decode_ms:.1f} ms
+· classified in {timings.inference_ms:.1f} ms</p>
+</div>
+</div>
+{"".join(_strip(layer, entry.projections[layer.name]) for layer in layers)}</section>
+"""
+
+
+def _score_row(label: str, probability: float) -> str:
+    return (
+        f'<tr><th scope="row">{escape(label)}</th><td class="bar"><span style="width:{probability:.2%}"></span></td>'
+        f"<td>{probability:.1%}</td></tr>\n"
+    )
+
+
+def _strip(layer: Layer, projections: Sequence[Projection]) -> str:
+    sees = f"{_SEES[layer.name]}; " if layer.name in _SEES else ""
+    side = layer.receptive_field
+    return f"""<div class="layer">
+<h3>{escape(layer.name)} <small>{sees}a unit sees {side} × {side} pixels</small></h3>
+<ol>{"".join(_tile(layer, projection) for projection in projections)}</ol>
+</div>
+"""
+
+
+def _tile(layer: Layer, projection: Projection) -> str:
+    where = _place(projection.source_box or projection.box)
+    name = f"map {projection.map} of {layer.name}"
+    crisp = ' class="crisp"' if layer.receptive_field < 40 else ""
+    return f"""<li><img{crisp} src="{_data_uri_of(projection.png or b"")}" alt="Pixels that drove {name}">
+<img{crisp} src="{_data_uri_of(projection.patch_png)}" alt="The photo at {where}">
+<span title="{name}, {where}">map {projection.map} <i>{projection.activation:.1f}</i></span></li>
+"""
+
+
+def _place(box: Box) -> str:
+    return f"columns {box.left} to {box.right}, rows {box.top} to {box.bottom}"
+
+
+def _anchor(entry: Explained) -> str:
+    return escape(entry.photo.stem.replace(" ", "-"))
+
+
+def _name(entry: Explained) -> str:
+    return entry.photo.stem.replace("-", " ")
+
+
+def _data_uri_of(png: bytes) -> str:
+    with Image.open(io.BytesIO(png)) as picture:
+        return _data_uri(picture, MOST_PIXELS)
+
+
+def _data_uri(picture: Image.Image, longest: int) -> str:
+    """WebP, a fifth of PNG's size; small pictures without loss, for there every pixel shows."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((longest, longest))
+    file = io.BytesIO()
+    picture.save(file, "WEBP", lossless=max(picture.size) < 40, quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

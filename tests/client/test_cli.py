@@ -1,0 +1,228 @@
+"""The command line as a user meets it: output, exit status, and what it says when something is wrong."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from fakes.vision_service import Failure, FakeVisionService, png
+from zfserve_client.cli import COMMANDS, FAILED, NOT_INSTALLED, OK, UNREACHABLE, UNUSABLE, main
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(address: str) -> Run:
+    """`zfserve` against the fake service."""
+    return lambda *arguments: main([*map(str, arguments), "--address", address])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    files = [tmp_path / f"photo{length}.jpg" for length in (1, 2, 3)]
+    for length, file in enumerate(files, 1):
+        file.write_bytes(bytes(length))
+    return files
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert f"  {name:<10}{command.summary}" in lines
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == OK
+    assert capsys.readouterr().out.startswith("zfserve 0.")
+
+
+def test_a_misspelt_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clasify"]) == UNUSABLE
+    assert capsys.readouterr().err == "zfserve: there is no command 'clasify'; did you mean `zfserve classify`?\n"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if not COMMANDS[name].extra])
+def test_the_clients_commands_import_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom zfserve_client.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'onnxruntime', 'pydantic'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_and_version_do_not_even_import_grpc() -> None:
+    code = (
+        "import sys\nfrom zfserve_client.cli import main\nmain(['--help']), main(['--version'])\n"
+        "print(sorted({'grpc', 'rich', 'PIL'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].extra])
+def test_a_command_without_its_extra_says_what_to_install(command: str) -> None:
+    code = (
+        "import sys\nfrom zfserve_client.cli import main\n"
+        "for name in ('torch', 'onnxruntime', 'pydantic', 'numpy', 'safetensors', 'matplotlib'):\n"
+        "    sys.modules[name] = None  # as if it were not installed\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+    assert done.returncode == NOT_INSTALLED, done.stderr
+    assert re.fullmatch(rf"zfserve: `zfserve {command}` needs \w+, which is not installed: .*\n", done.stderr)
+    assert done.stderr.endswith(f": pip install 'zfserve[{COMMANDS[command].extra}]'\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_module(command: str) -> None:
+    assert importlib.util.find_spec(COMMANDS[command].module) is not None
+
+
+def test_classify_one_photo(run: Run, photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("classify", photos[0]) == OK
+    shown = capsys.readouterr()
+    assert [line.split() for line in shown.out.splitlines() if "%" in line] == [
+        ["church", "█" * 22 + "▌", "75.0%"],
+        ["tench", "█" * 5 + "▋", "18.8%"],
+        ["golf", "ball", "█▉", "6.2%"],
+    ]
+    assert "decode 1.5 ms" in shown.out
+    assert shown.err == ""
+
+
+def test_classify_as_json(run: Run, photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("classify", photos[0], "--json", "--top", 1, "--features") == OK
+    assert json.loads(capsys.readouterr().out) == {
+        "file": str(photos[0]),
+        "classes": [{"label": "church", "class_id": "n1", "index": 1, "probability": 0.75}],
+        "model": {"name": "zfnet", "version": "3", "fingerprint": "ab12"},
+        "image_reference": "ref-1",
+        "features": [0.5, 0.25],
+        "timings": {"decode_ms": 1.5, "queue_ms": 0.25, "inference_ms": 4.0, "batch_size": 2},
+    }
+
+
+def test_classify_a_folder_as_json_lines_with_one_bad_photo(
+    run: Run, service: FakeVisionService, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.failures = [Failure(grpc.StatusCode.INVALID_ARGUMENT, "Send a JPEG.", "IMAGE_UNDECODABLE")] * 3
+    assert run("classify", photos[0].parent, "--json") == UNUSABLE
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [document["file"] for document in documents] == [str(photo) for photo in photos]
+    assert {document["error"]["reason"] for document in documents} == {"IMAGE_UNDECODABLE"}
+
+
+def test_classify_a_folder_shows_a_row_for_each_photo(
+    run: Run,
+    service: FakeVisionService,
+    photos: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    service.failures = [Failure(grpc.StatusCode.INVALID_ARGUMENT, "Send a JPEG.", "IMAGE_UNDECODABLE")]
+    assert run("classify", photos[0].parent) == FAILED
+    shown = capsys.readouterr()
+    assert sum(photo.name in shown.out for photo in photos) == 2
+    assert "Send a JPEG." in shown.err
+
+
+def test_project_saves_pictures_and_a_sheet(
+    run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new" / "out"
+    assert run("project", photos[0], "--layer", "conv2", "--top", 2, "--save", folder) == OK
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "conv2-01-map0000-patch.png",
+        "conv2-01-map0000.png",
+        "conv2-02-map0001-patch.png",
+        "conv2-02-map0001.png",
+        "conv2-sheet.png",
+    ]
+    assert (folder / "conv2-01-map0000.png").read_bytes() == png((128, 140, 150))
+    assert "  3, 4  " in capsys.readouterr().out
+
+
+def test_project_as_json(
+    run: Run, service: FakeVisionService, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("project", photos[0], "--maps", "5,1", "--unit", "2,7", "--json") == OK
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(document["map"], document["rank"], document["total"]) for document in documents] == [(5, 0, 2), (1, 1, 2)]
+    request = service.project_requests[0]
+    assert (request.layer, request.unit.position.row, request.unit.position.column) == ("conv5", 2, 7)
+
+
+@pytest.mark.parametrize("arguments", [["--unit", "middle"], ["--maps", "a"], ["--maps", "1", "--top", "2"]])
+def test_project_refuses_what_it_cannot_read(run: Run, photos: list[Path], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("project", photos[0], *arguments)
+    assert caught.value.code == UNUSABLE
+
+
+def test_info(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run("info") == OK
+    shown = capsys.readouterr().out
+    for figure in ("zfnet 3 (zfnet)", "224 × 224 RGB", "tench, church, golf ball", "110 × 110", "7 px", "87.50%"):
+        assert figure in shown
+    assert run("info", "--json") == OK
+    assert json.loads(capsys.readouterr().out)["layers"][0]["channels"] == 96
+
+
+def test_no_server_says_how_to_start_one(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", *map(str, photos), "--address", "127.0.0.1:1"]) == UNREACHABLE
+    error = capsys.readouterr().err
+    assert error.startswith("error: 3 photos: no zfserve answers at 127.0.0.1:1; start one with `zfserve serve`")
+    assert error.count("\n") == 1
+
+
+def test_the_address_may_stand_in_the_environment(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZFSERVE_ADDRESS", address)
+    assert main(["info"]) == OK
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "says"),
+    [
+        (Failure(grpc.StatusCode.NOT_FOUND, "There is no conv9.", "NOT_FOUND"), UNUSABLE, "There is no conv9."),
+        (
+            Failure(grpc.StatusCode.INTERNAL, "It broke.", "ENGINE_FAILED"),
+            FAILED,
+            "It broke.; request r-1",
+        ),
+        (Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Too late.", "DEADLINE_EXCEEDED"), FAILED, "Too late."),
+    ],
+    ids=["not found", "internal", "deadline"],
+)
+def test_a_failed_projection(
+    run: Run,
+    service: FakeVisionService,
+    photos: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    failure: Failure,
+    status: int,
+    says: str,
+) -> None:
+    service.failures = [failure]
+    assert run("project", photos[0]) == status
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["classify", "none.jpg"], ["info", "--tls-cert", "c.pem"], ["info", "--tls-ca", "none.pem"]]
+)
+def test_unusable_arguments(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run(*arguments) == UNUSABLE
+    assert capsys.readouterr().err.startswith("error: ")
