@@ -172,7 +172,7 @@ class _Call:
         """
         if self.allotted_s is None:
             return False
-        return self.context.time_remaining() <= 0.01 * self.allotted_s + 0.02
+        return self.context.time_remaining() <= 0.01 * self.allotted_s + 0.05
 
     async def answer(self, error: ServiceError) -> Never:
         status = to_status(error, self.request_id)

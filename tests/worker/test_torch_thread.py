@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Generator
+from dataclasses import dataclass, field
 
 import pytest
 from zfserve_runtime.deadline import Deadline
@@ -119,17 +120,24 @@ async def test_a_deadline_that_passes_in_the_queue_is_noticed_there(torch_thread
     assert not late.began.is_set()
 
 
+@dataclass(frozen=True)
+class HandSetDeadline(Deadline):
+    """Passes when the test says so."""
+
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def expired(self) -> bool:
+        return self.passed.is_set()
+
+
 async def test_a_deadline_that_passes_between_results_ends_the_work(torch_thread: TorchThread) -> None:
-    work = Work(5)
-    work.permit(1)
-    deadline = Deadline.after(0.05)
-    received = []
-    with pytest.raises(DeadlineExceeded):  # noqa: PT012 - what arrived before it matters
-        async for step in torch_thread.stream(work.run(), deadline):
-            received.append(step)
-            await asyncio.sleep((deadline.remaining_s() or 0) + 0.01)
-    work.permit(4)
-    assert received == [0]
+    work, deadline = Work(5), HandSetDeadline()
+    work.permit(5)
+    running = torch_thread.stream(work.run(), deadline)
+    assert await anext(running) == 0
+    deadline.passed.set()
+    with pytest.raises(DeadlineExceeded):
+        await anext(running)
     assert await closed(torch_thread, work)
     assert work.computed == [0]
 
