@@ -27,12 +27,15 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     """`"128:16,224:3"` is sixteen epochs at 128 pixels, then three at 224.
 
     Raises:
-        RecipeError: the text is not of that form.
+        RecipeError: the text is not of that form, or does not end at the size that is served.
     """
     try:
-        return tuple(Stage(*(int(number) for number in part.split(":"))) for part in text.split(","))
+        stages = tuple(Stage(*(int(number) for number in part.split(":"))) for part in text.split(","))
     except (TypeError, ValueError):
         raise RecipeError(f"stages {text!r} must be SIZE:EPOCHS pairs, as in 128:16,224:3") from None
+    if stages[-1].size != INPUT_SIZE:
+        raise RecipeError(f"stages {text!r}: the last must be at {INPUT_SIZE} pixels, the size that is served")
+    return stages
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Recipe:
 
     Attributes:
         stages: progressive image size; the learning rate follows a cosine over all of them together.
-        batch_size: photos a step.
+        batch_size: photos a step, at least 2.
         peak_rate: highest learning rate, reached after `warmup` of the run.
         warmup: share of the run in which the rate rises linearly from 0, in [0, 1).
         momentum: of SGD with Nesterov's correction.
@@ -71,9 +74,8 @@ class Recipe:
         faults = [
             text
             for text, holds in (
-                (f"each stage needs at least {SMALLEST_SIZE} pixels and one epoch", self._stages_run()),
-                (f"the last stage must be at {INPUT_SIZE} pixels, the size that is served", self._ends_at_full_size()),
-                ("the batch size must be at least 1", self.batch_size >= 1),
+                (f"each stage needs {SMALLEST_SIZE} to {INPUT_SIZE} pixels and an epoch at least", self._stages_run()),
+                ("the batch size must be at least 2, for batch norm", self.batch_size >= 2),
                 ("the peak rate must be above 0", self.peak_rate > 0),
                 ("warm-up must be in [0, 1)", 0 <= self.warmup < 1),
                 ("momentum must be in [0, 1)", 0 <= self.momentum < 1),
@@ -94,10 +96,8 @@ class Recipe:
         return tuple(stage.size for stage in self.stages for _ in range(stage.epochs))
 
     def _stages_run(self) -> bool:
-        return all(stage.size >= SMALLEST_SIZE and stage.epochs >= 1 for stage in self.stages)
-
-    def _ends_at_full_size(self) -> bool:
-        return bool(self.stages) and self.stages[-1].size == INPUT_SIZE
+        sizes_fit = all(SMALLEST_SIZE <= stage.size <= INPUT_SIZE for stage in self.stages)
+        return bool(self.stages) and sizes_fit and all(stage.epochs >= 1 for stage in self.stages)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from zfserve_model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Preprocessing,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
+from zfserve_model.networks import NetworkSpec, build_network
+
+SPEC = NetworkSpec("zfnet-fig3", classes=2, hidden_width=4)
+PREPROCESSING = Preprocessing("crop", 256, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def make_checkpoint(spec: NetworkSpec = SPEC) -> Checkpoint:
+    network = build_network(spec, torch.Generator().manual_seed(1))
+    return Checkpoint(network, ("n1", "n2"), ("tench", "Waldhorn, französisch"), PREPROCESSING)
+
+
+def rewrite(file: Path, **metadata: str) -> None:
+    """Save again with other metadata."""
+    held = {
+        "format": "zfserve-checkpoint-1",
+        "spec": json.dumps(vars(SPEC)),
+        "class_ids": '["n1", "n2"]',
+        "labels": '["a", "b"]',
+        "preprocessing": json.dumps(vars(Preprocessing())),
+    }
+    save_file(load_file(file), file, held | metadata)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    saved = make_checkpoint()
+    save_checkpoint(saved, file, dtype=torch.float32)
+    loaded = load_checkpoint(file)
+    assert (loaded.class_ids, loaded.labels, loaded.preprocessing) == (saved.class_ids, saved.labels, PREPROCESSING)
+    assert loaded.network.spec == SPEC
+    assert not loaded.network.training
+    for name, tensor in saved.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], tensor)
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
+
+
+def test_batch_norm_is_folded_away_and_halves_are_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_checkpoint(make_checkpoint(NetworkSpec("zfnet-fig3", 2, 4, batch_norm=True)), file)
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+    loaded = load_checkpoint(file)
+    assert loaded.network.spec == SPEC
+    assert {tensor.dtype for tensor in loaded.network.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"format": "other"}, "was not written by this release"),
+        ({"spec": "{"}, "does not describe itself"),
+        ({"spec": '{"architecture": "resnet"}'}, "resnet"),
+        ({"spec": '{"depth": 3}'}, "depth"),
+        ({"preprocessing": "{}"}, "mean"),
+        ({"preprocessing": json.dumps(vars(Preprocessing()) | {"resize": "stretch"})}, "stretch"),
+        ({"class_ids": '["n1"]'}, "2 classes apart, but 1 class ids"),
+    ],
+)
+def test_a_file_that_does_not_describe_itself_is_refused(
+    tmp_path: Path, metadata: dict[str, str], message: str
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_checkpoint(make_checkpoint(), file)
+    rewrite(file, **metadata)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(file)
+
+
+def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    with pytest.raises(CheckpointError, match="there is no file"):
+        load_checkpoint(file)
+    save_checkpoint(make_checkpoint(), file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_checkpoint(file)
+
+
+def test_every_tensor_that_does_not_fit_is_named() -> None:
+    network = build_network(SPEC)
+    tensors = network.state_dict()
+    tensors["head.fc9.bias"] = tensors.pop("head.fc7.bias")
+    tensors["trunk.conv2.bias"] = torch.zeros(7)
+    tensors["head.fc8.bias"] = torch.tensor([0.0, float("nan")])
+    with pytest.raises(CheckpointError) as raised:
+        load_tensors(network, tensors)
+    for fault in (
+        "head.fc7.bias is missing",
+        "head.fc9.bias is not part of zfnet-fig3",
+        "trunk.conv2.bias has shape (7,) where (256,) is needed",
+        "head.fc8.bias holds values that are not finite",
+    ):
+        assert fault in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [{"shorter_side": 100}, {"std": (0.0, 1.0, 1.0)}, {"resize": "pad"}])
+def test_impossible_preprocessing_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"224|positive|crop"):
+        Preprocessing(**wrong)  # type: ignore[arg-type]

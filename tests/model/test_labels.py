@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import torch
+from zfserve_model.checkpoint import Checkpoint, Preprocessing
+from zfserve_model.labels import LabelsError, imagenette_labels, label_classes, read_labels, relabel
+from zfserve_model.networks import Network, NetworkSpec
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"n2": "French horn", "n1": "tench"}', "n2\tFrench horn\n\nn1\ttench\n", '  {"n2":"French horn","n1":"tench"}'],
+)
+def test_both_forms_keep_the_order_of_the_file(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "labels"
+    file.write_text(text)
+    assert list(read_labels(file).items()) == [("n2", "French horn"), ("n1", "tench")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n1\ttench\nn2 horn\n", "line 2: needs a class id, a tab"),
+        ("n1\ttench\nn1\thorn\n", "labels class 'n1' twice"),
+        ('{"n1": "tench", "n1": "horn"}', "labels class 'n1' twice"),
+        ('{"n1": 3}', "no label for class 'n1'"),
+        ("n1\t \n", "no label for class 'n1'"),
+        ('{"n1": ', "not valid JSON"),
+        ("", "holds no labels"),
+    ],
+)
+def test_faulty_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text(text)
+    with pytest.raises(LabelsError, match=message):
+        read_labels(tmp_path / "labels")
+
+
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelsError, match="cannot be read"):
+        read_labels(tmp_path / "labels")
+
+
+def test_imagenette_has_its_names_and_other_folders_stand_for_themselves() -> None:
+    assert len(imagenette_labels()) == 10
+    assert label_classes(("n03394916", "my cat"), None) == ("French horn", "my cat")
+    with pytest.raises(LabelsError, match="no label for my cat"):
+        label_classes(("n03394916", "my cat"), imagenette_labels())
+
+
+def test_a_checkpoint_can_be_relabelled() -> None:
+    with torch.device("meta"):
+        network = Network(NetworkSpec(classes=2, hidden_width=4))
+    checkpoint = Checkpoint(network, ("n01440764", "n02102040"), ("a", "b"), Preprocessing())
+    assert relabel(checkpoint, None).labels == ("tench", "English springer")
+    assert relabel(checkpoint, {"n02102040": "dog", "n01440764": "fish"}).labels == ("fish", "dog")

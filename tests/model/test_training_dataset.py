@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from zfserve_model.training.dataset import DatasetError, decode_photo, decode_photos, list_photos, list_splits
+
+
+def save_photo(file: Path, size: tuple[int, int] = (8, 8)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 20, 30)).save(file)
+
+
+def test_photos_are_listed_by_class_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.JPG", "a/1.png", ".cache/1.png"):
+        save_photo(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").touch()
+    photos = list_photos(tmp_path)
+    assert photos.class_ids == ("a", "b")
+    assert [path.name for path in photos.paths] == ["1.png", "1.JPG", "2.png"]
+    assert photos.labels.tolist() == [0, 1, 1]
+    assert photos.counts() == {"a": 1, "b": 2}
+
+
+def test_folders_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="is not a folder"):
+        list_splits(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DatasetError, match="holds no class folders"):
+        list_splits(tmp_path)
+    (tmp_path / "train" / "a").mkdir()
+    with pytest.raises(DatasetError, match=r"'a' .* holds no photos"):
+        list_splits(tmp_path)
+    save_photo(tmp_path / "train" / "a" / "1.png")
+    save_photo(tmp_path / "val" / "b" / "1.png")
+    with pytest.raises(DatasetError, match=r"differ in \['a', 'b'\]"):
+        list_splits(tmp_path)
+    (tmp_path / "val" / "b").rename(tmp_path / "val" / "a")
+    with pytest.raises(DatasetError, match="a single class"):
+        list_splits(tmp_path)
+
+
+def test_photos_become_upright_rgb_squares(tmp_path: Path) -> None:
+    image = Image.new("L", (40, 20), 0)
+    image.paste(255, (0, 0, 20, 20))  # the left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees, so left becomes up
+    image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    pixels = decode_photo(tmp_path / "photo.jpg")
+    assert (pixels.shape, pixels.dtype) == ((224, 224, 3), np.uint8)
+    assert pixels[:90].min() > 240
+    assert pixels[-90:].max() < 15
+
+
+def test_photos_are_decoded_once(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        save_photo(tmp_path / "photos" / name)
+    photos, cache = list_photos(tmp_path / "photos"), tmp_path / "cache"
+    counted: list[int] = []
+    pixels = decode_photos(photos, cache, counted.append)
+    assert pixels.shape == (3, 224, 224, 3)
+    assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
+    assert sum(counted) == 3
+    again = decode_photos(photos, cache, counted.append)
+    assert np.array_equal(again, pixels)
+    assert sum(counted) == 3
+    save_photo(tmp_path / "photos" / "a" / "1.png", size=(9, 9))
+    decode_photos(list_photos(tmp_path / "photos"), cache, counted.append)
+    assert sum(counted) == 6, "a photo that changed is decoded again"
+
+
+def test_an_unreadable_photo_is_named_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    save_photo(tmp_path / "photos" / "a" / "1.png")
+    (tmp_path / "photos" / "a" / "2.png").write_bytes((tmp_path / "photos" / "a" / "1.png").read_bytes()[:50])
+    with pytest.raises(DatasetError, match=r"2\.png cannot be read as an image"):
+        decode_photos(list_photos(tmp_path / "photos"), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
