@@ -26,6 +26,9 @@ from zfserve_server.config import ServerConfig
 
 ENVIRONMENT_PREFIX = "ZFSERVE_"
 
+CLIENTS_DEFAULT = "127.0.0.1:8500"
+"""Where `zfserve classify` looks for a server unless told."""
+
 TOLERATED_LOSS = 0.01
 """Share of top-1 accuracy that `--precision auto` gives up for int8's speed."""
 
@@ -143,11 +146,12 @@ async def _serve_until_signal(config: ServerConfig, bundle: Bundle, engine: Onnx
 def _greet(console: Console, config: ServerConfig, manifest: Manifest, engine: OnnxEngine, ports: Ports) -> None:
     address = f"{config.host}:{ports.grpc}"
     info = engine.info
+    option = "" if address == CLIENTS_DEFAULT else f" --address {address}"
     console.print(
         f"[bold green]ready[/] {manifest.name} {manifest.version} ({info.precision}, {info.provider}, "
         f"{info.threads} threads) on [bold]{address}[/]\n"
-        f"  zfserve classify photo.jpg --server {address}\n"
-        f"  zfserve project photo.jpg --layer conv5 --top 9 --save out/ --server {address}\n"
+        f"  zfserve classify photo.jpg{option}\n"
+        f"  zfserve project photo.jpg --layer conv5 --top 9 --save out/{option}\n"
         f"  metrics at http://{config.host}:{ports.metrics}/metrics; stop with Ctrl-C",
         highlight=False,
         soft_wrap=True,
