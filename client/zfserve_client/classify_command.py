@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     with client:
         answers = client.classify_many(photos, top_k=arguments.top, features=arguments.features)
         outcomes = _with_progress(zip(photos, answers, strict=True), len(photos), messages)
-        errors = _write_json(outcomes) if arguments.json else _print_tables(list(outcomes), arguments.address, messages)
+        errors = _write_json(outcomes) if arguments.json else _print_tables(list(outcomes), arguments, messages)
     if not errors:
         return OK
     return exit_status(errors[0]) if len(errors) == len(photos) else FAILED
@@ -77,7 +77,7 @@ def _bar(score: ClassScore, rank: int) -> Bar:
     return Bar(1, 0, score.probability, width=30, color="green" if rank == 0 else "blue")
 
 
-def _print_tables(outcomes: list[Outcome], address: str, messages: Console) -> list[ZfserveError]:
+def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace, messages: Console) -> list[ZfserveError]:
     """One photo: its classes. Several: a row for each, with its best class and the runner-up."""
     errors = [(photo, answer) for photo, answer in outcomes if isinstance(answer, ZfserveError)]
     answers = [(photo, answer) for photo, answer in outcomes if isinstance(answer, Classification)]
@@ -88,11 +88,13 @@ def _print_tables(outcomes: list[Outcome], address: str, messages: Console) -> l
         console.print(f" {timings_line(answer)}", style="dim", highlight=False)
     elif answers:
         console.print(_overview(answers))
-    if len({explain(error, address) for _, error in errors}) == 1 and len(errors) > 1:
-        messages.print(f"[red]error:[/] {len(errors)} photos: {escape(explain(errors[0][1], address))}", soft_wrap=True)
+    if len({explain(error, arguments) for _, error in errors}) == 1 and len(errors) > 1:
+        messages.print(
+            f"[red]error:[/] {len(errors)} photos: {escape(explain(errors[0][1], arguments))}", soft_wrap=True
+        )
     else:
         for photo, error in errors:
-            messages.print(f"[red]error:[/] {escape(f'{photo}: {explain(error, address)}')}", soft_wrap=True)
+            messages.print(f"[red]error:[/] {escape(f'{photo}: {explain(error, arguments)}')}", soft_wrap=True)
     return [error for _, error in errors]
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 from zfserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
 from zfserve_client.cli import FAILED, UNREACHABLE, UNUSABLE
 from zfserve_client.client import Client
-from zfserve_client.errors import InvalidInput, NotFound, OutOfRange, Overloaded, Unavailable, ZfserveError
+from zfserve_client.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    OutOfRange,
+    Overloaded,
+    Unavailable,
+    ZfserveError,
+)
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +38,22 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_client(arguments: argparse.Namespace) -> Client:
     """Raises ValueError or OSError where the arguments are unusable."""
-    tls = TlsOptions(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name)
-    encrypted = arguments.tls or tls != TlsOptions()
-    return Client(arguments.address, tls=tls if encrypted else None, timeout_s=arguments.timeout)
+    return Client(arguments.address, tls=_tls(arguments), timeout_s=arguments.timeout)
 
 
-def explain(error: ZfserveError, address: str) -> str:
+def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
     """One line: what went wrong and what to do."""
-    if isinstance(error, Unavailable) and not error.reason:
-        return f"no zfserve answers at {address}; start one with `zfserve serve`, or name another with --address"
+    address = arguments.address
+    if not error.reason:  # gRPC's own word, not the service's
+        if isinstance(error, Unavailable) and _tls(arguments):
+            return f"no zfserve answers at {address} over TLS; compare the --tls options with the server's"
+        if isinstance(error, Unavailable):
+            return (
+                f"no zfserve answers at {address}; start one with `zfserve serve`, or name another with --address, "
+                "and --tls if it wants that"
+            )
+        if isinstance(error, DeadlineExceeded):
+            return f"no answer from {address} in time; give it longer with --timeout"
     parts = [error.message]
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         parts.append(f"try again in {error.retry_after_s:.1f} s")
@@ -51,3 +66,8 @@ def exit_status(error: ZfserveError) -> int:
     if isinstance(error, Unavailable | Overloaded):
         return UNREACHABLE
     return UNUSABLE if isinstance(error, InvalidInput | NotFound | OutOfRange) else FAILED
+
+
+def _tls(arguments: argparse.Namespace) -> TlsOptions | None:
+    tls = TlsOptions(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name)
+    return tls if arguments.tls or tls != TlsOptions() else None

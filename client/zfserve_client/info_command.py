@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         with client:
             description = client.describe()
     except ZfserveError as error:
-        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}", soft_wrap=True)
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments))}", soft_wrap=True)
         return exit_status(error)
     if arguments.json:
         sys.stdout.write(json.dumps(asdict(description), ensure_ascii=False, indent=2) + "\n")

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if arguments.json:
                     sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
     except ZfserveError as error:
-        messages.print(f"[red]error:[/] {escape(explain(error, arguments.address))}", soft_wrap=True)
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments))}", soft_wrap=True)
         return exit_status(error)
     if not arguments.json:
         Console().print(projection_table(saved, f"{arguments.layer} of {arguments.photo.name}"))

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fakes.vision_service import Failure, FakeVisionService, png
+from fakes.vision_service import Failure, FakeVisionService, listening, png
 from zfserve_client.cli import COMMANDS, FAILED, NOT_INSTALLED, OK, UNREACHABLE, UNUSABLE, main
 
+CERTIFICATES = Path(__file__).parent.parent / "runtime" / "tls"
 Run = Callable[..., int]
 
 
@@ -184,6 +185,25 @@ def test_no_server_says_how_to_start_one(photos: list[Path], capsys: pytest.Capt
     error = capsys.readouterr().err
     assert error.startswith("error: 3 photos: no zfserve answers at 127.0.0.1:1; start one with `zfserve serve`")
     assert error.count("\n") == 1
+
+
+def test_a_deadline_says_how_to_give_more_time(
+    run: Run, service: FakeVisionService, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.open.clear()
+    assert run("classify", photos[0], "--timeout", "0.05") == FAILED
+    assert "give it longer with --timeout" in capsys.readouterr().err
+
+
+def test_a_server_with_tls_met_without_its_authority_says_so(
+    service: FakeVisionService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, chain = ((CERTIFICATES / name).read_bytes() for name in ("server.key", "server.pem"))
+    with listening(service, credentials=grpc.ssl_server_credentials([(key, chain)])) as port:
+        address = f"localhost:{port}"
+        assert main(["info", "--address", address, "--tls-ca", str(CERTIFICATES / "ca.pem")]) == OK
+        assert main(["info", "--address", address, "--tls"]) == UNREACHABLE
+    assert f"no zfserve answers at {address} over TLS; compare" in capsys.readouterr().err
 
 
 def test_the_address_may_stand_in_the_environment(
