@@ -125,6 +125,7 @@ def open_engine(config: ServerConfig, bundle: Bundle) -> OnnxEngine:
 
 def write_ready_file(file: Path, ports: Ports, host: str) -> None:
     """Whole or not at all: whoever waits for the file can read it as soon as it is there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(
         json.dumps({"host": host, "port": ports.grpc, "metrics_port": ports.metrics, "pid": os.getpid()})

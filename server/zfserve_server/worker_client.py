@@ -33,6 +33,9 @@ _RETRY_AFTER_S = 2.0
 _PAUSE_S = 1.0
 """Between two attempts to watch a worker that answers but refuses; one that cannot be reached is awaited instead."""
 
+_DESCRIBE_S = 10.0
+"""Time for a worker to say which weights it holds."""
+
 
 class Pairing(enum.Enum):
     DOWN = enum.auto()
@@ -107,7 +110,8 @@ class WorkerClient:
             call.cancel()
 
     async def _pair(self) -> Pairing:
-        held = (await self._worker.Describe(worker_pb2.DescribeRequest())).model.fingerprint
+        answer = await self._worker.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S)
+        held = answer.model.fingerprint
         if held == self._fingerprint:
             return Pairing.READY
         logger.error("the worker holds other weights", extra={"held": held, "served": self._fingerprint})

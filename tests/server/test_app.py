@@ -133,14 +133,15 @@ async def test_tls(engine: FakeEngine) -> None:
 
 
 def test_the_ready_file_is_whole(tmp_path: Path) -> None:
-    write_ready_file(tmp_path / "ready.json", Ports(grpc=1, metrics=2), "localhost")
-    assert json.loads((tmp_path / "ready.json").read_text()) == {
+    file = tmp_path / "new" / "ready.json"
+    write_ready_file(file, Ports(grpc=1, metrics=2), "localhost")
+    assert json.loads(file.read_text()) == {
         "host": "localhost",
         "port": 1,
         "metrics_port": 2,
         "pid": os.getpid(),
     }
-    assert [file.name for file in tmp_path.iterdir()] == ["ready.json"]
+    assert [*file.parent.iterdir()] == [file]
 
 
 def test_the_worker_is_started_on_the_very_bundle_that_is_served() -> None:
