@@ -170,8 +170,8 @@ def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) 
 # No generator: inference mode would stay on in the consumer's code between two results.
 @torch.inference_mode()
 def _project_chunk(trace: Trace, layer: str, maps: list[int], rule: UnitRule) -> list[Projection]:
-    signal, units = _seed(_activations(trace, layer), maps, rule)
-    activations = signal.values.flatten(2).amax(2)[0].tolist()
+    units, signal = _seed(_activations(trace, layer), maps, rule)
+    activations = signal.values.flatten(1).amax(1).tolist()
     signal = _descend(trace, layer, signal)
     return [
         Projection(index, unit, activation, *_clip(signal, position, trace.image_size))
@@ -179,22 +179,20 @@ def _project_chunk(trace: Trace, layer: str, maps: list[int], rule: UnitRule) ->
     ]
 
 
-def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[Signal, list[Position | None]]:
-    """The signals where they start: nothing in the layer but the chosen units."""
-    chosen = torch.tensor(maps, device=activations.device)
-    planes = activations[chosen]
-    if isinstance(rule, WholeMap):
-        start = torch.zeros_like(chosen)
-        return Signal(planes[None], start, start, chosen), [None] * len(maps)
-    width = activations.shape[-1]
-    if isinstance(rule, Position):
-        places = torch.full_like(chosen, rule.row * width + rule.column)
-    else:
-        places = planes.flatten(1).argmax(1)
-    values = planes.flatten(1).gather(1, places[:, None])
-    rows, columns = places // width, places % width
-    units: list[Position | None] = [Position(*unit) for unit in zip(rows.tolist(), columns.tolist(), strict=True)]
-    return Signal(values[None, :, :, None], rows, columns, chosen), units
+def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Position | None], Signal]:
+    """The chosen units, and the signals at their start: nothing in the layer but those units."""
+    planes = activations[maps]
+    width = planes.shape[-1]
+    match rule:
+        case WholeMap():
+            return [None] * len(maps), Signal(planes[:, None], (0,) * len(maps), (0,) * len(maps), tuple(maps))
+        case Position(row, column):
+            places = [row * width + column] * len(maps)
+        case StrongestUnit():
+            places = planes.flatten(1).argmax(1).tolist()
+    rows, columns = tuple(place // width for place in places), tuple(place % width for place in places)
+    values = planes[range(len(maps)), rows, columns]
+    return [*map(Position, rows, columns)], Signal(values[:, None, None, None], rows, columns, tuple(maps))
 
 
 def _descend(trace: Trace, layer: str, signal: Signal) -> Signal:
@@ -217,12 +215,10 @@ def _descend(trace: Trace, layer: str, signal: Signal) -> Signal:
 
 def _clip(signal: Signal, position: int, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
     """One signal's window within the image, and a copy of its pixels there."""
-    top, left = int(signal.tops[position]), int(signal.lefts[position])
-    pixels = signal.values[:, position]
-    height, width = image_size
-    window = Window(max(left, 0), max(top, 0), min(left + pixels.shape[-1], width), min(top + pixels.shape[-2], height))
-    inside = pixels[:, window.top - top : window.bottom - top, window.left - left : window.right - left]
-    return window, inside.contiguous().clone()
+    top, left, pixels = signal.tops[position], signal.lefts[position], signal.values[position]
+    bottom, right = top + pixels.shape[-2], left + pixels.shape[-1]
+    window = Window(max(left, 0), max(top, 0), min(right, image_size[1]), min(bottom, image_size[0]))
+    return window, pixels[:, window.top - top : window.bottom - top, window.left - left : window.right - left].clone()
 
 
 def _activations(trace: Trace, layer: str) -> Tensor:
