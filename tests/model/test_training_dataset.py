@@ -47,7 +47,8 @@ def test_photos_become_upright_rgb_squares(tmp_path: Path) -> None:
     exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees, so left becomes up
     image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
     pixels = decode_photo(tmp_path / "photo.jpg")
-    assert (pixels.shape, pixels.dtype) == ((224, 224, 3), np.uint8)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels.dtype == np.uint8
     assert pixels[:90].min() > 240
     assert pixels[-90:].max() < 15
 

@@ -62,5 +62,5 @@ def test_a_session_says_what_ran_where() -> None:
     session = describe_session("zfserve train --data x", 7, CPU, torch.bfloat16)
     assert (session.command, session.first_step, session.device) == ("zfserve train --data x", 7, "cpu")
     assert session.precision == "bfloat16"
-    assert session.torch == torch.__version__
+    assert type(session.torch) is str, "a state with any other class in it could not be loaded again"
     assert session.threads >= 1

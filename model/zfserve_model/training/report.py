@@ -58,7 +58,7 @@ def describe_session(command: str, first_step: int, device: torch.device, precis
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         zfserve=version("zfserve"),
         commit=source_commit(Path(__file__)),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a class of its own, which `weights_only` would not load again
         threads=torch.get_num_threads(),
         machine=platform.platform(),
     )
