@@ -135,11 +135,11 @@ def _run(trainer: Trainer, state: TrainingState, photos: dict[str, dict[str, int
 
 def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: torch.device) -> TrainingState:
     """The run at its beginning."""
-    rate = arguments.rate or (FINE_TUNING_RATE if arguments.start else DEFAULT_RATE)
+    usual_rate = FINE_TUNING_RATE if arguments.start else DEFAULT_RATE
     recipe = Recipe(
         stages=parse_stages(arguments.stages),
         batch_size=arguments.batch_size,
-        peak_rate=rate,
+        peak_rate=usual_rate if arguments.rate is None else arguments.rate,
         weight_decay=arguments.weight_decay,
         label_smoothing=arguments.label_smoothing,
         teacher_weight=TEACHER_WEIGHT if arguments.teacher else 0.0,
@@ -155,11 +155,13 @@ def _build_network(arguments: argparse.Namespace, class_ids: tuple[str, ...], ge
     if not arguments.start:
         if arguments.freeze_through:
             raise RecipeError("--freeze-through needs --from: frozen random weights would never learn")
-        width = arguments.hidden_width or DEFAULT_HIDDEN_WIDTH
+        width = DEFAULT_HIDDEN_WIDTH if arguments.hidden_width is None else arguments.hidden_width
+        if width < 1:
+            raise RecipeError("the hidden width must be at least 1")
         architecture = arguments.architecture or DEFAULT_ARCHITECTURE
         spec = NetworkSpec(architecture, len(class_ids), width, arguments.contrast_norm, batch_norm=True)
         return build_network(spec, generator)
-    if arguments.hidden_width:
+    if arguments.hidden_width is not None:
         raise RecipeError("with --from the hidden width is that of the weights; leave --hidden-width away")
     weights = load_weights(arguments.start, arguments.architecture, contrast_norm=arguments.contrast_norm or None)
     network = start_from(weights, class_ids, generator)

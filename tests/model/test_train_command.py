@@ -97,6 +97,8 @@ def test_fine_tuning_leaves_frozen_layers_alone(toy_photos: Path, trained: Path,
     [
         (("--stages", "64:1"), "must be at 224"),
         (("--batch-size", "0"), "batch size"),
+        (("--rate", "0"), "peak rate must be above 0"),
+        (("--hidden-width", "0"), "hidden width must be at least 1"),
         (("--freeze-through", "conv3"), "needs --from"),
         (("--from", "absent.safetensors"), "leave --hidden-width away"),
         (("--labels", "absent.tsv"), "absent.tsv cannot be read"),
