@@ -105,6 +105,6 @@ def _reach(module: nn.Module) -> _Reach:
 
 def _shape_after(module: nn.Module, activations: Tensor) -> Tensor:
     """Run the module on the meta device: shapes as the forward pass has them, without its arithmetic."""
-    weights = {name: tensor.detach().to("meta") for name, tensor in module.named_parameters()}
+    weights = {name: tensor.detach().to("meta", torch.float32) for name, tensor in module.named_parameters()}
     output: Tensor = functional_call(module, weights, (activations,))
     return output
