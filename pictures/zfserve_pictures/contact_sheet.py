@@ -1,0 +1,102 @@
+"""Many small pictures with their captions on one sheet.
+
+Called by the client, for projections beside the parts of the photo that caused them, and by the model room, for the
+filters of a first layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER = (250, 250, 248)
+SLOT = (238, 238, 235)
+"""Shows where a picture is smaller than its neighbours."""
+TITLE_INK = (34, 34, 34)
+CAPTION_INK = (96, 96, 96)
+
+TITLE_SIZE = 20
+CAPTION_SIZE = 13
+MARGIN = 24
+TILE_GAP = 20
+PICTURE_GAP = 4
+CAPTION_GAP = 6
+
+CRISP_MAGNIFICATION = 4
+"""From here on, pixels are enlarged to squares by a whole number; below, smoothly."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pictures side by side, such as a projection and its patch, above a caption of any number of lines."""
+
+    pictures: tuple[Image.Image, ...]
+    caption: str = ""
+
+
+def contact_sheet(
+    tiles: Sequence[Tile], columns: int, title: str = "", picture_side: int = 160, gap: int = TILE_GAP
+) -> Image.Image:
+    """Lay out `tiles` in rows of `columns`, with all pictures at the same magnification.
+
+    Args:
+        columns: at least 1; fewer tiles than that make a narrower sheet.
+        picture_side: pixels that the longest side of any picture gets; up to a fifth less where whole multiples of
+            tiny pictures do not fill it.
+        gap: pixels between neighbouring tiles.
+
+    Raises:
+        ValueError: fewer than one column, no tiles, or a tile without a picture.
+    """
+    if columns < 1 or not tiles or not all(tile.pictures for tile in tiles):
+        raise ValueError("a contact sheet needs at least one column and one tile, and a picture in every tile")
+    pictures = [picture for tile in tiles for picture in tile.pictures]
+    magnification = picture_side / max(max(picture.size) for picture in pictures)
+    if magnification >= CRISP_MAGNIFICATION:
+        magnification = int(magnification)
+    slot = (
+        round(magnification * max(picture.width for picture in pictures)),
+        round(magnification * max(picture.height for picture in pictures)),
+    )
+    cells = [_cell(tile, magnification, slot) for tile in tiles]
+    width, height = max(cell.width for cell in cells) + gap, max(cell.height for cell in cells) + gap
+    heading = _text(title, TITLE_SIZE, TITLE_INK)
+    top = MARGIN + (heading.height + TILE_GAP if title else 0)
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet_width = max(columns * width - gap, heading.width) + 2 * MARGIN
+    sheet = Image.new("RGB", (sheet_width, top + rows * height - gap + MARGIN), PAPER)
+    sheet.paste(heading, (MARGIN, MARGIN))
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        sheet.paste(cell, (MARGIN + column * width, top + row * height))
+    return sheet
+
+
+def _cell(tile: Tile, magnification: float, slot: tuple[int, int]) -> Image.Image:
+    """One tile: its pictures, each in the middle of a slot of the same size, and its caption below."""
+    caption = _text(tile.caption, CAPTION_SIZE, CAPTION_INK)
+    step = slot[0] + PICTURE_GAP
+    height = slot[1] + (CAPTION_GAP + caption.height if tile.caption else 0)
+    cell = Image.new("RGB", (max(len(tile.pictures) * step - PICTURE_GAP, caption.width), height), PAPER)
+    for place, picture in enumerate(tile.pictures):
+        size = (max(round(picture.width * magnification), 1), max(round(picture.height * magnification), 1))
+        smooth = magnification < CRISP_MAGNIFICATION
+        scaled = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+        cell.paste(SLOT, (place * step, 0, place * step + slot[0], slot[1]))
+        cell.paste(scaled, (place * step + (slot[0] - size[0]) // 2, (slot[1] - size[1]) // 2))
+    cell.paste(caption, (0, slot[1] + CAPTION_GAP))
+    return cell
+
+
+def _text(text: str, size: int, ink: tuple[int, int, int]) -> Image.Image:
+    """Lines of text on paper, cut close at the sides; every line is as high as the font, whatever its letters."""
+    font = ImageFont.load_default(size)
+    lines = text.split("\n")
+    width = max(round(font.getlength(line) + 0.5) for line in lines)
+    line_height = round(1.35 * size)
+    picture = Image.new("RGB", (max(width, 1), line_height * len(lines)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for index, line in enumerate(lines):
+        draw.text((0, (index + 1) * line_height - round(0.3 * size)), line, ink, font, anchor="ls")
+    return picture
