@@ -1,0 +1,36 @@
+"""One real service for all end-to-end tests: a tiny network, exported, served with its worker by `zfserve serve`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Service, running_service, zfserve
+from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
+from zfserve_model.networks import NetworkSpec, build_network
+
+SAMPLES = Path(__file__).parent.parent.parent / "samples"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the figure-3 network with narrow hidden layers and three classes."""
+    network = build_network(NetworkSpec("zfnet-fig3", 3, 16), torch.Generator().manual_seed(0)).eval()
+    file = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(Checkpoint(network, ("a", "b", "c"), ("ant", "bee", "cat"), Preprocessing()), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That network as a bundle, INT8 included."""
+    folder = tmp_path_factory.mktemp("models")
+    exported = zfserve("export", checkpoint, "--output", folder, "--name", "tiny", "--calibration", SAMPLES)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(bundle, tmp_path_factory.mktemp("service"), "--precision", "fp32") as running:
+        yield running

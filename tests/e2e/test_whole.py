@@ -1,0 +1,144 @@
+"""From weights to answers: the real commands, the real service, its real worker."""
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
+from processes import Service, running_service, zfserve
+from zfserve_client import Client
+from zfserve_model.checkpoint import load_checkpoint
+from zfserve_model.deconvnet import project, strongest_maps, trace
+from zfserve_protos.v1 import zfserve_pb2
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+
+PHOTO = Path(__file__).parent.parent.parent / "samples" / "church.jpg"
+WORKER_S = 60
+
+
+def wait_for_projections(client: Client, within_s: float = WORKER_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not client.describe().projection_available:
+        assert time.monotonic() < deadline, "the worker never became ready"
+        time.sleep(0.1)
+
+
+def input_of(photo: Path) -> tuple[npt.NDArray[np.uint8], torch.Tensor]:
+    """The photo squashed to the network's input: as pixels, and normalised."""
+    pixels = np.asarray(Image.open(photo).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    return pixels, ((torch.from_numpy(pixels.copy()).float() / 255 - mean) / std).permute(2, 0, 1)
+
+
+def test_classify_agrees_with_the_network_that_was_exported(service: Service, checkpoint: Path) -> None:
+    pixels, image = input_of(PHOTO)
+    with torch.inference_mode():
+        expected = load_checkpoint(checkpoint).network(image[None]).softmax(1)[0]
+    with Client(service.address) as client:
+        answer = client.classify(pixels, top_k=3)
+    assert {score.label for score in answer.classes} == {"ant", "bee", "cat"}
+    for score in answer.classes:
+        assert score.probability == pytest.approx(expected[score.index].item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "pool2", "conv5"])
+def test_projections_agree_with_the_network_that_was_exported(service: Service, checkpoint: Path, layer: str) -> None:
+    pixels, image = input_of(PHOTO)
+    traced = trace(load_checkpoint(checkpoint).network, image)
+    maps = strongest_maps(traced, layer, 3)
+    with Client(service.address) as client:
+        wait_for_projections(client)
+        answers = list(client.project(pixels, layer, strongest=3, format="float32"))
+    assert [answer.map for answer in answers] == maps
+    for answer, expected in zip(answers, project(traced, layer, maps), strict=True):
+        assert answer.activation == pytest.approx(expected.activation, rel=1e-4)
+        assert answer.pixels is not None
+        scale = float(expected.pixels.abs().max())
+        np.testing.assert_allclose(answer.pixels.to_numpy(), expected.pixels.numpy(), atol=1e-4 * scale)
+
+
+def test_the_commands_of_the_readme(service: Service, tmp_path: Path) -> None:
+    classified = zfserve("classify", PHOTO, "--json", "--address", service.address)
+    assert classified.returncode == 0, classified.stderr
+    assert len(json.loads(classified.stdout)["classes"]) == 3
+
+    with Client(service.address) as client:
+        wait_for_projections(client)
+    flags = ("--layer", "conv3", "--top", "2", "--save", tmp_path, "--address", service.address)
+    projected = zfserve("project", PHOTO, *flags)
+    assert projected.returncode == 0, projected.stderr
+    pictures = list(tmp_path.rglob("*.png"))
+    assert len(pictures) >= 3, "two projections and a contact sheet"
+    assert all(np.asarray(Image.open(picture).convert("RGB")).std() > 1 for picture in pictures)
+
+    described = zfserve("info", "--address", service.address)
+    assert described.returncode == 0
+    assert "conv5" in described.stdout
+
+
+def test_a_dead_worker_comes_back_and_classification_never_stops(bundle: Path, tmp_path: Path) -> None:
+    with running_service(bundle, tmp_path) as service, Client(service.address) as client:
+        wait_for_projections(client)
+        worker = child_of(service.process.pid)
+        with grpc.insecure_channel(service.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(service="zfserve.v1.VisionService/Project"), timeout=WORKER_S
+            )
+            statuses = (update.status for update in watch)
+            assert next(statuses) == health_pb2.HealthCheckResponse.SERVING
+            os.kill(worker, signal.SIGKILL)
+            assert next(statuses) == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert client.classify(PHOTO).classes
+            request = zfserve_pb2.ProjectRequest(
+                image=zfserve_pb2.Image(encoded=PHOTO.read_bytes()), layer="conv1", strongest=1
+            )
+            with pytest.raises(grpc.RpcError) as refused:  # a plain stub: our client would try again
+                list(VisionServiceStub(channel).Project(request))
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert next(statuses) == health_pb2.HealthCheckResponse.SERVING
+        assert child_of(service.process.pid) != worker
+        assert len(list(client.project(PHOTO, "conv1", strongest=2))) == 2
+
+
+def test_the_service_ends_with_its_worker(bundle: Path, tmp_path: Path) -> None:
+    with running_service(bundle, tmp_path) as service, Client(service.address) as client:
+        wait_for_projections(client)
+        worker = child_of(service.process.pid)
+        service.process.terminate()
+        assert service.process.wait(60) == 0
+        assert not Path(f"/proc/{worker}").exists()
+
+
+def test_metrics_tell_what_happened(service: Service) -> None:
+    with Client(service.address) as client:
+        client.classify(PHOTO)
+    with urllib.request.urlopen(f"http://localhost:{service.metrics_port}/metrics") as page:
+        text = page.read().decode()
+    assert 'status="OK"' in text
+    assert "Classify" in text
+
+
+def test_evaluate_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    for class_id in ("a", "b"):
+        (tmp_path / class_id).mkdir()
+        Image.open(PHOTO).save(tmp_path / class_id / "photo.jpg")
+    evaluated = zfserve("evaluate", bundle, "--data", tmp_path, "--json", tmp_path / "figures.json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["count"] == 2
+    assert figures["top1"] <= 0.5, "one photo cannot be of two classes"
+
+
+def child_of(parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    assert len(children) == 1, f"the service has children {children}"
+    return int(children[0])

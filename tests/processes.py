@@ -1,0 +1,60 @@
+"""The command line and the service as processes of their own, as a user runs them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_S = 60
+"""Far more than a start takes; a service that is not ready by then never will be."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running `zfserve serve`."""
+
+    process: "subprocess.Popen[bytes]"
+    address: str
+    metrics_port: int
+    log: Path
+
+
+def zfserve(*arguments: str | Path, timeout_s: float = 100) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a process of its own, as a user does."""
+    command = [sys.executable, "-m", "zfserve_client.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+@contextmanager
+def running_service(bundle: Path, folder: Path, *flags: str) -> Iterator[Service]:
+    """`zfserve serve` on free ports, until the body ends; then SIGTERM, and its exit status must be 0."""
+    ready, log = folder / "ready.json", folder / "service.log"
+    command = [sys.executable, "-m", "zfserve_client.cli", "serve", "--model", str(bundle)]
+    command += ["--port", "0", "--metrics-port", "0", "--ready-file", str(ready), *flags]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        for _ in range(START_S * 10):
+            if ready.exists():
+                break
+            with_status = _ended_within(process, 0.1)
+            assert not with_status, f"the service ended before it was ready:\n{log.read_text()}"
+        assert ready.exists(), f"the service was never ready:\n{log.read_text()}"
+        ports = json.loads(ready.read_text())
+        yield Service(process, f"localhost:{ports['port']}", ports["metrics_port"], log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        status = process.wait(timeout=60)
+    assert status == 0, log.read_text()
+
+
+def _ended_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
