@@ -161,22 +161,36 @@ def project(
     return _projections(trace, layer, maps, rule)
 
 
+# On a generator, the decorator turns inference mode off again while the consumer works between two results.
+@torch.inference_mode()
 def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) -> Iterator[Projection]:
+    together, alone = _way_down(trace, layer)
     remaining = iter(maps)
     while chunk := list(islice(remaining, CHUNK)):
-        yield from _project_chunk(trace, layer, chunk, rule)
+        units, signal = _seed(_activations(trace, layer), chunk, rule)
+        activations = signal.values.flatten(1).amax(1).tolist()
+        signals = _descend(trace, together, signal).split()
+        for index, unit, activation, one in zip(chunk, units, activations, signals, strict=True):
+            window, pixels = _clip(_descend(trace, alone, one), trace.image_size)
+            yield Projection(index, unit, activation, window, pixels)
 
 
-# No generator: inference mode would stay on in the consumer's code between two results.
-@torch.inference_mode()
-def _project_chunk(trace: Trace, layer: str, maps: list[int], rule: UnitRule) -> list[Projection]:
-    units, signal = _seed(_activations(trace, layer), maps, rule)
-    activations = signal.values.flatten(1).amax(1).tolist()
-    signal = _descend(trace, layer, signal)
-    return [
-        Projection(index, unit, activation, *_clip(signal, position, trace.image_size))
-        for position, (index, unit, activation) in enumerate(zip(maps, units, activations, strict=True))
-    ]
+def _way_down(trace: Trace, layer: str) -> tuple[list[str], list[str]]:
+    """The layers from `layer` to the pixels: those to pass with all signals together, then those with each alone.
+
+    Windows are small and filters large as far as the first pool below a convolution: there it pays to read the
+    filters once for all. Below, it is the other way round: one signal stays in the processor's cache, is cropped to
+    its own part of the image, and is ready before the next is begun.
+    """
+    names = list(trace.activations)
+    path = names[names.index(layer) :: -1]
+    convolved = False
+    for depth, name in enumerate(path):
+        module = trace.trunk.get_submodule(name)
+        if convolved and isinstance(module, nn.MaxPool2d):
+            return path[:depth], path[depth:]
+        convolved = convolved or isinstance(module, nn.Conv2d)
+    return path, []
 
 
 def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Position | None], Signal]:
@@ -195,13 +209,13 @@ def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Po
     return [*map(Position, rows, columns)], Signal(values[:, None, None, None], rows, columns, tuple(maps))
 
 
-def _descend(trace: Trace, layer: str, signal: Signal) -> Signal:
-    """Walk from the output of `layer` down to the pixels."""
+def _descend(trace: Trace, path: list[str], signal: Signal) -> Signal:
+    """Walk down through the layers of `path`, from the output of its first to the input of its last."""
     names = list(trace.activations)
-    for depth in range(names.index(layer), -1, -1):
-        name = names[depth]
+    for name in path:
         match trace.trunk.get_submodule(name):
             case nn.Conv2d() as conv:
+                depth = names.index(name)
                 size = trace.activations[names[depth - 1]].shape[-2:] if depth else trace.image_size
                 signal = convolve_transposed(signal, conv, *size)
             case nn.ReLU():
@@ -213,9 +227,9 @@ def _descend(trace: Trace, layer: str, signal: Signal) -> Signal:
     return signal
 
 
-def _clip(signal: Signal, position: int, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
-    """One signal's window within the image, and a copy of its pixels there."""
-    top, left, pixels = signal.tops[position], signal.lefts[position], signal.values[position]
+def _clip(signal: Signal, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
+    """The window of a single signal within the image, and a copy of its pixels there."""
+    (top,), (left,), (pixels,) = signal.tops, signal.lefts, signal.values
     bottom, right = top + pixels.shape[-2], left + pixels.shape[-1]
     window = Window(max(left, 0), max(top, 0), min(right, image_size[1]), min(bottom, image_size[0]))
     return window, pixels[:, window.top - top : window.bottom - top, window.left - left : window.right - left].clone()

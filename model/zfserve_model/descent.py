@@ -28,6 +28,18 @@ class Signal:
     lefts: tuple[int, ...]
     maps: tuple[int, ...] | None = None
 
+    def split(self) -> list["Signal"]:
+        """Each signal by itself."""
+        return [
+            Signal(
+                self.values[index : index + 1],
+                self.tops[index : index + 1],
+                self.lefts[index : index + 1],
+                None if self.maps is None else self.maps[index : index + 1],
+            )
+            for index in range(len(self.tops))
+        ]
+
 
 def pool_with_switches(pool: nn.MaxPool2d, activations: Tensor) -> tuple[Tensor, Tensor]:
     """Max-pool and remember where each maximum was.
@@ -54,15 +66,18 @@ def unpool(signal: Signal, pool: nn.MaxPool2d, switches: Tensor) -> Signal:
     """Send each value to the place its switch remembers; values that meet there add.
 
     Args:
+        signal: a single one, or several whose windows lie wholly within the maps.
         switches: uint8 (channels, height, width) of `pool_with_switches`, for the whole layer.
     """
+    signal = _crop(signal, *switches.shape[-2:])
     kernel, stride = _kernel_and_stride(pool)
     n, channels, height, width = signal.values.shape
     below_height, below_width = _reach(height, kernel, stride), _reach(width, kernel, stride)
-    rows, columns = torch.arange(kernel * kernel) // kernel, torch.arange(kernel * kernel) % kernel
-    origins = stride * (torch.arange(height)[:, None] * below_width + torch.arange(width))
-    steps = (rows * below_width + columns).to(switches.device)
-    targets = origins.to(switches.device) + steps[_cut_windows(switches, signal).long()]
+    device = switches.device
+    rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    places = torch.arange(kernel * kernel, device=device)
+    steps = places // kernel * below_width + places % kernel
+    targets = stride * (rows * below_width + columns) + steps[_cut_windows(switches, signal).long()]
     values = signal.values.new_zeros(n, channels, below_height * below_width)
     values.scatter_add_(2, targets.flatten(2), signal.values.flatten(2))
     return Signal(
@@ -95,7 +110,9 @@ def convolve_transposed(signal: Signal, conv: nn.Conv2d, height: int, width: int
         values = functional.fold(spread, (height_below, width_below), kernel, stride=stride)
     tops = tuple(top * stride - padding for top in signal.tops)
     lefts = tuple(left * stride - padding for left in signal.lefts)
-    return _keep_inside(Signal(values, tops, lefts), height, width)
+    below = _crop(Signal(values, tops, lefts), height, width)
+    _clear_padding(below, height, width)
+    return below
 
 
 def _kernel_and_stride(pool: nn.MaxPool2d) -> tuple[int, int]:
@@ -110,29 +127,33 @@ def _reach(size: int, kernel: int, stride: int) -> int:
 
 
 def _cut_windows(switches: Tensor, signal: Signal) -> Tensor:
-    """The switches within the signal's windows, in the shape of its values; anything in the padding."""
+    """The switches within the signal's windows, in the shape of its values."""
     height, width = signal.values.shape[-2:]
-    padded = functional.pad(switches, (width, width, height, height))
-    windows = []
-    for index, (top, left) in enumerate(zip(signal.tops, signal.lefts, strict=True)):
-        planes = padded if signal.maps is None else padded[signal.maps[index], None]
-        windows.append(planes[:, height + top : 2 * height + top, width + left : 2 * width + left])
-    return torch.stack(windows)
+    maps = [slice(None)] * len(signal.tops) if signal.maps is None else [slice(m, m + 1) for m in signal.maps]
+    return torch.stack(
+        [
+            switches[planes, top : top + height, left : left + width]
+            for planes, top, left in zip(maps, signal.tops, signal.lefts, strict=True)
+        ]
+    )
 
 
-def _keep_inside(signal: Signal, height: int, width: int) -> Signal:
-    """Drop what fell into the padding around maps of `height` x `width`.
+def _crop(signal: Signal, height: int, width: int) -> Signal:
+    """Cut off what every window has outside of maps of `height` x `width`: in the padding, or past the last pool."""
+    tops, lefts = signal.tops, signal.lefts
+    row, column = max(-max(tops), 0), max(-max(lefts), 0)
+    return replace(
+        signal,
+        values=signal.values[..., row : height - min(tops), column : width - min(lefts)],
+        tops=tuple(top + row for top in tops),
+        lefts=tuple(left + column for left in lefts),
+    )
 
-    Edges in the padding of every signal are cut off, so that a whole map stays as large as its layer; what only some
-    have there becomes zero, in place.
-    """
-    values, tops, lefts = signal.values, signal.tops, signal.lefts
-    first_row, first_column = max(-max(tops), 0), max(-max(lefts), 0)
-    values = values[..., first_row : height - min(tops), first_column : width - min(lefts)]
-    tops, lefts = tuple(top + first_row for top in tops), tuple(left + first_column for left in lefts)
-    for window, top, left in zip(values, tops, lefts, strict=True):
-        window[:, : max(-top, 0)] = 0
-        window[:, height - top :] = 0
-        window[..., : max(-left, 0)] = 0
-        window[..., width - left :] = 0
-    return replace(signal, values=values, tops=tops, lefts=lefts)
+
+def _clear_padding(signal: Signal, height: int, width: int) -> None:
+    """Set to zero, in place, what only some windows have outside of maps of `height` x `width`."""
+    for values, top, left in zip(signal.values, signal.tops, signal.lefts, strict=True):
+        values[:, : max(-top, 0)] = 0
+        values[:, height - top :] = 0
+        values[..., : max(-left, 0)] = 0
+        values[..., width - left :] = 0

@@ -27,6 +27,7 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
+from zfserve_model.descent import Signal, convolve_transposed
 from zfserve_model.layer_table import layer_table
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network
 
@@ -200,19 +201,23 @@ def test_results_come_in_the_order_asked_for_across_chunks() -> None:
 
 def test_a_consumer_who_stops_early_saves_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, traced_image = traced("zfnet-fig3")
-    chunks: list[int] = []
-    project_chunk = deconvnet._project_chunk
+    convolved: list[int] = []  # how many signals each transposed convolution was given
 
-    def counted(trace: Trace, layer: str, maps: list[int], rule: UnitRule) -> list[Projection]:
-        chunks.append(len(maps))
-        return project_chunk(trace, layer, maps, rule)
+    def counted(signal: Signal, conv: nn.Conv2d, height: int, width: int) -> Signal:
+        convolved.append(len(signal.tops))
+        return convolve_transposed(signal, conv, height, width)
 
-    monkeypatch.setattr(deconvnet, "_project_chunk", counted)
-    projections = project(traced_image, "conv1", range(96))
-    assert chunks == []
+    monkeypatch.setattr(deconvnet, "convolve_transposed", counted)
+    projections = project(traced_image, "conv3", range(256))
+    assert convolved == []
     next(projections)
-    assert chunks == [deconvnet.CHUNK]
-    assert len(list(project(traced_image, "conv1", []))) == 0
+    assert convolved == [deconvnet.CHUNK, 1, 1]  # conv3 for the whole chunk, conv2 and conv1 for the first signal
+    next(projections)
+    assert convolved == [deconvnet.CHUNK, 1, 1, 1, 1]
+
+
+def test_no_maps_give_no_projections() -> None:
+    assert list(project(traced("zfnet-fig3")[2], "conv1", [])) == []
 
 
 def test_gradients_work_between_two_results() -> None:
