@@ -7,7 +7,6 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
-PROTOS := $(shell find protos -name '*.proto')
 
 .PHONY: help demo serve test check bench protos format clean
 
@@ -16,10 +15,10 @@ help:
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	# Only torch itself is looked up there; where that index is out of reach, the ordinary one serves.
+# Only torch itself is looked up there; where that index is out of reach, the ordinary one serves.
 	$(BIN)/python -m pip install -q --retries 0 --no-deps -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	# The reference the weight import is tested against; it asks for torchvision, which its networks never import.
+# The reference the weight import is tested against; it asks for torchvision, which its networks never import.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps pytorchcv
 	touch $@
 
@@ -28,8 +27,11 @@ demo: $(BIN)/.installed
 	$(BIN)/python -m zfserve_client.demo
 
 # `make serve`   start the service on localhost:8500
-serve: $(BIN)/.installed
+serve: $(BIN)/.installed models/zfnet
 	$(BIN)/zfserve serve
+
+models/zfnet: | $(BIN)/.installed
+	$(BIN)/zfserve export --name zfnet
 
 # `make test`    the whole suite
 test: $(BIN)/.installed
@@ -45,7 +47,7 @@ check: $(BIN)/.installed
 	$(BIN)/pytest -q tests/test_boundaries.py
 
 # `make bench`   the benchmarks, each with its limit
-bench: $(BIN)/.installed
+bench: $(BIN)/.installed models/zfnet
 	$(BIN)/zfserve bench
 
 # `make protos`  regenerate the stubs
