@@ -1,0 +1,131 @@
+"""`zfserve bench`: measures the service against its limits, and prints tables to paste into the README."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from zfserve_runtime.bundle import BundleError, load_bundle
+from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.errors import EngineFailed
+
+from zfserve_bench.decode import measure_decode
+from zfserve_bench.findings import Report, missed
+from zfserve_bench.latency import measure_latency
+from zfserve_bench.load import LoadFailed
+from zfserve_bench.machine import Machine, describe_machine
+from zfserve_bench.projection import CaptumDisagrees, measure_projection
+from zfserve_bench.service_process import ServiceFailed
+from zfserve_bench.startup import measure_startup
+from zfserve_bench.subject import QUICK, THOROUGH, Subject
+from zfserve_bench.tables import print_machine, print_report
+from zfserve_bench.throughput import measure_throughput
+
+BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
+    "throughput": measure_throughput,
+    "latency": measure_latency,
+    "decode": measure_decode,
+    "projection": measure_projection,
+    "startup": measure_startup,
+}
+DEFAULT_PHOTOS = Path("samples")
+
+TABLE_WIDTH = 120
+"""Whatever the terminal's: a table that is cut to fit cannot be pasted."""
+
+HELD, MISSED, UNUSABLE = 0, 1, 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="of the engine (default: %(default)s)")
+    parser.add_argument(
+        "--photos", type=Path, default=DEFAULT_PHOTOS, metavar="DIR", help="JPEG files to decode (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    messages = Console(stderr=True)
+    try:
+        names = choose(arguments.names)
+        with tempfile.TemporaryDirectory(prefix="zfserve-bench-") as folder:
+            subject = Subject(
+                load_bundle(arguments.model),
+                arguments.threads,
+                tuple(sorted(arguments.photos.glob("*.jpg"))),
+                QUICK if arguments.quick else THOROUGH,
+                Path(folder),
+            )
+            machine = describe_machine()
+            reports = measure(subject, names, Console(width=TABLE_WIDTH), messages, machine)
+        if arguments.json is not None:
+            arguments.json.write_text(to_json(machine, reports), encoding="utf-8")
+    except (UnknownBenchmark, BundleError, OSError) as error:
+        return _complain(messages, error, UNUSABLE)
+    except (EngineFailed, ServiceFailed, LoadFailed, CaptumDisagrees) as error:
+        return _complain(messages, error, MISSED)
+    return exit_status(reports)
+
+
+class UnknownBenchmark(ValueError):
+    """There is none of that name."""
+
+
+def choose(names: Sequence[str]) -> list[str]:
+    """The benchmarks asked for, in the order of the table; all where none is named.
+
+    Raises:
+        UnknownBenchmark: there is no such.
+    """
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise UnknownBenchmark(f"no benchmark is called {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
+    return [name for name in BENCHMARKS if name in names or not names]
+
+
+def measure(
+    subject: Subject, names: Sequence[str], console: Console, messages: Console, machine: Machine
+) -> dict[str, Report]:
+    """Run the benchmarks one after the other; each is printed as soon as it is done."""
+    manifest = subject.bundle.manifest
+    print_machine(console, machine)
+    console.print(
+        f"{manifest.name} {manifest.version}: {manifest.architecture}, hidden width {manifest.hidden_width}, "
+        f"{len(manifest.classes)} classes, {' and '.join(manifest.artefacts)}; {subject.threads} threads",
+        highlight=False,
+        soft_wrap=True,
+    )
+    reports = {}
+    for name in names:
+        with messages.status(f"measuring {name}"):
+            reports[name] = BENCHMARKS[name](subject)
+        print_report(console, reports[name])
+    return reports
+
+
+def exit_status(reports: Mapping[str, Report]) -> int:
+    """MISSED where any figure does not keep to its limit; says which."""
+    misses = missed(reports.values())
+    for finding in misses:
+        Console(stderr=True).print(f"[bold red]missed:[/] {escape(finding.name)}: {finding.figure}", highlight=False)
+    return MISSED if misses else HELD
+
+
+def to_json(machine: Machine, reports: Mapping[str, Report]) -> str:
+    benchmarks = {
+        name: asdict(report) | {"findings": [asdict(one) | {"holds": one.holds} for one in report.findings]}
+        for name, report in reports.items()
+    }
+    return json.dumps({"machine": asdict(machine), "benchmarks": benchmarks}, indent=2) + "\n"
+
+
+def _complain(messages: Console, error: Exception, status: int) -> int:
+    messages.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return status
