@@ -128,8 +128,9 @@ def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
     table = Table(
         title=f"{manifest.name} {manifest.version}", title_justify="left", title_style="bold", box=SIMPLE_HEAD
     )
-    for heading in ("file", "MB", "top-1", "top-5", "against PyTorch", "off by", "same class"):
-        table.add_column(heading, justify="left" if heading in ("file", "against PyTorch") else "right")
+    table.add_column("file", no_wrap=True)
+    for heading in ("MB", "top-1", "top-5", "parity on", "off by", "same class"):
+        table.add_column(heading, justify="right")
     for precision in manifest.artefacts:
         file, score = bundle.artefact(precision), accuracy.get(precision)
         parity = [entry for entry in manifest.parity if entry.precision == precision]
