@@ -61,7 +61,9 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
 
 
 def test_a_trespass_is_seen() -> None:
-    source = "def f():\n    import torch\n    from zfserve_model.networks import Network\nfrom zfserve_runtime import bundle\n"
+    source = (
+        "def f():\n    import torch\n    from zfserve_model.networks import Network\nimport zfserve_runtime.bundle\n"
+    )
     assert trespasses("server", source) == ["torch", "zfserve_model"]
 
 

@@ -27,7 +27,9 @@ def main() -> int:
         generate(Path(folder))
         fresh = {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*_pb2*.py*")}
     committed = {
-        path.relative_to(ROOT): path.read_bytes() for path in ROOT.rglob("*_pb2*.py*") if "__pycache__" not in path.parts
+        path.relative_to(ROOT): path.read_bytes()
+        for path in ROOT.rglob("*_pb2*.py*")
+        if "__pycache__" not in path.parts
     }
     stale = sorted(str(path) for path in fresh.keys() | committed.keys() if fresh.get(path) != committed.get(path))
     if stale:
