@@ -14,8 +14,13 @@ def generate(output: Path) -> None:
     """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.*` for all .proto files under `output`."""
     protos = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
     includes = [f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}"]
-    outputs = [f"--{kind}_out={output}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-    if protoc.main(["protoc", *includes, *outputs, *protos]) != 0:
+    # By path, because an environment that is not activated is not on PATH.
+    plugins = [
+        f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
+    outputs = [f"--{kind}_out={output}" for kind in ("python", "grpc_python")]
+    outputs += [f"--{kind}_out=quiet:{output}" for kind in ("mypy", "mypy_grpc")]
+    if protoc.main(["protoc", *plugins, *includes, *outputs, *protos]) != 0:
         raise SystemExit("protoc failed; its messages stand above")
 
 
