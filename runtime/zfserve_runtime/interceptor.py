@@ -11,10 +11,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Never, TypeAlias
 
 import grpc
@@ -71,8 +71,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
         async def call(request: Any, context: Context) -> Any:
-            async with self._surround(method, context):
+            with _Call(method, context, self._metrics) as surrounded:
                 return await serve(request, context)
+            return await surrounded.answer()
 
         return wrap(call, handler.request_deserializer, handler.response_serializer)
 
@@ -85,102 +86,108 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
         # suspended at its yield would hear of it only when it is collected.
         async def call(request: Any, context: Context) -> None:
-            async with self._surround(method, context):
+            with _Call(method, context, self._metrics) as surrounded:
                 if inspect.iscoroutinefunction(serve):
                     await serve(request, context)
                     return
                 async with aclosing(serve(request, context)) as messages:
                     async for message in messages:
                         await context.write(message)
+                return
+            await surrounded.answer()
 
         return wrap(call, handler.request_deserializer, handler.response_serializer)
 
-    @asynccontextmanager
-    async def _surround(self, method: str, context: Context) -> AsyncIterator[None]:
-        call = _Call.of(method, context)
-        _request_id.set(call.request_id)  # each call is a task of its own, so nothing needs to be put back
-        context.set_trailing_metadata([(REQUEST_ID_KEY, call.request_id)])
-        in_flight = self._metrics.in_flight.labels(method)
-        in_flight.inc()
-        status = grpc.StatusCode.OK
-        failure: BaseException | None = None
-        answer: ServiceError | None = None
-        try:
-            yield
-            # The stubs leave out that a code not set is None.
-            answered: grpc.StatusCode | None = context.code()
-            status = answered or status
-        except grpc.aio.AbortError:  # the service, the standard health service for one, answered for itself
-            status = context.code()
-            raise
-        except ServiceError as error:
-            status, failure, answer = error.status, error, error
-        except asyncio.CancelledError as error:
-            if _is_cancelled_by_grpc():
-                status = grpc.StatusCode.DEADLINE_EXCEEDED if call.deadline_passed() else grpc.StatusCode.CANCELLED
-                raise
-            status, failure, answer = grpc.StatusCode.INTERNAL, error, call.unexpected()
-        except Exception as error:
-            status, failure, answer = grpc.StatusCode.INTERNAL, error, call.unexpected()
-        finally:
-            in_flight.dec()
-            self._record(call, status, failure)
-        if answer is not None:  # measured and logged by the time the client knows
-            await call.answer(answer)
 
-    def _record(self, call: _Call, status: grpc.StatusCode, failure: BaseException | None) -> None:
-        duration_s = time.perf_counter() - call.started_s
-        self._metrics.requests.labels(call.method, status.name).inc()
-        self._metrics.request_seconds.labels(call.method).observe(duration_s)
-        is_fault = status in _SERVER_FAULTS
-        quiet = call.method.startswith(_QUIET_SERVICES)
-        level = logging.ERROR if is_fault else logging.DEBUG if quiet else logging.INFO
-        if not _log.isEnabledFor(level):
-            return
-        fields = {
-            "request_id": call.request_id,
-            "method": call.method,
-            "status": status.name,
-            "duration_ms": round(duration_s * 1e3, 3),
-            "peer": call.context.peer(),
-        }
-        if isinstance(failure, ServiceError):
-            fields |= {"reason": failure.reason, "error": failure.message}
-        _log.log(level, "call", exc_info=failure if is_fault else None, extra=fields)
-
-
-@dataclass(frozen=True)
 class _Call:
-    """One call: who it is and when it began."""
+    """One call, as a context around its handler. Errors that the client is to be told of end in it: `answer` follows.
 
-    method: str
-    context: Context
-    request_id: str
-    started_s: float
-    allotted_s: float | None
+    A class and not a generator, and what can wait until the answer is on its way does: all of this stands between the
+    client and its answer.
+    """
 
-    @classmethod
-    def of(cls, method: str, context: Context) -> _Call:
+    def __init__(self, method: str, context: Context, metrics: Metrics) -> None:
+        self._method = method
+        self._context = context
+        self._metrics = metrics
+        self._in_flight = metrics.in_flight.labels(method)
+        self._request_id = _request_id_of(context)
+        self._started_s = time.perf_counter()
         # The stubs leave out that a call without a deadline has None.
-        allotted_s: float | None = context.time_remaining()
-        return cls(method, context, _request_id_of(context), time.perf_counter(), allotted_s)
+        self._allotted_s: float | None = context.time_remaining()
+        self._answer: ServiceError | None = None
 
-    def deadline_passed(self) -> bool:
+    def __enter__(self) -> _Call:
+        _request_id.set(self._request_id)  # each call is a task of its own, so nothing needs to be put back
+        self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
+        self._in_flight.inc()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        status = self._judge(error)
+        duration_s = time.perf_counter() - self._started_s
+        self._in_flight.dec()
+        if error is None:
+            asyncio.get_running_loop().call_soon(self._record, status, duration_s, None)
+        else:  # measured and logged by the time the client knows
+            self._record(status, duration_s, error)
+        return self._answer is not None
+
+    async def answer(self) -> Never:
+        """End the call with the error that ended its handler."""
+        assert self._answer is not None, "the handler's own answer was returned otherwise"
+        status = to_status(self._answer, self._request_id)
+        await self._context.abort(status.code, status.message, (status.metadata(), (REQUEST_ID_KEY, self._request_id)))
+
+    def _judge(self, error: BaseException | None) -> grpc.StatusCode:
+        """The status of the call, and what to answer where the handler did not."""
+        match error:
+            case None:
+                # The stubs leave out that a code not set is None.
+                answered: grpc.StatusCode | None = self._context.code()
+                return answered or grpc.StatusCode.OK
+            case grpc.aio.AbortError():  # the service, the standard health service for one, answered for itself
+                return self._context.code()
+            case ServiceError():
+                self._answer = error
+                return error.status
+            case asyncio.CancelledError() if _is_cancelled_by_grpc():
+                return grpc.StatusCode.DEADLINE_EXCEEDED if self._deadline_passed() else grpc.StatusCode.CANCELLED
+            case Exception() | asyncio.CancelledError():
+                # Its own text may hold paths or data of others.
+                text = f"internal error; quote request id {self._request_id} to the operator"
+                self._answer = ServiceError(text)
+        return grpc.StatusCode.INTERNAL
+
+    def _deadline_passed(self) -> bool:
         """Whether the client gave up by its own deadline, of which its cancellation may bring the news early.
 
         gRPC rounds timeouts up by as much as 1 %, and the client's clock began before ours by the way of the request.
         """
-        if self.allotted_s is None:
+        if self._allotted_s is None:
             return False
-        return self.context.time_remaining() <= 0.01 * self.allotted_s + 0.05
+        return self._context.time_remaining() <= 0.01 * self._allotted_s + 0.05
 
-    async def answer(self, error: ServiceError) -> Never:
-        status = to_status(error, self.request_id)
-        await self.context.abort(status.code, status.message, (status.metadata(), (REQUEST_ID_KEY, self.request_id)))
-
-    def unexpected(self) -> ServiceError:
-        """What the client hears of any other exception, whose own text may hold paths or data of others."""
-        return ServiceError(f"internal error; quote request id {self.request_id} to the operator")
+    def _record(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
+        self._metrics.requests.labels(self._method, status.name).inc()
+        self._metrics.request_seconds.labels(self._method).observe(duration_s)
+        is_fault = status in _SERVER_FAULTS
+        quiet = self._method.startswith(_QUIET_SERVICES)
+        level = logging.ERROR if is_fault else logging.DEBUG if quiet else logging.INFO
+        if not _log.isEnabledFor(level):
+            return
+        fields = {
+            "request_id": self._request_id,
+            "method": self._method,
+            "status": status.name,
+            "duration_ms": round(duration_s * 1e3, 3),
+            "peer": self._context.peer(),
+        }
+        if isinstance(error, ServiceError):
+            fields |= {"reason": error.reason, "error": error.message}
+        _log.log(level, "call", exc_info=error if is_fault else None, extra=fields)
 
 
 def _request_id_of(context: Context) -> str:
