@@ -46,7 +46,7 @@ def publish(draft: Path, target: Path, manifest: Manifest) -> None:
     )
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for file in files:
-        # Not all libraries heed the umask: safetensors writes for the owner alone, and the worker may be another user.
+        # Not all libraries heed the umask: some write for the owner alone, and the worker may be another user.
         file.chmod((draft / MANIFEST).stat().st_mode)
     try:
         draft.rename(target)

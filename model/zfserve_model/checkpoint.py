@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from zfserve_model.networks import INPUT_SIZE, Network, NetworkSpec, fold_batch_norm
@@ -85,7 +85,7 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = tor
         "preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
     }
     partial = file.with_suffix(".partial")
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(save(tensors, metadata))  # its own writer makes files that only their owner can read
     partial.replace(file)
 
 
