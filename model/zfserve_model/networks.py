@@ -18,6 +18,8 @@ POOLED_STAGES = (1, 2, 5)
 NORMALISED_STAGES = (1, 2)
 HIDDEN_LAYERS = (6, 7)
 BATCH_NORM_EPSILON = 1e-5
+INITIAL_DEVIATION = 1e-2
+"""Of weights drawn for a network with batch norm (Zeiler & Fergus, section 3.1: all weights begin at this scale)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ class Network(nn.Module):
 
 
 def build_network(spec: NetworkSpec, generator: torch.Generator | None = None) -> Network:
-    """A network with freshly drawn weights (He et al., ICCV 2015: fan-in normal, zero biases).
+    """A network with freshly drawn weights, normal, and zero biases.
+
+    With batch norm their scale does not change the output, only how far a step of given length turns a filter: large
+    ones, of conv1 above all, stay near the noise they began as. They are drawn with `INITIAL_DEVIATION`. Without it,
+    the scale must carry the signal through the layers (He et al., ICCV 2015: fan-in normal).
 
     Raises:
         ValueError: the spec names no known architecture.
@@ -111,7 +117,10 @@ def build_network(spec: NetworkSpec, generator: torch.Generator | None = None) -
     network = Network(spec)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            if spec.batch_norm:
+                nn.init.normal_(module.weight, std=INITIAL_DEVIATION, generator=generator)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return network
