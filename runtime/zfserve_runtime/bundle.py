@@ -23,7 +23,9 @@ GOLDEN = "golden.npz"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What the folders of models and versions may be called."""
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8-symmetric"]
+"""What a graph computes in. Its activations are uint8 in `int8`, which ONNX Runtime runs fastest on x86, and int8 with
+zero points of 0 in `int8-symmetric`, which is all that TensorRT compiles."""
 
 
 class BundleError(ValueError):

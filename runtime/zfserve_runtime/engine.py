@@ -43,6 +43,10 @@ class EngineInfo:
     threads: int
 
 
+class EngineUnavailable(Exception):
+    """This kind of engine cannot be had on this machine; the message says why in one sentence, and what would help."""
+
+
 class Engine(Protocol):
     """A network ready to run. It is used from one thread at a time."""
 
@@ -54,6 +58,7 @@ class Engine(Protocol):
 
         Raises:
             EngineFailed: the runtime gave up on this batch.
+            EngineLost: it gave up for good; nothing but a new process helps.
         """
 
     def close(self) -> None:

@@ -13,6 +13,7 @@
     ├── WorkerMismatch          FAILED_PRECONDITION   the worker holds other weights
     ├── ShuttingDown            UNAVAILABLE
     └── EngineFailed            INTERNAL
+        └── EngineLost          UNAVAILABLE           for good; the process ends and its supervisor starts another
 
 A message is for the caller: a sentence that says what to do, without a path, a traceback or a foreign library's text.
 """
@@ -97,3 +98,8 @@ class ShuttingDown(ServiceError):
 
 class EngineFailed(ServiceError):
     reason = "ENGINE_FAILED"
+
+
+class EngineLost(EngineFailed):
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "ENGINE_LOST"

@@ -116,6 +116,7 @@ STATUSES = {
     errors.WorkerMismatch: "FAILED_PRECONDITION",
     errors.ShuttingDown: "UNAVAILABLE",
     errors.EngineFailed: "INTERNAL",
+    errors.EngineLost: "UNAVAILABLE",
 }
 
 
