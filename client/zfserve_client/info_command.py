@@ -45,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _parts(description: ModelDescription) -> Iterator[RenderableType]:
     yield _overview(description)
+    if description.engine.not_taken:
+        yield ""
+        yield _engines_not_taken(description)
     yield ""
     yield _layers(description)
     if description.accuracy:
@@ -65,14 +68,28 @@ def _overview(description: ModelDescription) -> Table:
     table.add_row("input", _input(description.input))
     table.add_row(
         "engine",
-        f"{engine.runtime} on {engine.provider}, {engine.precision}, batches up to {engine.max_batch_size}, "
-        f"{engine.threads} thread{'' if engine.threads == 1 else 's'}",
+        f"[bold]{escape(engine.name)}[/] on {escape(engine.device)} ({engine.runtime}, {engine.provider}), "
+        f"{engine.precision}, batches up to {engine.max_batch_size}, {_count(engine.threads, 'thread')}, "
+        f"{_count(engine.instances, 'instance')}; ready after {engine.startup_seconds:.1f} s",
     )
     table.add_row("projections", "available" if description.projection_available else "[yellow]not at present[/]")
     table.add_row("features", f"{description.feature_width} values")
     labels = [entry.label for entry in description.classes]
     shown = ", ".join(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
     table.add_row(f"{len(labels)} classes", escape(shown))
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _engines_not_taken(description: ModelDescription) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("engine not taken")
+    table.add_column("because", overflow="fold")
+    for entry in description.engine.not_taken:
+        table.add_row(entry.name, escape(entry.reason))
     return table
 
 

@@ -159,12 +159,23 @@ class AccuracyFigure:
 
 
 @dataclass(frozen=True)
+class EngineNotTaken:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Engine:
     runtime: str
     provider: str
     precision: str
     max_batch_size: int
     threads: int
+    name: str
+    device: str
+    instances: int
+    not_taken: tuple[EngineNotTaken, ...]
+    startup_seconds: float
 
 
 @dataclass(frozen=True)
@@ -216,16 +227,21 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
         layers=tuple(_mirror(Layer, entry) for entry in response.layers),
         parity=tuple(_mirror(ParityFigure, entry) for entry in response.parity),
         accuracy=tuple(_mirror(AccuracyFigure, entry) for entry in response.accuracy),
-        engine=_mirror(Engine, response.engine),
+        engine=_mirror(
+            Engine,
+            response.engine,
+            not_taken=tuple(_mirror(EngineNotTaken, entry) for entry in response.engine.not_taken),
+        ),
         feature_width=response.feature_width,
         projection_available=response.projection_available,
     )
 
 
-def _mirror(result: type[_Result], message: Message) -> _Result:
-    """`result` from a message with the same field names, none of which is a message itself."""
-    values = {field.name: getattr(message, field.name) for field in fields(result)}
-    return result(**{name: tuple(value) if _is_repeated(value) else value for name, value in values.items()})
+def _mirror(result: type[_Result], message: Message, **mirrored: object) -> _Result:
+    """`result` from a message with the same field names; those that hold messages themselves are given."""
+    values = {field.name: getattr(message, field.name) for field in fields(result) if field.name not in mirrored}
+    plain = {name: tuple(value) if _is_repeated(value) else value for name, value in values.items()}
+    return result(**plain, **mirrored)
 
 
 def _is_repeated(value: object) -> bool:

@@ -34,6 +34,8 @@ class EngineInfo:
         provider: such as "CPUExecutionProvider".
         max_batch_size: most photos that `run` takes at once.
         threads: that share one `run`.
+        device: what computes: "CPU", or the card's name.
+        instances: that run side by side on the device.
     """
 
     runtime: str
@@ -41,6 +43,8 @@ class EngineInfo:
     precision: Precision
     max_batch_size: int
     threads: int
+    device: str = "CPU"
+    instances: int = 1
 
 
 class EngineUnavailable(Exception):

@@ -11,6 +11,7 @@
     ├── Cancelled               CANCELLED
     ├── WorkerUnavailable       UNAVAILABLE           projections only; says when to try again
     ├── WorkerMismatch          FAILED_PRECONDITION   the worker holds other weights
+    ├── Starting                UNAVAILABLE           says what the start is at, and when to try again
     ├── ShuttingDown            UNAVAILABLE
     └── EngineFailed            INTERNAL
         └── EngineLost          UNAVAILABLE           for good; the process ends and its supervisor starts another
@@ -89,6 +90,11 @@ class WorkerUnavailable(ServiceError):
 class WorkerMismatch(ServiceError):
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "WORKER_MISMATCH"
+
+
+class Starting(ServiceError):
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "STARTING"
 
 
 class ShuttingDown(ServiceError):

@@ -24,6 +24,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
         (results.ParityFigure, pb.ParityFigure),
         (results.AccuracyFigure, pb.AccuracyFigure),
         (results.Engine, pb.Engine),
+        (results.EngineNotTaken, pb.EngineNotTaken),
         (results.ModelDescription, pb.DescribeModelResponse),
         (results.Projection, pb.ProjectResponse),
     ],

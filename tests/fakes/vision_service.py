@@ -28,7 +28,16 @@ DESCRIPTION = pb.DescribeModelResponse(
     parity=[pb.ParityFigure(precision="fp32", inputs="photos", count=8, max_difference=1e-6, top1_agreement=1.0)],
     accuracy=[pb.AccuracyFigure(precision="int8", count=3925, top1=0.875, top5=0.9375)],
     engine=pb.Engine(
-        runtime="onnxruntime", provider="CPUExecutionProvider", precision="int8", max_batch_size=16, threads=2
+        runtime="onnxruntime",
+        provider="CPUExecutionProvider",
+        precision="int8",
+        max_batch_size=16,
+        threads=2,
+        name="onnx-cpu",
+        device="CPU",
+        instances=1,
+        not_taken=[pb.EngineNotTaken(name="tensorrt", reason="there is no NVIDIA GPU on this machine")],
+        startup_seconds=1.5,
     ),
     feature_width=256,
     projection_available=True,

@@ -114,6 +114,7 @@ STATUSES = {
     errors.Cancelled: "CANCELLED",
     errors.WorkerUnavailable: "UNAVAILABLE",
     errors.WorkerMismatch: "FAILED_PRECONDITION",
+    errors.Starting: "UNAVAILABLE",
     errors.ShuttingDown: "UNAVAILABLE",
     errors.EngineFailed: "INTERNAL",
     errors.EngineLost: "UNAVAILABLE",

@@ -778,6 +778,11 @@ class Engine(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    NOT_TAKEN_FIELD_NUMBER: _builtins.int
+    STARTUP_SECONDS_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
     """Such as "onnxruntime"."""
     provider: _builtins.str
@@ -785,6 +790,18 @@ class Engine(_message.Message):
     precision: _builtins.str
     max_batch_size: _builtins.int
     threads: _builtins.int
+    name: _builtins.str
+    """The engine as `zfserve serve --engine` names it, such as "onnx-cpu"."""
+    device: _builtins.str
+    """What computes: "CPU", or the card's name."""
+    instances: _builtins.int
+    """That run side by side on the device."""
+    startup_seconds: _builtins.float
+    """From the opening of the port until requests were served."""
+    @_builtins.property
+    def not_taken(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineNotTaken]:
+        """In the order of preference, where the server chose by itself; empty where this engine was asked for by name."""
+
     def __init__(
         self,
         *,
@@ -793,11 +810,40 @@ class Engine(_message.Message):
         precision: _builtins.str = ...,
         max_batch_size: _builtins.int = ...,
         threads: _builtins.int = ...,
+        name: _builtins.str = ...,
+        device: _builtins.str = ...,
+        instances: _builtins.int = ...,
+        not_taken: _abc.Iterable[Global___EngineNotTaken] | None = ...,
+        startup_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "precision", b"precision", "provider", b"provider", "runtime", b"runtime", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "instances", b"instances", "max_batch_size", b"max_batch_size", "name", b"name", "not_taken", b"not_taken", "precision", b"precision", "provider", b"provider", "runtime", b"runtime", "startup_seconds", b"startup_seconds", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Engine: _TypeAlias = Engine  # noqa: Y015
+
+@_typing.final
+class EngineNotTaken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As `zfserve serve --engine` names it."""
+    reason: _builtins.str
+    """A sentence: why it cannot serve here, or which engine was taken before it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineNotTaken: _TypeAlias = EngineNotTaken  # noqa: Y015

@@ -30,7 +30,7 @@ class VisionServiceStub:
 
     Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
     (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a worker that is expected back.
+    and for a server that is starting or a worker that is expected back.
     """
 
     def __init__(self, channel):
@@ -61,7 +61,7 @@ class VisionServiceServicer:
 
     Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
     (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a worker that is expected back.
+    and for a server that is starting or a worker that is expected back.
     """
 
     def Classify(self, request, context):
@@ -117,7 +117,7 @@ class VisionService:
 
     Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
     (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a worker that is expected back.
+    and for a server that is starting or a worker that is expected back.
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ class VisionServiceStub:
 
     Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
     (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a worker that is expected back.
+    and for a server that is starting or a worker that is expected back.
     """
 
     @_typing.overload
@@ -53,7 +53,7 @@ class VisionServiceAsyncStub(VisionServiceStub):
 
     Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
     (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a worker that is expected back.
+    and for a server that is starting or a worker that is expected back.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,7 +71,7 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
     (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a worker that is expected back.
+    and for a server that is starting or a worker that is expected back.
     """
 
     @_abc_1.abstractmethod
