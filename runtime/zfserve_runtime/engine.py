@@ -35,7 +35,6 @@ class EngineInfo:
         max_batch_size: most photos that `run` takes at once.
         threads: that share one `run`.
         device: what computes: "CPU", or the card's name.
-        instances: that run side by side on the device.
     """
 
     runtime: str
@@ -44,7 +43,6 @@ class EngineInfo:
     max_batch_size: int
     threads: int
     device: str = "CPU"
-    instances: int = 1
 
 
 class EngineUnavailable(Exception):
