@@ -6,7 +6,7 @@ Called by `serve_command` with settings and a loaded model; by tests with an eng
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_serv
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.engine import Engine
+from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc_options import channel_options, server_options
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.images import ImageLimits
@@ -57,11 +58,19 @@ class Ports:
 
 
 async def serve(
-    config: ServerConfig, bundle: Bundle, engine: Engine, stop: StopRequest, on_ready: Callable[[Ports], None]
+    config: ServerConfig,
+    bundle: Bundle,
+    engines: Sequence[Engine],
+    stop: StopRequest,
+    on_ready: Callable[[Ports], None],
 ) -> None:
-    """Serve `bundle` on `engine`, whose golden outputs were verified, until `stop` is asked; then drain.
+    """Serve `bundle` on `engines`, whose golden outputs were verified, until `stop` is asked; then drain.
+
+    Args:
+        engines: one, or several instances of one.
 
     Raises:
+        EngineLost: an engine gave up for good; the server drained, and only a new process can serve again.
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
     """
@@ -73,10 +82,15 @@ async def serve(
         references = References(REFERENCES, config.reference_ttl)
         decoding = stack.enter_context(Decoding(manifest.input, limits, references, available_cpus()))
         row_shape = (manifest.input.height, manifest.input.width, 3)
-        batcher = Batcher(engine, row_shape, metrics, on_death=lambda: health.not_serving(SERVER, VISION_SERVICE))
+
+        def on_death() -> None:
+            health.not_serving(SERVER, VISION_SERVICE)
+            stop.ask("an engine is lost")
+
+        batcher = Batcher(engines, row_shape, metrics, on_death)
         worker, background = await _companion(config, bundle, health, metrics, stack)
         service = VisionService(
-            ServedModel(manifest, engine.info),
+            ServedModel(manifest, engines[0].info),
             Admissions(Admission(config.max_queue, FIRST_GUESS_S), Admission(PROJECTIONS, FIRST_GUESS_S)),
             decoding,
             batcher,
@@ -101,6 +115,8 @@ async def serve(
             await batcher.close()
             for task in running:
                 task.cancel()
+        if batcher.lost:
+            raise EngineLost("an engine was lost; the log says how")
 
 
 async def _companion(

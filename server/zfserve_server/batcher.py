@@ -1,6 +1,6 @@
 """The batcher: requests that wait together share one run of the engine.
 
-One thread per device takes whatever waits the moment the engine is free, runs it, and hands the answers to the event
+One thread per engine takes whatever waits the moment its engine is free, runs it, and hands the answers to the event
 loop in one call. It never waits for company, so a lone request pays one thread hop and nothing else; under load the
 next batch gathers while the engine runs. Called by `classify`; built by `app`.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.engine import Engine, EngineOutputs
-from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, ServiceError, ShuttingDown
+from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineLost, ServiceError, ShuttingDown
 from zfserve_runtime.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -52,38 +52,47 @@ class _Entry:
 
 
 class Batcher:
-    """Runs `engine` in a thread of its own. `submit`, `start` and `close` are called on the event loop.
+    """Runs every engine in a thread of its own; they share the queue. The methods are called on the event loop.
 
     Args:
+        engines: one, or several instances of one that a card runs side by side.
         row_shape: (height, width, 3) of every image.
         metrics: batch sizes, the engine's time and the queue's depth.
-        on_death: called on the event loop if the thread dies of something other than a failed batch; the batcher
-            then refuses everything, so health has to say so.
+        on_death: called once, on the event loop, if an engine is lost or its thread dies; the batcher then refuses
+            everything for good, so health has to say so and the process to end.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Sequence[Engine],
         row_shape: tuple[int, int, int],
         metrics: Metrics,
         on_death: Callable[[], None],
     ) -> None:
-        self._engine = engine
+        self._row_shape = row_shape
         self._metrics = metrics
         self._on_death = on_death
-        self._rows = np.empty((engine.info.max_batch_size, *row_shape), np.uint8)
         self._waiting: deque[_Entry] = deque()
         metrics.queue_depth.set_function(lambda: len(self._waiting))
-        self._changed = threading.Condition()  # guards _waiting and _refusal, which both threads touch
+        self._changed = threading.Condition()  # guards _waiting and _refusal, which all threads touch
         self._refusal: Callable[[], ServiceError] | None = _closed
         self._loop: asyncio.AbstractEventLoop
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(engine,), name=f"engine-{number}", daemon=True)
+            for number, engine in enumerate(engines)
+        ]
 
     def start(self) -> None:
-        """Start the engine's thread; answers are delivered to the running event loop."""
+        """Start the engines' threads; answers are delivered to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._refusal = None
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether an engine was lost: nothing but a new process helps."""
+        return self._refusal is _lost
 
     async def submit(self, pixels: npt.NDArray[np.uint8], deadline: Deadline) -> Answer:
         """Wait for the engine's answer.
@@ -93,11 +102,12 @@ class Batcher:
             deadline: an image still waiting then is dropped.
 
         Raises:
-            DeadlineExceeded: the deadline passed before the engine was free.
-            EngineFailed: the engine failed on this batch, or is gone.
+            DeadlineExceeded: the deadline passed before an engine was free.
+            EngineFailed: the engine failed on this batch.
+            EngineLost: an engine is gone for good.
             ShuttingDown: the batcher is closed.
         """
-        assert pixels.shape == self._rows.shape[1:], "decoding gives every image the shape of the model's input"
+        assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
         entry = _Entry(pixels, deadline, time.monotonic(), self._loop.create_future())
         with self._changed:
             if self._refusal is not None:
@@ -111,10 +121,11 @@ class Batcher:
             raise
 
     async def close(self) -> None:
-        """Let the batch in the engine finish, refuse what still waits, and end the thread."""
+        """Let the batches in the engines finish, refuse what still waits, and end the threads."""
         self._refuse(_closed)
-        if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+        for thread in self._threads:
+            if thread.ident is not None:
+                await asyncio.to_thread(thread.join)
 
     def _withdraw(self, entry: _Entry) -> None:
         with self._changed:
@@ -124,29 +135,30 @@ class Batcher:
     def _refuse(self, refusal: Callable[[], ServiceError]) -> None:
         """From now on refuse every image with `refusal`, and those that wait at once."""
         with self._changed:
-            self._refusal = refusal
+            self._refusal = _lost if self.lost else refusal
             waiting = tuple(self._waiting)
             self._waiting.clear()
-            self._changed.notify()
+            self._changed.notify_all()
         _fail(waiting, refusal)
 
-    # In the engine's thread.
+    # In an engine's thread.
 
-    def _serve(self) -> None:
+    def _serve(self, engine: Engine) -> None:
         batch: list[_Entry] = []
         try:
-            while self._fill(batch):
-                self._run(batch)
+            rows = np.empty((engine.info.max_batch_size, *self._row_shape), np.uint8)
+            while self._fill(batch, len(rows)):
+                self._run(engine, batch, rows[: len(batch)])
                 batch = []
         except BaseException:
-            logger.exception("the engine's thread died")
+            logger.exception("the engine is lost", extra={"batch_size": len(batch)})
             self._loop.call_soon_threadsafe(self._die, batch)
 
-    def _fill(self, batch: list[_Entry]) -> bool:
+    def _fill(self, batch: list[_Entry], most: int) -> bool:
         """Block until there is work; move as many live entries as fit, oldest first. False: the batcher is closed."""
         with self._changed:
             while True:
-                while self._waiting and len(batch) < len(self._rows):
+                while self._waiting and len(batch) < most:
                     entry = self._waiting.popleft()
                     if entry.future.done():
                         continue
@@ -158,16 +170,17 @@ class Batcher:
                     return bool(batch)
                 self._changed.wait()
 
-    def _run(self, batch: Sequence[_Entry]) -> None:
-        """Run one batch. What goes wrong with it is its own; the next batch is tried again."""
+    def _run(self, engine: Engine, batch: Sequence[_Entry], rows: npt.NDArray[np.uint8]) -> None:
+        """Run one batch. What goes wrong with it is its own, and the next batch is tried again, except EngineLost."""
         began = time.monotonic()
-        rows = self._rows[: len(batch)]
         for row, entry in zip(rows, batch, strict=True):
             row[:] = entry.pixels
         try:
-            outputs = self._engine.run(rows)
+            outputs = engine.run(rows)
             if not len(outputs.probabilities) == len(outputs.features) == len(batch):
                 raise ValueError(f"{len(outputs.probabilities)} rows came back for {len(batch)}")
+        except EngineLost:
+            raise
         except Exception:
             logger.exception("the engine failed", extra={"batch_size": len(batch)})
             self._loop.call_soon_threadsafe(_fail, batch, _failed)
@@ -186,9 +199,10 @@ class Batcher:
         self._metrics.inference_seconds.observe(inference_s)
 
     def _die(self, batch: Sequence[_Entry]) -> None:
-        _fail(batch, _gone)
-        self._refuse(_gone)
-        self._on_death()
+        _fail(batch, _lost)
+        if self._refusal is not _lost:
+            self._refuse(_lost)
+            self._on_death()
 
 
 def _fail(entries: Iterable[_Entry], error: Callable[[], ServiceError]) -> None:
@@ -206,8 +220,8 @@ def _failed() -> ServiceError:
     return EngineFailed("the engine failed on the batch this image was in; try again")
 
 
-def _gone() -> ServiceError:
-    return EngineFailed("the engine is gone; try another instance")
+def _lost() -> ServiceError:
+    return EngineLost("this server's engine is gone, and the server ends; try another instance, or again shortly")
 
 
 def _expired() -> ServiceError:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.errors import EngineFailed
+from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_runtime.golden import verify_engine
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.logs import configure_logging
@@ -24,7 +25,12 @@ from zfserve_runtime.tls import TlsError
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
 
+logger = logging.getLogger(__name__)
+
 ENVIRONMENT_PREFIX = "ZFSERVE_"
+
+LOST = 3
+"""Exit status once an engine gave up for good, as a GPU does after an illegal access: worth a restart, as 2 is not."""
 
 CLIENTS_DEFAULT = "127.0.0.1:8500"
 """Where `zfserve classify` looks for a server unless told."""
@@ -63,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     except (OSError, TlsError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
+    except EngineLost as error:
+        logger.critical("%s; the process ends so that its supervisor starts another", error)
+        return LOST
     finally:
         engine.close()
     return 0
@@ -141,7 +150,7 @@ async def _serve_until_signal(config: ServerConfig, bundle: Bundle, engine: Onnx
 
     stop = StopRequest()
     with stop.on_signals():
-        await serve(config, bundle, engine, stop, on_ready)
+        await serve(config, bundle, [engine], stop, on_ready)
 
 
 def _greet(console: Console, config: ServerConfig, manifest: Manifest, engine: OnnxEngine, ports: Ports) -> None:

@@ -205,14 +205,14 @@ class Running:
 
 
 @asynccontextmanager
-async def running_server(engine: FakeEngine, **settings: object) -> AsyncIterator[Running]:
+async def running_server(*engines: FakeEngine, **settings: object) -> AsyncIterator[Running]:
     """Serve the fake network, by default without a worker; at the end stop and drain."""
     chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, **settings}
     config = ServerConfig.model_validate(chosen)
     stop = StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     bundle = Bundle(Path("nowhere"), MANIFEST)
-    task = asyncio.create_task(serve(config, bundle, engine, stop, ready.set_result))
+    task = asyncio.create_task(serve(config, bundle, engines, stop, ready.set_result))
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
@@ -221,6 +221,8 @@ async def running_server(engine: FakeEngine, **settings: object) -> AsyncIterato
         try:
             yield Running(ports, channel, stop, task)
         finally:
-            engine.open.set()
-            stop.ask("the test is over")
-            await task
+            for engine in engines:
+                engine.open.set()
+            if not task.done():  # else the test looked at how it ended
+                stop.ask("the test is over")
+                await task

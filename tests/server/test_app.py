@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.health import VISION_SERVICE
 from zfserve_runtime.tls import TlsError
 from zfserve_server.app import Ports, worker_command
@@ -54,6 +55,31 @@ async def test_drain_gives_up_after_its_grace(engine: FakeEngine) -> None:
             await stuck
         engine.open.set()
         await server.ended
+
+
+@pytest.mark.parametrize("loss", [EngineLost("an illegal access"), SystemExit()])
+async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseException) -> None:
+    """As after an illegal access on a GPU: everyone hears UNAVAILABLE, health NOT_SERVING, and `serve` raises."""
+    engines = FakeEngine(), FakeEngine()
+    async with running_server(*engines) as server:
+        for engine in engines:
+            engine.open.clear()
+            engine.failures.append(loss)
+        accepted = [asyncio.ensure_future(server.vision.Classify(classify_request(i))) for i in range(12)]
+        await in_flight(server, len(accepted))
+        health = health_pb2_grpc.HealthStub(server.channel)
+        watches = [aiter(health.Watch(health_pb2.HealthCheckRequest(service=name))) for name in ("", VISION_SERVICE)]
+        for statuses in watches:
+            assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
+        for engine in engines:
+            engine.open.set()
+        for statuses in watches:
+            assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for outcome in await asyncio.gather(*accepted, return_exceptions=True):
+            assert isinstance(outcome, grpc.aio.AioRpcError)
+            assert outcome.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.wait([server.ended])
+        assert isinstance(server.ended.exception(), EngineLost)
 
 
 async def in_flight(server: Running, count: int) -> None:

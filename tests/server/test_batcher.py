@@ -9,7 +9,7 @@ from fakes.serving import SIDE, FakeEngine, pixels_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zfserve_runtime.deadline import Deadline
-from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, ShuttingDown
+from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineLost, ShuttingDown
 from zfserve_runtime.metrics import Metrics
 from zfserve_server.batcher import Answer, Batcher
 
@@ -24,7 +24,7 @@ def death() -> asyncio.Event:
 
 @pytest.fixture
 async def batcher(engine: FakeEngine, death: asyncio.Event) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, ROW_SHAPE, Metrics(), death.set)
+    batcher = Batcher([engine], ROW_SHAPE, Metrics(), death.set)
     batcher.start()
     yield batcher
     engine.open.set()
@@ -77,7 +77,7 @@ def test_row_i_out_belongs_to_row_i_in_and_each_resolves_once(
         faults: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
         engine = FakeEngine(largest)
-        batcher = Batcher(engine, ROW_SHAPE, Metrics(), lambda: faults.append("died"))
+        batcher = Batcher([engine], ROW_SHAPE, Metrics(), lambda: faults.append("died"))
         batcher.start()
         tasks = []
         for identity, pause in enumerate(pauses):
@@ -160,18 +160,21 @@ async def test_missing_rows_fail_the_batch(
         await batcher.submit(pixels_of(1), NEVER)
 
 
-async def test_if_the_thread_dies_it_is_told_and_everyone_is_answered(
-    batcher: Batcher, engine: FakeEngine, death: asyncio.Event
+@pytest.mark.parametrize("end", [SystemExit(), EngineLost("an illegal address")])
+async def test_if_an_engine_is_lost_it_is_told_and_everyone_is_answered(
+    batcher: Batcher, engine: FakeEngine, death: asyncio.Event, end: BaseException
 ) -> None:
     running = await occupy(batcher, engine)
     waiting = submit(batcher, 1)
     await asyncio.sleep(0)
-    engine.failures.append(SystemExit())
+    engine.failures.append(end)
     engine.open.set()
     await death.wait()
     for task in (running, waiting, submit(batcher, 2)):
-        with pytest.raises(EngineFailed):
+        with pytest.raises(EngineLost):
             await task
+    assert batcher.lost
+    assert engine.batches == [[0]]
 
 
 async def test_shutdown_answers_the_running_batch_and_resolves_what_is_left(
@@ -191,9 +194,74 @@ async def test_shutdown_answers_the_running_batch_and_resolves_what_is_left(
         await batcher.submit(pixels_of(2), NEVER)
 
 
+@pytest.fixture
+def pair() -> tuple[FakeEngine, FakeEngine]:
+    """Two engines that hold their runs; `begun` of either waits for a run of any."""
+    first, second = FakeEngine(2), FakeEngine(2)
+    second.runs = first.runs
+    first.open.clear()
+    second.open.clear()
+    return first, second
+
+
+async def occupy_both(batcher: Batcher, pair: tuple[FakeEngine, FakeEngine]) -> "list[asyncio.Task[Answer]]":
+    """Make both hold a batch of one image; returns the tasks in the order of the engines."""
+    tasks = []
+    for identity in (0, 1):
+        tasks.append(submit(batcher, identity))
+        await pair[0].begun()
+    assert sorted(engine.batches for engine in pair) == [[[0]], [[1]]], "an idle engine takes what a busy one cannot"
+    return [tasks[engine.batches[0][0]] for engine in pair]
+
+
+async def test_engines_side_by_side_share_the_queue(pair: tuple[FakeEngine, FakeEngine]) -> None:
+    batcher = Batcher(pair, ROW_SHAPE, Metrics(), lambda: None)
+    batcher.start()
+    await occupy_both(batcher, pair)
+    waiting = [submit(batcher, identity) for identity in range(2, 8)]
+    await asyncio.sleep(0)
+    for engine in pair:
+        engine.open.set()
+    answers = await asyncio.gather(*waiting)
+    await batcher.close()
+    assert [answer.features[0] for answer in answers] == list(range(2, 8))
+    batches = [batch for engine in pair for batch in engine.batches]
+    assert sorted(identity for batch in batches for identity in batch) == list(range(8)), "each is run exactly once"
+    assert max(map(len, batches)) == 2
+
+
+@pytest.mark.parametrize("other_lost_too", [False, True])
+async def test_one_lost_engine_ends_them_all_and_says_so_once(
+    pair: tuple[FakeEngine, FakeEngine], other_lost_too: bool
+) -> None:
+    deaths: asyncio.Queue[None] = asyncio.Queue()
+    batcher = Batcher(pair, ROW_SHAPE, Metrics(), lambda: deaths.put_nowait(None))
+    batcher.start()
+    lost, other = await occupy_both(batcher, pair)
+    waiting = submit(batcher, 2)
+    await asyncio.sleep(0)
+    pair[0].failures.append(EngineLost("an illegal address"))
+    pair[0].open.set()
+    await deaths.get()
+    for task in (lost, waiting, submit(batcher, 3)):
+        with pytest.raises(EngineLost):
+            await task
+    if other_lost_too:
+        pair[1].failures.append(EngineLost("an illegal address"))
+    pair[1].open.set()
+    if other_lost_too:
+        with pytest.raises(EngineLost):
+            await other
+    else:
+        assert (await other).batch_size == 1
+    await batcher.close()
+    assert deaths.empty()
+    assert [len(engine.batches) for engine in pair] == [1, 1]
+
+
 async def test_times_and_sizes_are_measured(engine: FakeEngine) -> None:
     metrics = Metrics()
-    batcher = Batcher(engine, ROW_SHAPE, metrics, lambda: None)
+    batcher = Batcher([engine], ROW_SHAPE, metrics, lambda: None)
     batcher.start()
     first = await occupy(batcher, engine)
     waiting = submit(batcher, 1)

@@ -201,13 +201,6 @@ async def test_a_failing_engine_fails_its_batch_and_serves_on(server: Running, e
     assert await health_of(server, VISION_SERVICE) == SERVING
 
 
-async def test_a_dead_engine_thread_shows_in_health(server: Running, engine: FakeEngine) -> None:
-    engine.failures.append(SystemExit())
-    assert type(await error_of(server.vision.Classify(classify_request(1)))) is EngineFailed
-    assert await health_of(server, VISION_SERVICE) == NOT_SERVING
-    assert await health_of(server, SERVER) == NOT_SERVING
-
-
 async def test_health_of_a_server_without_a_worker(server: Running) -> None:
     assert await health_of(server, SERVER) == SERVING
     assert await health_of(server, VISION_SERVICE) == SERVING
