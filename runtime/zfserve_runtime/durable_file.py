@@ -1,0 +1,72 @@
+"""Files that are whole or not there, whatever happens while they are written. Used by `engine_store`."""
+
+import fcntl
+import hashlib
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+PARTIAL = ".partial"
+_DIGEST_BYTES = 32
+
+
+def write_durably(file: Path, content: bytes) -> None:
+    """Replace `file` by way of a hidden one beside it, which is locked while it is written: one that is not locked was
+    left by a process that died.
+
+    Raises:
+        OSError: such as a full disk; `file` is as it was.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    try:
+        with partial.open("wb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())  # before the rename: after a power cut the name must not lead to half a file
+            partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(file.parent)
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """A cache that begins with the sha256 of the rest of it. To lose it costs time only, so nothing here raises."""
+
+    path: Path
+
+    def read(self) -> bytes | None:
+        """None where there is none, or where it was damaged."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("the cache %s cannot be read: %s", self.path, error.strerror)
+            return None
+        seal, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != seal:
+            log.warning("the cache %s is damaged and is left aside", self.path)
+            return None
+        return content
+
+    def write(self, content: bytes) -> None:
+        """Replace it; where the folder cannot be written, it stays as it was."""
+        try:
+            write_durably(self.path, hashlib.sha256(content).digest() + content)
+        except OSError as error:
+            log.info("the cache %s is not kept: %s", self.path, error.strerror)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

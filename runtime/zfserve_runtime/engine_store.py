@@ -1,0 +1,215 @@
+"""The folder of compiled TensorRT engines: each built once, kept, verified, and given only to whom it was built for.
+
+Called by `zfserve compile`, by the server when it chooses an engine, and by `zfserve engines`.
+
+<bundle>/engines/, or a folder of its own for many models
+  <key>.engine                the plan; the key is that of its identity (see `engine_identity`)
+  <key>.json                  its record, written last: a plan without one was never finished
+  <key>.lock                  there while it is built
+  <key>-<card>.runtime-cache  what tensorrt-rtx compiled on a card when the engine first ran there
+  tensorrt-<card>.timing-cache  what tensorrt measured on a card; every build there starts from it
+
+Reading needs neither a lock nor the right to write.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.durable_file import PARTIAL, SealedFile, write_durably
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.engine_identity import EngineIdentity, EngineRequest
+from zfserve_runtime.engine_record import (
+    PLAN,
+    RECORD,
+    RUNTIME_CACHE,
+    EngineDamaged,
+    EngineRecord,
+    StoredEngine,
+    StoreEntry,
+)
+from zfserve_runtime.file_lock import exclusive_lock, is_locked, remove_unless_shared
+
+log = logging.getLogger(__name__)
+
+FOLDER = "engines"
+"""Of a bundle's own store."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Phase, steps done, steps in all."""
+
+
+class EngineRefused(EngineUnavailable):
+    """The store holds no engine that may be used.
+
+    Attributes:
+        reason: why not the one that comes nearest; None where there is none at all.
+    """
+
+    def __init__(self, message: str, reason: str | None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BuiltEngine(Protocol):
+    """What a builder gives.
+
+    Attributes:
+        summary: a dataclass that can be written as JSON.
+        timing_cache: what speeds up the next build; None where the library has none.
+    """
+
+    @property
+    def plan(self) -> bytes: ...
+    @property
+    def summary(self) -> Any: ...
+    @property
+    def timing_cache(self) -> bytes | None: ...
+
+
+Build = Callable[[bytes | None], BuiltEngine]
+"""Builds an engine, given the timing cache of earlier builds where there is one."""
+
+
+class EngineStore:
+    """A folder of engines. Any number of processes may use it at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, bundle: Bundle, engine_cache: Path | None = None) -> Self:
+        """The bundle's own, or that in `engine_cache`, which many bundles may share: a key tells their graphs apart."""
+        return cls(engine_cache or bundle.folder / FOLDER)
+
+    def find(self, request: EngineRequest) -> StoredEngine:
+        """An engine for `request`, verified. One that was built for more cards than are asked for will do.
+
+        Raises:
+            EngineRefused: there is none, or none that may be used.
+        """
+        key = EngineIdentity.of(request).key
+        refusals: list[tuple[int, str]] = []
+        for entry in self.entries():
+            if entry.record is None and entry.key != key:
+                continue  # nobody knows what it was built for
+            differences = entry.record.identity.differences(request) if entry.record else []
+            if not differences:
+                try:
+                    return entry.load()
+                except EngineDamaged as damaged:
+                    differences = [str(damaged)]
+            refusals.append((len(differences), f"engine {entry.key[:12]} is refused: {differences[0]}"))
+        raise _refused(request, self.folder, min(refusals, default=(0, None))[1])
+
+    def obtain(self, request: EngineRequest, build: Build, on_progress: OnProgress) -> StoredEngine:
+        """An engine for `request`, verified; where none may be used it is built, by one process at a time.
+
+        Whatever `build` raises passes through, and leaves nothing behind.
+
+        Raises:
+            EngineUnavailable: one has to be built, and the folder cannot be written.
+        """
+        try:
+            return self.find(request)
+        except EngineRefused as refusal:
+            doubt = str(refusal)
+
+        def on_wait() -> None:
+            on_progress("waiting for another process that builds the same engine", 0, 1)
+
+        with ExitStack() as locked:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                locked.enter_context(exclusive_lock(self._lock(EngineIdentity.of(request).key), on_wait))
+            except OSError as error:
+                raise self._unwritable(doubt, error) from error
+            return self._find_or_build(request, build)
+
+    def entries(self) -> list[StoreEntry]:
+        """All that the store holds, the newest first and last what has no record. Everything but the digest of each
+        plan is checked; `StoreEntry.load` checks that too."""
+        files = {file.with_suffix(PLAN) for suffix in (PLAN, RECORD) for file in self.folder.glob(f"[!.]*{suffix}")}
+        entries = [StoreEntry.look(file) for file in sorted(files)]
+        return sorted(entries, key=lambda entry: -entry.record.created_at.timestamp() if entry.record else 0)
+
+    def is_building(self, entry: StoreEntry) -> bool:
+        return is_locked(self._lock(entry.key))
+
+    def remove(self, entry: StoreEntry) -> bool:
+        """Remove an engine and its caches; False, and all as it was, where it is being built or in use.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        try:
+            with exclusive_lock(self._lock(entry.key), on_wait=None):
+                if not remove_unless_shared(entry.file):
+                    return False
+                for file in (entry.file.with_suffix(RECORD), *self.folder.glob(f"{entry.key}-*{RUNTIME_CACHE}")):
+                    file.unlink(missing_ok=True)
+                return True
+        except BlockingIOError:
+            return False
+
+    def remove_partial_files(self) -> int:
+        """Remove what processes that died while writing have left; how many files."""
+        return sum(remove_unless_shared(file) for file in self.folder.glob(f".*{PARTIAL}"))
+
+    def _find_or_build(self, request: EngineRequest, build: Build) -> StoredEngine:
+        try:
+            return self.find(request)  # by now the process that was waited for may have built it
+        except EngineRefused as refusal:
+            if refusal.reason:
+                log.warning("%s; building another", refusal.reason)
+        timing_cache = self._timing_cache(request)
+        built = build(timing_cache.read() if timing_cache else None)
+        if timing_cache and built.timing_cache:
+            timing_cache.write(built.timing_cache)
+        return self._keep(request, built)
+
+    def _keep(self, request: EngineRequest, built: BuiltEngine) -> StoredEngine:
+        record = EngineRecord(
+            model=request.model,
+            identity=EngineIdentity.of(request),
+            sha256=hashlib.sha256(built.plan).hexdigest(),
+            size_bytes=len(built.plan),
+            created_at=datetime.now(UTC),
+            summary=asdict(built.summary),
+        )
+        file = self.folder / f"{record.identity.key}{PLAN}"
+        try:
+            write_durably(file, built.plan)
+            write_durably(file.with_suffix(RECORD), record.model_dump_json(indent=2).encode() + b"\n")
+        except OSError as error:
+            raise self._unwritable("the engine was built and cannot be kept", error) from error
+        return StoredEngine(file, record, built.plan)
+
+    def _timing_cache(self, request: EngineRequest) -> SealedFile | None:
+        card = EngineIdentity.of(request).card
+        if card is None:
+            return None
+        name = hashlib.sha256(f"{request.library_version} {card.model_dump_json()}".encode()).hexdigest()[:24]
+        return SealedFile(self.folder / f"tensorrt-{name}.timing-cache")
+
+    def _lock(self, key: str) -> Path:
+        return self.folder / f"{key}.lock"
+
+    def _unwritable(self, doubt: str, error: OSError) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"{doubt}, and {self.folder} cannot be written ({error.strerror}); name another folder with --engine-cache"
+        )
+
+
+def _refused(request: EngineRequest, folder: Path, reason: str | None) -> EngineRefused:
+    settings = request.settings
+    wanted = f"{settings.precision} engine of {request.model} by {settings.library} {request.library_version}"
+    if reason is None:
+        return EngineRefused(f"there is no {wanted} in {folder} (`zfserve compile` builds one)", None)
+    return EngineRefused(f"there is no {wanted} to use in {folder}: {reason}", reason)
