@@ -45,7 +45,7 @@ class EngineRequest:
     """An engine that somebody wants; made by `request_engine`.
 
     Attributes:
-        model: name and version, for the reader of a listing.
+        model, version: of the bundle. For the reader; the graph's digest is what counts.
         graph_sha256: of the ONNX file, weights and all.
         tensors: inputs and outputs, such as "pixels: uint8 (N, 224, 224, 3)".
         settings: without `compute_capabilities` it must run on the card of `host`, else on all that are named.
@@ -53,6 +53,7 @@ class EngineRequest:
     """
 
     model: str
+    version: str
     graph_sha256: str
     tensors: tuple[str, ...]
     settings: BuildSettings
@@ -86,8 +87,9 @@ def request_engine(bundle: Bundle, settings: BuildSettings, library_version: str
         f"probabilities: float32 (N, {len(manifest.classes)})",
         f"features: float32 (N, {manifest.feature_width})",
     )
-    model = f"{manifest.name} {manifest.version}"
-    return EngineRequest(model, manifest.files[file.name], tensors, settings, library_version, host)
+    return EngineRequest(
+        manifest.name, manifest.version, manifest.files[file.name], tensors, settings, library_version, host
+    )
 
 
 class _Entry(BaseModel):
@@ -153,39 +155,36 @@ class EngineIdentity(_Entry):
     def differences(self, request: EngineRequest) -> list[str]:
         """Why this engine may not serve `request`, the weightiest first, each a sentence without its full stop."""
         found = []
-        same_precision = self.settings.precision == request.settings.precision  # else its graph is another anyway
-        if same_precision and self.graph_sha256 != request.graph_sha256:
+        if self.graph_sha256 != request.graph_sha256:
             found.append(
-                f"it was built for other weights (graph {self.graph_sha256[:12]}, "
-                f"and {request.model} has {request.graph_sha256[:12]})"
+                f"it was built for other weights (its graph is {self.graph_sha256[:12]}, "
+                f"that of {request.model} {request.version} is {request.graph_sha256[:12]})"
             )
-        found += self.faults_on(request.host, request.library_version, request.settings)
+        found += self.faults_on(request.host, request.library_version, request.settings.compute_capabilities)
         found += _setting_differences(self.settings, request.settings)
         if self.tensors != request.tensors:
             found.append(f"its inputs and outputs are {'; '.join(self.tensors)}, not {'; '.join(request.tensors)}")
         return found
 
-    def faults_on(self, host: Host, library_version: str | None, settings: BuildSettings | None = None) -> list[str]:
+    def faults_on(self, host: Host, library_version: str | None, named: tuple[str, ...] = ()) -> list[str]:
         """Why this engine cannot run on `host`, whatever its model.
 
         Args:
             library_version: of the library that built it, as installed there; None where it is not.
-            settings: whose `compute_capabilities` count instead of the host's card, where it names any.
+            named: compute capabilities that it is wanted for, instead of that of the host's card.
         """
         return [
-            *self._library_faults(library_version, settings),
+            *self._library_faults(library_version),
             *self._system_faults(host),
-            *self._card_faults(host.gpu, settings.compute_capabilities if settings else ()),
+            *self._card_faults(host.gpu, named),
         ]
 
-    def _library_faults(self, version: str | None, settings: BuildSettings | None) -> Iterator[str]:
-        library = self.settings.library
-        if settings and settings.library != library:
-            yield f"it was built by {library}, and {settings.library} was asked for"
-        elif version is None:
-            yield f"it was built by {library} {self.library_version}, which is not installed"
+    def _library_faults(self, version: str | None) -> Iterator[str]:
+        built_by = f"it was built by {self.settings.library} {self.library_version}"
+        if version is None:
+            yield f"{built_by}, which is not installed"
         elif version != self.library_version:
-            yield f"it was built by {library} {self.library_version}, and {version} is installed"
+            yield f"{built_by}, and {version} is installed"
 
     def _system_faults(self, host: Host) -> Iterator[str]:
         if (self.system, self.architecture) != (host.system, host.architecture):
@@ -215,7 +214,7 @@ class EngineIdentity(_Entry):
 
 def _setting_differences(built: BuildSettings, wanted: BuildSettings) -> Iterator[str]:
     for field in fields(BuildSettings):
-        if field.name in ("library", "compute_capabilities"):  # compared by `faults_on`
+        if field.name == "compute_capabilities":  # compared by `faults_on`
             continue
         had, asked = getattr(built, field.name), getattr(wanted, field.name)
         if had != asked:

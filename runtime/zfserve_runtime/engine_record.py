@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from zfserve_runtime.durable_file import SealedFile
-from zfserve_runtime.engine_identity import EngineIdentity
+from zfserve_runtime.engine_identity import EngineIdentity, EngineRequest
 from zfserve_runtime.file_lock import shared_lock
 from zfserve_runtime.gpu import GpuFacts
 
@@ -25,7 +25,7 @@ class EngineRecord(BaseModel):
     """What is written beside a plan.
 
     Attributes:
-        model: name and version that it was built from. For the reader; the graph's digest is what counts.
+        model, version: of the bundle that it was built from. For the reader; the graph's digest is what counts.
         sha256: of the plan, in hex.
         summary: the builder's.
     """
@@ -34,11 +34,19 @@ class EngineRecord(BaseModel):
 
     schema_version: Literal[1] = 1
     model: str
+    version: str
     identity: EngineIdentity
     sha256: str
     size_bytes: int
     created_at: datetime
     summary: dict[str, JsonValue]
+
+    def is_meant_for(self, request: EngineRequest) -> bool:
+        """Whether it was built for that graph or another version of that model, in that precision by that library. If
+        so, what keeps it from being used is worth telling."""
+        built, wanted = self.identity.settings, request.settings
+        same_model = self.model == request.model or self.identity.graph_sha256 == request.graph_sha256
+        return same_model and (built.library, built.precision) == (wanted.library, wanted.precision)
 
 
 @dataclass(frozen=True)

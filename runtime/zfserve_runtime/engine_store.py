@@ -3,11 +3,12 @@
 Called by `zfserve compile`, by the server when it chooses an engine, and by `zfserve engines`.
 
 <bundle>/engines/, or a folder of its own for many models
-  <key>.engine                the plan; the key is that of its identity (see `engine_identity`)
-  <key>.json                  its record, written last: a plan without one was never finished
-  <key>.lock                  there while it is built
-  <key>-<card>.runtime-cache  what tensorrt-rtx compiled on a card when the engine first ran there
-  tensorrt-<card>.timing-cache  what tensorrt measured on a card; every build there starts from it
+  <key>.engine                            the plan; the key is that of its identity (see `engine_identity`)
+  <key>.json                              its record, written last: a plan without one was never finished
+  <key>.lock                              there while it is built
+  <key>-<card>.runtime-cache              what tensorrt-rtx compiled on a card when the engine first ran there
+  tensorrt-<version>-<card>.timing-cache  what tensorrt measured on a card; every build there starts from it
+  .*.partial                              a file that is being written
 
 Reading needs neither a lock nor the right to write.
 """
@@ -16,11 +17,11 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Literal, Self
 
+from zfserve_runtime.build_progress import OnProgress
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.durable_file import PARTIAL, SealedFile, write_durably
 from zfserve_runtime.engine import EngineUnavailable
@@ -34,15 +35,14 @@ from zfserve_runtime.engine_record import (
     StoredEngine,
     StoreEntry,
 )
-from zfserve_runtime.file_lock import exclusive_lock, is_locked, remove_unless_shared
+from zfserve_runtime.file_lock import exclusive_lock, is_in_use, is_locked, remove_unless_in_use
+from zfserve_runtime.tensorrt_builder import BuiltEngine
 
 log = logging.getLogger(__name__)
 
 FOLDER = "engines"
 """Of a bundle's own store."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Phase, steps done, steps in all."""
+TIMING_CACHE = ".timing-cache"
 
 
 class EngineRefused(EngineUnavailable):
@@ -57,24 +57,10 @@ class EngineRefused(EngineUnavailable):
         self.reason = reason
 
 
-class BuiltEngine(Protocol):
-    """What a builder gives.
+Build = Callable[[bytes], BuiltEngine]
+"""Builds an engine, given the timing cache of earlier builds, which may be empty."""
 
-    Attributes:
-        summary: a dataclass that can be written as JSON.
-        timing_cache: what speeds up the next build; None where the library has none.
-    """
-
-    @property
-    def plan(self) -> bytes: ...
-    @property
-    def summary(self) -> Any: ...
-    @property
-    def timing_cache(self) -> bytes | None: ...
-
-
-Build = Callable[[bytes | None], BuiltEngine]
-"""Builds an engine, given the timing cache of earlier builds where there is one."""
+OnRefusal = Literal["rebuild", "refuse"]
 
 
 class EngineStore:
@@ -94,11 +80,8 @@ class EngineStore:
         Raises:
             EngineRefused: there is none, or none that may be used.
         """
-        key = EngineIdentity.of(request).key
         refusals: list[tuple[int, str]] = []
-        for entry in self.entries():
-            if entry.record is None and entry.key != key:
-                continue  # nobody knows what it was built for
+        for entry in self._candidates(request):
             differences = entry.record.identity.differences(request) if entry.record else []
             if not differences:
                 try:
@@ -108,17 +91,25 @@ class EngineStore:
             refusals.append((len(differences), f"engine {entry.key[:12]} is refused: {differences[0]}"))
         raise _refused(request, self.folder, min(refusals, default=(0, None))[1])
 
-    def obtain(self, request: EngineRequest, build: Build, on_progress: OnProgress) -> StoredEngine:
-        """An engine for `request`, verified; where none may be used it is built, by one process at a time.
+    def obtain(
+        self, request: EngineRequest, build: Build, on_progress: OnProgress, on_refusal: OnRefusal = "rebuild"
+    ) -> StoredEngine:
+        """An engine for `request`, verified; where there is none it is built, by one process at a time.
 
         Whatever `build` raises passes through, and leaves nothing behind.
 
+        Args:
+            on_refusal: what to do where there is one for this model that may not be used.
+
         Raises:
+            EngineRefused: there is one that may not be used, and it is not to be rebuilt.
             EngineUnavailable: one has to be built, and the folder cannot be written.
         """
         try:
             return self.find(request)
         except EngineRefused as refusal:
+            if refusal.reason and on_refusal == "refuse":
+                raise
             doubt = str(refusal)
 
         def on_wait() -> None:
@@ -142,6 +133,10 @@ class EngineStore:
     def is_building(self, entry: StoreEntry) -> bool:
         return is_locked(self._lock(entry.key))
 
+    def is_in_use(self, entry: StoreEntry) -> bool:
+        """Whether `remove` would leave it."""
+        return self.is_building(entry) or is_in_use(entry.file)
+
     def remove(self, entry: StoreEntry) -> bool:
         """Remove an engine and its caches; False, and all as it was, where it is being built or in use.
 
@@ -150,7 +145,7 @@ class EngineStore:
         """
         try:
             with exclusive_lock(self._lock(entry.key), on_wait=None):
-                if not remove_unless_shared(entry.file):
+                if not remove_unless_in_use(entry.file):
                     return False
                 for file in (entry.file.with_suffix(RECORD), *self.folder.glob(f"{entry.key}-*{RUNTIME_CACHE}")):
                     file.unlink(missing_ok=True)
@@ -158,9 +153,22 @@ class EngineStore:
         except BlockingIOError:
             return False
 
-    def remove_partial_files(self) -> int:
-        """Remove what processes that died while writing have left; how many files."""
-        return sum(remove_unless_shared(file) for file in self.folder.glob(f".*{PARTIAL}"))
+    def leftovers(self) -> list[Path]:
+        """Files that processes which died were writing."""
+        return sorted(file for file in self.folder.glob(f".*{PARTIAL}") if not is_locked(file))
+
+    def timing_caches(self) -> dict[Path, str]:
+        """With the version of the library that wrote each."""
+        return {file: file.name.split("-")[1] for file in sorted(self.folder.glob(f"tensorrt-*-*{TIMING_CACHE}"))}
+
+    def _candidates(self, request: EngineRequest) -> list[StoreEntry]:
+        """Engines meant for such a request, and the wreck of the one that it would build."""
+        key = EngineIdentity.of(request).key
+        return [
+            entry
+            for entry in self.entries()
+            if (entry.record.is_meant_for(request) if entry.record else entry.key == key)
+        ]
 
     def _find_or_build(self, request: EngineRequest, build: Build) -> StoredEngine:
         try:
@@ -169,7 +177,7 @@ class EngineStore:
             if refusal.reason:
                 log.warning("%s; building another", refusal.reason)
         timing_cache = self._timing_cache(request)
-        built = build(timing_cache.read() if timing_cache else None)
+        built = build((timing_cache and timing_cache.read()) or b"")
         if timing_cache and built.timing_cache:
             timing_cache.write(built.timing_cache)
         return self._keep(request, built)
@@ -177,11 +185,12 @@ class EngineStore:
     def _keep(self, request: EngineRequest, built: BuiltEngine) -> StoredEngine:
         record = EngineRecord(
             model=request.model,
+            version=request.version,
             identity=EngineIdentity.of(request),
             sha256=hashlib.sha256(built.plan).hexdigest(),
             size_bytes=len(built.plan),
             created_at=datetime.now(UTC),
-            summary=asdict(built.summary),
+            summary=built.summary.to_json(),
         )
         file = self.folder / f"{record.identity.key}{PLAN}"
         try:
@@ -195,8 +204,8 @@ class EngineStore:
         card = EngineIdentity.of(request).card
         if card is None:
             return None
-        name = hashlib.sha256(f"{request.library_version} {card.model_dump_json()}".encode()).hexdigest()[:24]
-        return SealedFile(self.folder / f"tensorrt-{name}.timing-cache")
+        digest = hashlib.sha256(card.model_dump_json().encode()).hexdigest()[:12]
+        return SealedFile(self.folder / f"tensorrt-{request.library_version}-{digest}{TIMING_CACHE}")
 
     def _lock(self, key: str) -> Path:
         return self.folder / f"{key}.lock"
@@ -209,7 +218,10 @@ class EngineStore:
 
 def _refused(request: EngineRequest, folder: Path, reason: str | None) -> EngineRefused:
     settings = request.settings
-    wanted = f"{settings.precision} engine of {request.model} by {settings.library} {request.library_version}"
+    wanted = (
+        f"{settings.precision} engine of {request.model} {request.version} "
+        f"by {settings.library} {request.library_version}"
+    )
     if reason is None:
         return EngineRefused(f"there is no {wanted} in {folder} (`zfserve compile` builds one)", None)
     return EngineRefused(f"there is no {wanted} to use in {folder}: {reason}", reason)

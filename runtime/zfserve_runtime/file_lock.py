@@ -30,17 +30,12 @@ def exclusive_lock(file: Path, on_wait: Callable[[], None] | None) -> Iterator[N
 
 def is_locked(file: Path) -> bool:
     """Whether a process holds `file` alone. Writes nothing."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return _meets_another(file, fcntl.LOCK_SH)
+
+
+def is_in_use(file: Path) -> bool:
+    """Whether a process holds `file` at all. Writes nothing, and so sees nothing over NFS."""
+    return _meets_another(file, fcntl.LOCK_EX)
 
 
 @contextmanager
@@ -58,7 +53,7 @@ def shared_lock(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def remove_unless_shared(file: Path) -> bool:
+def remove_unless_in_use(file: Path) -> bool:
     """Remove a file, unless it is marked as in use; whether it is gone.
 
     Raises:
@@ -77,6 +72,22 @@ def remove_unless_shared(file: Path) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+def _meets_another(file: Path, operation: int) -> bool:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _acquire(file: Path, on_wait: Callable[[], None] | None) -> int:
