@@ -22,6 +22,9 @@ class Metrics:
         projection_seconds: one feature map projected and rendered.
         queue_depth: accepted, not yet begun.
         model_info: always 1; the labels say what is served.
+        startup_phase: 1 for the phase that the start is in, 0 for the others.
+        startup_seconds: spent in each phase that is over.
+        compile_progress: in [0, 1].
     """
 
     def __init__(self) -> None:
@@ -46,6 +49,15 @@ class Metrics:
         )
         self.model_info = Gauge(
             "zfserve_model_info", "What is served.", ["name", "version", "fingerprint"], registry=registry
+        )
+        self.startup_phase = Gauge(
+            "zfserve_startup_phase", "Whether the start is in this phase.", ["phase"], registry=registry
+        )
+        self.startup_seconds = Gauge(
+            "zfserve_startup_seconds", "Spent in each phase of the start.", ["phase"], registry=registry
+        )
+        self.compile_progress = Gauge(
+            "zfserve_compile_progress", "Share of the compilation that is done.", ["engine"], registry=registry
         )
 
 

@@ -1,20 +1,20 @@
 """The composition root of the server: builds every part, serves until asked to stop, drains.
 
-Called by `serve_command` with settings and a loaded model; by tests with an engine of their own.
+Called by `serve_command` with settings and a bundle; by tests with an engine of their own.
 """
 
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
-from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.bundle import Bundle, Manifest
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.engine import Engine
+from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc_options import channel_options, server_options
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
@@ -28,9 +28,12 @@ from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
 from zfserve_server.config import ServerConfig
 from zfserve_server.decoding import Decoding
+from zfserve_server.engine_choice import EngineChoice
+from zfserve_server.entrance import Entrance
 from zfserve_server.references import References
 from zfserve_server.served_model import ServedModel
 from zfserve_server.service import Admissions, VisionService
+from zfserve_server.startup import OpenEngine, Startup, phase_service
 from zfserve_server.supervisor import Supervisor
 from zfserve_server.worker_client import WorkerClient
 
@@ -44,6 +47,9 @@ LONGEST_PROJECTION_S = 120.0
 
 FIRST_GUESS_S = 0.05
 """Seconds for one request, until the first ones were measured."""
+
+OPENING_GRACE_S = 5.0
+"""For an engine that still opens, once asked to stop. A compilation looks up at every step, a library's call does not."""
 
 MESSAGE_SLACK_BYTES = 1024 * 1024
 """What a request holds besides its image, and room to say of a slightly larger one how large it may be."""
@@ -60,63 +66,78 @@ class Ports:
 async def serve(
     config: ServerConfig,
     bundle: Bundle,
-    engines: Sequence[Engine],
+    open_engine: OpenEngine,
     stop: StopRequest,
-    on_ready: Callable[[Ports], None],
+    on_ready: Callable[[Ports, EngineChoice], None],
 ) -> None:
-    """Serve `bundle` on `engines`, whose golden outputs were verified, until `stop` is asked; then drain.
+    """Open the ports, then the engine, and serve `bundle` until `stop` is asked; then drain.
 
     Args:
-        engines: one, or several instances of one.
+        open_engine: gives warm engines whose golden outputs were verified. It runs in a thread, and whatever it raises
+            passes through.
 
     Raises:
         EngineLost: an engine gave up for good; the server drained, and only a new process can serve again.
+        StillOpening: `stop` was asked, and `open_engine` does not end.
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
     """
     manifest = bundle.manifest
-    metrics, health = Metrics(), Health(SERVER, VISION_SERVICE, PROJECTION)
+    metrics, health = Metrics(), Health(SERVER, VISION_SERVICE, PROJECTION, *map(phase_service, Phase))
     metrics.model_info.labels(manifest.name, manifest.version, manifest.fingerprint).set(1)
+    startup = Startup(metrics, health)
     async with AsyncExitStack() as stack:
-        limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
-        references = References(REFERENCES, config.reference_ttl)
-        decoding = stack.enter_context(Decoding(manifest.input, limits, references, available_cpus()))
-        row_shape = (manifest.input.height, manifest.input.width, 3)
+        stack.callback(startup.cancel)
+        entrance = Entrance(startup.refusal)
+        options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
+        server = grpc.aio.server(interceptors=[CallInterceptor(metrics)], options=options)
+        add_VisionServiceServicer_to_server(entrance, server)
+        add_health_and_reflection(server, health, VISION_SERVICE)
+        port = _listen(server, config)
+        endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
+        worker, background = await _companion(config, bundle, health, metrics, stack)
+        batcher: Batcher | None = None
 
         def on_death() -> None:
             health.not_serving(SERVER, VISION_SERVICE)
             stop.ask("an engine is lost")
 
-        batcher = Batcher(engines, row_shape, metrics, on_death)
-        worker, background = await _companion(config, bundle, health, metrics, stack)
-        service = VisionService(
-            ServedModel(manifest, engines[0].info),
-            Admissions(Admission(config.max_queue, FIRST_GUESS_S), Admission(PROJECTIONS, FIRST_GUESS_S)),
-            decoding,
-            batcher,
-            worker,
-            metrics,
-        )
-        options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
-        server = grpc.aio.server(interceptors=[CallInterceptor(metrics)], options=options)
-        add_VisionServiceServicer_to_server(service, server)
-        add_health_and_reflection(server, health, VISION_SERVICE)
-        port = _listen(server, config)
-        endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
-
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(run()) for run in background]
-            batcher.start()
             await server.start()
-            health.serving(SERVER, VISION_SERVICE)
-            on_ready(Ports(port, endpoint.port))
-            await stop.wait()
+            choice = await startup.open(open_engine, stop)
+            if choice is not None:
+                stack.callback(choice.close)
+                batcher = Batcher(choice.instances, _row_shape(manifest), metrics, on_death)
+                stack.push_async_callback(batcher.close)
+                batcher.start()
+                model = ServedModel(manifest, choice, startup.ready(choice))
+                decoding = stack.enter_context(_decoding(config, manifest))
+                entrance.open(VisionService(model, _admissions(config), decoding, batcher, worker, metrics))
+                health.serving(SERVER, VISION_SERVICE)
+                on_ready(Ports(port, endpoint.port), choice)
+                await stop.wait()
             await drain(server, health, config.drain_grace, stop)
-            await batcher.close()
             for task in running:
                 task.cancel()
-        if batcher.lost:
+        # Not in the group: what is raised in there comes out wrapped.
+        if batcher is None:
+            await startup.conclude(min(OPENING_GRACE_S, config.drain_grace))
+        elif batcher.lost:
             raise EngineLost("an engine was lost; the log says how")
+
+
+def _row_shape(manifest: Manifest) -> tuple[int, int, int]:
+    return manifest.input.height, manifest.input.width, 3
+
+
+def _decoding(config: ServerConfig, manifest: Manifest) -> Decoding:
+    limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
+    return Decoding(manifest.input, limits, References(REFERENCES, config.reference_ttl), available_cpus())
+
+
+def _admissions(config: ServerConfig) -> Admissions:
+    return Admissions(Admission(config.max_queue, FIRST_GUESS_S), Admission(PROJECTIONS, FIRST_GUESS_S))
 
 
 async def _companion(

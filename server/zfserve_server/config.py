@@ -1,11 +1,14 @@
 """The server's settings, validated as a whole. Read from flags and environment by `serve_command`, used by `app`."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from zfserve_runtime.engine_catalogue import EngineName
 from zfserve_runtime.images import ImageLimits
 from zfserve_runtime.logs import LogFormat
+
+from zfserve_server.engine_choice import WantedEngine, WantedPrecision
 
 
 class ServerConfig(BaseModel):
@@ -21,8 +24,22 @@ class ServerConfig(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8500, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9500, ge=0, le=65535, description="Prometheus HTTP port; 0 takes a free one")
-    precision: Literal["auto", "fp32", "int8"] = Field(
-        "auto", description="auto: int8 on the CPU where the bundle shows that it costs at most a point of accuracy"
+    engine: WantedEngine = Field(
+        "auto", description=f"{', '.join(get_args(EngineName))}, or auto: the best of these that can serve here"
+    )
+    engine_cache: Path | None = Field(
+        None, description="folder of compiled engines; by default `engines` in the bundle's folder"
+    )
+    compile_missing: bool = Field(
+        True,
+        description="compile an engine at the start where the cache holds none, or one that is stale, foreign or "
+        "corrupted; without this it is refused, and auto goes on to the next",
+    )
+    instances: int = Field(1, ge=1, le=16, description="of the engine, side by side on its device")
+    precision: WantedPrecision = Field(
+        "auto",
+        description="fp32, fp16, int8, or auto: int8 on a CPU and fp16 on a GPU where the bundle shows that it costs "
+        "at most a point of accuracy, else fp32",
     )
     threads: int | None = Field(None, ge=1, description="of the engine; by default the CPUs this container may use")
     max_batch_size: int = Field(16, ge=1, le=1024, description="most images in one run of the engine")

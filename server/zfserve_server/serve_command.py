@@ -5,25 +5,29 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
-from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
+from zfserve_runtime.bundle import Bundle, BundleError, Manifest, load_bundle
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.errors import EngineFailed, EngineLost
-from zfserve_runtime.golden import verify_engine
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.engine_catalogue import Opening
+from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.logs import configure_logging
-from zfserve_runtime.onnx_engine import CPU, OnnxEngine, choose_providers
 from zfserve_runtime.tls import TlsError
 
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
+from zfserve_server.engine_choice import EngineChoice, choose_engine
+from zfserve_server.startup import StillOpening
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +38,6 @@ LOST = 3
 
 CLIENTS_DEFAULT = "127.0.0.1:8500"
 """Where `zfserve classify` looks for a server unless told."""
-
-TOLERATED_LOSS = 0.01
-"""Share of top-1 accuracy that `--precision auto` gives up for int8's speed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,21 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = read_config(vars(arguments), os.environ)
         configure_logging(config.log_format)
-        bundle = load_bundle(config.model)
-        engine = open_engine(config, bundle)
-    except (ConfigError, BundleError, EngineFailed) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    try:
-        asyncio.run(_serve_until_signal(config, bundle, engine, console))
-    except (OSError, TlsError) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
+        asyncio.run(_serve_until_signal(config, load_bundle(config.model), console))
     except EngineLost as error:
         logger.critical("%s; the process ends so that its supervisor starts another", error)
         return LOST
-    finally:
-        engine.close()
+    except (ConfigError, BundleError, EngineUnavailable, OSError, TlsError) as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    except StillOpening:
+        # An interpreter that ends while a library computes in a thread may crash; this end leaves nothing to it.
+        logger.warning("the engine is still opening; the process ends without waiting for it")
+        signal.raise_signal(signal.SIGTERM)
     return 0
 
 
@@ -100,38 +97,6 @@ def read_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
         raise ConfigError("; ".join(_describe_fault(fault["loc"], fault["msg"]) for fault in error.errors())) from error
 
 
-def choose_precision(config: ServerConfig, manifest: Manifest, on_cpu: bool) -> Precision:
-    """`auto` takes int8 on the CPU where the bundle's own figures show what it costs, and that it is little."""
-    if config.precision != "auto":
-        return config.precision
-    top1 = {figure.precision: figure.top1 for figure in manifest.accuracy}
-    measured = "int8" in manifest.artefacts and {"fp32", "int8"} <= top1.keys()
-    if on_cpu and measured and top1["fp32"] - top1["int8"] <= TOLERATED_LOSS:
-        return "int8"
-    return "fp32"
-
-
-def open_engine(config: ServerConfig, bundle: Bundle) -> OnnxEngine:
-    """A warm engine whose outputs on the golden inputs are those recorded.
-
-    Raises:
-        BundleError: the bundle lacks the precision, or the engine disagrees with it.
-        EngineFailed: the runtime cannot run on this machine.
-    """
-    engine = OnnxEngine(
-        bundle,
-        choose_precision(config, bundle.manifest, on_cpu=choose_providers()[0] == CPU),
-        threads=config.threads or available_cpus(),
-        max_batch_size=config.max_batch_size,
-    )
-    try:
-        verify_engine(engine, bundle)
-    except (BundleError, EngineFailed):
-        engine.close()
-        raise
-    return engine
-
-
 def write_ready_file(file: Path, ports: Ports, host: str) -> None:
     """Whole or not at all: whoever waits for the file can read it as soon as it is there."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,24 +107,32 @@ def write_ready_file(file: Path, ports: Ports, host: str) -> None:
     partial.replace(file)
 
 
-async def _serve_until_signal(config: ServerConfig, bundle: Bundle, engine: OnnxEngine, console: Console) -> None:
-    def on_ready(ports: Ports) -> None:
-        _greet(console, config, bundle.manifest, engine, ports)
+async def _serve_until_signal(config: ServerConfig, bundle: Bundle, console: Console) -> None:
+    def on_ready(ports: Ports, choice: EngineChoice) -> None:
+        _greet(console, config, bundle.manifest, choice, ports)
         if config.ready_file is not None:
             write_ready_file(config.ready_file, ports, config.host)
 
+    opening = Opening(
+        bundle,
+        config.max_batch_size,
+        config.threads or available_cpus(),
+        config.instances,
+        config.engine_cache,
+        config.compile_missing,
+    )
     stop = StopRequest()
     with stop.on_signals():
-        await serve(config, bundle, [engine], stop, on_ready)
+        await serve(config, bundle, partial(choose_engine, config.engine, config.precision, opening), stop, on_ready)
 
 
-def _greet(console: Console, config: ServerConfig, manifest: Manifest, engine: OnnxEngine, ports: Ports) -> None:
+def _greet(console: Console, config: ServerConfig, manifest: Manifest, choice: EngineChoice, ports: Ports) -> None:
     address = f"{config.host}:{ports.grpc}"
-    info = engine.info
+    info = choice.instances[0].info
     option = "" if address == CLIENTS_DEFAULT else f" --address {address}"
     console.print(
-        f"[bold green]ready[/] {manifest.name} {manifest.version} ({info.precision}, {info.provider}, "
-        f"{info.threads} threads) on [bold]{address}[/]\n"
+        f"[bold green]ready[/] {manifest.name} {manifest.version} ({choice.name}, {info.precision}, {info.device}) "
+        f"on [bold]{address}[/]\n"
         f"  zfserve classify photo.jpg{option}\n"
         f"  zfserve project photo.jpg --layer conv5 --top 9 --save out/{option}\n"
         f"  metrics at http://{config.host}:{ports.metrics}/metrics; stop with Ctrl-C",

@@ -6,15 +6,21 @@ import numpy as np
 import numpy.typing as npt
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Manifest
-from zfserve_runtime.engine import EngineInfo
+
+from zfserve_server.engine_choice import EngineChoice
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A bundle's manifest and the engine that runs one of its artefacts."""
+    """A bundle's manifest and the engine that runs one of its artefacts.
+
+    Attributes:
+        startup_s: seconds until it served.
+    """
 
     manifest: Manifest
-    engine: EngineInfo
+    choice: EngineChoice
+    startup_s: float
 
     @property
     def identity(self) -> pb.ModelIdentity:
@@ -32,7 +38,7 @@ class ServedModel:
 
     def describe(self, projection_available: bool) -> pb.DescribeModelResponse:
         """Parity and accuracy are given for every artefact of the bundle; `engine.precision` says which one serves."""
-        manifest, engine = self.manifest, self.engine
+        manifest = self.manifest
         return pb.DescribeModelResponse(
             model=self.identity,
             architecture=manifest.architecture,
@@ -41,15 +47,25 @@ class ServedModel:
             layers=[pb.Layer(**layer.model_dump()) for layer in manifest.layers],
             parity=[pb.ParityFigure(**figure.model_dump()) for figure in manifest.parity],
             accuracy=[pb.AccuracyFigure(**figure.model_dump()) for figure in manifest.accuracy],
-            engine=pb.Engine(
-                runtime=engine.runtime,
-                provider=engine.provider,
-                precision=engine.precision,
-                max_batch_size=engine.max_batch_size,
-                threads=engine.threads,
-            ),
+            engine=self._engine(),
             feature_width=manifest.feature_width,
             projection_available=projection_available,
+        )
+
+    def _engine(self) -> pb.Engine:
+        choice = self.choice
+        info = choice.instances[0].info
+        return pb.Engine(
+            runtime=info.runtime,
+            provider=info.provider,
+            precision=info.precision,
+            max_batch_size=info.max_batch_size,
+            threads=info.threads,
+            name=choice.name,
+            device=info.device,
+            instances=len(choice.instances),
+            not_taken=[pb.EngineNotTaken(name=entry.engine, reason=entry.reason) for entry in choice.not_taken],
+            startup_seconds=self.startup_s,
         )
 
     def _class_score(self, index: int, probability: float = 0.0) -> pb.ClassScore:

@@ -32,6 +32,7 @@ from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
+from zfserve_server.engine_choice import EngineChoice
 
 if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
@@ -212,7 +213,8 @@ async def running_server(*engines: FakeEngine, **settings: object) -> AsyncItera
     stop = StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     bundle = Bundle(Path("nowhere"), MANIFEST)
-    task = asyncio.create_task(serve(config, bundle, engines, stop, ready.set_result))
+    choice = EngineChoice("onnx-cpu", engines)
+    task = asyncio.create_task(serve(config, bundle, lambda _: choice, stop, lambda ports, _: ready.set_result(ports)))
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()

@@ -23,7 +23,7 @@ def test_everything_measured_is_exposed() -> None:
         families = {family.name: family for family in text_string_to_metric_families(scrape(endpoint.port))}
 
     assert {name for name in families if name.endswith("_seconds")} == {
-        f"zfserve_{kind}_seconds" for kind in ("request", "decode", "queue", "inference", "projection")
+        f"zfserve_{kind}_seconds" for kind in ("request", "decode", "queue", "inference", "projection", "startup")
     }
     assert {"zfserve_in_flight", "zfserve_worker_restarts"} <= families.keys()
     samples = {

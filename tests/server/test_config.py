@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.serving import MANIFEST
-from zfserve_runtime.bundle import AccuracyEntry, Artefact, Manifest
 from zfserve_server.config import ServerConfig
-from zfserve_server.serve_command import ConfigError, add_arguments, choose_precision, read_config, run
+from zfserve_server.serve_command import ConfigError, add_arguments, read_config, run
 
 
 def parse(*flags: str) -> dict[str, object]:
@@ -82,29 +80,3 @@ def test_a_missing_model_says_what_to_run(tmp_path: Path, capsys: pytest.Capture
     add_arguments(parser)
     assert run(parser.parse_args(["--model", str(tmp_path / "none"), "--port", "0"])) == 2
     assert "zfserve export" in capsys.readouterr().err
-
-
-def bundle_with(int8_top1: float | None) -> Manifest:
-    """fp32 has 0.875."""
-    artefacts = {**MANIFEST.artefacts, "int8": Artefact(file="model.int8.onnx", golden_tolerance=0.01)}
-    accuracy = MANIFEST.accuracy
-    if int8_top1 is not None:
-        accuracy = (*accuracy, AccuracyEntry(precision="int8", count=8, top1=int8_top1, top5=1.0))
-    return MANIFEST.model_copy(update={"artefacts": artefacts, "accuracy": accuracy})
-
-
-@pytest.mark.parametrize(
-    ("asked", "manifest", "on_cpu", "chosen"),
-    [
-        ("auto", MANIFEST, True, "fp32"),
-        ("auto", bundle_with(None), True, "fp32"),
-        ("auto", bundle_with(0.87), True, "int8"),
-        ("auto", bundle_with(0.85), True, "fp32"),
-        ("auto", bundle_with(0.87), False, "fp32"),
-        ("int8", bundle_with(0.5), True, "int8"),
-        ("fp32", bundle_with(0.87), True, "fp32"),
-    ],
-)
-def test_precision(asked: str, manifest: Manifest, on_cpu: bool, chosen: str) -> None:
-    config = ServerConfig.model_validate({"precision": asked})
-    assert choose_precision(config, manifest, on_cpu) == chosen

@@ -1,0 +1,128 @@
+"""Which engine serves: the one asked for, or the best of those that open here and agree with the golden inputs.
+
+Run once, in a thread of its own, while the server starts; built by `serve_command`, called by `app`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision
+from zfserve_runtime.engine import Engine, EngineUnavailable
+from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opener, Opening, Phase, Report, Step
+from zfserve_runtime.errors import EngineFailed, EngineLost
+from zfserve_runtime.golden import verify_engine
+
+logger = logging.getLogger(__name__)
+
+PREFERENCE: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "onnx-cpu")
+"""What `auto` tries, the best first: engines tuned on the card they run on, engines compiled for its kind, ONNX
+Runtime on the card, the CPU."""
+
+ON_CPU: frozenset[EngineName] = frozenset(("openvino", "onnx-cpu"))
+COMPILED: frozenset[EngineName] = frozenset(("tensorrt", "tensorrt-rtx", "onnx-tensorrt"))
+"""TensorRT compiles symmetric int8 only."""
+
+TOLERATED_LOSS = 0.01
+"""Share of top-1 accuracy that the precision `auto` gives up for speed."""
+
+WantedEngine = Literal["auto"] | EngineName
+WantedPrecision = Literal["auto", "fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class NotTaken:
+    """Why `engine` does not serve, in one sentence."""
+
+    engine: EngineName
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class EngineChoice:
+    """The engine that serves, warm and verified.
+
+    Attributes:
+        instances: at least one; each takes a thread of its own.
+        not_taken: in the order of preference; empty where the engine was asked for by name.
+    """
+
+    name: EngineName
+    instances: Sequence[Engine]
+    not_taken: tuple[NotTaken, ...] = ()
+
+    def close(self) -> None:
+        for engine in self.instances:
+            engine.close()
+
+
+def choose_engine(
+    wanted: WantedEngine,
+    precision: WantedPrecision,
+    opening: Opening,
+    report: Report,
+    openers: Mapping[EngineName, Opener] = OPENERS,
+) -> EngineChoice:
+    """Open the engine that is `wanted`; for `auto` the first of `PREFERENCE` that can serve. Blocks.
+
+    Raises:
+        EngineUnavailable: the engine that was asked for cannot serve, or none can; says why.
+        EngineLost: a device failed for good on the way, so that only a new process can tell what it can do.
+    """
+    candidates = PREFERENCE if wanted == "auto" else (wanted,)
+    refused: list[NotTaken] = []
+    for place, name in enumerate(candidates):
+        chosen = choose_precision(precision, opening.bundle.manifest, name)
+        outcome = _open_verified(name, partial(openers[name], opening, chosen), opening.bundle, report)
+        if isinstance(outcome, NotTaken):
+            logger.info("engine not taken", extra={"engine": name, "reason": outcome.reason})
+            refused.append(outcome)
+            continue
+        info = outcome[0].info
+        logger.info("engine taken", extra={"engine": name, "precision": info.precision, "device": info.device})
+        worse = (NotTaken(other, f"{name} comes before it and can serve") for other in candidates[place + 1 :])
+        return EngineChoice(name, outcome, (*refused, *worse))
+    if wanted != "auto":
+        raise EngineUnavailable(f"the engine {wanted} cannot serve: {refused[0].reason}")
+    reasons = "; ".join(f"{entry.engine}: {entry.reason}" for entry in refused)
+    raise EngineUnavailable(f"no engine can serve {opening.bundle.folder}: {reasons}")
+
+
+def choose_precision(wanted: WantedPrecision, manifest: Manifest, engine: EngineName) -> Precision:
+    """What `wanted` means for `engine`. `auto` takes int8 on a CPU and fp16 on a card, where the bundle's own figures
+    show what that costs, and that it is little."""
+    if wanted == "int8":
+        return "int8-symmetric" if engine in COMPILED else "int8"
+    if wanted != "auto":
+        return wanted
+    fast: Precision = "int8" if engine in ON_CPU else "fp16"
+    top1 = {figure.precision: figure.top1 for figure in manifest.accuracy}
+    measured = fast in manifest.artefacts and {"fp32", fast} <= top1.keys()
+    return fast if measured and top1["fp32"] - top1[fast] <= TOLERATED_LOSS else "fp32"
+
+
+def _open_verified(
+    name: EngineName, open_engines: Callable[[Report], list[Engine]], bundle: Bundle, report: Report
+) -> list[Engine] | NotTaken:
+    """The engines, whose golden outputs are those recorded, or why there are none."""
+    try:
+        with ExitStack() as stack:
+            engines = open_engines(report)
+            for engine in engines:
+                stack.callback(engine.close)
+            report(Step(name, Phase.VERIFYING))
+            for engine in engines:
+                verify_engine(engine, bundle)
+            stack.pop_all()
+            return engines
+    except EngineLost:
+        raise
+    except (EngineUnavailable, EngineFailed, BundleError) as error:
+        return NotTaken(name, str(error))
+    except Exception as error:
+        # A foreign library that breaks must not keep the next engine from serving.
+        logger.exception("the engine cannot be opened", extra={"engine": name})
+        return NotTaken(name, f"it failed in a way nobody foresaw ({type(error).__name__}); the log says more")
