@@ -49,7 +49,7 @@ FIRST_GUESS_S = 0.05
 """Seconds for one request, until the first ones were measured."""
 
 OPENING_GRACE_S = 5.0
-"""For an engine that still opens, once asked to stop. A compilation looks up at every step, a library's call does not."""
+"""For an engine that still opens, once asked to stop: a compilation hears of it at its next step, a library may not."""
 
 MESSAGE_SLACK_BYTES = 1024 * 1024
 """What a request holds besides its image, and room to say of a slightly larger one how large it may be."""
