@@ -1,4 +1,4 @@
-"""Which CUDA errors end the process that met them. Needs no CUDA: ONNX Runtime's engine reads codes out of messages.
+"""Which CUDA errors end the process that met them. Used by `cuda_device`, which translates every error by it.
 
 A sticky error leaves the process's CUDA context unusable: every further call returns the same error, so a server that
 goes on answers errors for ever while it looks alive. Only a new process helps.
