@@ -34,6 +34,8 @@ COMMANDS = {
     "train": Command("train a network on folders of photos", "zfserve_model.train_command", "train"),
     "evaluate": Command("measure a checkpoint or a bundle", "zfserve_export.evaluate_command", "export"),
     "export": Command("turn a checkpoint into a bundle to serve", "zfserve_export.export_command", "export"),
+    "compile": Command("build a TensorRT engine from a bundle", "zfserve_runtime.compile_command", "tensorrt-rtx"),
+    "engines": Command("list, verify or remove built engines", "zfserve_runtime.engines_command", "tensorrt-rtx"),
     "bench": Command("measure the service against its limits", "zfserve_bench.bench_command", "dev"),
 }
 

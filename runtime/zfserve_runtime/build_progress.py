@@ -85,7 +85,7 @@ class BuildProgress:
 def bind_monitor(module: Any, on_progress: OnProgress) -> Any:
     """A `BuildProgress` that is an `IProgressMonitor` of the library `module`."""
 
-    class Monitor(BuildProgress, module.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(BuildProgress, module.IProgressMonitor):  # type: ignore[misc]
         pass
 
     return Monitor(on_progress)

@@ -3,11 +3,12 @@
 A plan itself can be inspected on a card only; the network says all but which kernels its layers were fused into.
 """
 
-import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from zfserve_runtime.bundle import Precision
 
@@ -58,7 +59,6 @@ class BuildSummary:
         library: its name and version.
         precision: of the graph; its layers may differ, see `layers`.
         compute_capabilities: of the cards it was built for; empty: the card at hand.
-        parameters: numbers in weights and other constants.
         plan_bytes: size of the engine.
         seconds: from reading the graph to the finished plan.
         peak_memory_bytes: most that this process ever held in memory, its libraries included; None off Linux.
@@ -71,7 +71,6 @@ class BuildSummary:
     outputs: tuple[TensorSummary, ...]
     profiles: tuple[BatchProfile, ...]
     layers: tuple[LayerSummary, ...]
-    parameters: int
     plan_bytes: int
     seconds: float
     peak_memory_bytes: int | None
@@ -82,7 +81,13 @@ class BuildSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Of numbers, strings, lists and dictionaries alone."""
-        return asdict(self)
+        document: dict[str, Any] = TypeAdapter(BuildSummary).dump_python(self, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """Raises pydantic.ValidationError where `to_json` did not write it."""
+        return TypeAdapter(cls).validate_python(document)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,6 @@ class NetworkFacts:
     inputs: tuple[TensorSummary, ...]
     outputs: tuple[TensorSummary, ...]
     layers: tuple[LayerSummary, ...]
-    parameters: int
 
 
 def read_network(network: Any) -> NetworkFacts:
@@ -105,7 +109,6 @@ def read_network(network: Any) -> NetworkFacts:
         inputs=tuple(_describe(network.get_input(index)) for index in range(network.num_inputs)),
         outputs=tuple(_describe(network.get_output(index)) for index in range(network.num_outputs)),
         layers=tuple(LayerSummary(layer.name, layer.type.name, _precision(layer, quantised)) for layer in layers),
-        parameters=sum(math.prod(layer.get_output(0).shape) for layer in layers if layer.type.name == "CONSTANT"),
     )
 
 

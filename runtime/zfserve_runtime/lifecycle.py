@@ -13,6 +13,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import grpc
 
@@ -74,3 +75,17 @@ async def drain(server: grpc.aio.Server, health: Health, grace_s: float, stop: S
         await server.stop(None)
     insisting.cancel()
     await stopping
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """For commands without an event loop: SIGTERM unwinds the stack, so that unfinished files are removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -101,7 +101,6 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
         outputs=facts.outputs,
         profiles=profiles,
         layers=facts.layers,
-        parameters=facts.parameters,
         plan_bytes=plan.nbytes,
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
@@ -120,7 +119,7 @@ def parse(library: Library, network: Any, graph: Path) -> None:
         # Some checks explain themselves by the condition that failed, such as "false".
         why = f" ({error.desc()})" if " " in error.desc() else ""
         raise BuildFailed(
-            f"{library} does not support the operator {operator} of {graph.name} as node {error.node_name()} has it{why}"
+            f"{library} does not support the operator {operator} of {graph.name} as {error.node_name()} has it{why}"
         )
     if not graph.is_file():
         raise BuildFailed(f"there is no graph at {graph}")
@@ -186,7 +185,9 @@ def _make_profile(builder: Any, network: Any, profile: BatchProfile) -> Any:
 
 
 _LACKS_WORKSPACE = re.compile(r"OutOfMemory|insufficient workspace|could not find any implementation", re.IGNORECASE)
-_SOURCE_PLACES = re.compile(r"\[[\w.]+:\d+: \w+\] |\[[\w.]+::\w+::\d+\] | ?In \w+ at [\w./]+:\d+|\w+::\w+: ")
+_SOURCE_PLACES = re.compile(
+    r"\[[\w.]+:\d+: \w+\] |\[[\w.]+::\w+::\d+\] | ?In \w+ at [\w./]+:\d+|\w+::\w+: |Error Code \d+: "
+)
 
 
 def _explain(library: Library, graph: Path, settings: BuildSettings, messages: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def load_library(kind: TensorRTLibrary) -> Library:
 
 
 def _make_logger(module: Any) -> Any:
-    class Logger(MessageLog, module.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(MessageLog, module.ILogger):  # type: ignore[misc]
         pass
 
     return Logger()
