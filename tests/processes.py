@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+CLI = ("-m", "zfserve_client.cli")
+"""Python's arguments for the command line."""
 
 START_S = 60
 """Far more than a start takes; a service that is not ready by then never will be."""
@@ -24,15 +27,21 @@ class Service:
 
 def zfserve(*arguments: str | Path, timeout_s: float = 100) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own, as a user does."""
-    command = [sys.executable, "-m", "zfserve_client.cli", *map(str, arguments)]
+    command = [sys.executable, *CLI, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 @contextmanager
-def running_service(bundle: Path, folder: Path, *flags: str) -> Iterator[Service]:
-    """`zfserve serve` on free ports, until the body ends; then SIGTERM, and its exit status must be 0."""
+def running_service(
+    bundle: Path, folder: Path, *flags: str, program: Sequence[str] = CLI, ends_with: int = 0
+) -> Iterator[Service]:
+    """`zfserve serve` on free ports, until the body ends; then SIGTERM, and its exit status must be `ends_with`.
+
+    Args:
+        program: Python's arguments up to the command line's own.
+    """
     ready, log = folder / "ready.json", folder / "service.log"
-    command = [sys.executable, "-m", "zfserve_client.cli", "serve", "--model", str(bundle)]
+    command = [sys.executable, *program, "serve", "--model", str(bundle)]
     command += ["--port", "0", "--metrics-port", "0", "--ready-file", str(ready), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -49,7 +58,7 @@ def running_service(bundle: Path, folder: Path, *flags: str) -> Iterator[Service
         if process.poll() is None:
             process.terminate()
         status = process.wait(timeout=60)
-    assert status == 0, log.read_text()
+    assert status == ends_with, log.read_text()
 
 
 def _ended_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
