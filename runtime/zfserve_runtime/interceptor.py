@@ -50,19 +50,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._handlers: dict[str, MethodHandler] = {}  # by method, surrounded
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
-            return None
         method = handler_call_details.method
-        if handler.response_streaming:
-            return self._stream_handler(handler, method)
-        return self._unary_handler(handler, method)
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+                return None
+            surround = self._stream_handler if handler.response_streaming else self._unary_handler
+            self._handlers[method] = surround(handler, method)
+        return self._handlers[method]
 
     def _unary_handler(self, handler: MethodHandler, method: str) -> MethodHandler:
         serve: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary

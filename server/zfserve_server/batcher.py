@@ -2,16 +2,22 @@
 
 One thread per engine takes whatever waits the moment its engine is free, runs it, and hands the answers to the event
 loop in one call. It never waits for company, so a lone request pays one thread hop and nothing else; under load the
-next batch gathers while the engine runs. Called by `classify`; built by `app`.
+next batch gathers while the engine runs. Called by `service`; built by `app`.
+
+The thread and the event loop share a deque, whose single operations are atomic, and a bell to wait for. A lock around
+both, and a Condition to wait on, would have the loop wait for the thread just when it has an answer to deliver.
 """
 
 import asyncio
 import logging
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +29,7 @@ from zfserve_runtime.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the engine said of one image.
 
     Attributes:
@@ -74,7 +79,7 @@ class Batcher:
         self._on_death = on_death
         self._waiting: deque[_Entry] = deque()
         metrics.queue_depth.set_function(lambda: len(self._waiting))
-        self._changed = threading.Condition()  # guards _waiting and _refusal, which all threads touch
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # rung for every entry, and for each thread to end
         self._refusal: Callable[[], ServiceError] | None = _closed
         self._loop: asyncio.AbstractEventLoop
         self._threads = [
@@ -109,11 +114,10 @@ class Batcher:
         """
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
         entry = _Entry(pixels, deadline, time.monotonic(), self._loop.create_future())
-        with self._changed:
-            if self._refusal is not None:
-                raise self._refusal()
-            self._waiting.append(entry)
-            self._changed.notify()
+        if self._refusal is not None:
+            raise self._refusal()
+        self._waiting.append(entry)
+        self._bell.put(None)
         try:
             return await entry.future
         except asyncio.CancelledError:
@@ -128,18 +132,23 @@ class Batcher:
                 await asyncio.to_thread(thread.join)
 
     def _withdraw(self, entry: _Entry) -> None:
-        with self._changed:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+        with suppress(ValueError):  # a batch holds it already
+            self._waiting.remove(entry)
 
     def _refuse(self, refusal: Callable[[], ServiceError]) -> None:
         """From now on refuse every image with `refusal`, and those that wait at once."""
-        with self._changed:
-            self._refusal = _lost if self.lost else refusal
-            waiting = tuple(self._waiting)
-            self._waiting.clear()
-            self._changed.notify_all()
-        _fail(waiting, refusal)
+        self._refusal = _lost if self.lost else refusal
+        while (entry := self._pop()) is not None:
+            _fail((entry,), refusal)
+        for _ in self._threads:
+            self._bell.put(None)
+
+    def _pop(self) -> _Entry | None:
+        """The oldest entry that waits; called by every thread."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
 
     # In an engine's thread.
 
@@ -156,19 +165,17 @@ class Batcher:
 
     def _fill(self, batch: list[_Entry], most: int) -> bool:
         """Block until there is work; move as many live entries as fit, oldest first. False: the batcher is closed."""
-        with self._changed:
-            while True:
-                while self._waiting and len(batch) < most:
-                    entry = self._waiting.popleft()
-                    if entry.future.done():
-                        continue
-                    if entry.deadline.expired():
-                        self._loop.call_soon_threadsafe(_fail, (entry,), _expired)
-                        continue
-                    batch.append(entry)
-                if batch or self._refusal is not None:
-                    return bool(batch)
-                self._changed.wait()
+        while True:
+            while len(batch) < most and (entry := self._pop()) is not None:
+                if entry.future.done():
+                    continue
+                if entry.deadline.expired():
+                    self._loop.call_soon_threadsafe(_fail, (entry,), _expired)
+                    continue
+                batch.append(entry)
+            if batch or self._refusal is not None:
+                return bool(batch)
+            self._bell.get()
 
     def _run(self, engine: Engine, batch: Sequence[_Entry], rows: npt.NDArray[np.uint8]) -> None:
         """Run one batch. What goes wrong with it is its own, and the next batch is tried again, except EngineLost."""
@@ -195,7 +202,10 @@ class Batcher:
                 queue_s = began - entry.submitted
                 answer = Answer(outputs.probabilities[row], outputs.features[row], queue_s, inference_s, len(batch))
                 entry.future.set_result(answer)
-        self._metrics.batch_size.observe(len(batch))
+        self._loop.call_soon(self._observe, len(batch), inference_s)  # the answers go first
+
+    def _observe(self, batch_size: int, inference_s: float) -> None:
+        self._metrics.batch_size.observe(batch_size)
         self._metrics.inference_seconds.observe(inference_s)
 
     def _die(self, batch: Sequence[_Entry]) -> None:

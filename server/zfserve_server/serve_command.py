@@ -1,7 +1,6 @@
 """`zfserve serve`: a bundle in, a service on a port. Reads flags and environment, and says what went wrong."""
 
 import argparse
-import asyncio
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import uvloop
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = read_config(vars(arguments), os.environ)
         configure_logging(config.log_format)
-        asyncio.run(_serve_until_signal(config, load_bundle(config.model), console))
+        # 0.15 ms less for a lone request than asyncio's own loop (docs/benchmarks.md).
+        uvloop.run(_serve_until_signal(config, load_bundle(config.model), console))
     except EngineLost as error:
         logger.critical("%s; the process ends so that its supervisor starts another", error)
         return LOST

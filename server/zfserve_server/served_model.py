@@ -1,6 +1,7 @@
 """The served model in the protocol's words: who it is, its classes, what DescribeModel answers. Used by the service."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +23,23 @@ class ServedModel:
     choice: EngineChoice
     startup_s: float
 
-    @property
+    @cached_property
     def identity(self) -> pb.ModelIdentity:
         manifest = self.manifest
         return pb.ModelIdentity(name=manifest.name, version=manifest.version, fingerprint=manifest.fingerprint)
 
-    def best_classes(self, probabilities: npt.NDArray[np.float32], count: int) -> list[pb.ClassScore]:
-        """The `count` most probable classes, the most probable first; of equals, the first in the model's order.
+    def add_best_classes(
+        self, response: pb.ClassifyResponse, probabilities: npt.NDArray[np.float32], count: int
+    ) -> None:
+        """Write the `count` most probable classes, the most probable first; of equals, the first in the model's order.
 
         Args:
             probabilities: float32 (K,).
         """
         order = np.argsort(-probabilities, kind="stable")[:count]
-        return [self._class_score(index, probability=float(probabilities[index])) for index in order.tolist()]
+        for index, probability in zip(order.tolist(), probabilities[order].tolist(), strict=True):
+            entry = self.manifest.classes[index]
+            response.classes.add(label=entry.label, class_id=entry.class_id, index=index, probability=probability)
 
     def describe(self, projection_available: bool) -> pb.DescribeModelResponse:
         """Parity and accuracy are given for every artefact of the bundle; `engine.precision` says which one serves."""
@@ -42,7 +47,10 @@ class ServedModel:
         return pb.DescribeModelResponse(
             model=self.identity,
             architecture=manifest.architecture,
-            classes=[self._class_score(index) for index in range(len(manifest.classes))],
+            classes=[
+                pb.ClassScore(label=entry.label, class_id=entry.class_id, index=index)
+                for index, entry in enumerate(manifest.classes)
+            ],
             input=pb.InputSpec(**manifest.input.model_dump()),
             layers=[pb.Layer(**layer.model_dump()) for layer in manifest.layers],
             parity=[pb.ParityFigure(**figure.model_dump()) for figure in manifest.parity],
@@ -67,7 +75,3 @@ class ServedModel:
             not_taken=[pb.EngineNotTaken(name=entry.engine, reason=entry.reason) for entry in choice.not_taken],
             startup_seconds=self.startup_s,
         )
-
-    def _class_score(self, index: int, probability: float = 0.0) -> pb.ClassScore:
-        entry = self.manifest.classes[index]
-        return pb.ClassScore(label=entry.label, class_id=entry.class_id, index=index, probability=probability)

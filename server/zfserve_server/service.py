@@ -1,5 +1,6 @@
 """The public service: each handler walks the same way, admission, decoding, engine or worker, reply. Built by `app`."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.projection_request import check_projection_request
 
 from zfserve_server.admission import Admission
-from zfserve_server.batcher import Batcher
-from zfserve_server.decoding import Decoding
+from zfserve_server.batcher import Answer, Batcher
+from zfserve_server.decoding import Decoding, Photo
 from zfserve_server.projection import add_source_box, worker_request
 from zfserve_server.served_model import ServedModel
 from zfserve_server.worker_client import WorkerClient
@@ -57,21 +58,29 @@ class VisionService(VisionServiceServicer):
         with self._admissions.classify.admit():
             top_k = choose_top_k(request, len(self._model.manifest.classes))
             photo = await self._decoding.load(request.image)
+            response = pb.ClassifyResponse()
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._begin_response, response, photo)  # runs while the engine does
             answer = await self._batcher.submit(photo.image.pixels, deadline)
-            self._metrics.decode_seconds.observe(photo.decode_s)
-            self._metrics.queue_seconds.observe(answer.queue_s)
-            return pb.ClassifyResponse(
-                classes=self._model.best_classes(answer.probabilities, top_k),
-                model=self._model.identity,
-                image_reference=self._decoding.keep(photo),
-                features=answer.features.tolist() if request.include_features else (),
-                timings=pb.Timings(
-                    decode_ms=photo.decode_s * 1e3,
-                    queue_ms=answer.queue_s * 1e3,
-                    inference_ms=answer.inference_s * 1e3,
-                    batch_size=answer.batch_size,
-                ),
-            )
+            self._model.add_best_classes(response, answer.probabilities, top_k)
+            if request.include_features:
+                response.features.extend(answer.features.tolist())
+            timings = response.timings
+            timings.queue_ms = answer.queue_s * 1e3
+            timings.inference_ms = answer.inference_s * 1e3
+            timings.batch_size = answer.batch_size
+            loop.call_soon(self._observe, photo, answer)  # runs when the answer is on its way
+            return response
+
+    def _begin_response(self, response: pb.ClassifyResponse, photo: Photo) -> None:
+        """What is known before the engine has answered."""
+        response.model.CopyFrom(self._model.identity)
+        response.image_reference = self._decoding.keep(photo)
+        response.timings.decode_ms = photo.decode_s * 1e3
+
+    def _observe(self, photo: Photo, answer: Answer) -> None:
+        self._metrics.decode_seconds.observe(photo.decode_s)
+        self._metrics.queue_seconds.observe(answer.queue_s)
 
     async def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: Context
