@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from zfserve_runtime.engine import EngineUnavailable
+
 log = logging.getLogger(__name__)
 
 
@@ -33,34 +35,31 @@ def detect_gpu(index: int = 0) -> GpuFacts | None:
     Creates no CUDA context: it is cheap, and leaves no memory claimed on the card.
     """
     try:
-        return _read_facts(index)
-    except _NoGpu as reason:
-        log.debug("no GPU: %s", reason)
+        return require_gpu(index)
+    except EngineUnavailable as reason:
+        log.debug("%s", reason)
         return None
 
 
-class _NoGpu(Exception):
-    """Why there is no card to use."""
-
-
-def _read_facts(index: int) -> GpuFacts:
+def require_gpu(index: int = 0) -> GpuFacts:
+    """As `detect_gpu`, but raises EngineUnavailable where there is no card to use."""
     try:
         from cuda.bindings import runtime as cudart
     except ImportError as error:
-        raise _NoGpu("cuda-bindings is not installed") from error
+        raise EngineUnavailable("there is no way to a GPU: cuda-bindings is not installed") from error
 
     def ask(answer: tuple[Any, Any]) -> Any:
         status, value = answer
         if status != cudart.cudaError_t.cudaSuccess:
-            raise _NoGpu(f"CUDA answers {status.name}")
+            raise EngineUnavailable(f"there is no GPU to use: CUDA answers {status.name}")
         return value
 
     supported = ask(cudart.cudaDriverGetVersion())
     if supported == 0:
-        raise _NoGpu("no NVIDIA driver is installed")
+        raise EngineUnavailable("there is no GPU to use: no NVIDIA driver is installed")
     count = ask(cudart.cudaGetDeviceCount())
     if index >= count:
-        raise _NoGpu(f"CUDA sees {count} cards, and number {index} was asked for")
+        raise EngineUnavailable(f"there is no GPU to use: CUDA sees {count} cards, and number {index} was asked for")
     properties = ask(cudart.cudaGetDeviceProperties(index))
     cuda_version = f"{supported // 1000}.{supported % 1000 // 10}"
     return GpuFacts(
