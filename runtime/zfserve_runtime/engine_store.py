@@ -153,9 +153,9 @@ class EngineStore:
         except BlockingIOError:
             return False
 
-    def leftovers(self) -> list[Path]:
-        """Files that processes which died were writing."""
-        return sorted(file for file in self.folder.glob(f".*{PARTIAL}") if not is_locked(file))
+    def leftovers(self, key: str = "") -> list[Path]:
+        """Files, for `key` or for any, that processes which died were writing."""
+        return sorted(file for file in self.folder.glob(f".{key}*{PARTIAL}") if not is_locked(file))
 
     def timing_caches(self) -> dict[Path, str]:
         """With the version of the library that wrote each."""
@@ -176,6 +176,8 @@ class EngineStore:
         except EngineRefused as refusal:
             if refusal.reason:
                 log.warning("%s; building another", refusal.reason)
+        for leftover in self.leftovers(EngineIdentity.of(request).key):
+            leftover.unlink(missing_ok=True)  # or builders that die over and over would fill the disk
         timing_cache = self._timing_cache(request)
         built = build((timing_cache and timing_cache.read()) or b"")
         if timing_cache and built.timing_cache:

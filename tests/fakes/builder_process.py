@@ -1,0 +1,45 @@
+"""A process that obtains an engine from a store, for tests with several.
+
+Its arguments are the store's folder, the letter that its plan consists of, and the plan's size in bytes. It writes a
+line for each thing that happens (`waiting`, `building`, `has <letter>`, `unavailable <why>`), and when it builds it
+does what the next line of its input says: `go` finishes the build; `full` does so where no file may grow beyond half
+the plan, as on a full disk; `die` does the same, and the write that goes beyond is the death of the process.
+"""
+
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from fakes.engines import AHEAD, SUMMARY
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.engine_store import EngineStore
+from zfserve_runtime.tensorrt_builder import BuiltEngine
+
+
+def main(folder: Path, letter: str, size_bytes: int) -> None:
+    def build(timing_cache: bytes) -> BuiltEngine:
+        tell("building")
+        order = sys.stdin.readline().strip()
+        if order in ("full", "die"):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes // 2, size_bytes // 2))
+        if order == "die":
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ignored by Python, so that the write fails instead
+        return BuiltEngine(letter.encode() * size_bytes, SUMMARY)
+
+    try:
+        stored = EngineStore(folder).obtain(AHEAD, build, lambda phase, done, total: tell(phase.split()[0]))
+    except EngineUnavailable as error:
+        tell(f"unavailable {error}")
+    else:
+        tell(f"has {stored.plan[:1].decode()}")
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,100 @@
+"""Engines for the tests of the engine store: requests for them, and builds that take no time and no TensorRT."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from zfserve_runtime.build_summary import BatchProfile, BuildSummary, LayerSummary, TensorSummary
+from zfserve_runtime.engine_identity import EngineRequest, Host
+from zfserve_runtime.gpu import GpuFacts
+from zfserve_runtime.tensorrt_builder import BuiltEngine
+from zfserve_runtime.tensorrt_settings import BuildSettings
+
+A10 = GpuFacts("NVIDIA A10", "8.6", "580.65.06", "13.0", 24 << 30)
+H100 = GpuFacts("NVIDIA H100", "9.0", "580.65.06", "13.0", 80 << 30)
+RTX_4090 = GpuFacts("NVIDIA GeForce RTX 4090", "8.9", "591.10", "13.1", 24 << 30)
+L4 = GpuFacts("NVIDIA L4", "8.9", "580.65.06", "13.0", 24 << 30)
+
+NOBODY = 65534
+
+TUNED = EngineRequest(
+    model="zfnet",
+    version="1",
+    graph_sha256="ab" * 32,
+    tensors=("pixels: uint8 (N, 8, 8, 3)", "probabilities: float32 (N, 3)", "features: float32 (N, 3)"),
+    settings=BuildSettings("tensorrt", "fp16"),
+    library_version="11.0.0.114",
+    host=Host(A10, "Linux", "x86_64"),
+)
+"""An engine that is built on the card it runs on."""
+
+AHEAD = replace(
+    TUNED,
+    settings=BuildSettings("tensorrt-rtx", "fp16", compute_capabilities=("8.6", "8.9")),
+    library_version="1.7.1.116",
+    host=Host(None, "Linux", "x86_64"),
+)
+"""An engine that is built on a machine without a card."""
+
+
+def on_card(request: EngineRequest, gpu: GpuFacts | None) -> EngineRequest:
+    """The same engine wanted on a machine with `gpu`, for that."""
+    return with_settings(replace(request, host=replace(request.host, gpu=gpu)), compute_capabilities=())
+
+
+def with_settings(request: EngineRequest, **changes: Any) -> EngineRequest:
+    return replace(request, settings=replace(request.settings, **changes))
+
+
+class Builder:
+    """Gives engines with `plan`, and remembers the timing caches that it was given: one for each build."""
+
+    def __init__(self, plan: bytes = b"plan", timing_cache: bytes = b"") -> None:
+        self.given: list[bytes] = []
+        self._built = BuiltEngine(plan, SUMMARY, timing_cache)
+
+    def __call__(self, timing_cache: bytes) -> BuiltEngine:
+        self.given.append(timing_cache)
+        return self._built
+
+
+def failing(error: BaseException) -> Callable[[bytes], BuiltEngine]:
+    """A build that raises `error`."""
+
+    def build(timing_cache: bytes) -> BuiltEngine:
+        raise error
+
+    return build
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user to whom the permissions of files apply; root, whom they do not stop, becomes nobody until the end."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+SUMMARY = BuildSummary(
+    library="TensorRT 11.0.0.114",
+    precision="fp16",
+    compute_capabilities=(),
+    inputs=(TensorSummary("pixels", "uint8", (-1, 8, 8, 3)),),
+    outputs=(TensorSummary("features", "float32", (-1, 3)),),
+    profiles=(BatchProfile(1, 1), BatchProfile(2, 8)),
+    layers=(LayerSummary("conv1", "CONVOLUTION", "float16"),),
+    plan_bytes=4,
+    seconds=0.5,
+    peak_memory_bytes=None,
+)
