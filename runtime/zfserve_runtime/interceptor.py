@@ -141,7 +141,7 @@ class _Call:
         """End the call with the error that ended its handler."""
         assert self._answer is not None, "the handler's own answer was returned otherwise"
         status = to_status(self._answer, self._request_id)
-        await self._context.abort(status.code, status.message, (status.metadata(), (REQUEST_ID_KEY, self._request_id)))
+        await self._context.abort(status.code, status.message, (*status.metadata(), (REQUEST_ID_KEY, self._request_id)))
 
     def _judge(self, error: BaseException | None) -> grpc.StatusCode:
         """The status of the call, and what to answer where the handler did not."""

@@ -4,6 +4,7 @@ The interceptor writes them; whoever calls another service of ours (the server c
 Source: google.rpc `error_details.proto` and AIP-193.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,19 +17,24 @@ from zfserve_runtime.errors import ServiceError
 
 DOMAIN = "zfserve"
 DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""What gRPC's own retries heed (gRFC A6)."""
 
 
 @dataclass(frozen=True)
 class ErrorStatus:
-    """What a failed call answers: a code, a sentence, and google.rpc details."""
+    """What a failed call answers: a code, a sentence, google.rpc details, and when a retry can succeed."""
 
     code: grpc.StatusCode
     message: str
     details: status_pb2.Status
+    retry_after_s: float | None
 
-    def metadata(self) -> tuple[str, bytes]:
-        """The trailing metadata entry that carries the details."""
-        return DETAILS_KEY, self.details.SerializeToString()
+    def metadata(self) -> Iterator[tuple[str, str | bytes]]:
+        """The trailing metadata that carries the details and the delay."""
+        yield DETAILS_KEY, self.details.SerializeToString()
+        if self.retry_after_s is not None:
+            yield PUSHBACK_KEY, str(math.ceil(self.retry_after_s * 1e3))
 
 
 def to_status(error: ServiceError, request_id: str) -> ErrorStatus:
@@ -44,7 +50,7 @@ def to_status(error: ServiceError, request_id: str) -> ErrorStatus:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return ErrorStatus(error.status, error.message, status)
+    return ErrorStatus(error.status, error.message, status, error.retry_after_s)
 
 
 def from_call_error(call_error: grpc.aio.AioRpcError) -> ServiceError | None:

@@ -141,7 +141,8 @@ async def test_error_class_becomes_its_status_with_details(
     (violation,) = details["BadRequest"].field_violations
     assert (violation.field, violation.description) == ("image.encoded", "Do this instead.")
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
-    assert dict(failure.trailing_metadata())["x-request-id"] == "abc-1"
+    trailing = dict(failure.trailing_metadata())
+    assert (trailing["x-request-id"], trailing["grpc-retry-pushback-ms"]) == ("abc-1", "1500")
     assert probe.count(STATUSES[error_class]) == 1
 
     returned = from_call_error(failure)
