@@ -1,25 +1,28 @@
 """The bundle's ONNX graph on ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
-Called by the server's composition root and by evaluation. The one module that touches ONNX Runtime, and so the one
-that translates its errors.
+Called by the server's choice of engine, by export and by evaluation. `onnx_providers` has the options, `onnx_session`
+opens the session, `onnx_binding` keeps its tensors on a GPU; here it becomes an `Engine`.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision
-from zfserve_runtime.engine import EngineInfo, EngineOutputs
-from zfserve_runtime.errors import EngineFailed
+from zfserve_runtime.bundle import Bundle, BundleError, Precision
+from zfserve_runtime.engine import EngineInfo, EngineOutputs, OnWarming
+from zfserve_runtime.errors import EngineFailed, EngineLost
+from zfserve_runtime.gpu import detect_gpu
+from zfserve_runtime.onnx_binding import BoundSession
+from zfserve_runtime.onnx_providers import CPU, OnnxProvider
+from zfserve_runtime.onnx_session import INPUT, OUTPUTS, open_session
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-
-INPUT = "pixels"
-OUTPUTS = ("probabilities", "features")
+Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
+"""From pixels to `OUTPUTS`."""
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +34,7 @@ class OnnxEngine:
         bundle: its artefact of `precision` is run.
         threads: that share one `run`; on a GPU they only feed it.
         max_batch_size: largest batch that `run` will be given.
-        providers: ONNX Runtime's names, most wanted first. None: CUDA where this build of ONNX Runtime has it and the
-            machine can load it, else the CPU.
+        provider: what computes, with its options.
         spinning: let idle threads wait for work in a busy loop. It saves microseconds a layer and burns the cores on
             which photos are decoded, so it is off.
         optimised: off, every node is computed alone, as ONNX defines it: slow, and right for graphs whose fused
@@ -40,7 +42,8 @@ class OnnxEngine:
 
     Raises:
         BundleError: no artefact of that precision, or a graph that cannot be loaded or does not fit the manifest.
-        EngineFailed: a provider asked for by name is not available, or the first runs failed.
+        EngineUnavailable: this build of ONNX Runtime, or this machine, has no such provider.
+        EngineFailed: the first runs failed.
     """
 
     def __init__(
@@ -50,15 +53,23 @@ class OnnxEngine:
         *,
         threads: int,
         max_batch_size: int,
-        providers: Sequence[str] | None = None,
+        provider: OnnxProvider = CPU,
         spinning: bool = False,
         optimised: bool = True,
+        on_warming: OnWarming = lambda done, total: None,
     ) -> None:
         self._manifest = bundle.manifest
-        self._session = _open_session(bundle, precision, _session_options(threads, spinning, optimised), providers)
-        _check_signature(self._session, self._manifest)
-        self._info = EngineInfo("onnxruntime", self._session.get_providers()[0], precision, max_batch_size, threads)
-        self._warm_up()
+        self._on_gpu = provider != CPU
+        options = _session_options(threads, spinning, optimised)
+        session = open_session(bundle, precision, provider, max_batch_size, options)
+        self._info = EngineInfo("onnxruntime", provider.name, precision, max_batch_size, threads, _device(self._on_gpu))
+        self._owned = ExitStack()
+        self._outputs_of: Run = _closed
+        try:
+            self._warm_up(self._prepare(session), on_warming)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> EngineInfo:
@@ -71,22 +82,50 @@ class OnnxEngine:
         assert pixels.shape[1:] == (spec.height, spec.width, 3), pixels.shape
         assert 1 <= len(pixels) <= self._info.max_batch_size, len(pixels)
         try:
-            probabilities, features = self._session.run(OUTPUTS, {INPUT: pixels})
+            probabilities, features = self._outputs_of(pixels)
         except Exception as error:
             # ONNX Runtime's exceptions have no common class below Exception.
             log.exception("ONNX Runtime failed on a batch of %d", len(pixels))
+            if self._on_gpu and not still_runs(self._outputs_of, pixels.shape[1:]):
+                raise EngineLost("the GPU failed for good; try another instance, or again shortly") from error
             raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
         return EngineOutputs(probabilities, features)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._session
+        self._outputs_of = _closed
+        self._owned.close()
 
-    def _warm_up(self) -> None:
+    def _prepare(self, session: onnxruntime.InferenceSession) -> Sequence[int]:
+        """Make `_outputs_of`; returns the batch sizes to warm up with."""
+        largest = self._info.max_batch_size
+        if not self._on_gpu:
+            self._outputs_of = lambda pixels: session.run(OUTPUTS, {INPUT: pixels})
+            return (1, min(8, largest), largest)
+        spec = self._manifest.input
+        host = self._page_locked((largest, spec.height, spec.width, 3))
+        widths = {"probabilities": len(self._manifest.classes), "features": self._manifest.feature_width}
+        bound = BoundSession(session, "cuda", widths, host)
+        self._outputs_of = bound.run
+        return bound.sizes
+
+    def _page_locked(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Host memory that the card copies faster from; ordinary memory where cuda-bindings is not installed."""
+        try:
+            from zfserve_runtime.cuda_device import Stream, start_cuda
+        except ImportError:
+            return np.empty(shape, np.uint8)
+        start_cuda()
+        stream = Stream()
+        self._owned.callback(stream.close)
+        return stream.allocate_pinned(shape, np.uint8)
+
+    def _warm_up(self, sizes: Sequence[int], on_warming: OnWarming) -> None:
         """Run once at several batch sizes: the largest first, so that memory is claimed in one piece, and one photo
         last. Also finds a graph whose outputs have other widths than the manifest says."""
         spec = self._manifest.input
-        for size in sorted({self._info.max_batch_size, min(8, self._info.max_batch_size), 1}, reverse=True):
+        for done, size in enumerate(sorted(set(sizes), reverse=True)):
+            on_warming(done, len(set(sizes)))
             outputs = self.run(np.zeros((size, spec.height, spec.width, 3), np.uint8))
             for name, values, width in (
                 ("probabilities", outputs.probabilities, len(self._manifest.classes)),
@@ -99,10 +138,29 @@ class OnnxEngine:
                     )
 
 
-def choose_providers() -> tuple[str, ...]:
-    """CUDA before the CPU, where this build of ONNX Runtime has it."""
-    available = onnxruntime.get_available_providers()
-    return (CUDA, CPU) if CUDA in available else (CPU,)
+def still_runs(outputs_of: Run, image_shape: tuple[int, ...]) -> bool:
+    """Whether one black photo can be run after a batch that failed.
+
+    After a sticky CUDA error nothing can, whichever library reports it and by what name. Lack of memory for a large
+    batch passes.
+    """
+    try:
+        outputs_of(np.zeros((1, *image_shape), np.uint8))
+    except Exception:
+        log.exception("ONNX Runtime fails on one black photo too")
+        return False
+    return True
+
+
+def _closed(pixels: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.float32]]:
+    raise RuntimeError("the engine is closed")
+
+
+def _device(on_gpu: bool) -> str:
+    if not on_gpu:
+        return "CPU"
+    gpu = detect_gpu()
+    return gpu.name if gpu else "NVIDIA GPU"
 
 
 def _session_options(threads: int, spinning: bool, optimised: bool) -> onnxruntime.SessionOptions:
@@ -116,56 +174,3 @@ def _session_options(threads: int, spinning: bool, optimised: bool) -> onnxrunti
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.log_severity_level = 3
     return options
-
-
-def _open_session(
-    bundle: Bundle, precision: Precision, options: onnxruntime.SessionOptions, providers: Sequence[str] | None
-) -> onnxruntime.InferenceSession:
-    available = onnxruntime.get_available_providers()
-    missing = [provider for provider in providers or () if provider not in available]
-    if missing:
-        raise EngineFailed(f"this ONNX Runtime has no {', '.join(missing)}, only {', '.join(available)}")
-    chosen = tuple(providers) if providers else choose_providers()
-    # The arena doubles by default; a GPU is shared with the projection worker.
-    settings = [{"arena_extend_strategy": "kSameAsRequested"} if name == CUDA else {} for name in chosen]
-    artefact = bundle.artefact(precision)
-    try:
-        session = onnxruntime.InferenceSession(artefact, options, providers=list(chosen), provider_options=settings)
-    except Exception as error:
-        raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {artefact.name}; export the bundle again"
-        ) from error
-    if session.get_providers()[0] != chosen[0]:
-        # ONNX Runtime falls back without an error when CUDA's libraries are missing.
-        if providers:
-            raise EngineFailed(f"{chosen[0]} cannot start on this machine; check its driver and libraries")
-        log.warning("%s cannot start on this machine; running on %s", chosen[0], session.get_providers()[0])
-    return session
-
-
-def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
-    """Raises BundleError where the graph's inputs and outputs are not those the manifest promises."""
-    spec = manifest.input
-    wanted = {
-        INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
-        "probabilities": ("tensor(float)", (None, len(manifest.classes))),
-        "features": ("tensor(float)", (None, manifest.feature_width)),
-    }
-    found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{node.name} is an input nobody feeds" for node in session.get_inputs() if node.name != INPUT]
-    for name in wanted.keys() & found.keys():
-        element, shape = wanted[name]
-        if found[name].type != element or not _fits(found[name].shape, shape):
-            described = tuple("N" if size is None else size for size in shape)
-            faults.append(f"{name} is {found[name].type} {found[name].shape}, not {element} {described}")
-    if faults:
-        raise BundleError("the graph does not fit the manifest: " + "; ".join(sorted(faults)))
-
-
-def _fits(found: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
-    """Whether a shape agrees with one in which None is an axis that must be dynamic. Axes the graph leaves open pass:
-    the warm-up measures them."""
-    return len(found) == len(wanted) and all(
-        not isinstance(size, int) or size == need for size, need in zip(found, wanted, strict=True)
-    )

@@ -8,7 +8,7 @@ from PIL import Image
 from zfserve_export.evaluation import Confusion, evaluate, evaluate_engine, score
 from zfserve_export.photos import LabelledPhotos, list_labelled_photos
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.onnx_engine import CPU, OnnxEngine
+from zfserve_runtime.onnx_engine import OnnxEngine
 
 ColourBundle = Callable[..., Bundle]
 
@@ -69,7 +69,7 @@ def test_every_photo_is_scored_against_its_own_label(colour_bundle: ColourBundle
     """Red, green and blue photos, one of them in the wrong folder, in batches that do not come out even."""
     photos = put_colours(tmp_path / "photos")
     bundle = colour_bundle()
-    engine = OnnxEngine(bundle, "fp32", threads=1, max_batch_size=2, providers=[CPU])
+    engine = OnnxEngine(bundle, "fp32", threads=1, max_batch_size=2)
     done: list[int] = []
     found = evaluate_engine(engine, bundle.manifest.input, photos, done.append)
     assert done == [2, 2, 1]

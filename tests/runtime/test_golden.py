@@ -6,7 +6,7 @@ import pytest
 from zfserve_runtime.bundle import Artefact, Bundle, BundleError
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.golden import EngineDisagrees, Golden, load_golden, verify_engine, write_golden
-from zfserve_runtime.onnx_engine import CPU, OnnxEngine
+from zfserve_runtime.onnx_engine import OnnxEngine
 
 ColourBundle = Callable[..., Bundle]
 
@@ -35,7 +35,7 @@ class SlyEngine:
 @pytest.mark.parametrize("max_batch_size", [1, 2, 3, 8])
 def test_an_engine_that_agrees_passes(colour_bundle: ColourBundle, max_batch_size: int) -> None:
     bundle = colour_bundle()
-    verify_engine(OnnxEngine(bundle, "fp32", threads=1, max_batch_size=max_batch_size, providers=[CPU]), bundle)
+    verify_engine(OnnxEngine(bundle, "fp32", threads=1, max_batch_size=max_batch_size), bundle)
 
 
 @pytest.mark.parametrize(

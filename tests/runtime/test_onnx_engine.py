@@ -2,17 +2,21 @@ import logging
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from zfserve_runtime.bundle import Artefact, Bundle, BundleError, ClassEntry, InputSpec
+from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.onnx_engine import CPU, CUDA, OnnxEngine
+from zfserve_runtime.onnx_engine import OnnxEngine, still_runs
+from zfserve_runtime.onnx_providers import CudaProvider, GpuProvider, TensorRTProvider
 
 ColourBundle = Callable[..., Bundle]
 
 
 def open_engine(bundle: Bundle, max_batch_size: int = 4) -> OnnxEngine:
-    return OnnxEngine(bundle, "fp32", threads=1, max_batch_size=max_batch_size, providers=[CPU])
+    return OnnxEngine(bundle, "fp32", threads=1, max_batch_size=max_batch_size)
 
 
 def edit_graph(bundle: Bundle, edit: Callable[[onnx.ModelProto], object]) -> Bundle:
@@ -39,18 +43,30 @@ def test_rows_out_belong_to_rows_in(colour_bundle: ColourBundle) -> None:
 
 def test_says_what_runs(colour_bundle: ColourBundle) -> None:
     info = open_engine(colour_bundle()).info
-    assert (info.runtime, info.provider, info.precision) == ("onnxruntime", CPU, "fp32")
-    assert (info.max_batch_size, info.threads) == (4, 1)
+    assert (info.runtime, info.provider, info.precision) == ("onnxruntime", "CPUExecutionProvider", "fp32")
+    assert (info.max_batch_size, info.threads, info.device) == (4, 1, "CPU")
 
 
-def test_chooses_a_provider_by_itself(colour_bundle: ColourBundle) -> None:
-    engine = OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=2)
-    assert engine.info.provider in (CPU, CUDA)
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="built for GPUs")
+@pytest.mark.parametrize("provider", [CudaProvider(), TensorRTProvider()])
+def test_a_provider_that_is_missing_is_named(colour_bundle: ColourBundle, provider: GpuProvider) -> None:
+    with pytest.raises(EngineUnavailable, match=rf"no {provider.name}, only .*CPU.*extra `server-gpu`"):
+        OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=2, provider=provider)
 
 
-def test_a_provider_that_is_missing_is_named(colour_bundle: ColourBundle) -> None:
-    with pytest.raises(EngineFailed, match=r"no FastExecutionProvider, only .*CPU"):
-        OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=2, providers=["FastExecutionProvider", CPU])
+def test_a_device_is_lost_when_one_black_photo_fails_too() -> None:
+    tried = []
+
+    def lost(pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        tried.append(pixels)
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    assert not still_runs(lost, (8, 8, 3))
+    assert still_runs(lambda pixels: [], (8, 8, 3))
+    (black,) = tried
+    assert black.shape == (1, 8, 8, 3)
+    assert black.dtype == np.uint8
+    assert not black.any()
 
 
 def test_a_precision_that_is_missing_is_named(colour_bundle: ColourBundle) -> None:

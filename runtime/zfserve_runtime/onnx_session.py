@@ -1,0 +1,118 @@
+"""A session of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
+
+import contextlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.onnx_providers import Chain, CpuProvider, GpuProvider, OnnxProvider, Workload
+
+INPUT = "pixels"
+OUTPUTS = ("probabilities", "features")
+
+log = logging.getLogger(__name__)
+
+
+def open_session(
+    bundle: Bundle,
+    precision: Precision,
+    provider: OnnxProvider,
+    max_batch_size: int,
+    options: onnxruntime.SessionOptions,
+) -> onnxruntime.InferenceSession:
+    """A session on `provider` whose inputs and outputs fit the manifest.
+
+    Raises:
+        BundleError: the bundle lacks the graph, or it cannot be loaded, or does not fit the manifest.
+        EngineUnavailable: the provider cannot be had.
+    """
+    artefact = bundle.artefact(precision)
+    available = onnxruntime.get_available_providers()
+    if provider.name not in available:
+        raise EngineUnavailable(
+            f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
+            "of `server`, brings those for NVIDIA's cards"
+        )
+    spec = bundle.manifest.input
+    workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
+    chain = provider.chain(workload, onnxruntime.__version__)
+    if isinstance(provider, CpuProvider):
+        session = _load_on_cpu(artefact, options, chain)
+    else:
+        session = _load_on_gpu(artefact, options, chain, provider)
+    _check_signature(session, bundle.manifest)
+    return session
+
+
+def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Chain) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(artefact, options, providers=chain)
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common class below Exception.
+        raise BundleError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {artefact.name}; export the bundle again"
+        ) from error
+
+
+def _load_on_gpu(
+    artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, provider: GpuProvider
+) -> onnxruntime.InferenceSession:
+    """The graph's digest was checked, and it ran on the CPU when it was exported: what fails here is the provider."""
+    cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
+    _load_cuda_libraries()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        # Its fallback prints to stdout and serves from another provider.
+        session = onnxruntime.InferenceSession(artefact, options, providers=chain, enable_fallback=0)
+    except Exception as error:
+        log.info("%s cannot start: %s", provider.name, error)
+        raise EngineUnavailable(cannot) from error
+    if session.get_providers()[0] != provider.name:
+        # Where only libraries are missing, it takes the next provider and writes a line to stderr.
+        raise EngineUnavailable(cannot)
+    nodes = Counter(part.ep_name for part in session.get_provider_graph_assignment_info() for _ in part.get_nodes())
+    log.info("ONNX Runtime has placed the graph's nodes", extra={"nodes": dict(nodes)})
+    return session
+
+
+def _load_cuda_libraries() -> None:
+    """Those that NVIDIA's wheels installed, which the system's loader does not find. What is missing is printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        onnxruntime.preload_dlls()
+    for line in said.getvalue().splitlines():
+        log.info("%s", line)
+
+
+def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+    """Raises BundleError where the graph's inputs and outputs are not those the manifest promises."""
+    spec = manifest.input
+    wanted = {
+        INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
+        "probabilities": ("tensor(float)", (None, len(manifest.classes))),
+        "features": ("tensor(float)", (None, manifest.feature_width)),
+    }
+    found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{node.name} is an input nobody feeds" for node in session.get_inputs() if node.name != INPUT]
+    for name in wanted.keys() & found.keys():
+        element, shape = wanted[name]
+        if found[name].type != element or not _fits(found[name].shape, shape):
+            described = tuple("N" if size is None else size for size in shape)
+            faults.append(f"{name} is {found[name].type} {found[name].shape}, not {element} {described}")
+    if faults:
+        raise BundleError("the graph does not fit the manifest: " + "; ".join(sorted(faults)))
+
+
+def _fits(found: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape agrees with one in which None is an axis that must be dynamic. Axes the graph leaves open pass:
+    the warm-up measures them."""
+    return len(found) == len(wanted) and all(
+        not isinstance(size, int) or size == need for size, need in zip(found, wanted, strict=True)
+    )
