@@ -50,6 +50,8 @@ class EngineRequest:
         tensors: inputs and outputs, such as "pixels: uint8 (N, 224, 224, 3)".
         settings: without `compute_capabilities` it must run on the card of `host`, else on all that are named.
         library_version: the one that is installed.
+        enough_for: where given, an engine that was built with other settings will do too, as long as it is of that
+            library and precision and takes batches of this size. None: the settings must be the same.
     """
 
     model: str
@@ -59,6 +61,7 @@ class EngineRequest:
     settings: BuildSettings
     library_version: str
     host: Host
+    enough_for: int | None = None
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
@@ -67,8 +70,10 @@ class EngineRequest:
         return self.settings.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
 
 
-def request_engine(bundle: Bundle, settings: BuildSettings, library_version: str, host: Host) -> EngineRequest:
-    """The engine of `bundle` with `settings`, for `host`.
+def request_engine(
+    bundle: Bundle, settings: BuildSettings, library_version: str, host: Host, enough_for: int | None = None
+) -> EngineRequest:
+    """The engine of `bundle` with `settings`, for `host`; `enough_for` as in EngineRequest.
 
     Raises:
         BundleError: the bundle holds no graph of that precision.
@@ -88,7 +93,7 @@ def request_engine(bundle: Bundle, settings: BuildSettings, library_version: str
         f"features: float32 (N, {manifest.feature_width})",
     )
     return EngineRequest(
-        manifest.name, manifest.version, manifest.files[file.name], tensors, settings, library_version, host
+        manifest.name, manifest.version, manifest.files[file.name], tensors, settings, library_version, host, enough_for
     )
 
 
@@ -161,7 +166,7 @@ class EngineIdentity(_Entry):
                 f"that of {request.model} {request.version} is {request.graph_sha256[:12]})"
             )
         found += self.faults_on(request.host, request.library_version, request.settings.compute_capabilities)
-        found += _setting_differences(self.settings, request.settings)
+        found += _setting_differences(self.settings, request)
         if self.tensors != request.tensors:
             found.append(f"its inputs and outputs are {'; '.join(self.tensors)}, not {'; '.join(request.tensors)}")
         return found
@@ -212,13 +217,16 @@ class EngineIdentity(_Entry):
             )
 
 
-def _setting_differences(built: BuildSettings, wanted: BuildSettings) -> Iterator[str]:
-    for field in fields(BuildSettings):
-        if field.name == "compute_capabilities":  # compared by `faults_on`
-            continue
-        had, asked = getattr(built, field.name), getattr(wanted, field.name)
+def _setting_differences(built: BuildSettings, request: EngineRequest) -> Iterator[str]:
+    names = {field.name for field in fields(BuildSettings)} - {"compute_capabilities"}  # those `faults_on` compares
+    if request.enough_for is not None:
+        names = {"library", "precision"}
+        if built.batches[-1] < request.enough_for:
+            yield f"it takes batches of up to {built.batches[-1]}, not of {request.enough_for}"
+    for name in sorted(names):
+        had, asked = getattr(built, name), getattr(request.settings, name)
         if had != asked:
-            yield f"it was built with {field.name.replace('_', ' ')} {_show(had)}, not {_show(asked)}"
+            yield f"it was built with {name.replace('_', ' ')} {_show(had)}, not {_show(asked)}"
 
 
 def _show(value: object) -> str:

@@ -75,7 +75,7 @@ class EngineStore:
         return cls(engine_cache or bundle.folder / FOLDER)
 
     def find(self, request: EngineRequest) -> StoredEngine:
-        """An engine for `request`, verified. One that was built for more cards than are asked for will do.
+        """The newest engine for `request`, verified. One that was built for more cards than are asked for will do.
 
         Raises:
             EngineRefused: there is none, or none that may be used.

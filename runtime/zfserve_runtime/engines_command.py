@@ -20,7 +20,7 @@ from zfserve_runtime.gpu import detect_gpu
 from zfserve_runtime.tensorrt_library import load_library
 from zfserve_runtime.tensorrt_settings import TensorRTLibrary
 
-DEFAULT_BUNDLE = Path("models/zfnet")
+DEFAULT_MODEL = Path("models/zfnet")
 KEY_SHOWN = 12
 """Digits of a key that tell engines apart for a reader."""
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     console = Console()
     try:
-        view = open_view(arguments.bundle or DEFAULT_BUNDLE, arguments.engine_cache)
+        view = open_view(arguments.bundle or DEFAULT_MODEL, arguments.engine_cache)
         if arguments.action == "list":
             return print_engines(console, view)
         if arguments.action == "verify":
@@ -162,7 +162,7 @@ def _add_action(
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("bundle", type=Path, nargs="?", help=f"whose engines (default: {DEFAULT_BUNDLE})")
+    where.add_argument("bundle", type=Path, nargs="?", help=f"whose engines (default: {DEFAULT_MODEL})")
     where.add_argument("--engine-cache", type=Path, metavar="DIR", help="a folder of engines outside of any bundle")
     return parser
 

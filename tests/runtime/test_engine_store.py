@@ -154,6 +154,13 @@ def test_the_newest_of_those_that_serve_is_taken(store: EngineStore) -> None:
     assert store.find(on_card(AHEAD, L4)).plan == b"b"
 
 
+def test_who_has_enough_with_any_settings_takes_the_newest(store: EngineStore) -> None:
+    for letter, level in ((b"a", 3), (b"b", 5), (b"c", 1)):
+        store.obtain(with_settings(TUNED, optimization_level=level), Builder(letter), quiet)
+    assert store.find(replace(TUNED, enough_for=8)).plan == b"c"
+    assert store.find(TUNED).plan == b"a"
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
