@@ -1,7 +1,8 @@
 """One engine on disk: the plan, the record beside it, and whether the two belong together. Used by `engine_store`."""
 
 import hashlib
-from contextlib import AbstractContextManager
+import weakref
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -61,9 +62,12 @@ class StoredEngine:
     record: EngineRecord
     plan: bytes = field(repr=False)
 
-    def in_use(self) -> AbstractContextManager[None]:
-        """Keep `zfserve engines prune` from removing it until the block ends."""
-        return shared_lock(self.file)
+    def hold_for(self, owner: object) -> None:
+        """Keep `zfserve engines prune` from removing it as long as `owner` lives, which is what runs the plan."""
+        held = ExitStack()
+        with suppress(OSError):  # gone already, or on a file system without locks: it runs all the same
+            held.enter_context(shared_lock(self.file))
+        weakref.finalize(owner, held.close)
 
     def runtime_cache(self, gpu: GpuFacts) -> SealedFile:
         """Where tensorrt-rtx keeps what it compiles on the card, so that it starts faster the next time."""

@@ -34,6 +34,10 @@ def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
 
 
+class Server:
+    """Whatever runs an engine."""
+
+
 def names(store: EngineStore) -> set[str]:
     return {file.name for file in store.folder.iterdir()}
 
@@ -246,8 +250,10 @@ def test_a_folder_that_can_only_be_read_is_enough_to_read(open_folder: Path) -> 
     open_folder.chmod(0o555)
     with unprivileged():
         assert store.obtain(TUNED, Builder(), quiet) == built
-        with built.in_use():
-            assert store.find(TUNED).plan == b"plan"
+        server = Server()
+        built.hold_for(server)
+        (entry,) = store.entries()
+        assert store.is_in_use(entry)
 
 
 @pytest.mark.parametrize("folder", [".", "below/it"])
@@ -323,9 +329,14 @@ def test_an_engine_is_removed_with_all_that_belongs_to_it(store: EngineStore) ->
 def test_an_engine_in_use_or_being_built_is_not_removed(store: EngineStore) -> None:
     engine = store.obtain(TUNED, Builder(), quiet)
     (entry,) = store.entries()
-    with engine.in_use():
-        assert store.is_in_use(entry)
-        assert not store.remove(entry)
+    server, another = Server(), Server()
+    engine.hold_for(server)
+    engine.hold_for(another)
+    assert store.is_in_use(entry)
+    del another
+    assert not store.remove(entry)
+    del server
+    assert not store.is_in_use(entry)
     with exclusive_lock(store.folder / f"{KEY}.lock", on_wait=None):
         assert store.is_building(entry)
         assert store.is_in_use(entry)
@@ -333,6 +344,13 @@ def test_an_engine_in_use_or_being_built_is_not_removed(store: EngineStore) -> N
     assert store.entries() == [entry]
     assert store.find(TUNED) == engine
     assert store.remove(entry)
+
+
+def test_an_engine_that_was_removed_can_still_be_run(store: EngineStore) -> None:
+    engine = store.obtain(TUNED, Builder(), quiet)
+    assert store.remove(store.entries()[0])
+    engine.hold_for(Server())
+    assert names(store) == set()
 
 
 def test_the_store_is_in_the_bundle_unless_another_is_named(colour_bundle: ColourBundle, tmp_path: Path) -> None:

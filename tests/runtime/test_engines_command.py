@@ -171,8 +171,8 @@ def test_prune_removes_what_old_versions_measured(store: EngineStore) -> None:
 def test_prune_keeps_what_is_in_use(store: EngineStore, dry_run: bool) -> None:
     engine = store.obtain(on_card(TUNED, L4), Builder(), quiet)
     out, text = console()
-    with engine.in_use():
-        assert prune_engines(out, view(store), PruneRule(unusable=True), dry_run=dry_run) == 0
+    engine.hold_for(store)
+    assert prune_engines(out, view(store), PruneRule(unusable=True), dry_run=dry_run) == 0
     assert text.getvalue() == f"kept {key(engine.file)} (zfnet 1, fp16, tensorrt 11.0.0.114): it is in use\n"
     assert engine.file.exists()
 
