@@ -3,6 +3,7 @@
 Implemented by `zfserve_runtime.onnx_engine`; called by the batcher, by `zfserve_runtime.golden` and by evaluation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,10 @@ class EngineInfo:
     max_batch_size: int
     threads: int
     device: str = "CPU"
+
+
+OnWarming = Callable[[int, int], None]
+"""Told by an engine that warms up: batch sizes that are ready, and how many there are."""
 
 
 class EngineUnavailable(Exception):

@@ -4,17 +4,30 @@ An opener imports its library only when it is called, so that naming an engine c
 installed keeps only its own engine out.
 """
 
+from __future__ import annotations
+
 import enum
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zfserve_runtime.bundle import Bundle, Precision
-from zfserve_runtime.engine import Engine
+from zfserve_runtime.engine import Engine, EngineUnavailable
+from zfserve_runtime.tensorrt_settings import BuildSettings, TensorRTLibrary
+
+if TYPE_CHECKING:
+    from zfserve_runtime.engine_record import StoredEngine
+    from zfserve_runtime.gpu import GpuFacts
+    from zfserve_runtime.onnx_providers import OnnxProvider
+    from zfserve_runtime.tensorrt_library import Library
 
 EngineName = Literal["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "openvino", "onnx-cpu"]
+
+OnRefusal = Literal["rebuild", "refuse"]
+"""What to do where there is a compiled engine of the model that must not be used: stale, foreign or corrupted."""
 
 
 class Phase(enum.StrEnum):
@@ -53,7 +66,6 @@ class Opening:
         instances: that share the device side by side.
         threads: of the CPU that all instances may use together.
         cache: the folder of compiled engines; None: `engines` in the bundle's.
-        compile_missing: compile an engine where the cache holds none that may be used.
     """
 
     bundle: Bundle
@@ -61,7 +73,7 @@ class Opening:
     threads: int
     instances: int
     cache: Path | None
-    compile_missing: bool
+    on_refusal: OnRefusal
 
 
 Opener = Callable[[Opening, Precision, Report], list[Engine]]
@@ -74,8 +86,97 @@ Raises:
 """
 
 
+def open_tensorrt(library: TensorRTLibrary, opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+    """On either of NVIDIA's libraries, with an engine of the store, which compiles it where it has none."""
+    from zfserve_runtime.gpu import require_gpu
+    from zfserve_runtime.tensorrt_library import load_library
+
+    gpu = require_gpu()
+    loaded = load_library(library)
+    stored = _obtain_compiled(loaded, gpu, opening, precision, report)
+    report(Step(library, Phase.LOADING))
+    from zfserve_runtime.tensorrt_engine import open_engines
+    from zfserve_runtime.tensorrt_plan import LoadedPlan
+
+    manifest = opening.bundle.manifest
+    plan = LoadedPlan(stored.plan, manifest, loaded, gpu, runtime_cache=stored.runtime_cache(gpu))
+    stored.hold_for(plan)
+    return list(
+        open_engines(
+            plan,
+            manifest,
+            precision,
+            max_batch_size=opening.max_batch_size,
+            instances=opening.instances,
+            on_warming=lambda done, total: report(Step(library, Phase.WARMING, done / total)),
+        )
+    )
+
+
+def _obtain_compiled(
+    library: Library, gpu: GpuFacts, opening: Opening, precision: Precision, report: Report
+) -> StoredEngine:
+    from zfserve_runtime.engine_identity import Host, request_engine
+    from zfserve_runtime.engine_store import EngineStore
+    from zfserve_runtime.tensorrt_builder import BuildFailed, BuiltEngine, build_engine
+
+    settings = BuildSettings(library.kind, precision, choose_batches(opening.max_batch_size))
+    request = request_engine(opening.bundle, settings, library.version, Host.here(gpu), opening.max_batch_size)
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        report(Step(library.kind, Phase.COMPILING, done / total))
+
+    def build(timing_cache: bytes) -> BuiltEngine:
+        for_this_card = replace(settings, compute_capabilities=request.compute_capabilities)
+        return build_engine(opening.bundle.artefact(precision), for_this_card, on_progress, timing_cache)
+
+    store = EngineStore.of(opening.bundle, opening.cache)
+    try:
+        return store.obtain(request, build, on_progress, opening.on_refusal)
+    except BuildFailed as error:
+        raise EngineUnavailable(str(error)) from error
+
+
+def choose_batches(max_batch_size: int) -> tuple[int, ...]:
+    """The batches to compile for: those that `zfserve compile` takes by default, so that what it compiled is used, and
+    `max_batch_size` where that is more."""
+    usual = BuildSettings.batches
+    return usual if max_batch_size <= usual[-1] else (*usual, max_batch_size)
+
+
+def open_onnx_tensorrt(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+    from zfserve_runtime.engine_store import EngineStore
+    from zfserve_runtime.onnx_providers import TensorRTProvider
+
+    # Whether it finds the engine in its cache, ONNX Runtime does not tell.
+    report(Step("onnx-tensorrt", Phase.COMPILING))
+    return _open_onnx(
+        "onnx-tensorrt",
+        TensorRTProvider(EngineStore.of(opening.bundle, opening.cache).folder),
+        opening,
+        precision,
+        report,
+    )
+
+
+def open_onnx_cuda(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+    from zfserve_runtime.onnx_providers import CudaProvider
+
+    report(Step("onnx-cuda", Phase.LOADING))
+    return _open_onnx("onnx-cuda", CudaProvider(), opening, precision, report)
+
+
 def open_onnx_cpu(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
-    from zfserve_runtime.onnx_engine import CPU, OnnxEngine
+    from zfserve_runtime.onnx_providers import CPU
+
+    report(Step("onnx-cpu", Phase.LOADING))
+    return _open_onnx("onnx-cpu", CPU, opening, precision, report)
+
+
+def _open_onnx(
+    name: EngineName, provider: OnnxProvider, opening: Opening, precision: Precision, report: Report
+) -> list[Engine]:
+    from zfserve_runtime.onnx_engine import OnnxEngine
 
     def open_one() -> Engine:
         return OnnxEngine(
@@ -83,10 +184,10 @@ def open_onnx_cpu(opening: Opening, precision: Precision, report: Report) -> lis
             precision,
             threads=max(1, opening.threads // opening.instances),
             max_batch_size=opening.max_batch_size,
-            providers=(CPU,),
+            provider=provider,
+            on_warming=lambda done, total: report(Step(name, Phase.WARMING, done / total)),
         )
 
-    report(Step("onnx-cpu", Phase.LOADING))
     return _several(opening.instances, open_one)
 
 
@@ -102,5 +203,9 @@ def _several(count: int, open_one: Callable[[], Engine]) -> list[Engine]:
 
 
 OPENERS: Mapping[EngineName, Opener] = {
+    "tensorrt": partial(open_tensorrt, "tensorrt"),
+    "tensorrt-rtx": partial(open_tensorrt, "tensorrt-rtx"),
+    "onnx-tensorrt": open_onnx_tensorrt,
+    "onnx-cuda": open_onnx_cuda,
     "onnx-cpu": open_onnx_cpu,
 }

@@ -21,15 +21,12 @@ import numpy.typing as npt
 
 from zfserve_runtime.bundle import Manifest, Precision
 from zfserve_runtime.cuda_device import Stream
-from zfserve_runtime.engine import EngineInfo, EngineOutputs
+from zfserve_runtime.engine import EngineInfo, EngineOutputs, OnWarming
 from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_runtime.tensorrt_plan import LoadedPlan
 from zfserve_runtime.tensorrt_signature import INPUT, choose_profile, plan_batch_sizes
 
 log = logging.getLogger(__name__)
-
-OnWarming = Callable[[int, int], None]
-"""Batch sizes that are ready, and how many there are."""
 
 
 class TensorRTEngine:

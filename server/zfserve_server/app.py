@@ -4,6 +4,7 @@ Called by `serve_command` with settings and a bundle; by tests with an engine of
 """
 
 import asyncio
+import logging
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
@@ -36,6 +37,8 @@ from zfserve_server.service import Admissions, VisionService
 from zfserve_server.startup import OpenEngine, Startup, phase_service
 from zfserve_server.supervisor import Supervisor
 from zfserve_server.worker_client import WorkerClient
+
+logger = logging.getLogger(__name__)
 
 REFERENCES = 256
 """Photos kept for a later Project: 38 MB at 224x224."""
@@ -95,16 +98,21 @@ async def serve(
         add_health_and_reflection(server, health, VISION_SERVICE)
         port = _listen(server, config)
         endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
-        worker, background = await _companion(config, bundle, health, metrics, stack)
         batcher: Batcher | None = None
+
+        def tell_of_projection(worker_ready: bool) -> None:
+            can_project = worker_ready and entrance.is_open
+            (health.serving if can_project else health.not_serving)(PROJECTION)
 
         def on_death() -> None:
             health.not_serving(SERVER, VISION_SERVICE)
             stop.ask("an engine is lost")
 
+        worker, background = await _companion(config, bundle, metrics, tell_of_projection, stack)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(run()) for run in background]
             await server.start()
+            logger.info("listening", extra={"port": port, "metrics_port": endpoint.port})
             choice = await startup.open(open_engine, stop)
             if choice is not None:
                 stack.callback(choice.close)
@@ -115,6 +123,7 @@ async def serve(
                 decoding = stack.enter_context(_decoding(config, manifest))
                 entrance.open(VisionService(model, _admissions(config), decoding, batcher, worker, metrics))
                 health.serving(SERVER, VISION_SERVICE)
+                tell_of_projection(worker is not None and worker.ready)
                 on_ready(Ports(port, endpoint.port), choice)
                 await stop.wait()
             await drain(server, health, config.drain_grace, stop)
@@ -141,7 +150,7 @@ def _admissions(config: ServerConfig) -> Admissions:
 
 
 async def _companion(
-    config: ServerConfig, bundle: Bundle, health: Health, metrics: Metrics, stack: AsyncExitStack
+    config: ServerConfig, bundle: Bundle, metrics: Metrics, on_change: Callable[[bool], None], stack: AsyncExitStack
 ) -> tuple[WorkerClient | None, list[Callable[[], Coroutine[None, None, None]]]]:
     """The client of the worker, and what has to run beside the server for it."""
     if not config.worker:
@@ -154,10 +163,6 @@ async def _companion(
         address = f"unix:{folder}/worker.sock"
         supervisor = Supervisor(worker_command(bundle, address, config), metrics)
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, channel_options()))
-
-    def on_change(ready: bool) -> None:
-        (health.serving if ready else health.not_serving)(PROJECTION)
-
     client = WorkerClient(channel, bundle.manifest.fingerprint, LONGEST_PROJECTION_S, on_change)
     return client, [client.watch] if supervisor is None else [client.watch, supervisor.run]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from zfserve_runtime.engine_catalogue import EngineName
+from zfserve_runtime.engine_catalogue import EngineName, OnRefusal
 from zfserve_runtime.images import ImageLimits
 from zfserve_runtime.logs import LogFormat
 
@@ -30,10 +30,10 @@ class ServerConfig(BaseModel):
     engine_cache: Path | None = Field(
         None, description="folder of compiled engines; by default `engines` in the bundle's folder"
     )
-    compile_missing: bool = Field(
-        True,
-        description="compile an engine at the start where the cache holds none, or one that is stale, foreign or "
-        "corrupted; without this it is refused, and auto goes on to the next",
+    on_engine_refusal: OnRefusal = Field(
+        "rebuild",
+        description="rebuild a compiled engine that is stale, foreign or corrupted, or refuse it: auto then goes on to "
+        "the next engine",
     )
     instances: int = Field(1, ge=1, le=16, description="of the engine, side by side on its device")
     precision: WantedPrecision = Field(

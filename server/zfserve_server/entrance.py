@@ -1,7 +1,6 @@
 """The public service's door: the port is open before the engine is. Built by `app`."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -28,18 +27,18 @@ class Entrance(VisionServiceServicer):
         self._refusal = refusal
         self._service: VisionService | None = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._service is not None
+
     def open(self, service: VisionService) -> None:
         self._service = service
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
         return await self._inside().Classify(request, context)
 
-    async def Project(  # noqa: N802
-        self, request: pb.ProjectRequest, context: Context
-    ) -> AsyncIterator[pb.ProjectResponse]:
-        async with aclosing(self._inside().Project(request, context)) as projections:
-            async for projection in projections:
-                yield projection
+    def Project(self, request: pb.ProjectRequest, context: Context) -> AsyncIterator[pb.ProjectResponse]:  # noqa: N802
+        return self._inside().Project(request, context)
 
     async def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: Context

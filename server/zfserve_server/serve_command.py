@@ -120,7 +120,7 @@ async def _serve_until_signal(config: ServerConfig, bundle: Bundle, console: Con
         config.threads or available_cpus(),
         config.instances,
         config.engine_cache,
-        config.compile_missing,
+        config.on_engine_refusal,
     )
     stop = StopRequest()
     with stop.on_signals():

@@ -8,7 +8,7 @@
     await startup.conclude(grace_s)
 
 Each phase is told by the log, by the metrics `zfserve_startup_phase`, `zfserve_startup_seconds` and
-`zfserve_compile_progress`, by the health service (a name for each phase, `zfserve.startup/compiling` and so on, SERVING
+`zfserve_startup_progress`, by the health service (a name for each phase, `zfserve.startup/compiling` and so on, SERVING
 while the start is in it), and by the sentence that a call meets meanwhile. Built by `app`.
 """
 
@@ -141,8 +141,8 @@ class Startup:
         if before is None or (before.engine, before.phase) != (step.engine, step.phase):
             self._change_phase(before, step)
         if step.share is not None:
-            self._metrics.compile_progress.labels(step.engine).set(step.share)
-            if step.share >= self._logged_share + _LOGGED_SHARE:
+            self._metrics.startup_progress.labels(step.phase).set(step.share)
+            if step.phase is Phase.COMPILING and step.share >= self._logged_share + _LOGGED_SHARE:
                 self._logged_share = step.share
                 self._log(step, percent=round(100 * step.share))
 

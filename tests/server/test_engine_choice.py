@@ -22,7 +22,7 @@ def opening(tmp_path: Path) -> Opening:
     """A bundle whose golden outputs are those of FakeEngine."""
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
     write_golden(Golden(pixels, {"fp32": FakeEngine().run(pixels).probabilities}), tmp_path)
-    return Opening(Bundle(tmp_path, MANIFEST), 4, threads=1, instances=1, cache=None, compile_missing=True)
+    return Opening(Bundle(tmp_path, MANIFEST), 4, threads=1, instances=1, cache=None, on_refusal="rebuild")
 
 
 @dataclass
