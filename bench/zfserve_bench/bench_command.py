@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from zfserve_client.service_process import ServiceFailed
 from zfserve_runtime.bundle import BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
@@ -19,7 +20,6 @@ from zfserve_bench.latency import measure_latency
 from zfserve_bench.load import LoadFailed
 from zfserve_bench.machine import Machine, describe_machine
 from zfserve_bench.projection import CaptumDisagrees, measure_projection
-from zfserve_bench.service_process import ServiceFailed
 from zfserve_bench.startup import measure_startup
 from zfserve_bench.subject import QUICK, THOROUGH, Subject
 from zfserve_bench.tables import print_machine, print_report
@@ -98,7 +98,7 @@ def measure(
     print_machine(console, machine)
     console.print(
         f"{manifest.name} {manifest.version}: {manifest.architecture}, hidden width {manifest.hidden_width}, "
-        f"{len(manifest.classes)} classes, {' and '.join(manifest.artefacts)}; {subject.threads} threads",
+        f"{len(manifest.classes)} classes, {' and '.join(subject.precisions)}; {subject.threads} threads",
         highlight=False,
         soft_wrap=True,
     )

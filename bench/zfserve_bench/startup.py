@@ -6,12 +6,12 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_client.service_process import STARTING_S, ServiceFailed, ServiceProcess, running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.health import PROJECTION
 
 from zfserve_bench.findings import Finding, Quantity, Report
-from zfserve_bench.service_process import STARTING_S, ServiceFailed, ServiceProcess, running_service
 from zfserve_bench.subject import Subject, noise
 
 WORKER_MODULE = "zfserve_worker"

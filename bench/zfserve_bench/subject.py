@@ -10,11 +10,10 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from zfserve_client.service_process import ServiceProcess, running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle, InputSpec, Precision
-
-from zfserve_bench.service_process import ServiceProcess, running_service
 
 IMAGES = 8
 """Different ones, so that nothing can answer from memory."""
@@ -59,6 +58,11 @@ class Subject:
     photos: tuple[Path, ...]
     effort: Effort
     folder: Path
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Of the bundle's graphs that are served on a CPU; the others are for GPUs."""
+        return tuple(precision for precision in self.bundle.manifest.artefacts if precision in ("fp32", "int8"))
 
     def scratch(self, name: str) -> Path:
         """A new folder below `folder`."""

@@ -5,15 +5,10 @@ classifies the sample photos, projects every convolution, writes it all to one f
 """
 
 import argparse
-import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -28,12 +23,7 @@ from zfserve_client.errors import ZfserveError
 from zfserve_client.photo_files import find_photos
 from zfserve_client.projection_files import save_sheet
 from zfserve_client.results import Layer, ModelDescription, Projection
-
-STARTING_S = 120.0
-"""The longest that the service may take to be ready, and its worker after it; seconds suffice on an idle machine."""
-
-STOPPING_S = 45.0
-"""Longer than the service takes to finish what it accepted."""
+from zfserve_client.service_process import STARTING_S, ServiceFailed, run_zfserve, running_service
 
 LOOK_EVERY_S = 0.1
 
@@ -56,12 +46,14 @@ def main() -> int:
         photos = find_photos([arguments.photos])
         arguments.output.mkdir(parents=True, exist_ok=True)
         ensure_bundle(arguments.model, arguments.weights, console)
-        with running_service(arguments.model, arguments.output, console) as address, Client(address) as client:
+        console.print("starting the service, which loads the model and checks it")
+        with running_service(arguments.model, arguments.output) as service, Client(service.address) as client:
+            console.print("[green]✓[/] service ready")
             page = explain_photos(client, photos, arguments.output, console)
     except FileNotFoundError as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
-    except (DemoFailed, ZfserveError) as error:
+    except (DemoFailed, ServiceFailed, ZfserveError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return FAILED
     except KeyboardInterrupt:
@@ -84,37 +76,8 @@ def ensure_bundle(model: Path, weights: Path, console: Console) -> None:
         raise DemoFailed(f"there are no weights at {weights}; run the demo from the repository's root")
     console.print(f"exporting {escape(str(weights))} to {escape(str(model))}, once")
     command = ["export", str(weights), "--output", str(model.parent), "--name", model.name]
-    if subprocess.run(_zfserve(*command), env=_environment()).returncode != 0:
+    if run_zfserve(*command) != 0:
         raise DemoFailed(f"`zfserve {' '.join(command)}` failed; its own message stands above")
-
-
-@contextmanager
-def running_service(model: Path, folder: Path, console: Console) -> Iterator[str]:
-    """The address of a service for `model` on a free port; stopped, with its worker, when the body ends.
-
-    Its log goes to `service.log` in `folder`.
-
-    Raises:
-        DemoFailed: it ended, or was not ready in time.
-    """
-    log, ready = folder / "service.log", folder / "service.ready"
-    ready.unlink(missing_ok=True)
-    flags = ("--model", str(model), "--port", "0", "--metrics-port", "0", "--ready-file", str(ready))
-    with log.open("wb") as output:
-        service = subprocess.Popen(_zfserve("serve", *flags), stdout=output, stderr=output, env=_environment())
-    try:
-        with console.status("waiting for the service to load the model and check it"):
-            _wait_for(ready, service, log)
-        console.print("[green]✓[/] service ready")
-        yield f"localhost:{json.loads(ready.read_text())['port']}"
-    finally:
-        service.terminate()
-        try:
-            service.wait(STOPPING_S)
-        except subprocess.TimeoutExpired:
-            service.kill()
-            service.wait()
-        ready.unlink(missing_ok=True)
 
 
 def explain_photos(client: Client, photos: list[Path], folder: Path, console: Console) -> Path:
@@ -152,19 +115,6 @@ def explain_photos(client: Client, photos: list[Path], folder: Path, console: Co
     return page
 
 
-def _wait_for(ready: Path, service: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + STARTING_S
-    while not ready.exists():
-        try:
-            service.wait(LOOK_EVERY_S)
-        except subprocess.TimeoutExpired:
-            if time.monotonic() < deadline:
-                continue
-            raise DemoFailed(f"the service was not ready within {STARTING_S:.0f} s; its log is {log}") from None
-        last = log.read_text(errors="replace").strip().splitlines()[-5:]
-        raise DemoFailed("the service ended before it was ready:\n" + "\n".join(last))
-
-
 def _wait_for_projections(client: Client, console: Console) -> ModelDescription:
     deadline = time.monotonic() + STARTING_S
     with console.status("waiting for the worker that computes projections"):
@@ -177,15 +127,6 @@ def _wait_for_projections(client: Client, console: Console) -> ModelDescription:
 
 def _sheet(folder: Path, photo: Path, layer: Layer) -> Path:
     return folder / f"{photo.stem}-{layer.name}.png"
-
-
-def _zfserve(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "zfserve_client.cli", *arguments]
-
-
-def _environment() -> dict[str, str]:
-    """Ours without settings for other services: the demo is to be the same everywhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ZFSERVE_")}
 
 
 if __name__ == "__main__":

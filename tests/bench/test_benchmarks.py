@@ -20,7 +20,7 @@ from zfserve_bench.projection import (
     require_agreement,
     torch_threads,
 )
-from zfserve_bench.service_process import ServiceFailed, running_service
+from zfserve_client.service_process import ServiceFailed, running_service
 from zfserve_bench.startup import measure_startup, resident_bytes, status_number
 from zfserve_bench.subject import Subject, jpeg
 from zfserve_bench.throughput import measure_throughput

@@ -1,10 +1,7 @@
-"""The demo's steps: the service it starts is a stand-in, the calls go to the fake service."""
+"""The demo's steps; the calls go to the fake service."""
 
 import io
-import json
-import os
 import re
-from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,90 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 from rich.console import Console
-from zfserve_client import Client, demo
-from zfserve_client.demo import DemoFailed, ensure_bundle, explain_photos, running_service
+from zfserve_client import Client
+from zfserve_client.demo import DemoFailed, ensure_bundle, explain_photos
 from zfserve_client.demo_page import Explained, render_page
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = sorted((ROOT / "samples").glob("*.jpg"))
 
-STAND_IN = """
-import json, os, pathlib, signal, sys, threading
-
-def add_arguments(parser):
-    for name in ("--model", "--port", "--metrics-port", "--ready-file"):
-        parser.add_argument(name)
-
-def run(arguments):
-    {body}
-"""
-
 
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose text becomes the body of `zfserve serve` in child processes."""
-    package = tmp_path / "stand-in" / "zfserve_server"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
-    return package / "serve_command.py"
-
-
-def test_the_service_runs_while_it_is_needed_and_no_longer(
-    stand_in: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = """
-    signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("stopped").touch(), os._exit(0)))
-    ready = pathlib.Path(arguments.ready_file)
-    told = {"port": 1234, "pid": os.getpid(), "environment": dict(os.environ)}
-    ready.with_name("partial").write_text(json.dumps(told))
-    ready.with_name("partial").replace(ready)
-    threading.Event().wait()"""
-    stand_in.write_text(STAND_IN.format(body=body))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ZFSERVE_PORT", "1")
-    with running_service(Path("models/zfnet"), tmp_path, console) as address:
-        assert address == "localhost:1234"
-        told = json.loads((tmp_path / "service.ready").read_text())
-        pid = told["pid"]
-        os.kill(pid, 0)
-        assert not any(name.startswith("ZFSERVE_") for name in told["environment"])
-    assert (tmp_path / "stopped").exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-def test_a_service_that_ends_at_once_is_quoted(stand_in: Path, tmp_path: Path, console: Console) -> None:
-    stand_in.write_text(STAND_IN.format(body='print("no bundle there"); return 2'))
-    with (
-        pytest.raises(DemoFailed, match="ended before it was ready:\nno bundle there"),
-        running_service(Path("models/zfnet"), tmp_path, console),
-    ):
-        pass
-
-
-def test_a_service_that_is_never_ready_is_stopped(
-    stand_in: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "STARTING_S", 0.3)
-    stand_in.write_text(STAND_IN.format(body="threading.Event().wait()"))
-    with pytest.raises(DemoFailed, match="not ready within"), running_service(Path("m"), tmp_path, console):
-        pass
-
-
-def test_the_body_may_fail_and_the_service_is_stopped(stand_in: Path, tmp_path: Path, console: Console) -> None:
-    body = 'pathlib.Path(arguments.ready_file).write_text(json.dumps({"port": os.getpid()})); threading.Event().wait()'
-    stand_in.write_text(STAND_IN.format(body=body))
-    with suppress(KeyboardInterrupt), running_service(Path("m"), tmp_path, console) as address:
-        pid = int(address.split(":")[1])
-        raise KeyboardInterrupt
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
 
 
 def test_a_bundle_that_is_there_is_not_exported_again(tmp_path: Path, console: Console) -> None:

@@ -1,0 +1,94 @@
+"""`zfserve serve` as a process of its own, for the demo and for the benchmarks that measure it from outside."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+STARTING_S = 120.0
+"""The longest that a service may take to be ready, and its worker after it; seconds suffice on an idle machine."""
+
+STOPPING_S = 45.0
+"""Longer than it takes to finish what it accepted."""
+
+LOOK_EVERY_S = 0.01
+
+_COMMAND = (sys.executable, "-m", "zfserve_client.cli")
+
+
+class ServiceFailed(RuntimeError):
+    """The service ended, with the end of its log in the message, or was not ready in time."""
+
+
+@dataclass(frozen=True)
+class ServiceProcess:
+    """A service that is ready.
+
+    Attributes:
+        address: of its gRPC port, on loopback.
+        starting_s: from the start of the process until requests were answered.
+    """
+
+    pid: int
+    address: str
+    starting_s: float
+
+
+@contextmanager
+def running_service(model: Path, folder: Path, *flags: str) -> Iterator[ServiceProcess]:
+    """Serve `model` on a free port of loopback; stopped, with its worker, when the block ends.
+
+    Args:
+        folder: for its log and ready file; a new one for each service.
+        flags: more of `zfserve serve`.
+
+    Raises:
+        ServiceFailed: it did not get ready.
+    """
+    log, ready = folder / "service.log", folder / "service.ready"
+    ready.unlink(missing_ok=True)
+    places = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--ready-file", str(ready))
+    command = [*_COMMAND, "serve", "--model", str(model), *places, *flags]
+    with log.open("wb") as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment())
+    try:
+        _wait_for(ready, process, log)
+        starting_s = time.perf_counter() - began
+        yield ServiceProcess(process.pid, f"127.0.0.1:{json.loads(ready.read_text())['port']}", starting_s)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOPPING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        ready.unlink(missing_ok=True)
+
+
+def run_zfserve(*arguments: str) -> int:
+    """Run the command line to its end, its output on ours; returns its status."""
+    return subprocess.run([*_COMMAND, *arguments], env=_environment(), check=False).returncode
+
+
+def _environment() -> dict[str, str]:
+    """Ours without settings that are meant for another service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ZFSERVE_")}
+
+
+def _wait_for(ready: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + STARTING_S
+    while not ready.exists():
+        try:
+            process.wait(LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() < deadline:
+                continue
+            raise ServiceFailed(f"the service was not ready within {STARTING_S:.0f} s; its log is {log}") from None
+        last = log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise ServiceFailed("the service ended before it was ready:\n" + "\n".join(last))
