@@ -144,7 +144,7 @@ class EngineIdentity(_Entry):
         return cls(
             graph_sha256=request.graph_sha256,
             tensors=request.tensors,
-            settings=replace(request.settings, compute_capabilities=tuple(sorted(request.compute_capabilities))),
+            settings=replace(request.settings, compute_capabilities=_ascending(request.compute_capabilities)),
             library_version=request.library_version,
             card=card,
             system=request.host.system,
@@ -227,6 +227,10 @@ def _setting_differences(built: BuildSettings, request: EngineRequest) -> Iterat
         had, asked = getattr(built, name), getattr(request.settings, name)
         if had != asked:
             yield f"it was built with {name.replace('_', ' ')} {_show(had)}, not {_show(asked)}"
+
+
+def _ascending(compute_capabilities: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(compute_capabilities, key=lambda capability: (len(capability), capability)))  # 8.6, 12.0
 
 
 def _show(value: object) -> str:

@@ -138,8 +138,12 @@ def test_an_engine_built_ahead_knows_no_card_and_no_driver() -> None:
 
 
 def test_the_order_of_capabilities_does_not_matter() -> None:
-    turned = with_settings(AHEAD, compute_capabilities=("8.9", "8.6"))
-    assert EngineIdentity.of(turned).key == EngineIdentity.of(AHEAD).key
+    some, turned = (
+        EngineIdentity.of(with_settings(AHEAD, compute_capabilities=capabilities))
+        for capabilities in (("8.6", "8.9", "12.0"), ("12.0", "8.9", "8.6"))
+    )
+    assert some.key == turned.key
+    assert turned.settings.compute_capabilities == ("8.6", "8.9", "12.0")
 
 
 @pytest.mark.parametrize(
