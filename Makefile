@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 
-.PHONY: help demo serve test check bench protos format clean
+.PHONY: help demo serve test test-gpu check bench protos format clean
 
 help:
 	@grep -E '^# `make' Makefile | sed 's/^# //'
@@ -36,6 +36,11 @@ models/zfnet: | $(BIN)/.installed
 # `make test`    the whole suite
 test: $(BIN)/.installed
 	$(BIN)/pytest -n 2 -q
+
+# `make test-gpu`  what only an NVIDIA GPU can show; fails where there is none. For its PyTorch, see TORCH_INDEX above
+test-gpu: $(BIN)/.installed
+	$(BIN)/python -c 'import sys; from zfserve_runtime.gpu import detect_gpu; sys.exit(0 if detect_gpu() else "there is no NVIDIA GPU that CUDA can use here")'
+	$(BIN)/pytest -q -m gpu tests/gpu
 
 # `make check`   format, lint, types, stubs, import boundaries
 check: $(BIN)/.installed

@@ -1,0 +1,132 @@
+"""What only a GPU can show. Every test here carries the marker `gpu`, and is skipped where there is none."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from processes import zfserve
+from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
+from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_runtime.bundle import Bundle, Precision, load_bundle
+from zfserve_runtime.durable_file import SealedFile
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.golden import load_golden
+from zfserve_runtime.gpu import GpuFacts, detect_gpu
+from zfserve_runtime.tensorrt_builder import build_engine
+from zfserve_runtime.tensorrt_engine import TensorRTEngine, open_engines
+from zfserve_runtime.tensorrt_library import load_library
+from zfserve_runtime.tensorrt_plan import LoadedPlan
+from zfserve_runtime.tensorrt_settings import BuildSettings, TensorRTLibrary
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+SAMPLES = Path(__file__).parent.parent.parent / "samples"
+CLASSES = tuple("abcdefghij")
+PROFILES = (1, 4, 8)
+"""Largest batch of each optimisation profile that these tests compile."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if detect_gpu() is None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU here (detect_gpu() is None)"))
+
+
+@pytest.fixture(scope="session")
+def gpu() -> GpuFacts:
+    facts = detect_gpu()
+    assert facts is not None
+    return facts
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The figure-3 network with random weights and a narrow head, in every precision. Its logits differ by about 1
+    between photos, so that a wrong answer is far from a right one."""
+    network = build_network(NetworkSpec("zfnet-fig3", len(CLASSES), 64), torch.Generator().manual_seed(0)).eval()
+    file = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_checkpoint(Checkpoint(network, CLASSES, CLASSES, Preprocessing()), file)
+    folder = tmp_path_factory.mktemp("models")
+    exported = zfserve("export", file, "--output", folder, "--name", "random", "--calibration", SAMPLES, timeout_s=600)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    return load_bundle(folder / "random")
+
+
+@pytest.fixture(scope="session")
+def photos(gpu_bundle: Bundle) -> Pixels:
+    """Eight different images, uint8 (8, 224, 224, 3): the golden photos and their mirror images."""
+    golden = load_golden(gpu_bundle).pixels
+    return np.concatenate([golden, golden[:, :, ::-1], golden[:, ::-1]])[: PROFILES[-1]]
+
+
+Compile: TypeAlias = Callable[[TensorRTLibrary, Precision], bytes]
+
+
+@pytest.fixture(scope="session")
+def compiled(gpu: GpuFacts, gpu_bundle: Bundle) -> Compile:
+    """Compiles for the card at hand, each once; skips where the library is missing or does not know the card."""
+    plans: dict[tuple[TensorRTLibrary, Precision], bytes] = {}
+
+    def compile_once(kind: TensorRTLibrary, precision: Precision) -> bytes:
+        try:
+            library = load_library(kind)
+        except EngineUnavailable as error:
+            pytest.skip(str(error))
+        if library.targets and gpu.compute_capability not in library.targets:
+            pytest.skip(f"{library} has no target {gpu.compute_capability} ({gpu.name})")
+        if (kind, precision) not in plans:
+            targets = (gpu.compute_capability,) if library.targets else ()
+            settings = BuildSettings(kind, precision, PROFILES, targets)
+            plans[kind, precision] = build_engine(gpu_bundle.artefact(precision), settings).plan
+        return plans[kind, precision]
+
+    return compile_once
+
+
+class Open(Protocol):
+    def __call__(
+        self,
+        kind: TensorRTLibrary,
+        precision: Precision,
+        *,
+        instances: int = 1,
+        cuda_graphs: bool = True,
+        runtime_cache: SealedFile | None = None,
+    ) -> list[TensorRTEngine]: ...
+
+
+@pytest.fixture
+def open_tensorrt(gpu: GpuFacts, gpu_bundle: Bundle, compiled: Compile) -> Iterator[Open]:
+    """Opens engines that share one plan; they are closed when the test ends."""
+    with ExitStack() as stack:
+
+        def open_engines_of(
+            kind: TensorRTLibrary,
+            precision: Precision,
+            *,
+            instances: int = 1,
+            cuda_graphs: bool = True,
+            runtime_cache: SealedFile | None = None,
+        ) -> list[TensorRTEngine]:
+            plan = LoadedPlan(
+                compiled(kind, precision),
+                gpu_bundle.manifest,
+                load_library(kind),
+                gpu,
+                runtime_cache=runtime_cache,
+                cuda_graphs=cuda_graphs,
+            )
+            engines = open_engines(
+                plan, gpu_bundle.manifest, precision, max_batch_size=PROFILES[-1], instances=instances
+            )
+            for engine in engines:
+                stack.callback(engine.close)
+            return engines
+
+        yield open_engines_of

@@ -1,0 +1,65 @@
+"""Every engine that the server can choose, opened as the server opens it."""
+
+import itertools
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from zfserve_runtime.bundle import Bundle, Precision
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening, Step
+from zfserve_runtime.golden import verify_engine
+from zfserve_runtime.gpu import GpuFacts, detect_gpu
+
+pytestmark = pytest.mark.gpu
+
+ON_CPU: set[EngineName] = {"onnx-cpu", "openvino"}
+ON_GPU: list[EngineName] = [name for name in get_args(EngineName) if name not in ON_CPU]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+@pytest.mark.parametrize(("name", "precision"), list(itertools.product(ON_GPU, PRECISIONS)))
+def test_it_gives_the_golden_outputs(
+    gpu: GpuFacts,
+    gpu_bundle: Bundle,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: EngineName,
+    precision: Precision,
+    instances: int,
+) -> None:
+    cache = tmp_path_factory.getbasetemp() / "engines"  # one for all, so that each is compiled once
+    opening = Opening(gpu_bundle, 8, threads=4, instances=instances, cache=cache, on_refusal="rebuild")
+    steps: list[Step] = []
+    try:
+        engines = OPENERS[name](opening, precision, steps.append)
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    try:
+        assert len(engines) == instances
+        for engine in engines:
+            assert engine.info.precision == precision
+            assert engine.info.device == gpu.name
+            verify_engine(engine, gpu_bundle)
+    finally:
+        for engine in engines:
+            engine.close()
+    assert {step.engine for step in steps} == {name}
+
+
+def test_the_card_is_described_as_pytorch_describes_it(gpu: GpuFacts) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch is without CUDA here: install it with make TORCH_INDEX=...")
+    found = torch.cuda.get_device_properties(0)
+    assert gpu.name == found.name
+    assert gpu.compute_capability == f"{found.major}.{found.minor}"
+    assert gpu.memory_bytes == pytest.approx(found.total_memory, rel=0.05)
+    assert detect_gpu(torch.cuda.device_count()) is None
+
+
+def test_the_driver_is_the_one_that_linux_has_loaded(gpu: GpuFacts) -> None:
+    loaded = Path("/proc/driver/nvidia/version")
+    if not loaded.is_file():
+        pytest.skip("this system does not say which driver it has loaded")
+    assert gpu.driver_version in loaded.read_text()
