@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -100,12 +99,13 @@ def print_engines(console: Console, view: StoreView) -> int:
     if not view.entries:
         _say(console, "there are no engines", f"in {view.store.folder}")
         return 0
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("engine", no_wrap=True)
-    for heading in ("model", "precision", "built by", "for", "batches"):
-        table.add_column(heading)
-    for heading in ("MB", "age"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("model")
+    table.add_column("built by", no_wrap=True)
+    table.add_column("for")
+    table.add_column("batches")
+    table.add_column("size", justify="right", no_wrap=True)
     table.add_column("here")
     notes = []
     for entry in view.entries:
@@ -189,16 +189,14 @@ def _judge(entry: StoreEntry, view: StoreView) -> tuple[str, str | None]:
 
 def _cells(entry: StoreEntry) -> tuple[str, ...]:
     if entry.record is None:
-        return ("?",) * 7
+        return ("?",) * 5
     record, identity, settings = entry.record, entry.record.identity, entry.record.identity.settings
-    return (
-        escape(f"{record.model} {record.version}"),
-        settings.precision,
-        f"{settings.library} {identity.library_version}",
+    return (  # two lines an engine, so that it fits 80 columns
+        f"{escape(record.model)} {escape(record.version)}\n{settings.precision}",
+        f"{settings.library}\n{identity.library_version}",
         escape(str(identity.card)) if identity.card else ", ".join(settings.compute_capabilities),
         ", ".join(map(str, settings.batches)),
-        f"{record.size_bytes / 1e6:.1f}",
-        _age(datetime.now(UTC) - record.created_at),
+        f"{record.size_bytes / 1e6:.1f} MB\n{_age(datetime.now(UTC) - record.created_at)}",
     )
 
 
@@ -214,8 +212,8 @@ def _name(entry: StoreEntry) -> str:
 def _age(age: timedelta) -> str:
     for unit, length in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1))):
         if age >= length:
-            return f"{age // length} {unit}"
-    return "new"
+            return f"{age // length} {unit} old"
+    return "just now"
 
 
 def _days(text: str) -> timedelta:

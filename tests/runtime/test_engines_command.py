@@ -56,19 +56,21 @@ def listing(seen: StoreView) -> str:
 
 
 def row(text: str, file: Path) -> list[str]:
-    """The cells of the engine's line."""
-    (line,) = (line for line in text.splitlines() if line.strip().startswith(f"{key(file)} "))
-    return re.split(r"\s{2,}", line.strip())
+    """The cells of the engine's two lines."""
+    lines = text.splitlines()
+    (first,) = (number for number, line in enumerate(lines) if line.strip().startswith(f"{key(file)} "))
+    return [cell for line in lines[first : first + 2] for cell in re.split(r"\s{2,}", line.strip())]
 
 
 def test_lists_what_there_is(store: EngineStore) -> None:
     tuned, ahead = keep(store), keep(store, AHEAD)
     text = listing(view(store))
     assert row(text, tuned) == [
-        key(tuned), "zfnet 1", "fp16", "tensorrt 11.0.0.114", "NVIDIA A10 (8.6)", "1, 8, 32", "0.0", "new", "yes",
+        key(tuned), "zfnet 1", "tensorrt", "NVIDIA A10 (8.6)", "1, 8, 32", "0.0 MB", "yes",
+        "fp16", "11.0.0.114", "just now",
     ]  # fmt: skip
-    assert row(text, ahead)[3:5] == ["tensorrt-rtx 1.7.1.116", "8.6, 8.9"]
-    assert row(text, ahead)[-1] == "no"
+    assert row(text, ahead)[2:4] == ["tensorrt-rtx", "8.6, 8.9"]
+    assert row(text, ahead)[6] == "no"
     assert f"{key(ahead)}: it was built by tensorrt-rtx 1.7.1.116, which is not installed" in text
 
 
@@ -91,11 +93,11 @@ def test_lists_what_is_damaged_and_what_is_being_built(store: EngineStore) -> No
     file = keep(store)
     file.with_suffix(".json").unlink()
     text = listing(view(store))
-    assert row(text, file) == [key(file), *"???????", "damaged"]
+    assert row(text, file)[:7] == [key(file), *"?????", "damaged"]
     assert f"{key(file)}: its record is missing" in text
     with exclusive_lock(file.with_suffix(".lock"), on_wait=None):
         text = listing(view(store))
-    assert row(text, file)[-1] == "being built"
+    assert row(text, file)[6] == "being built"
     assert "missing" not in text
 
 
@@ -103,7 +105,9 @@ def test_an_empty_folder_lists_as_such(store: EngineStore) -> None:
     assert listing(view(store)) == f"there are no engines in {store.folder}\n"
 
 
-@pytest.mark.parametrize(("age", "shown"), [({}, "new"), ({"minutes": 59}, "59 min"), ({"hours": 47}, "1 d")])
+@pytest.mark.parametrize(
+    ("age", "shown"), [({}, "just now"), ({"minutes": 59}, "59 min old"), ({"hours": 47}, "1 d old")]
+)
 def test_ages_are_rounded_down(age: dict[str, float], shown: str) -> None:
     assert engines_command._age(timedelta(**age)) == shown
 
