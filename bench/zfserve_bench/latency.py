@@ -28,7 +28,7 @@ Classify: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"  # generic in
 
 
 def measure_latency(subject: Subject) -> Report:
-    findings = tuple(_compare(subject, precision) for precision in subject.bundle.manifest.artefacts)
+    findings = tuple(_compare(subject, precision) for precision in subject.precisions)
     note = (
         f"Blocks of {CALLS} calls and {CALLS} in-process runs take turns, on the same engine with the same settings; "
         "the figure is the median over blocks of the difference between the blocks' medians."

@@ -34,7 +34,7 @@ def measure_throughput(subject: Subject) -> Report:
     ]
     images = noise(subject.bundle.manifest.input)
     requests = [raw_request(image) for image in images]
-    for precision in subject.bundle.manifest.artefacts:
+    for precision in subject.precisions:
         with (
             best_in_process(subject, precision, images) as in_process,
             loaded_service(subject, precision, requests) as generator,

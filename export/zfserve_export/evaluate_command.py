@@ -1,17 +1,19 @@
-"""`zfserve evaluate`: how often a bundle, or a checkpoint, is right about a folder of photos."""
+"""`zfserve evaluate`: how often a bundle, or a file of weights, is right about a folder of photos."""
 
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from zfserve_model.checkpoint import CheckpointError, Preprocessing, load_checkpoint
-from zfserve_model.networks import INPUT_SIZE
+from zfserve_model.checkpoint import CheckpointError
+from zfserve_model.imports import SUFFIXES as WEIGHTS_SUFFIXES
+from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import BundleError, InputSpec, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
@@ -19,8 +21,10 @@ from zfserve_runtime.golden import verify_engine
 from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_export.evaluation import Classifier, Score, evaluate
+from zfserve_export.measurement import NODE_BY_NODE
 from zfserve_export.parity import network_outputs
-from zfserve_export.photos import PhotoError, list_labelled_photos
+from zfserve_export.photos import PhotoError, input_spec, list_labelled_photos
+from zfserve_export.weights_arguments import add_weights_arguments, read_weights
 
 WORST_CONFUSIONS = 5
 
@@ -37,13 +41,14 @@ class Subject:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=Path, help="a bundle folder, or a checkpoint (.safetensors)")
+    parser.add_argument("target", type=Path, help="a bundle folder, or weights (.safetensors, .pt, .pth)")
     parser.add_argument("--data", type=Path, required=True, help="folder with <class id>/ or val/<class id>/")
-    parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32", help="which artefact of a bundle")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="which graph of a bundle")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=available_cpus(), help="for the network of a bundle")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="also draw the confusion matrix there")
+    add_weights_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch_size < 1 or arguments.threads < 1:
         return _refuse("--batch-size must be at least 1, and --threads too")
     try:
-        subject = open_subject(arguments.target, arguments.precision, arguments.batch_size, arguments.threads)
+        subject = open_subject(arguments)
         photos = list_labelled_photos(arguments.data, subject.class_ids)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:
@@ -63,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.batch_size,
                 lambda count: progress.advance(task, count),
             )
-    except (BundleError, CheckpointError, EngineFailed, PhotoError) as error:
+    except (BundleError, CheckpointError, EngineFailed, LabelsError, PhotoError) as error:
         return _refuse(str(error))
     print_score(console, subject, score)
     if arguments.json:
@@ -78,32 +83,39 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def open_subject(target: Path, precision: Precision, batch_size: int, threads: int) -> Subject:
-    """A bundle through the engine that serves it, or a checkpoint through PyTorch; both get the server's photos.
+def open_subject(arguments: argparse.Namespace) -> Subject:
+    """A bundle through the engine that serves it, or weights through PyTorch; both get the server's photos.
 
     Raises:
-        BundleError, CheckpointError: the target cannot be used.
+        BundleError, CheckpointError, LabelsError: the target cannot be used.
         EngineFailed: the engine does not start.
     """
-    if target.suffix != ".safetensors":
-        bundle = load_bundle(target)
-        engine = OnnxEngine(bundle, precision, threads=threads, max_batch_size=batch_size)
-        verify_engine(engine, bundle)
-        manifest = bundle.manifest
+    target: Path = arguments.target
+    if target.suffix in WEIGHTS_SUFFIXES:
+        checkpoint = read_weights(target, arguments)
         return Subject(
-            f"{manifest.name} {manifest.version}, {precision}",
-            lambda pixels: engine.run(pixels).probabilities,
-            manifest.input,
-            tuple(entry.class_id for entry in manifest.classes),
-            tuple(entry.label for entry in manifest.classes),
+            f"{target.name}, PyTorch fp32",
+            lambda pixels: network_outputs(checkpoint, pixels).probabilities,
+            input_spec(checkpoint.preprocessing),
+            checkpoint.class_ids,
+            checkpoint.labels,
         )
-    checkpoint = load_checkpoint(target)
+    bundle, precision = load_bundle(target), arguments.precision
+    engine = OnnxEngine(
+        bundle,
+        precision,
+        threads=arguments.threads,
+        max_batch_size=arguments.batch_size,
+        optimised=precision not in NODE_BY_NODE,
+    )
+    verify_engine(engine, bundle)
+    manifest = bundle.manifest
     return Subject(
-        f"{target.name}, PyTorch fp32",
-        lambda pixels: network_outputs(checkpoint, pixels).probabilities,
-        _input_spec(checkpoint.preprocessing),
-        checkpoint.class_ids,
-        checkpoint.labels,
+        f"{manifest.name} {manifest.version}, {precision}",
+        lambda pixels: engine.run(pixels).probabilities,
+        manifest.input,
+        tuple(entry.class_id for entry in manifest.classes),
+        tuple(entry.label for entry in manifest.classes),
     )
 
 
@@ -148,10 +160,6 @@ def describe_score(subject: Subject, score: Score) -> dict[str, object]:
 def _refuse(message: str) -> int:
     Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return 2
-
-
-def _input_spec(preprocessing: Preprocessing) -> InputSpec:
-    return InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing))
 
 
 def _bar(share: float, width: int = 20) -> str:

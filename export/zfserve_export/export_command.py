@@ -14,16 +14,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from zfserve_model.checkpoint import Checkpoint, CheckpointError
-from zfserve_model.imports import load_weights
-from zfserve_model.labels import LabelsError, read_labels
-from zfserve_model.networks import ARCHITECTURES
+from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import Bundle, BundleError
 from zfserve_runtime.errors import EngineFailed
 
-from zfserve_export.exporter import ExportPlan, export_bundle
+from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle
 from zfserve_export.onnx_graph import GraphError
 from zfserve_export.parity import ParityError
 from zfserve_export.photos import PhotoError, list_labelled_photos, list_photos
+from zfserve_export.weights_arguments import add_weights_arguments, read_weights
 
 DEFAULT_WEIGHTS = Path("weights/zfnet-imagenette.safetensors")
 DEFAULT_PHOTOS = Path("samples")
@@ -42,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the model (default: its architecture)")
     parser.add_argument("--version", help="of the model (default: the next whole number)")
     parser.add_argument(
-        "--int8", action=argparse.BooleanOptionalAction, help="write an INT8 file too (default: where --calibration is)"
+        "--fp16", action=argparse.BooleanOptionalAction, default=True, help="write a float16 file too, for GPUs"
+    )
+    parser.add_argument(
+        "--int8",
+        action=argparse.BooleanOptionalAction,
+        help="write INT8 files too, one for CPUs and one for GPUs (default: where --calibration is)",
     )
     parser.add_argument("--calibration", type=Path, metavar="DIR", help="photos, some hundred, to calibrate INT8 on")
     parser.add_argument(
@@ -55,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"more photos for the parity report and the golden inputs (default: {DEFAULT_PHOTOS}, where it exists)",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference to PyTorch in a probability (default: 1e-4)"
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest difference of fp32 to PyTorch in a probability (default: 1e-4)",
     )
-    parser.add_argument(
-        "--architecture", choices=ARCHITECTURES, help="of a bare state_dict, where its shapes do not tell"
-    )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="lines of <class id><tab><label>, or a JSON object")
+    add_weights_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,6 +118,7 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Ex
         name=arguments.name or checkpoint.network.spec.architecture,
         version=arguments.version,
         tolerance=arguments.tolerance,
+        fp16=arguments.fp16,
         photos=photos,
         calibration=calibration,
         validation=validation,
@@ -122,20 +127,20 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Ex
 
 
 def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
-    """What was written and how good it is: one row per file an engine can run."""
+    """What was written and how good it is: one row per graph that an engine can run."""
     manifest = bundle.manifest
     accuracy = {entry.precision: entry for entry in manifest.accuracy}
     table = Table(
         title=f"{manifest.name} {manifest.version}", title_justify="left", title_style="bold", box=SIMPLE_HEAD
     )
-    table.add_column("file", no_wrap=True)
+    table.add_column("precision", no_wrap=True)
     for heading in ("MB", "top-1", "top-5", "parity on", "off by", "same class"):
         table.add_column(heading, justify="right")
     for precision in manifest.artefacts:
         file, score = bundle.artefact(precision), accuracy.get(precision)
         parity = [entry for entry in manifest.parity if entry.precision == precision]
         table.add_row(
-            file.name,
+            precision,
             f"{file.stat().st_size / 1e6:.1f}",
             f"{score.top1:.2%}" if score else "-",
             f"{score.top5:.2%}" if score else "-",
@@ -149,19 +154,21 @@ def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
 
 
 def find_faults(bundle: Bundle) -> list[str]:
-    """What a user of the INT8 file should know, a sentence each."""
+    """What a user of the INT8 files should know, a sentence each."""
     faults = [
-        f"INT8 names another class than the network for {1 - entry.top1_agreement:.0%} of {entry.count} photos; "
-        "measure its accuracy with --validation before serving it"
+        f"{entry.precision} names another class than the network for {1 - entry.top1_agreement:.0%} of {entry.count} "
+        "photos; measure its accuracy with --validation before serving it"
         for entry in bundle.manifest.parity
-        if entry.precision == "int8" and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
+        if entry.precision in EIGHT_BITS and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
     ]
     top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
-    if "int8" in top1 and top1["fp32"] - top1["int8"] > MOST_TOP1_LOST:
-        faults.append(
-            f"INT8 LOSES {(top1['fp32'] - top1['int8']) * 100:.1f} POINTS OF TOP-1 ({top1['fp32']:.1%} to "
-            f"{top1['int8']:.1%}); serve fp32, or calibrate on more photos that look like those to be classified"
-        )
+    faults += [
+        f"{precision.upper()} LOSES {(top1['fp32'] - top1[precision]) * 100:.1f} POINTS OF TOP-1 "
+        f"({top1['fp32']:.1%} to {top1[precision]:.1%}); serve fp32, or calibrate on more photos that look like those "
+        "to be classified"
+        for precision in EIGHT_BITS
+        if precision in top1 and top1["fp32"] - top1[precision] > MOST_TOP1_LOST
+    ]
     return faults
 
 
@@ -172,8 +179,7 @@ def _load(arguments: argparse.Namespace) -> Checkpoint:
             f"{weights} is not here; run this in a checkout of zfserve, or name a file of weights (`zfserve train` "
             "makes one)"
         )
-    labels = read_labels(arguments.labels) if arguments.labels else None
-    return load_weights(weights, architecture=arguments.architecture, class_names=labels)
+    return read_weights(weights, arguments)
 
 
 def _print(messages: Console, heading: str, sentence: str) -> None:

@@ -1,10 +1,10 @@
 """A trained network becomes a bundle: the steps in order. Called by `export_command`.
 
-weights and float graph -> its parity -> INT8 graph -> its parity -> golden outputs -> rehearsal -> rename
+weights and graphs -> parity, accuracy and golden outputs of each -> rehearsal -> rename
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
 from zfserve_model.layer_table import layer_table
-from zfserve_model.networks import INPUT_SIZE, Network
+from zfserve_model.networks import Network
 from zfserve_runtime.bundle import (
     NAME_PATTERN,
     WEIGHTS,
@@ -33,19 +33,24 @@ from zfserve_runtime.golden import Golden, write_golden
 
 from zfserve_export.bundle_writer import bundle_draft, next_version, publish
 from zfserve_export.measurement import BATCH, Measurement, Trials, measure, rehearse
-from zfserve_export.onnx_graph import export_graph
-from zfserve_export.parity import Reference, make_reference, noise_images
-from zfserve_export.photos import LabelledPhotos, read_batches
-from zfserve_export.quantize import quantize_file
+from zfserve_export.onnx_graph import export_graph, half_network
+from zfserve_export.parity import Reference, make_reference, noise_images, require_half_range
+from zfserve_export.photos import LabelledPhotos, input_spec, read_batches
+from zfserve_export.quantize import quantize_files
 
 ARTEFACTS: dict[Precision, Artefact] = {
     # Summation order differs between CPUs (1e-6 measured), TF32 on a GPU rounds inputs to 11 bits (up to 1e-3);
     # red and blue swapped give 0.4.
     "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3),
+    "fp16": Artefact(file="model.fp16.onnx", golden_tolerance=1e-2),
     # Integer sums are the same everywhere, but roundings to 256 steps can flip (0.002 measured between kernels);
     # kernels that saturate are off by 0.16. docs/bundle.md has the measurements.
     "int8": Artefact(file="model.int8.onnx", golden_tolerance=5e-2),
+    "int8-symmetric": Artefact(file="model.int8-symmetric.onnx", golden_tolerance=5e-2),
 }
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-symmetric")
+FP16_TOLERANCE = 1e-2
+"""For the fp16 graph, whose weights have 11 bits, against the network. The default network is off by 1e-4."""
 PARITY_PHOTOS = 64
 CALIBRATION_PHOTOS = 256
 NOISE_IMAGES = 8
@@ -63,10 +68,11 @@ class ExportPlan:
     Attributes:
         models: folder that holds a folder per model.
         version: None for the next whole number.
-        tolerance: largest difference of a probability between the network and the float graph.
+        tolerance: largest difference of a probability between the network and the fp32 graph.
+        fp16: whether a float16 graph is written.
         photos: for parity and golden inputs; noise alone serves where there are none.
         calibration: photos that set the ranges of INT8's activations, of which `CALIBRATION_PHOTOS` are used;
-            without any, no INT8 file is written.
+            without any, no INT8 files are written.
         validation: for the accuracy figures.
     """
 
@@ -74,6 +80,7 @@ class ExportPlan:
     name: str
     version: str | None = None
     tolerance: float = 1e-4
+    fp16: bool = True
     photos: tuple[Path, ...] = ()
     calibration: tuple[Path, ...] = ()
     validation: LabelledPhotos | None = None
@@ -83,6 +90,12 @@ class ExportPlan:
             if value is not None and not re.fullmatch(NAME_PATTERN, value):
                 raise BundleError(f"the {what} {value!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
 
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Of the graphs to write."""
+        eight_bits = EIGHT_BITS if self.calibration else ()
+        return ("fp32", "fp16", *eight_bits) if self.fp16 else ("fp32", *eight_bits)
+
 
 def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgress = lambda *step: None) -> Bundle:
     """Write a bundle and read it back. An error or an interrupt leaves nothing behind.
@@ -91,8 +104,8 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
         checkpoint: its network in eval mode and without batch norm.
 
     Raises:
-        ParityError: the float graph differs from the network by more than the tolerance.
-        GraphError: a graph is not valid ONNX.
+        ParityError: a float graph differs from the network by more than its tolerance, or float16 is too narrow.
+        GraphError: a graph is not valid ONNX, or a weight is too large for float16.
         BundleError: the version exists, or an engine does not reproduce its own golden outputs.
         EngineFailed: ONNX Runtime gave up on a graph.
         PhotoError: a photo cannot be read.
@@ -103,10 +116,12 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
         draft = Bundle(folder, describe_bundle(checkpoint, plan, target.name))
         _write_float_files(checkpoint, draft, on_progress)
         trials = _prepare_trials(checkpoint, plan, draft.manifest.input, on_progress)
+        if plan.fp16:
+            _write_half_file(checkpoint, draft, trials.references, on_progress)
+        if plan.calibration:
+            _write_int8_files(draft, plan, on_progress)
         found: dict[Precision, Measurement] = {}
         for precision in draft.manifest.artefacts:
-            if precision == "int8":
-                _write_int8_file(draft, plan, on_progress)
             photos = len(plan.validation.paths) if plan.validation else 0
             advance = partial(_advance, on_progress, f"accuracy of {precision}", photos)
             found[precision] = measure(draft, precision, trials, advance)
@@ -122,8 +137,7 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
 
 def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> Manifest:
     """The manifest, but for the digests and what has yet to be measured."""
-    spec, preprocessing = checkpoint.network.spec, checkpoint.preprocessing
-    precisions: tuple[Precision, ...] = ("fp32", "int8") if plan.calibration else ("fp32",)
+    spec = checkpoint.network.spec
     return Manifest(
         name=plan.name,
         version=version,
@@ -135,9 +149,9 @@ def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> M
             ClassEntry(class_id=class_id, label=label)
             for class_id, label in zip(checkpoint.class_ids, checkpoint.labels, strict=True)
         ),
-        input=InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing)),
+        input=input_spec(checkpoint.preprocessing),
         layers=tuple(LayerEntry(**asdict(row)) for row in layer_table(checkpoint.network)),
-        artefacts={precision: ARTEFACTS[precision] for precision in precisions},
+        artefacts={precision: ARTEFACTS[precision] for precision in plan.precisions},
         fingerprint=weights_fingerprint(checkpoint.network),
         files={},
     )
@@ -167,10 +181,22 @@ def _write_float_files(checkpoint: Checkpoint, draft: Bundle, on_progress: OnPro
     on_progress("float graph", 1, 1)
 
 
-def _write_int8_file(draft: Bundle, plan: ExportPlan, on_progress: OnProgress) -> None:
+def _write_half_file(
+    checkpoint: Checkpoint, draft: Bundle, references: Sequence[Reference], on_progress: OnProgress
+) -> None:
+    on_progress("fp16 graph", 0, 1)
+    for reference in references:
+        require_half_range(checkpoint, reference)
+    network = half_network(checkpoint.network)
+    onnx.save(export_graph(network, checkpoint.preprocessing, draft.manifest.fingerprint), draft.artefact("fp16"))
+    on_progress("fp16 graph", 1, 1)
+
+
+def _write_int8_files(draft: Bundle, plan: ExportPlan, on_progress: OnProgress) -> None:
     photos = thin_out(plan.calibration, CALIBRATION_PHOTOS)
     batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress)
-    quantize_file(draft.artefact("fp32"), draft.artefact("int8"), batches, draft.manifest.fingerprint)
+    destinations = {precision: draft.artefact(precision) for precision in EIGHT_BITS}
+    quantize_files(draft.artefact("fp32"), destinations, batches, draft.manifest.fingerprint)
 
 
 def _prepare_trials(checkpoint: Checkpoint, plan: ExportPlan, spec: InputSpec, on_progress: OnProgress) -> Trials:
@@ -182,7 +208,7 @@ def _prepare_trials(checkpoint: Checkpoint, plan: ExportPlan, spec: InputSpec, o
         references.append(make_reference(checkpoint, "photos", pixels))
     references.append(make_reference(checkpoint, "noise", noise_images(spec, NOISE_IMAGES)))
     golden_pixels = np.concatenate([reference.pixels[:GOLDEN_INPUTS] for reference in references])
-    return Trials(references, plan.tolerance, golden_pixels, plan.validation)
+    return Trials(references, {"fp32": plan.tolerance, "fp16": FP16_TOLERANCE}, golden_pixels, plan.validation)
 
 
 def _read(photos: tuple[Path, ...], spec: InputSpec, step: str, on_progress: OnProgress) -> Iterator[NDArray[np.uint8]]:

@@ -3,9 +3,13 @@
     pixels uint8 (N, H, W, 3) -> Cast -> scale and shift -> Transpose -> trunk -> head
         -> probabilities float32 (N, K), features float32 (N, F)
 
-Cast comes first because TensorRT's parser refuses a uint8 Transpose.
+Cast comes first because TensorRT's parser refuses a uint8 Transpose. Trunk and head compute in the type of the
+network's weights. Where that is float16, normalisation, contrast norm and softmax still compute in float32: squares and
+exponentials leave float16's range first. (`onnxruntime.transformers.float16` would convert the finished graph. What it
+gives for this one is not sorted, and rounds the normalisation and the probabilities to float16 all the same.)
 """
 
+import copy
 import logging
 import warnings
 from collections import OrderedDict
@@ -20,6 +24,8 @@ from zfserve_model.networks import INPUT_SIZE, Network
 
 OPSET = 18
 """What torch's exporter writes natively; newer ones only pass through a version converter. TensorRT 10 reads it."""
+
+LARGEST_HALF = torch.finfo(torch.float16).max
 
 PRODUCER = "zfserve"
 _LARGEST_PROTOBUF_BYTES = 2**31 - 1
@@ -46,12 +52,13 @@ class PixelNetwork(nn.Module):
             OrderedDict((name, _for_onnx(layer)) for name, layer in network.trunk.named_children())
         )
         self.head = network.head
+        self.dtype = next(network.parameters()).dtype
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, float32 (N, K), and features, float32 (N, F), of `pixels`, uint8 (N, H, W, 3)."""
-        images = (pixels.to(torch.float32) * self.scale - self.shift).permute(0, 3, 1, 2)
+        images = (pixels.to(torch.float32) * self.scale - self.shift).to(self.dtype).permute(0, 3, 1, 2)
         features = self.head[:-2](self.trunk(images))
-        return torch.softmax(self.head[-2:](features), dim=1), features
+        return torch.softmax(self.head[-2:](features).float(), dim=1), features.float()
 
 
 class ContrastNormNode(nn.Module):
@@ -65,13 +72,13 @@ class ContrastNormNode(nn.Module):
         norm = self.norm
         normalised: Tensor = torch.onnx.ops.symbolic(
             "LRN",
-            (activations,),
+            (activations.float(),),
             {"size": norm.size, "alpha": norm.alpha, "beta": norm.beta, "bias": float(norm.k)},
-            dtype=activations.dtype,
+            dtype=torch.float32,
             shape=activations.shape,
             version=13,
         )
-        return normalised
+        return normalised.to(activations.dtype)
 
 
 def _for_onnx(layer: nn.Module) -> nn.Module:
@@ -104,6 +111,23 @@ def export_graph(network: Network, preprocessing: Preprocessing, fingerprint: st
     describe_model(model, fingerprint)
     check_graph(model)
     return model
+
+
+def half_network(network: Network) -> Network:
+    """A copy with its weights in float16.
+
+    Raises:
+        GraphError: a weight is too large for float16.
+    """
+    half = copy.deepcopy(network).half()
+    for name, weights in half.state_dict().items():
+        if not weights.isfinite().all():
+            largest = float(network.state_dict()[name].abs().max())
+            raise GraphError(
+                f"{name} holds a weight of {largest:.3g}, and float16 ends at {LARGEST_HALF:.0f}; leave the fp16 file "
+                "out with --no-fp16"
+            )
+    return half
 
 
 def describe_model(model: onnx.ModelProto, fingerprint: str) -> None:

@@ -1,18 +1,28 @@
 """How far an exported file strays from the PyTorch network; called by `exporter` and `measurement`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from zfserve_model.checkpoint import Checkpoint
 from zfserve_runtime.bundle import InputSpec, ParityEntry, Precision
 from zfserve_runtime.engine import Engine, EngineOutputs
 
+from zfserve_export.onnx_graph import LARGEST_HALF
+
 InputKind = Literal["photos", "noise"]
 
+LARGEST_ACTIVATION = LARGEST_HALF / 4
+"""Beyond it a network is not exported to float16: a photo that is not among the references may excite it more."""
+
 _BATCH = 8
+
+
+_WAY_OUT: dict[Precision, str] = {"fp32": "--tolerance", "fp16": "leave it out with --no-fp16"}
 
 
 class ParityError(ValueError):
@@ -38,14 +48,35 @@ def network_outputs(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Engine
 
     Normalises as training does, not as the exported graph does, so that a slip there shows as a difference.
     """
-    mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            images = (torch.from_numpy(pixels[start : start + _BATCH]).float() / 255 - mean) / std
-            logits, features = checkpoint.network.forward_with_features(images.permute(0, 3, 1, 2))
+        for images in _normalised(checkpoint, pixels):
+            logits, features = checkpoint.network.forward_with_features(images)
             parts.append(EngineOutputs(logits.softmax(dim=1).numpy(), features.numpy()))
     return _joined(parts)
+
+
+def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
+    """Hold every activation that the reference's inputs cause to `LARGEST_ACTIVATION`.
+
+    The fp16 file does not show what overflows: between its nodes, ONNX Runtime's CPU kernels keep float32.
+
+    Raises:
+        ParityError: a layer's activations come too close to what float16 can hold, or are not numbers.
+    """
+    network = checkpoint.network
+    with torch.inference_mode():
+        for activations in _normalised(checkpoint, reference.pixels):
+            for name, layer in (*network.trunk.named_children(), *network.head.named_children()):
+                activations = layer(activations)
+                largest = float(activations.abs().max())
+                # Written so that a NaN fails.
+                if not largest <= LARGEST_ACTIVATION:
+                    raise ParityError(
+                        f"{name} gives activations of {largest:.3g} for {reference.kind}, too near float16's end at "
+                        f"{LARGEST_HALF:.0f} (at most {LARGEST_ACTIVATION:.0f} is allowed); leave the fp16 file out "
+                        "with --no-fp16"
+                    )
 
 
 def noise_images(spec: InputSpec, count: int) -> NDArray[np.uint8]:
@@ -71,7 +102,7 @@ def compare(precision: Precision, reference: Reference, actual: EngineOutputs) -
     )
 
 
-def require_parity(reference: Reference, actual: EngineOutputs, tolerance: float) -> None:
+def require_parity(precision: Precision, reference: Reference, actual: EngineOutputs, tolerance: float) -> None:
     """Hold probabilities, and features as shares of the largest one, to `tolerance`.
 
     Raises:
@@ -86,9 +117,17 @@ def require_parity(reference: Reference, actual: EngineOutputs, tolerance: float
         # Written so that a NaN fails.
         if not difference <= tolerance:
             raise ParityError(
-                f"the exported graph's {output} differs from the network's by {difference:.2g} on {len(expected)} "
-                f"{reference.kind}, and {tolerance:.2g} is allowed (--tolerance); no bundle was written"
+                f"the {precision} graph's {output} differs from the network's by {difference:.2g} on {len(expected)} "
+                f"{reference.kind}, and {tolerance:.2g} is allowed ({_WAY_OUT[precision]}); no bundle was written"
             )
+
+
+def _normalised(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
+    """`pixels`, uint8 (N, H, W, 3), as the network takes them, float32 (n, 3, H, W), in batches."""
+    mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
+    for start in range(0, len(pixels), _BATCH):
+        images = (torch.from_numpy(pixels[start : start + _BATCH]).float() / 255 - mean) / std
+        yield images.permute(0, 3, 1, 2)
 
 
 def _joined(parts: list[EngineOutputs]) -> EngineOutputs:

@@ -5,18 +5,25 @@ Called by `zfserve evaluate` and `zfserve export`. They are decoded by `zfserve_
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from zfserve_model.checkpoint import Preprocessing
+from zfserve_model.networks import INPUT_SIZE
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.images import ImageLimits, decode_image
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def input_spec(preprocessing: Preprocessing) -> InputSpec:
+    """How photos become the input of a network that is not, or not yet, in a bundle."""
+    return InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing))
 
 
 class PhotoError(ValueError):

@@ -1,35 +1,56 @@
-"""The INT8 file beside the float one: static Q/DQ for ONNX Runtime; called by `exporter`.
+"""The 8-bit files beside the float one: static Q/DQ, by ONNX Runtime's quantiser; called by `exporter`.
 
-Weights are signed and per output channel, activations unsigned and per tensor. The last layer stays in float, so that
-logits are not rounded to 256 steps; so do normalisation, contrast norm and softmax.
+Weights are signed and per output channel, activations per tensor. The last layer stays in float, so that logits are not
+rounded to 256 steps; so do normalisation, contrast norm and softmax.
+
+`int8` is for ONNX Runtime on CPUs: activations are unsigned, and stay in 8 bits from layer to layer.
+`int8-symmetric` is for TensorRT, which takes signed activations with a zero point of 0, and biases in float alone. Only
+the inputs of convolutions and fully connected layers are rounded; TensorRT moves those roundings as it fuses.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from zfserve_runtime.bundle import Precision
 
 from zfserve_export.onnx_graph import check_graph, describe_model
 
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "Relu", "MaxPool", "Reshape")
 LAST_LAYER_WEIGHT = "head.fc8.weight"
 LARGEST_WEIGHT = 64
-"""Weights use 7 bits. Without VNNI, x86 adds two products of a uint8 and an int8 in 16 signed bits, which
-2 * 255 * 127 overflows, silently; 2 * 255 * 64 = 32,640 never does, so that every CPU gets the same sums."""
+"""Weights of `int8` use 7 bits. Without VNNI, x86 adds two products of a uint8 and an int8 in 16 signed bits, which
+2 * 255 * 127 overflows, silently; 2 * 255 * 64 = 32,640 never does, so that every CPU gets the same sums. GPUs add in
+32 bits; `int8-symmetric` uses all 8."""
+
+_SCHEMES: dict[Precision, dict[str, Any]] = {
+    "int8": {"activation_type": QuantType.QUInt8, "reduce_range": True},
+    "int8-symmetric": {
+        "activation_type": QuantType.QInt8,
+        "extra_options": {
+            "ActivationSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(QUANTIZED_OPERATORS),
+        },
+    },
+}
 
 
-def quantize_file(source: Path, destination: Path, photos: Iterable[NDArray[np.uint8]], fingerprint: str) -> None:
-    """Write the INT8 form of the float model in `source`.
+def quantize_files(
+    source: Path, destinations: Mapping[Precision, Path], photos: Iterable[NDArray[np.uint8]], fingerprint: str
+) -> None:
+    """Write 8-bit forms of the float model in `source`, each to its place, from one calibration.
 
     Args:
         photos: batches, uint8 (N, H, W, 3), of at least one photo in all; they set the ranges of the activations.
 
     Raises:
-        GraphError: the result fails ONNX's checks.
+        GraphError: a result fails ONNX's checks.
     """
     model = onnx.load(source)
     last_layer = [node.name for node in model.graph.node if LAST_LAYER_WEIGHT in node.input]
@@ -38,23 +59,26 @@ def quantize_file(source: Path, destination: Path, photos: Iterable[NDArray[np.u
     with tempfile.TemporaryDirectory(prefix="zfserve-quantize-") as scratch:
         prepared = Path(scratch, "prepared.onnx")
         onnx.save(model, prepared)
-        quantize_static(
-            prepared,
-            destination,
-            _PhotoReader(photos),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED_OPERATORS),
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=last_layer,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-    quantized = onnx.load(destination)
-    describe_model(quantized, fingerprint)
-    check_graph(quantized)
-    onnx.save(quantized, destination)
+        for precision, destination in destinations.items():
+            quantize_static(
+                prepared,
+                destination,
+                _PhotoReader(photos),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED_OPERATORS),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=last_layer,
+                calibrate_method=CalibrationMethod.MinMax,
+                # The first one writes the ranges here, the others read them and no photos.
+                calibration_cache_path=Path(scratch, "ranges.json"),
+                **_SCHEMES[precision],
+            )
+    for destination in destinations.values():
+        quantized = onnx.load(destination)
+        describe_model(quantized, fingerprint)
+        check_graph(quantized)
+        onnx.save(quantized, destination)
 
 
 class _PhotoReader(CalibrationDataReader):  # type: ignore[misc]

@@ -31,6 +31,8 @@ from zfserve_model.checkpoint import (
 from zfserve_model.labels import label_classes, relabel
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, fold_batch_norm
 
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
 CONTAINERS = ("state_dict", "network")
 """Keys under which files hold the state_dict: the custom of many training scripts, and our own `state.pt`."""
 
@@ -134,7 +136,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
         return tensors, metadata.get("format")
-    if file.suffix not in {".pt", ".pth"}:
+    if file.suffix not in SUFFIXES:
         raise CheckpointError(f"{file}: weights are read from .safetensors, .pt and .pth files only")
     if not file.is_file():
         raise CheckpointError(f"there is no file of weights at {file}")

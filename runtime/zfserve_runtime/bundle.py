@@ -3,7 +3,7 @@
 models/<name>/<version>/
   manifest.json         this module's `Manifest`
   weights.safetensors   what the worker loads
-  model.onnx            what the server runs; model.int8.onnx beside it
+  model.onnx            what the server runs; beside it model.fp16.onnx, model.int8.onnx, model.int8-symmetric.onnx
   golden.npz            inputs with expected outputs, run before an engine may serve
 """
 
@@ -156,7 +156,8 @@ class Bundle:
         """Raises BundleError where the bundle holds no artefact of that precision."""
         if precision not in self.manifest.artefacts:
             held = ", ".join(self.manifest.artefacts)
-            raise BundleError(f"the bundle holds no {precision} artefact, only {held}; export it with --{precision}")
+            flag = "--int8" if precision.startswith("int8") else f"--{precision}"
+            raise BundleError(f"the bundle holds no {precision} artefact, only {held}; export it with {flag}")
         return self.folder / self.manifest.artefacts[precision].file
 
 

@@ -1,6 +1,7 @@
 """Tiny networks with random weights, and photos made of smooth colour, for the tests of export."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from zfserve_export.exporter import ExportPlan, export_bundle
-from zfserve_export.onnx_graph import export_graph
+from zfserve_export.onnx_graph import export_graph, half_network
 from zfserve_export.photos import list_labelled_photos, list_photos
 from zfserve_model.checkpoint import Checkpoint, Preprocessing, weights_fingerprint
 from zfserve_model.networks import NetworkSpec, build_network
@@ -76,8 +77,21 @@ def exported() -> Callable[[str], tuple[Checkpoint, onnx.ModelProto]]:
 
 
 @pytest.fixture(scope="session")
+def half(exported: Callable[[str], tuple[Checkpoint, onnx.ModelProto]]) -> Callable[[str], onnx.ModelProto]:
+    """The float16 graph by architecture, of the weights that `exported` has."""
+
+    @cache
+    def export(architecture: str) -> onnx.ModelProto:
+        checkpoint, model = exported(architecture)
+        fingerprint = next(entry.value for entry in model.metadata_props if entry.key == "fingerprint")
+        return export_graph(half_network(checkpoint.network), checkpoint.preprocessing, fingerprint)
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def bundle(checkpoint: Checkpoint, photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A whole bundle, with INT8 and accuracy. Read it only."""
+    """A whole bundle, with every precision and accuracy. Read it only."""
     plan = ExportPlan(
         models=tmp_path_factory.mktemp("models"),
         name="tiny",

@@ -2,6 +2,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from zfserve_export.confusion_picture import draw_confusion
 from zfserve_export.evaluation import score
 from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
-from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.bundle import Bundle, Precision
 
 ColourBundle = Callable[..., Bundle]
 
@@ -64,6 +65,29 @@ def test_a_checkpoint(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert evaluate(file, "--data", photos, "--json", tmp_path / "score.json") == 0
     assert "PyTorch" in capsys.readouterr().out
     assert json.loads((tmp_path / "score.json").read_text())["confusion"] == [[0, 2], [0, 2]]
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_every_graph_of_a_bundle(
+    bundle: Bundle, photo_folder: Path, precision: Precision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gives the figures that export has put into the manifest."""
+    assert evaluate(bundle.folder, "--data", photo_folder, "--precision", precision, "--threads", "1") == 0
+    (figures,) = (entry for entry in bundle.manifest.accuracy if entry.precision == precision)
+    printed = capsys.readouterr().out
+    assert f"tiny 1, {precision}" in printed
+    assert f"top-1 {figures.top1:.2%}" in printed
+
+
+def test_a_bare_state_dict(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `zfserve export` reads them; the labels say what its outputs are called."""
+    network = build_network(NetworkSpec("zfnet-fig3", classes=2, hidden_width=4), torch.Generator().manual_seed(0))
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    (tmp_path / "labels.tsv").write_text("c-green\tgreen\nc-red\tred\n")
+    assert evaluate(tmp_path / "bare.pt", "--data", photos, "--labels", tmp_path / "labels.tsv") == 0
+    assert "bare.pt, PyTorch fp32" in capsys.readouterr().out
+    assert evaluate(tmp_path / "bare.pt", "--data", photos) == 2
+    assert "no class c-green, c-red" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_used_is_said_without_a_traceback(

@@ -1,12 +1,15 @@
 import argparse
+import io
 import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import save_file
-from zfserve_export.export_command import add_arguments, find_faults, run, sigterm_as_exit
+from zfserve_export.export_command import add_arguments, find_faults, print_summary, run, sigterm_as_exit
+from zfserve_export.exporter import EIGHT_BITS
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint
-from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, load_bundle
+from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, Precision, load_bundle
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -31,7 +34,7 @@ def test_writes_a_bundle_and_says_what_it_is_worth(
     assert run(arguments) == 0
     bundle = load_bundle(workplace / "models" / "tiny")
     assert bundle.manifest.version == "2.0"
-    assert list(bundle.manifest.artefacts) == ["fp32", "int8"]
+    assert list(bundle.manifest.artefacts) == ["fp32", "fp16", "int8", "int8-symmetric"]
     said = capsys.readouterr()
     assert "warning: INT8 is calibrated on 12 photos only" in said.err
     assert "12 photos" in said.out
@@ -39,13 +42,25 @@ def test_writes_a_bundle_and_says_what_it_is_worth(
     assert "wrote models/tiny/2.0" in said.out
 
 
+def test_the_summary_of_all_precisions_fits_a_narrow_terminal(bundle: Bundle) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_summary(console, bundle, seconds=1)
+    table = console.export_text().splitlines()[1:]
+    for precision, artefact in bundle.manifest.artefacts.items():
+        (row,) = (line.split() for line in table if line.split()[:1] == [precision])
+        assert row[1] == f"{(bundle.folder / artefact.file).stat().st_size / 1e6:.1f}"
+        assert row[4:6] == ["12", "photos"], "nothing was cut off"
+        assert row[7].endswith("%")
+
+
 def test_a_bare_state_dict_gets_its_classes_from_the_labels(
     workplace: Path, checkpoint: Checkpoint, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And `--no-int8` overrules photos to calibrate on."""
+    """And `--no-int8` overrules photos to calibrate on, `--no-fp16` the default."""
     save_file(checkpoint.network.state_dict(), workplace / "bare.safetensors")
     (workplace / "labels.tsv").write_text("a\tapple\nb\tbanana\nc\tcherry\n")
-    assert run(parse("bare.safetensors", "--labels", "labels.tsv", "--calibration", photo_folder, "--no-int8")) == 0
+    less = ("--calibration", photo_folder, "--no-int8", "--no-fp16")
+    assert run(parse("bare.safetensors", "--labels", "labels.tsv", *less)) == 0
     manifest = load_bundle(workplace / "models" / "zfnet-fig3" / "1").manifest
     assert [entry.label for entry in manifest.classes] == ["apple", "banana", "cherry"]
     assert list(manifest.artefacts) == ["fp32"]
@@ -75,22 +90,23 @@ def test_unusable_input_is_one_line_and_exit_2(
     assert [entry.name for entry in workplace.iterdir()] == ["weights.safetensors"]
 
 
-def test_says_loudly_that_int8_loses_more_than_a_point(bundle: Bundle) -> None:
-    assert find_faults(measured(bundle, fp32=0.90, int8=0.895, agreement=0.99)) == []
-    (fault,) = find_faults(measured(bundle, fp32=0.90, int8=0.88, agreement=0.99))
-    assert fault.startswith("INT8 LOSES 2.0 POINTS OF TOP-1 (90.0% to 88.0%)")
-    (fault,) = find_faults(measured(bundle, fp32=0.90, int8=0.90, agreement=0.75))
-    assert fault.startswith("INT8 names another class than the network for 25% of 12 photos")
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_says_loudly_that_eight_bits_lose_more_than_a_point(bundle: Bundle, precision: Precision) -> None:
+    assert find_faults(measured(bundle, precision, fp32=0.90, top1=0.895, agreement=0.99)) == []
+    (fault,) = find_faults(measured(bundle, precision, fp32=0.90, top1=0.88, agreement=0.99))
+    assert fault.startswith(f"{precision.upper()} LOSES 2.0 POINTS OF TOP-1 (90.0% to 88.0%)")
+    (fault,) = find_faults(measured(bundle, precision, fp32=0.90, top1=0.90, agreement=0.75))
+    assert fault.startswith(f"{precision} names another class than the network for 25% of 12 photos")
 
 
-def measured(bundle: Bundle, fp32: float, int8: float, agreement: float) -> Bundle:
+def measured(bundle: Bundle, precision: Precision, fp32: float, top1: float, agreement: float) -> Bundle:
     accuracy = (
         AccuracyEntry(precision="fp32", count=12, top1=fp32, top5=1),
-        AccuracyEntry(precision="int8", count=12, top1=int8, top5=1),
+        AccuracyEntry(precision=precision, count=12, top1=top1, top5=1),
     )
     parity = (
-        ParityEntry(precision="int8", inputs="photos", count=12, max_difference=0.1, top1_agreement=agreement),
-        ParityEntry(precision="int8", inputs="noise", count=8, max_difference=0.9, top1_agreement=0),
+        ParityEntry(precision=precision, inputs="photos", count=12, max_difference=0.1, top1_agreement=agreement),
+        ParityEntry(precision=precision, inputs="noise", count=8, max_difference=0.9, top1_agreement=0),
     )
     return Bundle(bundle.folder, bundle.manifest.model_copy(update={"accuracy": accuracy, "parity": parity}))
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from zfserve_export.exporter import ExportPlan, export_bundle, smallest_exact_dtype, thin_out
-from zfserve_export.parity import ParityError
+from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle, smallest_exact_dtype, thin_out
+from zfserve_export.measurement import NODE_BY_NODE, Trials, measure
+from zfserve_export.parity import ParityError, make_reference, noise_images
 from zfserve_export.photos import list_photos
 from zfserve_model.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
 from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
@@ -22,6 +23,8 @@ def test_a_bundle_holds_what_the_design_says(bundle: Bundle) -> None:
     assert sorted(file.name for file in bundle.folder.iterdir()) == [
         "golden.npz",
         "manifest.json",
+        "model.fp16.onnx",
+        "model.int8-symmetric.onnx",
         "model.int8.onnx",
         "model.onnx",
         "weights.safetensors",
@@ -54,26 +57,27 @@ def test_the_worker_finds_the_same_weights(bundle: Bundle, checkpoint: Checkpoin
 def test_parity_is_reported_for_each_file_on_photos_and_on_noise(bundle: Bundle) -> None:
     entries = {(entry.precision, entry.inputs): entry for entry in bundle.manifest.parity}
     assert {key: entry.count for key, entry in entries.items()} == {
-        ("fp32", "photos"): 12,
-        ("fp32", "noise"): 8,
-        ("int8", "photos"): 12,
-        ("int8", "noise"): 8,
+        (precision, inputs): count for precision in PRECISIONS for inputs, count in (("photos", 12), ("noise", 8))
     }
     for inputs in ("photos", "noise"):
         assert entries["fp32", inputs].max_difference < 1e-5
         assert entries["fp32", inputs].top1_agreement == 1
-    assert 1e-5 < entries["int8", "photos"].max_difference < 0.2
+        assert 1e-5 < entries["fp16", inputs].max_difference < 1e-2
+    for precision in EIGHT_BITS:
+        assert 1e-5 < entries[precision, "photos"].max_difference < 0.2
 
 
 def test_accuracy_is_reported_for_each_file(bundle: Bundle) -> None:
-    assert [(entry.precision, entry.count) for entry in bundle.manifest.accuracy] == [("fp32", 12), ("int8", 12)]
+    assert [(entry.precision, entry.count) for entry in bundle.manifest.accuracy] == [
+        (precision, 12) for precision in PRECISIONS
+    ]
     for entry in bundle.manifest.accuracy:
         assert 0 <= entry.top1 <= entry.top5 == 1, "three classes: the true one is always among five"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_engines_reproduce_the_golden_outputs(bundle: Bundle, precision: Precision) -> None:
-    engine = OnnxEngine(bundle, precision, threads=1, max_batch_size=4)
+    engine = OnnxEngine(bundle, precision, threads=1, max_batch_size=4, optimised=precision not in NODE_BY_NODE)
     assert load_golden(bundle).pixels.shape == (8, 224, 224, 3)
     verify_engine(engine, bundle)
 
@@ -88,6 +92,14 @@ def test_golden_tolerance_is_too_narrow_for_a_broken_engine(bundle: Bundle, prec
 
     with pytest.raises(EngineDisagrees):
         verify_engine(Swapped(bundle, precision, threads=1, max_batch_size=4), bundle)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_float_graphs_are_held_to_their_tolerance(bundle: Bundle, checkpoint: Checkpoint, precision: Precision) -> None:
+    noise = make_reference(checkpoint, "noise", noise_images(bundle.manifest.input, 2))
+    trials = Trials([noise], {precision: 1e-12}, noise.pixels, validation=None)
+    with pytest.raises(ParityError, match=f"the {precision} graph's probability differs"):
+        measure(bundle, precision, trials, on_photos=lambda count: None)
 
 
 def test_a_corrupt_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -105,6 +117,18 @@ def test_past_the_tolerance_no_bundle_is_left(checkpoint: Checkpoint, tmp_path: 
     with pytest.raises(ParityError, match=r"1e-12 is allowed \(--tolerance\); no bundle was written"):
         export_bundle(checkpoint, plan)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_beyond_half_is_exported_without_it_only(fresh_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Scaled up in one layer and down in the next: the same function, with activations that float16 cannot hold."""
+    with torch.no_grad():
+        fresh_checkpoint.network.get_parameter("trunk.conv4.weight").mul_(2**16)
+        fresh_checkpoint.network.get_parameter("trunk.conv5.weight").mul_(2**-16)
+    with pytest.raises(ParityError, match="conv4 gives activations of"):
+        export_bundle(fresh_checkpoint, ExportPlan(models=tmp_path / "models", name="tiny"))
+    assert list(tmp_path.iterdir()) == []
+    bundle = export_bundle(fresh_checkpoint, ExportPlan(models=tmp_path / "models", name="tiny", fp16=False))
+    assert list(bundle.manifest.artefacts) == ["fp32"]
 
 
 def test_an_interrupt_leaves_the_older_version_alone(

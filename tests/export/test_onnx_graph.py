@@ -4,15 +4,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from zfserve_export.onnx_graph import OPSET, GraphError, check_graph
+from zfserve_export.onnx_graph import OPSET, GraphError, check_graph, half_network
 from zfserve_export.parity import network_outputs
 from zfserve_model.checkpoint import Checkpoint, weights_fingerprint
 from zfserve_model.networks import ARCHITECTURES
 from zfserve_runtime.bundle import Bundle
 
 Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]
+
+Half = Callable[[str], onnx.ModelProto]
 
 by_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -76,6 +79,45 @@ def test_the_same_weights_give_the_same_bytes(exported: Exported, bundle: Bundle
     model = exported("zfnet-fig3")[1].SerializeToString(deterministic=True)
     assert onnx.load(bundle.artefact("fp32")).SerializeToString(deterministic=True) == model
     assert b"/zfserve_export/" not in model, "a path of this machine"
+
+
+@pytest.mark.parametrize("architecture", ["zfnet-fig3", "alexnet"])
+def test_half_weights_give_a_half_graph_with_float_ends(
+    exported: Exported, half: Half, architecture: str, pixels: NDArray[np.uint8]
+) -> None:
+    """Layers compute in float16; normalisation, contrast norm (which `alexnet` has here) and softmax in float32."""
+    checkpoint, model = exported(architecture)[0], half(architecture)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for node in inferred.node:
+        if node.op_type in ("Conv", "Gemm", "Relu", "MaxPool"):
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}, node.name
+        if node.op_type in ("Mul", "Sub", "LRN", "Softmax"):
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}, node.name
+    assert [types[output.name] for output in inferred.output] == [TensorProto.FLOAT] * 2
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    expected = network_outputs(checkpoint, pixels[:4])
+    probabilities, features = session.run(["probabilities", "features"], {"pixels": pixels[:4]})
+    np.testing.assert_allclose(probabilities, expected.probabilities, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(features, expected.features, rtol=0, atol=5e-3 * np.abs(expected.features).max())
+
+
+def test_half_weights_are_a_copy(fresh_checkpoint: Checkpoint) -> None:
+    network = fresh_checkpoint.network
+    assert {tensor.dtype for tensor in half_network(network).state_dict().values()} == {torch.float16}
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("weight", [65520.0, -1e6])
+def test_a_weight_too_large_for_half_is_named(fresh_checkpoint: Checkpoint, weight: float) -> None:
+    weights = fresh_checkpoint.network.get_parameter("trunk.conv4.bias")
+    with torch.no_grad():
+        weights[3] = 65504
+        half_network(fresh_checkpoint.network)
+        weights[3] = weight
+    with pytest.raises(GraphError, match=r"trunk\.conv4\.bias holds a weight of .*e\+0.*with --no-fp16"):
+        half_network(fresh_checkpoint.network)
 
 
 def tiny_graph(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("probabilities", "features")) -> onnx.ModelProto:

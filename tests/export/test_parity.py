@@ -7,9 +7,11 @@ from zfserve_export.parity import (
     compare,
     network_outputs,
     noise_images,
+    require_half_range,
     require_parity,
     run_all,
 )
+from zfserve_export.photos import input_spec
 from zfserve_model.checkpoint import Checkpoint
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
@@ -56,11 +58,36 @@ def test_figures_are_the_largest_difference_and_the_share_of_equal_classes() -> 
 )
 def test_past_the_tolerance_is_an_error_that_says_by_how_much(actual: EngineOutputs, complaint: str) -> None:
     with pytest.raises(ParityError, match=complaint):
-        require_parity(REFERENCE, actual, tolerance=0.005)
+        require_parity("fp32", REFERENCE, actual, tolerance=0.005)
 
 
 def test_within_the_tolerance_passes() -> None:
-    require_parity(REFERENCE, outputs([[0.91, 0.09], [0.4, 0.6]], [[0.0, 8.0], [2.08, 0.0]]), tolerance=0.02)
+    actual = outputs([[0.91, 0.09], [0.4, 0.6]], [[0.0, 8.0], [2.08, 0.0]])
+    require_parity("fp32", REFERENCE, actual, tolerance=0.02)
+
+
+def test_says_how_to_go_on_without_the_file_that_is_off() -> None:
+    actual = outputs([[0.91, 0.09], [0.4, 0.6]], [[0.0, 8.0], [2.0, 0.0]])
+    for precision, way_out in (("fp32", "--tolerance"), ("fp16", "leave it out with --no-fp16")):
+        with pytest.raises(ParityError, match=rf"the {precision} graph's .* allowed \({way_out}\)"):
+            require_parity(precision, REFERENCE, actual, tolerance=0.005)
+
+
+@pytest.mark.parametrize(
+    ("layer", "factor", "found"), [("conv4", 1e5, "conv4"), ("conv4", float("nan"), "conv4"), ("fc7", 1e7, "fc7")]
+)
+def test_activations_too_large_for_half_are_found(
+    fresh_checkpoint: Checkpoint, layer: str, factor: float, found: str
+) -> None:
+    """ONNX Runtime's CPU kernels would hide them: the layer after shrinks what this one has blown up."""
+    noise = Reference("noise", noise_images(input_spec(fresh_checkpoint.preprocessing), 2), EXPECTED)
+    require_half_range(fresh_checkpoint, noise)
+    with torch.no_grad():
+        for name, tensor in fresh_checkpoint.network.named_parameters():
+            if f".{layer}." in name:
+                tensor.mul_(factor)
+    with pytest.raises(ParityError, match=rf"{found} gives activations of .* for noise.*--no-fp16"):
+        require_half_range(fresh_checkpoint, noise)
 
 
 def test_noise_is_the_same_at_every_call() -> None:

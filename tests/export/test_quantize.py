@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from zfserve_export.onnx_graph import check_graph
 from zfserve_export.parity import network_outputs
-from zfserve_export.quantize import LARGEST_WEIGHT, quantize_file
+from zfserve_export.quantize import LARGEST_WEIGHT, quantize_files
 from zfserve_model.checkpoint import Checkpoint
+from zfserve_runtime.bundle import Precision
 
 Pixels = NDArray[np.uint8]
 Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]
@@ -20,20 +21,41 @@ Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]
 def quantized(
     request: pytest.FixtureRequest, exported: Exported, pixels: Pixels, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Checkpoint, Path]:
-    """A network and its INT8 file, calibrated on the photos; `alexnet` has the contrast norm."""
+    """A network and its INT8 file, calibrated on the photos, with `model.onnx` and `symmetric.onnx` beside it;
+    `alexnet` has the contrast norm."""
     checkpoint, model = exported(request.param)
     folder = tmp_path_factory.mktemp("int8")
     onnx.save(model, folder / "model.onnx")
-    quantize_file(folder / "model.onnx", folder / "model.int8.onnx", [pixels[:8], pixels[8:]], "cafe")
+    destinations: dict[Precision, Path] = {
+        "int8": folder / "model.int8.onnx",
+        "int8-symmetric": folder / "symmetric.onnx",
+    }
+    quantize_files(folder / "model.onnx", destinations, iter([pixels[:8], pixels[8:]]), "cafe")
     return checkpoint, folder / "model.int8.onnx"
+
+
+@pytest.fixture(scope="module")
+def symmetric(quantized: tuple[Checkpoint, Path]) -> tuple[Checkpoint, Path]:
+    """The same network and its symmetric INT8 file."""
+    checkpoint, file = quantized
+    return checkpoint, file.parent / "symmetric.onnx"
+
+
+def plain_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def by_output(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
-def test_every_layer_but_the_last_is_quantized_per_channel(quantized: tuple[Checkpoint, Path]) -> None:
-    graph = onnx.load(quantized[1]).graph
+@pytest.mark.parametrize(("fixture", "activations"), [("quantized", np.uint8), ("symmetric", np.int8)])
+def test_every_layer_but_the_last_is_quantized_per_channel(
+    request: pytest.FixtureRequest, fixture: str, activations: type
+) -> None:
+    graph = onnx.load(request.getfixturevalue(fixture)[1]).graph
     makers, constants = by_output(graph), {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     float_layers = []
     for node in graph.node:
@@ -49,7 +71,7 @@ def test_every_layer_but_the_last_is_quantized_per_channel(quantized: tuple[Chec
         assert scale.shape == (values.shape[0],)
         (axis,) = (attribute.i for attribute in weight.attribute if attribute.name == "axis")
         assert axis == 0
-        assert constants[activation.input[2]].dtype == np.uint8
+        assert constants[activation.input[2]].dtype == activations
         assert constants[activation.input[2]].shape == ()
     assert float_layers == ["head.fc8.weight"]
 
@@ -68,23 +90,39 @@ def test_weights_are_too_small_to_overflow_16_bits(quantized: tuple[Checkpoint, 
 
 def test_integer_kernels_agree_with_the_definition(quantized: tuple[Checkpoint, Path], pixels: Pixels) -> None:
     """Fused integer kernels against the graph as it is written, Q and DQ computed one by one in float."""
-    plain = onnxruntime.SessionOptions()
-    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    sessions = [onnxruntime.InferenceSession(quantized[1], options) for options in (None, plain)]
+    sessions = [onnxruntime.InferenceSession(quantized[1], options) for options in (None, plain_options())]
     fused, written = (session.run(["probabilities"], {"pixels": pixels[:6]})[0] for session in sessions)
     np.testing.assert_allclose(fused, written, rtol=0, atol=0.02)
 
 
-def test_stays_close_to_the_network(quantized: tuple[Checkpoint, Path], pixels: Pixels) -> None:
-    checkpoint, file = quantized
+def test_symmetric_is_what_tensorrt_takes(symmetric: tuple[Checkpoint, Path]) -> None:
+    """Zero points of 0, biases in float, all 8 bits of the weights, and roundings before layers alone."""
+    graph = onnx.load(symmetric[1]).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    roundings = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert all(not constants[node.input[2]].any() for node in roundings)
+    assert {values.dtype for name, values in constants.items() if name.endswith(".bias")} == {np.dtype(np.float32)}
+    weights = [values for values in constants.values() if values.dtype == np.int8 and values.ndim > 1]
+    assert [int(np.abs(values.astype(np.int32)).max()) for values in weights] == [127] * 7
+    readers = {node.op_type for node in graph.node for name in node.input if "DequantizeLinear_Output" in name}
+    assert readers == {"Conv", "Gemm"}
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 7, "one for the input of each layer"
+
+
+@pytest.mark.parametrize("fixture", ["quantized", "symmetric"])
+def test_stays_close_to_the_network(request: pytest.FixtureRequest, fixture: str, pixels: Pixels) -> None:
+    """Computed node by node, as ONNX defines them."""
+    checkpoint, file = request.getfixturevalue(fixture)
     expected = network_outputs(checkpoint, pixels)
-    probabilities, features = onnxruntime.InferenceSession(file).run(None, {"pixels": pixels})
+    session = onnxruntime.InferenceSession(file, plain_options())
+    probabilities, features = session.run(None, {"pixels": pixels})
     assert np.abs(probabilities - expected.probabilities).max() < 0.1
     assert np.abs(features - expected.features).max() < 0.1 * np.abs(expected.features).max()
 
 
-def test_is_clean_onnx_with_the_promised_inputs_and_outputs(quantized: tuple[Checkpoint, Path]) -> None:
-    model = onnx.load(quantized[1])
+@pytest.mark.parametrize("fixture", ["quantized", "symmetric"])
+def test_is_clean_onnx_with_the_promised_inputs_and_outputs(request: pytest.FixtureRequest, fixture: str) -> None:
+    model = onnx.load(request.getfixturevalue(fixture)[1])
     check_graph(model)
     assert model.producer_name == "zfserve"
     assert {prop.key: prop.value for prop in model.metadata_props} == {"fingerprint": "cafe"}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zfserve_runtime.bundle import BundleError, Manifest, load_bundle, newest_version
+from zfserve_runtime.bundle import BundleError, Manifest, Precision, load_bundle, newest_version
 
 FILES = {"weights.safetensors": b"weights", "golden.npz": b"golden", "model.onnx": b"graph"}
 
@@ -115,9 +115,13 @@ def test_refuses_a_manifest_it_cannot_trust(tmp_path: Path, text: str, complaint
         load_bundle(folder)
 
 
-def test_names_the_option_that_writes_an_absent_artefact(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no int8 artefact, only fp32; export it with --int8"):
-        load_bundle(write_bundle(tmp_path / "1")).artefact("int8")
+@pytest.mark.parametrize(
+    ("precision", "option"), [("fp16", "--fp16"), ("int8", "--int8"), ("int8-symmetric", "--int8")]
+)
+def test_names_the_option_that_writes_an_absent_artefact(tmp_path: Path, precision: Precision, option: str) -> None:
+    """A bundle of the first release has fp32, and perhaps int8; it is read as it is."""
+    with pytest.raises(BundleError, match=f"no {precision} artefact, only fp32; export it with {option}$"):
+        load_bundle(write_bundle(tmp_path / "1")).artefact(precision)
 
 
 @pytest.mark.parametrize(

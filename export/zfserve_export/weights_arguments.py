@@ -1,0 +1,27 @@
+"""What `zfserve export` and `zfserve evaluate` must be told of weights that do not describe themselves."""
+
+import argparse
+from pathlib import Path
+
+from zfserve_model.checkpoint import Checkpoint
+from zfserve_model.imports import load_weights
+from zfserve_model.labels import read_labels
+from zfserve_model.networks import ARCHITECTURES
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--architecture", choices=ARCHITECTURES, help="of a bare state_dict, where its shapes do not tell"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="lines of <class id><tab><label>, or a JSON object")
+
+
+def read_weights(file: Path, arguments: argparse.Namespace) -> Checkpoint:
+    """The weights in `file`, as the arguments describe them.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        LabelsError: the labels cannot be read, or leave out a class.
+    """
+    labels = read_labels(arguments.labels) if arguments.labels else None
+    return load_weights(file, architecture=arguments.architecture, class_names=labels)
