@@ -83,13 +83,16 @@ class EngineStore:
         refusals: list[tuple[int, str]] = []
         for entry in self._candidates(request):
             differences = entry.record.identity.differences(request) if entry.record else []
-            if not differences:
+            if differences:
+                reason = differences[0]
+            else:
                 try:
                     return entry.load()
                 except EngineDamaged as damaged:
-                    differences = [str(damaged)]
-            refusals.append((len(differences), f"engine {entry.key[:12]} is refused: {differences[0]}"))
-        raise _refused(request, self.folder, min(refusals, default=(0, None))[1])
+                    reason = str(damaged)
+            refusals.append((len(differences), f"engine {entry.key[:12]} is refused: {reason}"))
+        nearest = min(refusals, key=lambda refusal: refusal[0]) if refusals else None
+        raise _refused(request, self.folder, nearest[1] if nearest else None)
 
     def obtain(
         self, request: EngineRequest, build: Build, on_progress: OnProgress, on_refusal: OnRefusal = "rebuild"
@@ -99,16 +102,18 @@ class EngineStore:
         Whatever `build` raises passes through, and leaves nothing behind.
 
         Args:
-            on_refusal: what to do where there is one for this model that may not be used.
+            on_refusal: what to do where there is one for this model that may not be used, and nobody is building one
+                that may.
 
         Raises:
             EngineRefused: there is one that may not be used, and it is not to be rebuilt.
             EngineUnavailable: one has to be built, and the folder cannot be written.
         """
+        lock = self._lock(EngineIdentity.of(request).key)
         try:
             return self.find(request)
         except EngineRefused as refusal:
-            if refusal.reason and on_refusal == "refuse":
+            if refusal.reason and on_refusal == "refuse" and not is_locked(lock):
                 raise
             doubt = str(refusal)
 
@@ -118,10 +123,10 @@ class EngineStore:
         with ExitStack() as locked:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                locked.enter_context(exclusive_lock(self._lock(EngineIdentity.of(request).key), on_wait))
+                locked.enter_context(exclusive_lock(lock, on_wait))
             except OSError as error:
                 raise self._unwritable(doubt, error) from error
-            return self._find_or_build(request, build)
+            return self._find_or_build(request, build, on_refusal)
 
     def entries(self) -> list[StoreEntry]:
         """All that the store holds, the newest first and last what has no record. Everything but the digest of each
@@ -170,10 +175,12 @@ class EngineStore:
             if (entry.record.is_meant_for(request) if entry.record else entry.key == key)
         ]
 
-    def _find_or_build(self, request: EngineRequest, build: Build) -> StoredEngine:
+    def _find_or_build(self, request: EngineRequest, build: Build, on_refusal: OnRefusal) -> StoredEngine:
         try:
             return self.find(request)  # by now the process that was waited for may have built it
         except EngineRefused as refusal:
+            if refusal.reason and on_refusal == "refuse":
+                raise
             if refusal.reason:
                 log.warning("%s; building another", refusal.reason)
         for leftover in self.leftovers(EngineIdentity.of(request).key):

@@ -1,6 +1,8 @@
 import json
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +24,10 @@ from fakes.engines import (
 )
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.engine_identity import EngineIdentity, EngineRequest
+from zfserve_runtime.engine_record import StoredEngine
 from zfserve_runtime.engine_store import EngineRefused, EngineStore
 from zfserve_runtime.file_lock import exclusive_lock
-from zfserve_runtime.tensorrt_builder import BuildFailed
+from zfserve_runtime.tensorrt_builder import BuildFailed, BuiltEngine
 
 KEY = EngineIdentity.of(TUNED).key
 
@@ -124,10 +127,30 @@ def test_what_is_refused_is_not_rebuilt_where_that_is_not_wished(
     assert not builder.given
 
 
+def test_one_that_is_being_built_is_waited_for_even_so(store: EngineStore) -> None:
+    store.obtain(on_card(TUNED, H100), Builder(), quiet)  # is refused
+    waits = threading.Event()
+
+    def build(timing_cache: bytes) -> BuiltEngine:
+        waiting = others.submit(
+            store.obtain, TUNED, failing(AssertionError("built twice")), lambda *progress: waits.set(), "refuse"
+        )
+        waiting_for.append(waiting)
+        assert waits.wait(60)
+        return Builder(b"plan")(timing_cache)
+
+    waiting_for: list[Future[StoredEngine]] = []
+    with ThreadPoolExecutor(1) as others:
+        store.obtain(TUNED, build, quiet)
+    assert waiting_for[0].result().plan == b"plan"
+
+
 def test_of_several_the_nearest_says_why_not(store: EngineStore) -> None:
-    for request in (replace(on_card(TUNED, H100), graph_sha256="cd" * 32), with_settings(TUNED, tf32=True)):
+    for request in (with_settings(TUNED, tf32=True), replace(on_card(TUNED, H100), graph_sha256="cd" * 32)):
         store.obtain(request, Builder(), quiet)
     assert (reason(store, TUNED) or "").endswith("it was built with tf32 on, not off")
+    truncate(store.obtain(TUNED, Builder(), quiet).file)
+    assert (reason(store, TUNED) or "").endswith("its plan has 3 of 4 bytes")
 
 
 def test_one_store_serves_many_models(store: EngineStore) -> None:
