@@ -93,7 +93,7 @@ def open_tensorrt(library: TensorRTLibrary, opening: Opening, precision: Precisi
 
     gpu = require_gpu()
     loaded = load_library(library)
-    stored = _obtain_compiled(loaded, gpu, opening, precision, report)
+    stored = obtain_compiled(loaded, gpu, opening, precision, report)
     report(Step(library, Phase.LOADING))
     from zfserve_runtime.tensorrt_engine import open_engines
     from zfserve_runtime.tensorrt_plan import LoadedPlan
@@ -113,9 +113,15 @@ def open_tensorrt(library: TensorRTLibrary, opening: Opening, precision: Precisi
     )
 
 
-def _obtain_compiled(
+def obtain_compiled(
     library: Library, gpu: GpuFacts, opening: Opening, precision: Precision, report: Report
 ) -> StoredEngine:
+    """From the store; compiled now where it has none for this card that is large enough.
+
+    Raises:
+        EngineUnavailable: one would have to be compiled and cannot, or must not be used and is not to be rebuilt.
+        BundleError: the bundle holds no graph of that precision.
+    """
     from zfserve_runtime.engine_identity import Host, request_engine
     from zfserve_runtime.engine_store import EngineStore
     from zfserve_runtime.tensorrt_builder import BuildFailed, BuiltEngine, build_engine
@@ -138,45 +144,39 @@ def _obtain_compiled(
 
 
 def choose_batches(max_batch_size: int) -> tuple[int, ...]:
-    """The batches to compile for: those that `zfserve compile` takes by default, so that what it compiled is used, and
-    `max_batch_size` where that is more."""
-    usual = BuildSettings.batches
-    return usual if max_batch_size <= usual[-1] else (*usual, max_batch_size)
+    """What to tune an engine for that takes up to `max_batch_size`: that, and those below it that are usual."""
+    return (*(size for size in BuildSettings.batches if size < max_batch_size), max_batch_size)
 
 
 def open_onnx_tensorrt(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
     from zfserve_runtime.engine_store import EngineStore
     from zfserve_runtime.onnx_providers import TensorRTProvider
 
-    # Whether it finds the engine in its cache, ONNX Runtime does not tell.
-    report(Step("onnx-tensorrt", Phase.COMPILING))
-    return _open_onnx(
-        "onnx-tensorrt",
-        TensorRTProvider(EngineStore.of(opening.bundle, opening.cache).folder),
-        opening,
-        precision,
-        report,
-    )
+    provider = TensorRTProvider(EngineStore.of(opening.bundle, opening.cache).folder)
+    # Whether it compiles or finds the engine in its cache, ONNX Runtime does not tell.
+    return _open_onnx(Step("onnx-tensorrt", Phase.COMPILING), provider, opening, precision, report)
 
 
 def open_onnx_cuda(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
     from zfserve_runtime.onnx_providers import CudaProvider
 
-    report(Step("onnx-cuda", Phase.LOADING))
-    return _open_onnx("onnx-cuda", CudaProvider(), opening, precision, report)
+    return _open_onnx(Step("onnx-cuda", Phase.LOADING), CudaProvider(), opening, precision, report)
 
 
 def open_onnx_cpu(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
     from zfserve_runtime.onnx_providers import CPU
 
-    report(Step("onnx-cpu", Phase.LOADING))
-    return _open_onnx("onnx-cpu", CPU, opening, precision, report)
+    return _open_onnx(Step("onnx-cpu", Phase.LOADING), CPU, opening, precision, report)
 
 
 def _open_onnx(
-    name: EngineName, provider: OnnxProvider, opening: Opening, precision: Precision, report: Report
+    first: Step, provider: OnnxProvider, opening: Opening, precision: Precision, report: Report
 ) -> list[Engine]:
     from zfserve_runtime.onnx_engine import OnnxEngine
+    from zfserve_runtime.onnx_session import require_provider
+
+    require_provider(provider)
+    report(first)
 
     def open_one() -> Engine:
         return OnnxEngine(
@@ -185,7 +185,7 @@ def _open_onnx(
             threads=max(1, opening.threads // opening.instances),
             max_batch_size=opening.max_batch_size,
             provider=provider,
-            on_warming=lambda done, total: report(Step(name, Phase.WARMING, done / total)),
+            on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
         )
 
     return _several(opening.instances, open_one)

@@ -33,12 +33,7 @@ def open_session(
         EngineUnavailable: the provider cannot be had.
     """
     artefact = bundle.artefact(precision)
-    available = onnxruntime.get_available_providers()
-    if provider.name not in available:
-        raise EngineUnavailable(
-            f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
-            "of `server`, brings those for NVIDIA's cards"
-        )
+    require_provider(provider)
     spec = bundle.manifest.input
     workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
     chain = provider.chain(workload, onnxruntime.__version__)
@@ -48,6 +43,16 @@ def open_session(
         session = _load_on_gpu(artefact, options, chain, provider)
     _check_signature(session, bundle.manifest)
     return session
+
+
+def require_provider(provider: OnnxProvider) -> None:
+    """Raises EngineUnavailable where this build of ONNX Runtime lacks it."""
+    available = onnxruntime.get_available_providers()
+    if provider.name not in available:
+        raise EngineUnavailable(
+            f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
+            "of `server`, brings those for NVIDIA's cards"
+        )
 
 
 def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Chain) -> onnxruntime.InferenceSession:

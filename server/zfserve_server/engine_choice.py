@@ -78,17 +78,23 @@ def choose_engine(
         chosen = choose_precision(precision, opening.bundle.manifest, name)
         outcome = _open_verified(name, partial(openers[name], opening, chosen), opening.bundle, report)
         if isinstance(outcome, NotTaken):
-            logger.info("engine not taken", extra={"engine": name, "reason": outcome.reason})
             refused.append(outcome)
             continue
-        info = outcome[0].info
-        logger.info("engine taken", extra={"engine": name, "precision": info.precision, "device": info.device})
         worse = (NotTaken(other, f"{name} comes before it and can serve") for other in candidates[place + 1 :])
-        return EngineChoice(name, outcome, (*refused, *worse))
+        choice = EngineChoice(name, outcome, (*refused, *worse))
+        _log(choice)
+        return choice
     if wanted != "auto":
         raise EngineUnavailable(f"the engine {wanted} cannot serve: {refused[0].reason}")
     reasons = "; ".join(f"{entry.engine}: {entry.reason}" for entry in refused)
     raise EngineUnavailable(f"no engine can serve {opening.bundle.folder}: {reasons}")
+
+
+def _log(choice: EngineChoice) -> None:
+    info = choice.instances[0].info
+    logger.info("engine taken", extra={"engine": choice.name, "precision": info.precision, "device": info.device})
+    for entry in choice.not_taken:
+        logger.info("engine not taken", extra={"engine": entry.engine, "reason": entry.reason})
 
 
 def choose_precision(wanted: WantedPrecision, manifest: Manifest, engine: EngineName) -> Precision:
