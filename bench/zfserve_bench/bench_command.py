@@ -16,6 +16,7 @@ from zfserve_runtime.errors import EngineFailed
 
 from zfserve_bench.decode import measure_decode
 from zfserve_bench.findings import Report, missed
+from zfserve_bench.gpu import measure_gpu
 from zfserve_bench.latency import measure_latency
 from zfserve_bench.load import LoadFailed
 from zfserve_bench.machine import Machine, describe_machine
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
     "decode": measure_decode,
     "projection": measure_projection,
     "startup": measure_startup,
+    "gpu": measure_gpu,
 }
 DEFAULT_PHOTOS = Path("samples")
 
