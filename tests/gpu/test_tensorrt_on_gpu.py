@@ -67,7 +67,7 @@ def test_every_batch_size_answers_as_onnx_runtime_does(
 ) -> None:
     """Sizes 1 to 8 over profiles up to 1, 4 and 8: at, before and after every edge, and some that are filled up."""
     (engine,) = open_tensorrt(kind, precision)
-    reference = OnnxEngine(gpu_bundle, precision, threads=4, max_batch_size=len(photos))
+    reference = OnnxEngine(gpu_bundle, precision, threads=4, max_batch_size=len(photos), optimised=False)
     expected = reference.run(photos)
     reference.close()
     tolerance = FEATURE_TOLERANCE[precision] * np.abs(expected.features).max()
@@ -230,7 +230,7 @@ def test_a_sticky_error_is_a_lost_engine(
     file = tmp_path / "plan.engine"
     file.write_bytes(compiled(kind, "fp32"))
     ended = subprocess.run(
-        [sys.executable, "-c", POISON, kind, str(file), str(gpu_bundle.folder)],
+        [sys.executable, "-u", "-c", POISON, kind, str(file), str(gpu_bundle.folder)],
         capture_output=True,
         text=True,
         timeout=300,
