@@ -2,10 +2,11 @@
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from zfserve_runtime.bundle import Artefact, Bundle
 from zfserve_server.config import ServerConfig
 from zfserve_server.serve_command import ConfigError, add_arguments, read_config, run
 
@@ -80,3 +81,17 @@ def test_a_missing_model_says_what_to_run(tmp_path: Path, capsys: pytest.Capture
     add_arguments(parser)
     assert run(parser.parse_args(["--model", str(tmp_path / "none"), "--port", "0"])) == 2
     assert "zfserve export" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_an_engine_that_cannot_serve_ends_the_command_with_one_line(
+    colour_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here because no output is within a negative tolerance of what was recorded."""
+    bundle = colour_bundle(artefacts={"fp32": Artefact(file="model.onnx", golden_tolerance=-1.0)})
+    flags = ("--port", "0", "--metrics-port", "0", "--no-worker", "--engine", "onnx-cpu")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["--model", str(bundle.folder), *flags])) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
+    assert "the engine onnx-cpu cannot serve: the fp32 engine" in line
