@@ -15,6 +15,7 @@ Reading needs neither a lock nor the right to write.
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 FOLDER = "engines"
 """Of a bundle's own store."""
 TIMING_CACHE = ".timing-cache"
+_KEY = re.compile("[0-9a-f]{64}")  # what else is in the folder is not ours
 
 
 class EngineRefused(EngineUnavailable):
@@ -131,8 +133,8 @@ class EngineStore:
     def entries(self) -> list[StoreEntry]:
         """All that the store holds, the newest first and last what has no record. Everything but the digest of each
         plan is checked; `StoreEntry.load` checks that too."""
-        files = {file.with_suffix(PLAN) for suffix in (PLAN, RECORD) for file in self.folder.glob(f"[!.]*{suffix}")}
-        entries = [StoreEntry.look(file) for file in sorted(files)]
+        files = {file.with_suffix(PLAN) for suffix in (PLAN, RECORD) for file in self.folder.glob(f"*{suffix}")}
+        entries = [StoreEntry.look(file) for file in sorted(files) if _KEY.fullmatch(file.stem)]
         return sorted(entries, key=lambda entry: -entry.record.created_at.timestamp() if entry.record else 0)
 
     def is_building(self, entry: StoreEntry) -> bool:

@@ -341,6 +341,14 @@ def test_a_runtime_cache_belongs_to_an_engine_and_a_card(store: EngineStore) -> 
     assert engine.runtime_cache(replace(L4, driver_version="591.10")) == cache  # TensorRT itself judges the driver
 
 
+def test_files_of_others_in_the_folder_are_left_alone(store: EngineStore) -> None:
+    store.obtain(TUNED, Builder(), quiet)
+    for name in ("TensorrtExecutionProvider_graph_1_0_sm86.engine", "notes.json", f".{KEY}.json", "README.md"):
+        (store.folder / name).touch()
+    assert [entry.key for entry in store.entries()] == [KEY]
+    assert store.leftovers() == []
+
+
 def test_an_engine_is_removed_with_all_that_belongs_to_it(store: EngineStore) -> None:
     engine, other = (store.obtain(request, Builder(), quiet) for request in (AHEAD, TUNED))
     engine.runtime_cache(L4).write(b"kernels")
