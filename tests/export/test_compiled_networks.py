@@ -1,0 +1,84 @@
+"""Our networks, compiled ahead of time by TensorRT for RTX: every architecture and precision, no card needed.
+
+What TensorRT parsed is read back. Whether its kernels compute the same numbers only a card can show: tests/gpu.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from zfserve_export.onnx_graph import export_graph
+from zfserve_export.quantize import quantize_files
+from zfserve_model.checkpoint import Checkpoint, Preprocessing
+from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_runtime.build_summary import BatchProfile, BuildSummary, TensorSummary
+from zfserve_runtime.bundle import Precision
+from zfserve_runtime.tensorrt_builder import build_engine
+from zfserve_runtime.tensorrt_settings import COMPILED_PRECISIONS, BuildSettings
+
+Pixels = NDArray[np.uint8]
+Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]
+Half = Callable[[str], onnx.ModelProto]
+
+WIDTH, CLASSES = 16, 3
+ARCHITECTURES = {"zfnet": False, "zfnet-fig3": False, "alexnet": True}
+"""With the contrast norm, or without, as the fixture `exported` has them."""
+
+MULTIPLICATIONS = {
+    "fp32": {("CONVOLUTION", "float32"): 5, ("MATRIX_MULTIPLY", "float32"): 3},
+    "fp16": {("CONVOLUTION", "float16"): 5, ("MATRIX_MULTIPLY", "float16"): 3},
+    # The last layer stays in float, so that logits are not rounded to 256 steps.
+    "int8-symmetric": {
+        ("CONVOLUTION", "int8"): 5,
+        ("MATRIX_MULTIPLY", "int8"): 2,
+        ("MATRIX_MULTIPLY", "float32"): 1,
+    },
+}
+
+
+def compile_graph(graph: Path, precision: Precision) -> BuildSummary:
+    settings = BuildSettings("tensorrt-rtx", precision, batches=(1, 4), compute_capabilities=("8.9",))
+    return build_engine(graph, settings).summary
+
+
+def check(summary: BuildSummary, graph: Path, precision: Precision, *, contrast_norm: bool) -> None:
+    """The outside is that of the bundle in every precision, the inside is what the graph says."""
+    assert summary.inputs == (TensorSummary("pixels", "uint8", (-1, 224, 224, 3)),)
+    assert summary.outputs == (
+        TensorSummary("probabilities", "float32", (-1, CLASSES)),
+        TensorSummary("features", "float32", (-1, WIDTH)),
+    )
+    assert summary.profiles == (BatchProfile(1, 1), BatchProfile(2, 4))
+    norms = {("LRN", "float32"): 2} if contrast_norm else {}
+    assert summary.computing_layers() == MULTIPLICATIONS[precision] | norms | {("SOFTMAX", "float32"): 1}
+    assert summary.precision == precision
+    # The weights are in the plan, in the precision of the graph: no wider, and none left out.
+    weights_bytes = graph.stat().st_size
+    assert 0.95 * weights_bytes < summary.plan_bytes < weights_bytes + 8e6
+
+
+@pytest.mark.parametrize("precision", COMPILED_PRECISIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiles(
+    architecture: str, precision: Precision, exported: Exported, half: Half, pixels: Pixels, tmp_path: Path
+) -> None:
+    graph = tmp_path / "model.onnx"
+    onnx.save(half(architecture) if precision == "fp16" else exported(architecture)[1], graph)
+    if precision == "int8-symmetric":
+        quantize_files(graph, {precision: tmp_path / "model.int8.onnx"}, [pixels[:2]], "cafe")
+        graph = tmp_path / "model.int8.onnx"
+    check(compile_graph(graph, precision), graph, precision, contrast_norm=ARCHITECTURES[architecture])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiles_with_the_contrast_norm_or_without(architecture: str, tmp_path: Path) -> None:
+    contrast_norm = not ARCHITECTURES[architecture]
+    spec = NetworkSpec(architecture, classes=CLASSES, hidden_width=WIDTH, contrast_norm=contrast_norm)
+    network = build_network(spec, torch.Generator().manual_seed(3)).eval()
+    graph = tmp_path / "model.onnx"
+    onnx.save(export_graph(network, Preprocessing(), "cafe"), graph)
+    check(compile_graph(graph, "fp32"), graph, "fp32", contrast_norm=contrast_norm)
