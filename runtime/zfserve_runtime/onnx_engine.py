@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from zfserve_runtime.bundle import Bundle, BundleError, Precision
+from zfserve_runtime.bundle import Bundle, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, OnWarming
 from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_runtime.gpu import detect_gpu
 from zfserve_runtime.onnx_binding import BoundSession
 from zfserve_runtime.onnx_providers import CPU, OnnxProvider
 from zfserve_runtime.onnx_session import INPUT, OUTPUTS, open_session
+from zfserve_runtime.warm_up import warm_up
 
 Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
 """From pixels to `OUTPUTS`."""
@@ -66,7 +67,7 @@ class OnnxEngine:
         self._owned = ExitStack()
         self._outputs_of: Run = _closed
         try:
-            self._warm_up(self._prepare(session), on_warming)
+            warm_up(self, bundle.manifest, self._prepare(session), on_warming)
         except BaseException:
             self.close()
             raise
@@ -119,23 +120,6 @@ class OnnxEngine:
         stream = Stream()
         self._owned.callback(stream.close)
         return stream.allocate_pinned(shape, np.uint8)
-
-    def _warm_up(self, sizes: Sequence[int], on_warming: OnWarming) -> None:
-        """Run once at several batch sizes: the largest first, so that memory is claimed in one piece, and one photo
-        last. Also finds a graph whose outputs have other widths than the manifest says."""
-        spec = self._manifest.input
-        for done, size in enumerate(sorted(set(sizes), reverse=True)):
-            on_warming(done, len(set(sizes)))
-            outputs = self.run(np.zeros((size, spec.height, spec.width, 3), np.uint8))
-            for name, values, width in (
-                ("probabilities", outputs.probabilities, len(self._manifest.classes)),
-                ("features", outputs.features, self._manifest.feature_width),
-            ):
-                if values.shape != (size, width):
-                    raise BundleError(
-                        f"the graph's output {name!r} has shape {values.shape} for {size} photos where the manifest "
-                        f"says {(size, width)}; export the bundle again"
-                    )
 
 
 def still_runs(outputs_of: Run, image_shape: tuple[int, ...]) -> bool:

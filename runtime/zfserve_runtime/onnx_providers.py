@@ -1,7 +1,7 @@
 """What ONNX Runtime is told about each of its execution providers, for `onnx_engine`. Imports no ONNX Runtime.
 
-Names and values of options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. All of them were
-found in the provider libraries of onnxruntime-gpu 1.31, which refuse what they do not know.
+Options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. CUDA's were put to the parser of
+onnxruntime-gpu 1.31, which refuses names and values that it does not know; TensorRT's are words of its library.
 """
 
 import hashlib
