@@ -79,7 +79,7 @@ class Batcher:
         self._on_death = on_death
         self._waiting: deque[_Entry] = deque()
         metrics.queue_depth.set_function(lambda: len(self._waiting))
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # rung for every entry, and for each thread to end
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # rung for every entry, and for every thread to end
         self._refusal: Callable[[], ServiceError] | None = _closed
         self._loop: asyncio.AbstractEventLoop
         self._threads = [
@@ -166,6 +166,7 @@ class Batcher:
     def _fill(self, batch: list[_Entry], most: int) -> bool:
         """Block until there is work; move as many live entries as fit, oldest first. False: the batcher is closed."""
         while True:
+            self._silence()
             while len(batch) < most and (entry := self._pop()) is not None:
                 if entry.future.done():
                     continue
@@ -173,9 +174,17 @@ class Batcher:
                     self._loop.call_soon_threadsafe(_fail, (entry,), _expired)
                     continue
                 batch.append(entry)
+            if self._waiting or self._refusal is not None:
+                self._bell.put(None)  # for another engine: the ringing that was silenced may have been for it
             if batch or self._refusal is not None:
                 return bool(batch)
             self._bell.get()
+
+    def _silence(self) -> None:
+        """Forget all ringing so far, before the queue is looked at: it would pile up while no engine is ever idle."""
+        with suppress(queue.Empty):
+            while True:
+                self._bell.get_nowait()
 
     def _run(self, engine: Engine, batch: Sequence[_Entry], rows: npt.NDArray[np.uint8]) -> None:
         """Run one batch. What goes wrong with it is its own, and the next batch is tried again, except EngineLost."""

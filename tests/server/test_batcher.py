@@ -230,6 +230,22 @@ async def test_engines_side_by_side_share_the_queue(pair: tuple[FakeEngine, Fake
     assert max(map(len, batches)) == 2
 
 
+async def test_an_idle_engine_takes_what_fills_no_place_in_anothers_batch() -> None:
+    engines = FakeEngine(1), FakeEngine(1)
+    engines[1].runs = engines[0].runs
+    for engine in engines:
+        engine.open.clear()
+    batcher = Batcher(engines, ROW_SHAPE, Metrics(), lambda: None)
+    batcher.start()
+    tasks = [submit(batcher, identity) for identity in (0, 1)]
+    for _ in tasks:
+        await engines[0].begun()
+    for engine in engines:
+        engine.open.set()
+    assert [answer.features[0] for answer in await asyncio.gather(*tasks)] == [0, 1]
+    await batcher.close()
+
+
 @pytest.mark.parametrize("other_lost_too", [False, True])
 async def test_one_lost_engine_ends_them_all_and_says_so_once(
     pair: tuple[FakeEngine, FakeEngine], other_lost_too: bool
