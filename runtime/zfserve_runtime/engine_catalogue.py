@@ -75,6 +75,11 @@ class Opening:
     cache: Path | None
     on_refusal: OnRefusal
 
+    @property
+    def threads_each(self) -> int:
+        """Of one instance."""
+        return max(1, self.threads // self.instances)
+
 
 Opener = Callable[[Opening, Precision, Report], list[Engine]]
 """Opens `Opening.instances` warm engines that run the graph of that precision.
@@ -182,12 +187,28 @@ def _open_onnx(
         return OnnxEngine(
             opening.bundle,
             precision,
-            threads=max(1, opening.threads // opening.instances),
+            threads=opening.threads_each,
             max_batch_size=opening.max_batch_size,
             provider=provider,
             on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
         )
 
+    return _several(opening.instances, open_one)
+
+
+def open_openvino(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+    from zfserve_runtime.openvino_engine import OpenVinoEngine
+
+    def open_one() -> Engine:
+        return OpenVinoEngine(
+            opening.bundle,
+            precision,
+            threads=opening.threads_each,
+            max_batch_size=opening.max_batch_size,
+            on_warming=lambda done, total: report(Step("openvino", Phase.WARMING, done / total)),
+        )
+
+    report(Step("openvino", Phase.LOADING))
     return _several(opening.instances, open_one)
 
 
@@ -207,5 +228,6 @@ OPENERS: Mapping[EngineName, Opener] = {
     "tensorrt-rtx": partial(open_tensorrt, "tensorrt-rtx"),
     "onnx-tensorrt": open_onnx_tensorrt,
     "onnx-cuda": open_onnx_cuda,
+    "openvino": open_openvino,
     "onnx-cpu": open_onnx_cpu,
 }

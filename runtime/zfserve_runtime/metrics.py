@@ -24,7 +24,7 @@ class Metrics:
         model_info: always 1; the labels say what is served.
         startup_phase: 1 for the phase that the start is in, 0 for the others.
         startup_seconds: spent in each phase that is over.
-        startup_progress: share of compiling and warming that is done, in [0, 1].
+        startup_progress: share of that phase that is done, in [0, 1], where it is one that tells.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Metrics:
             "zfserve_startup_seconds", "Spent in each phase of the start.", ["phase"], registry=registry
         )
         self.startup_progress = Gauge(
-            "zfserve_startup_progress", "Share that is done, of phases that tell.", ["phase"], registry=registry
+            "zfserve_startup_progress", "Share of this phase that is done.", ["phase"], registry=registry
         )
 
 

@@ -22,6 +22,9 @@ PREFERENCE: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt
 """What `auto` tries, the best first: engines tuned on the card they run on, engines compiled for its kind, ONNX
 Runtime on the card, the CPU."""
 
+BY_NAME: tuple[EngineName, ...] = ("openvino",)
+"""What `auto` leaves out."""
+
 ON_CPU: frozenset[EngineName] = frozenset(("openvino", "onnx-cpu"))
 COMPILED: frozenset[EngineName] = frozenset(("tensorrt", "tensorrt-rtx", "onnx-tensorrt"))
 """TensorRT compiles symmetric int8 only."""
@@ -80,8 +83,10 @@ def choose_engine(
         if isinstance(outcome, NotTaken):
             refused.append(outcome)
             continue
-        worse = (NotTaken(other, f"{name} comes before it and can serve") for other in candidates[place + 1 :])
-        choice = EngineChoice(name, outcome, (*refused, *worse))
+        if wanted == "auto":
+            refused += [NotTaken(other, f"{name} comes before it and can serve") for other in candidates[place + 1 :]]
+            refused += [NotTaken(other, f"auto leaves it out; ask for it with --engine {other}") for other in BY_NAME]
+        choice = EngineChoice(name, outcome, tuple(refused))
         _log(choice)
         return choice
     if wanted != "auto":

@@ -153,6 +153,7 @@ class Startup:
             self._metrics.startup_seconds.labels(before.phase).set(self._seconds[before.phase])
             self._metrics.startup_phase.labels(before.phase).set(0)
             self._health.not_serving(phase_service(before.phase))
+        self._metrics.startup_progress.clear()
         self._entered_s, self._logged_share = now_s, 0.0
         self._metrics.startup_phase.labels(step.phase).set(1)
         self._health.serving(phase_service(step.phase))

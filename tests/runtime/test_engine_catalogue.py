@@ -34,12 +34,13 @@ def test_every_engine_has_an_opener() -> None:
     assert set(OPENERS) == set(get_args(EngineName))
 
 
-def test_the_cpu_opens_as_many_instances_as_asked_for_and_tells_its_steps(opening: Opening) -> None:
+@pytest.mark.parametrize("name", ["onnx-cpu", "openvino"])
+def test_a_cpu_opens_as_many_instances_as_asked_for_and_tells_its_steps(opening: Opening, name: EngineName) -> None:
     steps: list[Step] = []
-    engines = OPENERS["onnx-cpu"](opening, "fp32", steps.append)
+    engines = OPENERS[name](opening, "fp32", steps.append)
     assert [(engine.info.threads, engine.info.max_batch_size) for engine in engines] == [(1, 2), (1, 2)]
-    assert steps[0] == Step("onnx-cpu", Phase.LOADING)
-    assert steps[1:] == [Step("onnx-cpu", Phase.WARMING, share) for share in (0.0, 0.5)] * 2
+    assert steps[0] == Step(name, Phase.LOADING)
+    assert steps[1:] == [Step(name, Phase.WARMING, share) for share in (0.0, 0.5)] * 2
     for engine in engines:
         engine.close()
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import pytest
@@ -22,7 +22,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.engine_catalogue import Phase, Report, Step
+from zfserve_runtime.engine_catalogue import EngineName, Phase, Report, Step
 from zfserve_runtime.errors import EngineLost, ServiceError, Starting
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health
 from zfserve_runtime.lifecycle import StopRequest
@@ -30,7 +30,7 @@ from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import from_call_error
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
-from zfserve_server.engine_choice import PREFERENCE, EngineChoice, NotTaken
+from zfserve_server.engine_choice import EngineChoice, NotTaken
 from zfserve_server.startup import Startup, StillOpening, phase_service
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -278,6 +278,7 @@ def test_metrics_tell_the_phase_its_progress_and_its_seconds() -> None:
     assert phases == {**dict.fromkeys(Phase, 0), Phase.COMPILING: 1}
     assert value("zfserve_startup_progress", {"phase": "compiling"}) == 0.5
     assert startup.ready(EngineChoice("tensorrt", [FakeEngine()])) > 0
+    assert value("zfserve_startup_progress", {"phase": "compiling"}) is None
     phases = {phase: value("zfserve_startup_phase", {"phase": phase}) for phase in Phase}
     assert phases == {**dict.fromkeys(Phase, 0), Phase.READY: 1}
     assert (value("zfserve_startup_seconds", {"phase": "compiling"}) or 0) > 0
@@ -290,7 +291,7 @@ def test_the_real_process_says_what_it_chose_and_why_not_the_others(
     with running_service(colour_bundle().folder, tmp_path, "--no-worker", "--threads", "1") as service:
         described = zfserve("info", "--json", "--address", service.address)
     engine = json.loads(described.stdout)["engine"]
-    assert {engine["name"], *(entry["name"] for entry in engine["not_taken"])} == {*PREFERENCE}
+    assert {engine["name"], *(entry["name"] for entry in engine["not_taken"])} == {*get_args(EngineName)}
     assert all(entry["reason"] for entry in engine["not_taken"])
     log = service.log.read_text()
     phases = [line.split("start-up: ")[1].split()[0] for line in log.splitlines() if "start-up: " in line]
