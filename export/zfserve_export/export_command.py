@@ -1,12 +1,10 @@
 """`zfserve export`: weights in, a bundle that can be served out."""
 
 import argparse
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +15,7 @@ from zfserve_model.checkpoint import Checkpoint, CheckpointError
 from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import Bundle, BundleError
 from zfserve_runtime.errors import EngineFailed
+from zfserve_runtime.lifecycle import sigterm_as_exit
 
 from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle
 from zfserve_export.onnx_graph import GraphError
@@ -204,17 +203,3 @@ class _StepBars:
         if step not in self._tasks:
             self._tasks[step] = self._progress.add_task(step, total=total)
         self._progress.advance(self._tasks[step], advance)
-
-
-@contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that the unfinished bundle is removed."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -147,12 +147,7 @@ def make_request(bundle: Bundle, settings: BuildSettings, library: Library) -> E
 def print_summary(console: Console, engine: StoredEngine, *, built: bool) -> None:
     """What is in an engine, by layers, precision, bytes and seconds, and where it is."""
     record, summary = engine.record, BuildSummary.from_json(engine.record.summary)
-    layers = Table(
-        title=f"{record.model} {record.version}, {summary.precision}, {summary.library}",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-    )
+    layers = Table(box=SIMPLE_HEAD)
     layers.add_column("layers that compute")
     layers.add_column("precision")
     layers.add_column("number", justify="right")
@@ -172,6 +167,9 @@ def print_summary(console: Console, engine: StoredEngine, *, built: bool) -> Non
         facts.add_row("built", f"in {summary.seconds:.1f} s{memory}")
     else:
         facts.add_row("built", f"{record.created_at:%Y-%m-%d %H:%M} UTC; verified now, and nothing was built")
+    console.print(
+        f"{record.model} {record.version}, {summary.precision}, {summary.library}", style="bold", highlight=False
+    )
     console.print(layers, facts, sep="\n")
     console.print(f"engine   {escape(str(engine.file))}", highlight=False, soft_wrap=True)
 

@@ -19,8 +19,8 @@ class BuildSettings:
         precision: the graph of the bundle that is compiled, one of `COMPILED_PRECISIONS`.
         batches: a batch size for each optimisation profile, ascending; a profile takes every batch from one more than
             the size before it (the first: from 1) up to its own, and is tuned for the largest.
-        compute_capabilities: cards to build for, such as "8.9"; empty: the card at hand, or, where the library can
-            target others and there is no card, every one that it supports.
+        compute_capabilities: cards to build for, such as "8.9"; empty: the card at hand, and without one, where the
+            library can do so, every card from Ampere on.
         workspace_bytes: most scratch memory on the device; None: the library's default.
         optimization_level: 0 (fastest to build) to 5.
         tf32: let fp32 multiplications round their inputs to 11 bits; off for parity.

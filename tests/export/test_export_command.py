@@ -1,12 +1,11 @@
 import argparse
 import io
-import signal
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from safetensors.torch import save_file
-from zfserve_export.export_command import add_arguments, find_faults, print_summary, run, sigterm_as_exit
+from zfserve_export.export_command import add_arguments, find_faults, print_summary, run
 from zfserve_export.exporter import EIGHT_BITS
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, Precision, load_bundle
@@ -109,11 +108,3 @@ def measured(bundle: Bundle, precision: Precision, fp32: float, top1: float, agr
         ParityEntry(precision=precision, inputs="noise", count=8, max_difference=0.9, top1_agreement=0),
     )
     return Bundle(bundle.folder, bundle.manifest.model_copy(update={"accuracy": accuracy, "parity": parity}))
-
-
-def test_sigterm_unwinds_the_stack() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop, sigterm_as_exit():
-        signal.raise_signal(signal.SIGTERM)
-    assert stop.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.lifecycle import StopRequest, drain
+from zfserve_runtime.lifecycle import StopRequest, drain, sigterm_as_exit
 
 LONG_S = 600.0
 
@@ -102,3 +102,11 @@ async def test_a_drain_with_nothing_to_finish_needs_no_second_signal(slow: SlowS
     stop.ask("test")
     await drain(slow.server, slow.health, LONG_S, stop)
     assert stop.asked
+
+
+def test_sigterm_unwinds_the_stack() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, sigterm_as_exit():
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
