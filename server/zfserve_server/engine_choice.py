@@ -6,7 +6,7 @@ Run once, in a thread of its own, while the server starts; built by `serve_comma
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -75,31 +75,46 @@ def choose_engine(
         EngineUnavailable: the engine that was asked for cannot serve, or none can; says why.
         EngineLost: a device failed for good on the way, so that only a new process can tell what it can do.
     """
-    candidates = PREFERENCE if wanted == "auto" else (wanted,)
-    refused: list[NotTaken] = []
-    for place, name in enumerate(candidates):
+
+    def open_verified(name: EngineName) -> list[Engine]:
         chosen = choose_precision(precision, opening.bundle.manifest, name)
-        outcome = _open_verified(name, partial(openers[name], opening, chosen), opening.bundle, report)
-        if isinstance(outcome, NotTaken):
-            refused.append(outcome)
+        return _open_verified(name, partial(openers[name], opening, chosen), opening.bundle, report)
+
+    if wanted == "auto":
+        return _choose_best(open_verified)
+    try:
+        return _taken(wanted, open_verified(wanted))
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"the engine {wanted} cannot serve: {error}") from error
+
+
+def _choose_best(open_verified: Callable[[EngineName], list[Engine]]) -> EngineChoice:
+    not_taken: list[NotTaken] = []
+
+    def leave(name: EngineName, reason: str) -> None:
+        logger.info("engine not taken", extra={"engine": name, "reason": reason})
+        not_taken.append(NotTaken(name, reason))
+
+    for place, name in enumerate(PREFERENCE):
+        try:
+            choice = _taken(name, open_verified(name))
+        except EngineUnavailable as error:
+            leave(name, str(error))
             continue
-        if wanted == "auto":
-            refused += [NotTaken(other, f"{name} comes before it and can serve") for other in candidates[place + 1 :]]
-            refused += [NotTaken(other, f"auto leaves it out; ask for it with --engine {other}") for other in BY_NAME]
-        choice = EngineChoice(name, outcome, tuple(refused))
-        _log(choice)
-        return choice
-    if wanted != "auto":
-        raise EngineUnavailable(f"the engine {wanted} cannot serve: {refused[0].reason}")
-    reasons = "; ".join(f"{entry.engine}: {entry.reason}" for entry in refused)
-    raise EngineUnavailable(f"no engine can serve {opening.bundle.folder}: {reasons}")
+        for other in PREFERENCE[place + 1 :]:
+            leave(other, f"{name} comes before it and can serve")
+        for other in BY_NAME:
+            leave(other, f"auto leaves it out; ask for it with --engine {other}")
+        return replace(choice, not_taken=tuple(not_taken))
+    raise EngineUnavailable(
+        f"no engine can serve: {'; '.join(f'{entry.engine}: {entry.reason}' for entry in not_taken)}"
+    )
 
 
-def _log(choice: EngineChoice) -> None:
-    info = choice.instances[0].info
-    logger.info("engine taken", extra={"engine": choice.name, "precision": info.precision, "device": info.device})
-    for entry in choice.not_taken:
-        logger.info("engine not taken", extra={"engine": entry.engine, "reason": entry.reason})
+def _taken(name: EngineName, engines: list[Engine]) -> EngineChoice:
+    info = engines[0].info
+    logger.info("engine taken", extra={"engine": name, "precision": info.precision, "device": info.device})
+    return EngineChoice(name, engines)
 
 
 def choose_precision(wanted: WantedPrecision, manifest: Manifest, engine: EngineName) -> Precision:
@@ -117,8 +132,12 @@ def choose_precision(wanted: WantedPrecision, manifest: Manifest, engine: Engine
 
 def _open_verified(
     name: EngineName, open_engines: Callable[[Report], list[Engine]], bundle: Bundle, report: Report
-) -> list[Engine] | NotTaken:
-    """The engines, whose golden outputs are those recorded, or why there are none."""
+) -> list[Engine]:
+    """Engines whose golden outputs are those recorded.
+
+    Raises:
+        EngineUnavailable: whatever keeps them from serving, except EngineLost, which is raised as it is.
+    """
     try:
         with ExitStack() as stack:
             engines = open_engines(report)
@@ -129,11 +148,13 @@ def _open_verified(
                 verify_engine(engine, bundle)
             stack.pop_all()
             return engines
-    except EngineLost:
+    except (EngineUnavailable, EngineLost):
         raise
-    except (EngineUnavailable, EngineFailed, BundleError) as error:
-        return NotTaken(name, str(error))
+    except (EngineFailed, BundleError) as error:
+        raise EngineUnavailable(str(error)) from error
     except Exception as error:
         # A foreign library that breaks must not keep the next engine from serving.
         logger.exception("the engine cannot be opened", extra={"engine": name})
-        return NotTaken(name, f"it failed in a way nobody foresaw ({type(error).__name__}); the log says more")
+        raise EngineUnavailable(
+            f"it failed in a way nobody foresaw ({type(error).__name__}); the log says more"
+        ) from error
