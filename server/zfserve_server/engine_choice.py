@@ -23,7 +23,7 @@ PREFERENCE: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt
 Runtime on the card, the CPU."""
 
 BY_NAME: tuple[EngineName, ...] = ("openvino",)
-"""What `auto` leaves out."""
+"""What `auto` leaves out: OpenVINO keeps level with ONNX Runtime on the CPU (docs/tensorrt.md)."""
 
 ON_CPU: frozenset[EngineName] = frozenset(("openvino", "onnx-cpu"))
 COMPILED: frozenset[EngineName] = frozenset(("tensorrt", "tensorrt-rtx", "onnx-tensorrt"))
@@ -104,7 +104,7 @@ def _choose_best(open_verified: Callable[[EngineName], list[Engine]]) -> EngineC
         for other in PREFERENCE[place + 1 :]:
             leave(other, f"{name} comes before it and can serve")
         for other in BY_NAME:
-            leave(other, f"auto leaves it out; ask for it with --engine {other}")
+            leave(other, f"auto leaves it out, being no faster where it was measured; --engine {other} asks for it")
         return replace(choice, not_taken=tuple(not_taken))
     raise EngineUnavailable(
         f"no engine can serve: {'; '.join(f'{entry.engine}: {entry.reason}' for entry in not_taken)}"

@@ -91,6 +91,7 @@ class Startup:
         assert self._opening is not None, "conclude follows open"
         await asyncio.wait((self._opening,), timeout=grace_s)
         if not self._opening.done():
+            self._opening.add_done_callback(asyncio.Future.exception)  # whatever becomes of it is looked at by nobody
             raise StillOpening
         failure = self._opening.exception()
         if failure is None:
