@@ -1,0 +1,24 @@
+"""What `auto` chooses where there is a card."""
+
+from pathlib import Path
+
+import pytest
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.engine_catalogue import Opening
+from zfserve_runtime.gpu import GpuFacts
+from zfserve_server.engine_choice import BY_NAME, PREFERENCE, choose_engine
+
+pytestmark = pytest.mark.gpu
+
+
+def test_auto_takes_the_card_and_accounts_for_every_other_engine(
+    gpu: GpuFacts, gpu_bundle: Bundle, tmp_path: Path
+) -> None:
+    opening = Opening(gpu_bundle, 8, threads=4, instances=1, cache=tmp_path, on_refusal="rebuild")
+    choice = choose_engine("auto", "fp32", opening, lambda step: None)
+    try:
+        assert choice.name != "onnx-cpu", choice.not_taken
+        assert choice.instances[0].info.device == gpu.name
+        assert {choice.name, *(entry.engine for entry in choice.not_taken)} == {*PREFERENCE, *BY_NAME}
+    finally:
+        choice.close()
