@@ -21,7 +21,6 @@ from zfserve_runtime.golden import verify_engine
 from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_export.evaluation import Classifier, Score, evaluate
-from zfserve_export.measurement import NODE_BY_NODE
 from zfserve_export.parity import network_outputs
 from zfserve_export.photos import PhotoError, input_spec, list_labelled_photos
 from zfserve_export.weights_arguments import add_weights_arguments, read_weights
@@ -101,13 +100,7 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
             checkpoint.labels,
         )
     bundle, precision = load_bundle(target), arguments.precision
-    engine = OnnxEngine(
-        bundle,
-        precision,
-        threads=arguments.threads,
-        max_batch_size=arguments.batch_size,
-        optimised=precision not in NODE_BY_NODE,
-    )
+    engine = OnnxEngine(bundle, precision, threads=arguments.threads, max_batch_size=arguments.batch_size)
     verify_engine(engine, bundle)
     manifest = bundle.manifest
     return Subject(

@@ -17,9 +17,6 @@ from zfserve_export.photos import LabelledPhotos
 
 BATCH = 8
 
-NODE_BY_NODE: frozenset[Precision] = frozenset({"int8-symmetric"})
-"""Run as ONNX defines them, each node alone: on CPUs without VNNI the fused kernels saturate with weights of 8 bits."""
-
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
@@ -83,10 +80,4 @@ def rehearse(draft: Bundle) -> None:
 
 def _open_engine(draft: Bundle, precision: Precision) -> OnnxEngine:
     # On the CPU, whatever else is there: its arithmetic is the reference for other devices.
-    return OnnxEngine(
-        draft,
-        precision,
-        threads=available_cpus(),
-        max_batch_size=BATCH,
-        optimised=precision not in NODE_BY_NODE,
-    )
+    return OnnxEngine(draft, precision, threads=available_cpus(), max_batch_size=BATCH)

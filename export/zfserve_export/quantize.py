@@ -5,7 +5,8 @@ rounded to 256 steps; so do normalisation, contrast norm and softmax.
 
 `int8` is for ONNX Runtime on CPUs: activations are unsigned, and stay in 8 bits from layer to layer.
 `int8-symmetric` is for TensorRT, which takes signed activations with a zero point of 0, and biases in float alone. Only
-the inputs of convolutions and fully connected layers are rounded; TensorRT moves those roundings as it fuses.
+the inputs of convolutions and fully connected layers are rounded, where TensorRT can fuse the rounding into the layer
+before.
 """
 
 import tempfile
@@ -26,7 +27,8 @@ LAST_LAYER_WEIGHT = "head.fc8.weight"
 LARGEST_WEIGHT = 64
 """Weights of `int8` use 7 bits. Without VNNI, x86 adds two products of a uint8 and an int8 in 16 signed bits, which
 2 * 255 * 127 overflows, silently; 2 * 255 * 64 = 32,640 never does, so that every CPU gets the same sums. GPUs add in
-32 bits; `int8-symmetric` uses all 8."""
+32 bits, so `int8-symmetric` uses all 8. (On a CPU, ONNX Runtime has no integer kernels for layers with a float bias: it
+computes that file in float, rounding where it says.)"""
 
 _SCHEMES: dict[Precision, dict[str, Any]] = {
     "int8": {"activation_type": QuantType.QUInt8, "reduce_range": True},

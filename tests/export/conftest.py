@@ -26,7 +26,12 @@ Pixels = NDArray[np.uint8]
 def build_checkpoint(architecture: str = "zfnet-fig3", *, contrast_norm: bool = False) -> Checkpoint:
     """The same random weights at every call, exact in float16 as shipped weights are."""
     spec = NetworkSpec(architecture, classes=len(CLASS_IDS), hidden_width=16, contrast_norm=contrast_norm)
-    network = build_network(spec, torch.Generator().manual_seed(3)).eval()
+    generator = torch.Generator().manual_seed(3)
+    network = build_network(spec, generator).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith(".bias"):  # drawn as zeros, which torch's exporter leaves out
+                parameter.normal_(std=0.05, generator=generator)
     return Checkpoint(network.half().float(), CLASS_IDS, ("one", "two", "three"), Preprocessing())
 
 

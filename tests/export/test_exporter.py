@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle, smallest_exact_dtype, thin_out
-from zfserve_export.measurement import NODE_BY_NODE, Trials, measure
+from zfserve_export.measurement import Trials, measure
 from zfserve_export.parity import ParityError, make_reference, noise_images
 from zfserve_export.photos import list_photos
 from zfserve_model.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
@@ -77,7 +77,7 @@ def test_accuracy_is_reported_for_each_file(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_engines_reproduce_the_golden_outputs(bundle: Bundle, precision: Precision) -> None:
-    engine = OnnxEngine(bundle, precision, threads=1, max_batch_size=4, optimised=precision not in NODE_BY_NODE)
+    engine = OnnxEngine(bundle, precision, threads=1, max_batch_size=4)
     assert load_golden(bundle).pixels.shape == (8, 224, 224, 3)
     verify_engine(engine, bundle)
 

@@ -13,7 +13,7 @@ from zfserve_export.parity import (
 )
 from zfserve_export.photos import input_spec
 from zfserve_model.checkpoint import Checkpoint
-from zfserve_runtime.bundle import InputSpec
+from zfserve_runtime.bundle import InputSpec, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
 
 SPEC = InputSpec(height=4, width=6, resize="squash", shorter_side=256, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -68,7 +68,8 @@ def test_within_the_tolerance_passes() -> None:
 
 def test_says_how_to_go_on_without_the_file_that_is_off() -> None:
     actual = outputs([[0.91, 0.09], [0.4, 0.6]], [[0.0, 8.0], [2.0, 0.0]])
-    for precision, way_out in (("fp32", "--tolerance"), ("fp16", "leave it out with --no-fp16")):
+    ways_out: dict[Precision, str] = {"fp32": "--tolerance", "fp16": "leave it out with --no-fp16"}
+    for precision, way_out in ways_out.items():
         with pytest.raises(ParityError, match=rf"the {precision} graph's .* allowed \({way_out}\)"):
             require_parity(precision, REFERENCE, actual, tolerance=0.005)
 

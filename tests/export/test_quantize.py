@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,45 +18,40 @@ Pixels = NDArray[np.uint8]
 Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]
 
 
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-symmetric")
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A network, its float file and the INT8 files made of it, calibrated on the photos."""
+
+    checkpoint: Checkpoint
+    source: Path
+    files: dict[Precision, Path]
+
+
 @pytest.fixture(scope="module", params=["zfnet-fig3", "alexnet"])
 def quantized(
     request: pytest.FixtureRequest, exported: Exported, pixels: Pixels, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Checkpoint, Path]:
-    """A network and its INT8 file, calibrated on the photos, with `model.onnx` and `symmetric.onnx` beside it;
-    `alexnet` has the contrast norm."""
+) -> Quantized:
+    """`alexnet` has the contrast norm."""
     checkpoint, model = exported(request.param)
     folder = tmp_path_factory.mktemp("int8")
     onnx.save(model, folder / "model.onnx")
-    destinations: dict[Precision, Path] = {
-        "int8": folder / "model.int8.onnx",
-        "int8-symmetric": folder / "symmetric.onnx",
-    }
-    quantize_files(folder / "model.onnx", destinations, iter([pixels[:8], pixels[8:]]), "cafe")
-    return checkpoint, folder / "model.int8.onnx"
-
-
-@pytest.fixture(scope="module")
-def symmetric(quantized: tuple[Checkpoint, Path]) -> tuple[Checkpoint, Path]:
-    """The same network and its symmetric INT8 file."""
-    checkpoint, file = quantized
-    return checkpoint, file.parent / "symmetric.onnx"
-
-
-def plain_options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
+    made = Quantized(checkpoint, folder / "model.onnx", {name: folder / f"{name}.onnx" for name in EIGHT_BITS})
+    quantize_files(made.source, made.files, iter([pixels[:8], pixels[8:]]), "cafe")
+    return made
 
 
 def by_output(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
-@pytest.mark.parametrize(("fixture", "activations"), [("quantized", np.uint8), ("symmetric", np.int8)])
+@pytest.mark.parametrize(("precision", "activations"), [("int8", np.uint8), ("int8-symmetric", np.int8)])
 def test_every_layer_but_the_last_is_quantized_per_channel(
-    request: pytest.FixtureRequest, fixture: str, activations: type
+    quantized: Quantized, precision: Precision, activations: type
 ) -> None:
-    graph = onnx.load(request.getfixturevalue(fixture)[1]).graph
+    graph = onnx.load(quantized.files[precision]).graph
     makers, constants = by_output(graph), {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     float_layers = []
     for node in graph.node:
@@ -76,9 +72,9 @@ def test_every_layer_but_the_last_is_quantized_per_channel(
     assert float_layers == ["head.fc8.weight"]
 
 
-def test_weights_are_too_small_to_overflow_16_bits(quantized: tuple[Checkpoint, Path]) -> None:
+def test_weights_are_too_small_to_overflow_16_bits(quantized: Quantized) -> None:
     """See `LARGEST_WEIGHT`: what a CPU without VNNI adds up must fit."""
-    graph = onnx.load(quantized[1]).graph
+    graph = onnx.load(quantized.files["int8"]).graph
     weights = [
         numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1
     ]
@@ -88,20 +84,23 @@ def test_weights_are_too_small_to_overflow_16_bits(quantized: tuple[Checkpoint, 
     assert 2 * 255 * largest < 2**15
 
 
-def test_integer_kernels_agree_with_the_definition(quantized: tuple[Checkpoint, Path], pixels: Pixels) -> None:
+def test_integer_kernels_agree_with_the_definition(quantized: Quantized, pixels: Pixels) -> None:
     """Fused integer kernels against the graph as it is written, Q and DQ computed one by one in float."""
-    sessions = [onnxruntime.InferenceSession(quantized[1], options) for options in (None, plain_options())]
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    sessions = [onnxruntime.InferenceSession(quantized.files["int8"], options) for options in (None, plain)]
     fused, written = (session.run(["probabilities"], {"pixels": pixels[:6]})[0] for session in sessions)
     np.testing.assert_allclose(fused, written, rtol=0, atol=0.02)
 
 
-def test_symmetric_is_what_tensorrt_takes(symmetric: tuple[Checkpoint, Path]) -> None:
+def test_symmetric_is_what_tensorrt_takes(quantized: Quantized) -> None:
     """Zero points of 0, biases in float, all 8 bits of the weights, and roundings before layers alone."""
-    graph = onnx.load(symmetric[1]).graph
+    graph = onnx.load(quantized.files["int8-symmetric"]).graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     roundings = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert all(not constants[node.input[2]].any() for node in roundings)
-    assert {values.dtype for name, values in constants.items() if name.endswith(".bias")} == {np.dtype(np.float32)}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert {constants[node.input[2]].dtype for node in layers} == {np.dtype(np.float32)}
     weights = [values for values in constants.values() if values.dtype == np.int8 and values.ndim > 1]
     assert [int(np.abs(values.astype(np.int32)).max()) for values in weights] == [127] * 7
     readers = {node.op_type for node in graph.node for name in node.input if "DequantizeLinear_Output" in name}
@@ -109,24 +108,23 @@ def test_symmetric_is_what_tensorrt_takes(symmetric: tuple[Checkpoint, Path]) ->
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 7, "one for the input of each layer"
 
 
-@pytest.mark.parametrize("fixture", ["quantized", "symmetric"])
-def test_stays_close_to_the_network(request: pytest.FixtureRequest, fixture: str, pixels: Pixels) -> None:
-    """Computed node by node, as ONNX defines them."""
-    checkpoint, file = request.getfixturevalue(fixture)
-    expected = network_outputs(checkpoint, pixels)
-    session = onnxruntime.InferenceSession(file, plain_options())
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_stays_close_to_the_network(quantized: Quantized, precision: Precision, pixels: Pixels) -> None:
+    expected = network_outputs(quantized.checkpoint, pixels)
+    session = onnxruntime.InferenceSession(quantized.files[precision])
     probabilities, features = session.run(None, {"pixels": pixels})
     assert np.abs(probabilities - expected.probabilities).max() < 0.1
     assert np.abs(features - expected.features).max() < 0.1 * np.abs(expected.features).max()
 
 
-@pytest.mark.parametrize("fixture", ["quantized", "symmetric"])
-def test_is_clean_onnx_with_the_promised_inputs_and_outputs(request: pytest.FixtureRequest, fixture: str) -> None:
-    model = onnx.load(request.getfixturevalue(fixture)[1])
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_is_clean_onnx_with_the_promised_inputs_and_outputs(quantized: Quantized, precision: Precision) -> None:
+    model = onnx.load(quantized.files[precision])
     check_graph(model)
     assert model.producer_name == "zfserve"
     assert {prop.key: prop.value for prop in model.metadata_props} == {"fingerprint": "cafe"}
 
 
-def test_is_a_third_of_the_float_file_or_less(quantized: tuple[Checkpoint, Path]) -> None:
-    assert quantized[1].stat().st_size < (quantized[1].parent / "model.onnx").stat().st_size / 3
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_is_a_third_of_the_float_file_or_less(quantized: Quantized, precision: Precision) -> None:
+    assert quantized.files[precision].stat().st_size < quantized.source.stat().st_size / 3
