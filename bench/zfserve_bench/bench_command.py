@@ -10,11 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from zfserve_client.service_process import ServiceFailed
+from zfserve_export.photos import PhotoError
 from zfserve_runtime.bundle import BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_bench.decode import measure_decode
+from zfserve_bench.engines import measure_engines
 from zfserve_bench.findings import Report, missed
 from zfserve_bench.gpu import measure_gpu
 from zfserve_bench.latency import measure_latency
@@ -32,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
     "decode": measure_decode,
     "projection": measure_projection,
     "startup": measure_startup,
+    "engines": measure_engines,
     "gpu": measure_gpu,
 }
 DEFAULT_PHOTOS = Path("samples")
@@ -49,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--photos", type=Path, default=DEFAULT_PHOTOS, metavar="DIR", help="JPEG files to decode (default: %(default)s)"
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="photos in <class id>/ or val/<class id>/, to measure accuracy of engines",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
 
@@ -64,12 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
                 tuple(sorted(arguments.photos.glob("*.jpg"))),
                 QUICK if arguments.quick else THOROUGH,
                 Path(folder),
+                arguments.data,
             )
             machine = describe_machine()
             reports = measure(subject, names, Console(width=TABLE_WIDTH), messages, machine)
         if arguments.json is not None:
             arguments.json.write_text(to_json(machine, reports), encoding="utf-8")
-    except (UnknownBenchmark, BundleError, OSError) as error:
+    except (UnknownBenchmark, BundleError, PhotoError, OSError) as error:
         return _complain(messages, error, UNUSABLE)
     except (EngineFailed, ServiceFailed, LoadFailed, CaptumDisagrees) as error:
         return _complain(messages, error, MISSED)

@@ -14,8 +14,9 @@ class Quantity:
     unit: str = ""
 
     def __str__(self) -> str:
-        digits = 0 if abs(self.value) >= 100 else 1 if abs(self.value) >= 10 else 2
-        return f"{self.value:,.{digits}f} {self.unit}".rstrip()
+        size = abs(self.value)
+        digits = ",.0f" if size >= 100 else ",.1f" if size >= 10 else ".2f" if size >= 0.01 or size == 0 else ".0e"
+        return f"{self.value:{digits}} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Finding:
         reference: of what it is compared with; None where it stands alone.
         figure: what the limit is about: `measured` itself, its ratio to `reference`, or the difference.
         limit: None where the figure is for information.
+        details: further figures, one for each of the report's; None where one is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Finding:
     reference: Quantity | None
     figure: Quantity
     limit: Limit | None = None
+    details: tuple[Quantity | None, ...] = ()
 
     @property
     def holds(self) -> bool | None:
@@ -59,6 +62,8 @@ class Report:
 
     Attributes:
         reference: what the findings' references are.
+        measured: what is measured.
+        details: what the findings' details are.
         figure: what their figures are.
         notes: sentences on how it was measured, and on what could not be.
     """
@@ -68,6 +73,8 @@ class Report:
     figure: str
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    measured: str = "zfserve"
+    details: tuple[str, ...] = ()
 
 
 def missed(reports: Iterable[Report]) -> list[Finding]:

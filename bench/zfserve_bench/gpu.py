@@ -94,7 +94,7 @@ def measure_gpu(subject: Subject) -> Report:
     images = noise(subject.bundle.manifest.input)
     batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
     findings: list[Finding] = []
-    with _without_tf32():
+    with without_tf32():
         for precision in DTYPES:
             if precision not in subject.bundle.manifest.artefacts:
                 notes.append(f"The bundle has no {precision} graph.")
@@ -170,7 +170,7 @@ def images_per_s(run: Run, batch: Pixels, seconds: float) -> float:
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """PyTorch lets convolutions use it by default."""
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

@@ -51,6 +51,7 @@ class Subject:
         threads: of the server's engine, of the engine it is compared with, and of torch.
         photos: JPEG files, or none.
         folder: to put files in while measuring.
+        data: labelled photos to measure accuracy on; None: the manifest's figures are shown.
     """
 
     bundle: Bundle
@@ -58,6 +59,7 @@ class Subject:
     photos: tuple[Path, ...]
     effort: Effort
     folder: Path
+    data: Path | None = None
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

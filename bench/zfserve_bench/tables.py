@@ -18,14 +18,18 @@ def print_machine(console: Console, machine: Machine) -> None:
 
 def print_report(console: Console, report: Report) -> None:
     """One row a finding. `of limit` is the figure over its limit: at least 1 is wanted of a floor, at most 1 of a
-    ceiling."""
+    ceiling. Where nothing has a limit, those columns are left out."""
     console.print(f"\n[bold]{report.title}[/]", highlight=False, soft_wrap=True)
+    judged = any(finding.limit for finding in report.findings)
     table = Table(box=box.MARKDOWN)
     table.add_column("", no_wrap=True)
-    for heading in ("zfserve", report.reference, report.figure, "limit", "of limit", ""):
+    headings = (report.measured, report.reference, report.figure, *report.details)
+    for heading in (*headings, "limit", "of limit", "") if judged else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in report.findings:
-        table.add_row(*row(finding))
+        figures, verdict = row(finding)[:4], row(finding)[4:]
+        details = ("" if detail is None else str(detail) for detail in finding.details)
+        table.add_row(*figures, *details, *(verdict if judged else ()))
     if report.findings:
         console.print(table, highlight=False)
     for note in report.notes:

@@ -39,6 +39,16 @@ def test_a_report_is_a_markdown_table_with_its_notes() -> None:
     assert lines[-1] == "- a note [with brackets]"
 
 
+def test_without_limits_there_are_no_columns_for_them_and_details_follow_the_figure() -> None:
+    on = console()
+    timed = Finding("a", Quantity(20), Quantity(40), Quantity(0.5), details=(Quantity(3e-7), None))
+    print_report(on, Report("Title", "at best", "share", (timed,), measured="images/s", details=("off by", "top-1")))
+    lines = [line.strip() for line in printed(on).splitlines() if line.strip()]
+    heading, _, only = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:])
+    assert heading == ["", "images/s", "at best", "share", "off by", "top-1"]
+    assert only == ["a", "20.0", "40.0", "0.50", "3e-07", ""]
+
+
 def test_a_report_that_found_nothing_says_why_and_draws_no_table() -> None:
     on = console()
     print_report(on, Report("Title", "", "", (), ("skipped: no photos",)))

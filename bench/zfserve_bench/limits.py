@@ -1,0 +1,136 @@
+"""What the machine can do at best: a large matrix product and a large copy. Used by `engines`, which measures them in
+turn with what is held against them."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from zfserve_runtime.bundle import Precision
+
+COPIED_BYTES = 2**28
+"""More than caches hold."""
+
+
+class Limits(Protocol):
+    """Of the processor that engines run on."""
+
+    def flops_per_s(self, precision: Precision, seconds: float) -> float:
+        """Multiplications and additions of a large product in the arithmetic of `precision`."""
+
+    def bytes_per_s(self, seconds: float) -> float:
+        """Read and written by a large copy."""
+
+    def close(self) -> None: ...
+
+
+class CpuLimits:
+    """ONNX Runtime's matrix products, which its engine is built on, and numpy's copy, each on `threads` threads.
+
+    Which side of a matrix suits the caches is the machine's affair: the quickest of three counts. fp16 is computed in
+    fp32 on a CPU.
+    """
+
+    SIDES = (256, 512, 1024)
+
+    def __init__(self, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._pool = ThreadPoolExecutor(threads)
+        source = np.ones(COPIED_BYTES, np.uint8)
+        self._parts = list(
+            zip(np.array_split(source, threads), np.array_split(np.zeros_like(source), threads), strict=True)
+        )
+        self._products = {
+            eight_bits: {side: _product(side, eight_bits, options) for side in self.SIDES}
+            for eight_bits in (False, True)
+        }
+
+    def flops_per_s(self, precision: Precision, seconds: float) -> float:
+        products = self._products[precision.startswith("int8")]
+        share = seconds / len(products)
+        return max(2 * side**3 * times_per_s(product, share) for side, product in products.items())
+
+    def bytes_per_s(self, seconds: float) -> float:
+        def copy() -> None:
+            for done in [self._pool.submit(np.copyto, target, source) for source, target in self._parts]:
+                done.result()
+
+        return 2 * COPIED_BYTES * times_per_s(copy, seconds)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class GpuLimits:
+    """PyTorch's matrix products (cuBLAS) and its copy within the card's memory. Runs where there is a GPU only."""
+
+    SIDE = 8192
+
+    def __init__(self) -> None:
+        self._copied = [torch.ones(COPIED_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2)]
+        self._factors = {
+            precision: torch.ones(self.SIDE, self.SIDE, dtype=dtype, device="cuda")
+            for precision, dtype in (
+                ("fp32", torch.float32),
+                ("fp16", torch.float16),
+                ("int8", torch.int8),
+                ("int8-symmetric", torch.int8),
+            )
+        }
+
+    def flops_per_s(self, precision: Precision, seconds: float) -> float:
+        factor = self._factors[precision]
+        multiply = torch._int_mm if factor.dtype == torch.int8 else torch.mm
+
+        def product() -> None:
+            multiply(factor, factor)
+            torch.cuda.synchronize()
+
+        return 2 * self.SIDE**3 * times_per_s(product, seconds)
+
+    def bytes_per_s(self, seconds: float) -> float:
+        source, target = self._copied
+
+        def copy() -> None:
+            target.copy_(source)
+            torch.cuda.synchronize()
+
+        return 2 * COPIED_BYTES * times_per_s(copy, seconds)
+
+    def close(self) -> None:
+        self._copied.clear()
+        self._factors.clear()
+
+
+def times_per_s(work: Callable[[], object], seconds: float, now: Callable[[], float] = time.perf_counter) -> float:
+    """Do `work` over and over for about `seconds`, at least once."""
+    began = now()
+    done = 0
+    while (elapsed := now() - began) < seconds or not done:
+        work()
+        done += 1
+    return done / elapsed
+
+
+def _product(side: int, eight_bits: bool, options: onnxruntime.SessionOptions) -> Callable[[], object]:
+    """A product of square matrices, the second of which is constant, as weights are."""
+    helper, types = onnx.helper, onnx.TensorProto
+    left, right, product = (types.UINT8, np.int8, types.INT32) if eight_bits else (types.FLOAT, np.float32, types.FLOAT)
+    weights = onnx.numpy_helper.from_array(np.ones((side, side), right), "weights")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger" if eight_bits else "MatMul", ["values", "weights"], ["product"])],
+        "product",
+        [helper.make_tensor_value_info("values", left, [side, side])],
+        [helper.make_tensor_value_info("product", product, [side, side])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = np.ones((side, side), helper.tensor_dtype_to_np_dtype(left))
+    return lambda: session.run(None, {"values": values})

@@ -1,0 +1,72 @@
+"""What a network asks of a machine, counted from its ONNX graph: multiplications and bytes. Used by `engines`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What cannot be avoided.
+
+    Attributes:
+        image_flops: multiplications and additions of the convolutions and matrix products, for one photo.
+        image_bytes: of a photo, and of the outputs for it. What lies between need not leave the caches.
+        weight_bytes: as the graph stores them; read once a batch.
+    """
+
+    image_flops: int
+    image_bytes: int
+    weight_bytes: int
+
+    def batch_flops(self, size: int) -> int:
+        return self.image_flops * size
+
+    def batch_bytes(self, size: int) -> int:
+        return self.weight_bytes + self.image_bytes * size
+
+    def least_s(self, size: int, flops_per_s: float, bytes_per_s: float) -> float:
+        """Seconds that a batch takes on a machine that keeps to these speeds, where arithmetic and memory work at
+        the same time: the roofline of Williams et al. (2009)."""
+        return max(self.batch_flops(size) / flops_per_s, self.batch_bytes(size) / bytes_per_s)
+
+
+def count_work(file: Path) -> Work:
+    """Of a graph with a dynamic first axis."""
+    model = onnx.load(file)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes: Shapes = {
+        name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim) for name, value in values.items()
+    }
+    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    return Work(
+        image_flops=sum(2 * _multiplications(node, shapes) for node in graph.node),
+        image_bytes=sum(
+            math.prod(shapes[value.name]) * _item_bytes(value.type.tensor_type.elem_type)
+            for value in (*graph.input, *graph.output)
+        ),
+        weight_bytes=sum(math.prod(tensor.dims) * _item_bytes(tensor.data_type) for tensor in graph.initializer),
+    )
+
+
+def _multiplications(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """For one photo; none for nodes that are no sums of products."""
+    if node.op_type == "Conv":
+        # Each value of the output is a sum over one filter: (channels in / groups) x height x width.
+        return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+    if node.op_type in ("Gemm", "MatMul"):
+        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
+    return 0
+
+
+def _item_bytes(element_type: int) -> int:
+    return onnx.helper.tensor_dtype_to_np_dtype(element_type).itemsize
