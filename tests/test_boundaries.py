@@ -21,13 +21,13 @@ ROOMS = {
     "export": {"runtime", "model"},
     "bench": {"protos", "pictures", "client", "runtime", "model", "server", "worker", "export"},
 }
-FOREIGN = {"torch", "onnx", "onnxruntime", "tensorrt", "numpy", "safetensors", "matplotlib", "captum"}
+FOREIGN = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "numpy", "safetensors", "matplotlib", "captum"}
 """Heavy libraries; a room may import only those listed for it."""
 ALLOWED_FOREIGN = {
     "protos": set[str](),
     "pictures": set[str](),
     "client": set[str](),
-    "runtime": {"numpy", "onnxruntime"},
+    "runtime": {"numpy", "onnxruntime", "openvino"},
     "model": {"torch", "numpy", "safetensors", "matplotlib"},
     "server": {"numpy"},
     "worker": {"torch", "numpy"},

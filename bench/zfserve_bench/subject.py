@@ -76,7 +76,7 @@ class Subject:
 @contextmanager
 def classifying_service(subject: Subject, precision: Precision, folder: Path) -> Iterator[ServiceProcess]:
     """A service of that precision, without a worker. Its answers were compared at its start, with golden inputs."""
-    flags = ("--no-worker", "--precision", precision, "--threads", str(subject.threads))
+    flags = ("--no-worker", "--engine", "onnx-cpu", "--precision", precision, "--threads", str(subject.threads))
     with running_service(subject.bundle.folder, folder, *flags) as service:
         with grpc.insecure_channel(service.address) as channel:
             engine = VisionServiceStub(channel).DescribeModel(pb.DescribeModelRequest(), timeout=10).engine

@@ -1,0 +1,57 @@
+"""ONNX Runtime's providers on a card. Not run yet: no GPU could be had where they were written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.golden import load_golden, verify_engine
+from zfserve_runtime.gpu import GpuFacts
+from zfserve_runtime.onnx_engine import OnnxEngine
+from zfserve_runtime.onnx_providers import CudaProvider, GpuProvider, TensorRTProvider
+
+pytestmark = pytest.mark.gpu
+
+LARGEST = 8
+
+
+def open_engine(bundle: Bundle, provider: GpuProvider) -> OnnxEngine:
+    try:
+        return OnnxEngine(bundle, "fp32", threads=1, max_batch_size=LARGEST, provider=provider)
+    except EngineUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("provider", [CudaProvider(), TensorRTProvider()])
+def test_every_batch_size_answers_as_the_cpu_does(gpu_bundle: Bundle, gpu: GpuFacts, provider: GpuProvider) -> None:
+    """Those that are filled up among them; and the rows are not mixed up."""
+    engine = open_engine(gpu_bundle, provider)
+    assert engine.info.device == gpu.name
+    golden = load_golden(gpu_bundle)
+    tolerance = gpu_bundle.manifest.artefacts["fp32"].golden_tolerance
+    for size in range(1, LARGEST + 1):
+        found = engine.run(golden.pixels[:size]).probabilities
+        np.testing.assert_allclose(found, golden.probabilities["fp32"][:size], atol=tolerance)
+    engine.close()
+
+
+def test_without_tf32_cuda_computes_what_the_cpu_computes(gpu_bundle: Bundle) -> None:
+    engine = open_engine(gpu_bundle, CudaProvider())
+    golden = load_golden(gpu_bundle)
+    found = engine.run(golden.pixels[:LARGEST]).probabilities
+    np.testing.assert_allclose(found, golden.probabilities["fp32"][:LARGEST], atol=1e-5)
+    engine.close()
+
+
+def test_a_tensorrt_engine_is_kept_and_taken_again(gpu_bundle: Bundle, tmp_path: Path) -> None:
+    def engines() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.engine")}
+
+    open_engine(gpu_bundle, TensorRTProvider(tmp_path)).close()
+    kept = engines()
+    assert len(kept) == 1
+    again = open_engine(gpu_bundle, TensorRTProvider(tmp_path))
+    verify_engine(again, gpu_bundle)
+    again.close()
+    assert engines() == kept
