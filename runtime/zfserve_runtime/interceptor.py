@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Never, TypeAlias
 
 import grpc
+from prometheus_client import Gauge
 
 from zfserve_runtime.errors import ServiceError
 from zfserve_runtime.metrics import Metrics
@@ -72,8 +73,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
 
+        in_flight = self._metrics.in_flight.labels(method)
+
         async def call(request: Any, context: Context) -> Any:
-            with _Call(method, context, self._metrics) as surrounded:
+            with _Call(method, context, self._metrics, in_flight) as surrounded:
                 return await serve(request, context)
             return await surrounded.answer()
 
@@ -85,10 +88,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
 
+        in_flight = self._metrics.in_flight.labels(method)
+
         # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
         # suspended at its yield would hear of it only when it is collected.
         async def call(request: Any, context: Context) -> None:
-            with _Call(method, context, self._metrics) as surrounded:
+            with _Call(method, context, self._metrics, in_flight) as surrounded:
                 if inspect.iscoroutinefunction(serve):
                     await serve(request, context)
                     return
@@ -108,11 +113,11 @@ class _Call:
     client and its answer.
     """
 
-    def __init__(self, method: str, context: Context, metrics: Metrics) -> None:
+    def __init__(self, method: str, context: Context, metrics: Metrics, in_flight: Gauge) -> None:
         self._method = method
         self._context = context
         self._metrics = metrics
-        self._in_flight = metrics.in_flight.labels(method)
+        self._in_flight = in_flight
         self._request_id = _request_id_of(context)
         self._started_s = time.perf_counter()
         # The stubs leave out that a call without a deadline has None.
