@@ -20,7 +20,7 @@ from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc_options import channel_options, server_options
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.images import ImageLimits
-from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
 from zfserve_runtime.tls import server_credentials
@@ -93,7 +93,7 @@ async def serve(
         stack.callback(startup.cancel)
         entrance = Entrance(startup.refusal)
         options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
-        server = grpc.aio.server(interceptors=[CallInterceptor(metrics)], options=options)
+        server = InterceptingServer(metrics, options)
         add_VisionServiceServicer_to_server(entrance, server)
         add_health_and_reflection(server, health, VISION_SERVICE)
         port = _listen(server, config)

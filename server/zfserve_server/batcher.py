@@ -146,8 +146,8 @@ class Batcher:
     def _pop(self) -> _Entry | None:
         """The oldest entry that waits; called by every thread."""
         try:
-            return self._waiting.popleft()
-        except IndexError:
+            return self._waiting.popleft() if self._waiting else None
+        except IndexError:  # another thread was quicker
             return None
 
     # In an engine's thread.
@@ -182,8 +182,9 @@ class Batcher:
 
     def _silence(self) -> None:
         """Forget all ringing so far, before the queue is looked at: it would pile up while no engine is ever idle."""
+        # Looks before it takes, as `_pop` does: exceptions, caught or not, would cost a lone request 0.1 ms.
         with suppress(queue.Empty):
-            while True:
+            while not self._bell.empty():
                 self._bell.get_nowait()
 
     def _run(self, engine: Engine, batch: Sequence[_Entry], rows: npt.NDArray[np.uint8]) -> None:

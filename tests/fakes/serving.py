@@ -27,7 +27,7 @@ from zfserve_runtime.bundle import (
 )
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import CallInterceptor, current_request_id
+from zfserve_runtime.interceptor import InterceptingServer, current_request_id
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
 from zfserve_server.app import Ports, serve
@@ -179,7 +179,7 @@ class FakeWorker(WorkerServiceServicer):
     @asynccontextmanager
     async def listening(self, address: str) -> AsyncIterator[None]:
         """Serve on `address`; at the end stop at once, as a process that dies."""
-        server = grpc.aio.server(interceptors=[CallInterceptor(Metrics())])
+        server = InterceptingServer(Metrics())
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
         server.add_insecure_port(address)

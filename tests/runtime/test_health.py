@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.metrics import Metrics
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -24,7 +24,7 @@ def health() -> Health:
 
 @pytest.fixture
 async def channel(health: Health) -> AsyncIterator[grpc.aio.Channel]:
-    server = grpc.aio.server(interceptors=[CallInterceptor(Metrics())])
+    server = InterceptingServer(Metrics())
     add_health_and_reflection(server, health, VISION_SERVICE)
     port = server.add_insecure_port("localhost:0")
     await server.start()

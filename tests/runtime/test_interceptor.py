@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from zfserve_runtime import errors
-from zfserve_runtime.interceptor import CallInterceptor, current_request_id
+from zfserve_runtime.interceptor import InterceptingServer, current_request_id
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import error_classes, from_call_error
 
@@ -46,7 +46,7 @@ class Probe:
             self.finished.set()
 
     async def __aenter__(self) -> "Probe":
-        self._server = grpc.aio.server(interceptors=[CallInterceptor(self.metrics)])
+        self._server = InterceptingServer(self.metrics)
         encoding: Any = {"request_deserializer": Empty.FromString, "response_serializer": StringValue.SerializeToString}
         unary: Any = self._unary
         stream: Any = self._stream

@@ -14,7 +14,7 @@ from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime import errors
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.health import WORKER_SERVICE
-from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import from_call_error
@@ -166,7 +166,7 @@ class EndlessProjector:
 async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: RequestFor) -> None:
     metrics, projector = Metrics(), EndlessProjector()
     torch_thread = TorchThread(1, 1, metrics)
-    server = grpc.aio.server(interceptors=[CallInterceptor(metrics)])
+    server = InterceptingServer(metrics)
     service = WorkerService(bundle.manifest, cast("Projector", projector), torch_thread)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("localhost:0")

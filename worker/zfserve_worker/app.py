@@ -11,7 +11,7 @@ from zfserve_protos.worker.v1 import worker_pb2_grpc
 from zfserve_runtime.bundle import load_bundle
 from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import CallInterceptor
+from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
 
@@ -70,7 +70,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         metrics.model_info.labels(model.name, model.version, model.fingerprint).set(1)
 
         health = Health(SERVER, WORKER_SERVICE)
-        server = grpc.aio.server(interceptors=[CallInterceptor(metrics)], options=server_options())
+        server = InterceptingServer(metrics, server_options())
         service = WorkerService(bundle.manifest, projector, torch_thread)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, WORKER_SERVICE)
