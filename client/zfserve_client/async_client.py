@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
@@ -117,6 +118,16 @@ class AsyncClient:
         with translated():
             response = await self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s)
         return results.model_description(response)
+
+    async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
+        """See `Client.is_serving`."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        with translated():
+            answer = await health_pb2_grpc.HealthStub(self._channel).Check(
+                request, timeout=timeout_s or self._timeout_s
+            )
+        status: int = answer.status
+        return status == health_pb2.HealthCheckResponse.SERVING
 
     async def close(self) -> None:
         """Ends the connection and cancels every call still under way."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "classify": Command("say what photos show", "zfserve_client.classify_command", ""),
     "project": Command("show which pixels drove the feature maps", "zfserve_client.project_command", ""),
     "info": Command("describe the model that is served", "zfserve_client.info_command", ""),
+    "health": Command("say whether a service is ready", "zfserve_client.health_command", ""),
     "serve": Command("run the service", "zfserve_server.serve_command", "server"),
     "worker": Command("run the companion that computes projections", "zfserve_worker.worker_command", "worker"),
     "train": Command("train a network on folders of photos", "zfserve_model.train_command", "train"),

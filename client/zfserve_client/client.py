@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
@@ -150,6 +151,14 @@ class Client:
         request = zfserve_pb2.DescribeModelRequest()
         with translated():
             return results.model_description(self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s))
+
+    def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
+        """What the server's health says of one name: "" for the server, "zfserve.v1.VisionService/Project" for
+        projections, and so on. A name it does not know raises `NotFound`."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        with translated():
+            answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=timeout_s or self._timeout_s)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def close(self) -> None:
         """Ends the connection and cancels every call still under way."""

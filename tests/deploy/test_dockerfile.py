@@ -1,0 +1,66 @@
+"""The Dockerfile: clean by hadolint's rules, and at one with the package and with the manifests."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from zfserve_client.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+STAGES = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)
+TARGETS = {"server", "server-gpu", "worker", "export"}
+
+
+def stage(name: str) -> str:
+    (text,) = re.findall(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    return text
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    command = [Path(sys.executable).parent / "hadolint", ROOT / "Dockerfile"]
+    linted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (linted.returncode, linted.stdout) == (0, "")
+
+
+def test_the_four_images_are_there_and_run_as_nobody_in_particular() -> None:
+    assert set(STAGES) >= TARGETS
+    assert "USER 10001:10001" in stage("runtime")
+    for target in TARGETS:
+        assert re.search(rf"^FROM runtime AS {target}$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_extras_exist_and_the_server_is_without_torch() -> None:
+    extras = set(re.findall(r"\[([a-z,-]+)\]\"", DOCKERFILE))
+    named = {extra for some in extras for extra in some.split(",")}
+    assert named == {"server", "server-gpu", "tensorrt-rtx", "worker", "export"}
+    assert named <= PROJECT["project"]["optional-dependencies"].keys()
+    assert re.search(r"^FROM build AS server-build$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^FROM torch-build AS worker-build$", DOCKERFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_what_an_image_runs_is_a_command(target: str) -> None:
+    (command,) = re.findall(r"^CMD (\[.*\])$", stage(target), re.MULTILINE)
+    assert json.loads(command)[0] in COMMANDS
+    for check in re.findall(r"^ +CMD (\[.*\])$", stage(target), re.MULTILINE):
+        assert json.loads(check)[:2] == ["zfserve", "health"]
+    assert ("HEALTHCHECK" in stage(target)) == (target != "export")
+
+
+def test_the_build_context_holds_all_of_the_wheel_and_nothing_else() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    packages = {package.split("/")[0] for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
+    assert allowed == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+
+
+def test_the_manifests_use_images_that_are_built_here() -> None:
+    tags = set()
+    for manifest in (ROOT / "deploy").rglob("*.yaml"):
+        tags |= set(re.findall(r"image: zfserve:(\S+)", manifest.read_text()))
+    assert tags == {"server", "server-gpu", "worker"}
