@@ -126,8 +126,7 @@ class AsyncClient:
             answer = await health_pb2_grpc.HealthStub(self._channel).Check(
                 request, timeout=timeout_s or self._timeout_s
             )
-        status: int = answer.status
-        return status == health_pb2.HealthCheckResponse.SERVING
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:
         """Ends the connection and cancels every call still under way."""

@@ -158,7 +158,7 @@ class Client:
         request = health_pb2.HealthCheckRequest(service=service)
         with translated():
             answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=timeout_s or self._timeout_s)
-        return answer.status == health_pb2.HealthCheckResponse.SERVING
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
         """Ends the connection and cancels every call still under way."""

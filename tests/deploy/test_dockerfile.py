@@ -18,7 +18,8 @@ TARGETS = {"server", "server-gpu", "worker", "export"}
 
 
 def stage(name: str) -> str:
-    (text,) = re.findall(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    found: list[str] = re.findall(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    (text,) = found
     return text
 
 

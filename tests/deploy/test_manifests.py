@@ -30,7 +30,8 @@ Document = dict[str, Any]
 
 @cache
 def documents(overlay: str) -> list[Document]:
-    command = [Path(sys.executable).parent / "kubectl", "kustomize", ROOT / "deploy" / "overlays" / overlay]
+    kubectl, folder = Path(sys.executable).parent / "kubectl", ROOT / "deploy" / "overlays" / overlay
+    command = [str(kubectl), "kustomize", str(folder)]
     built = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return list(yaml.safe_load_all(built.stdout))
 
