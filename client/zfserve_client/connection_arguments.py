@@ -2,7 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
 
 from zfserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
 from zfserve_client.cli import FAILED, UNREACHABLE, UNUSABLE
@@ -39,6 +43,22 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
 def open_client(arguments: argparse.Namespace) -> Client:
     """Raises ValueError or OSError where the arguments are unusable."""
     return Client(arguments.address, tls=_tls(arguments), timeout_s=arguments.timeout)
+
+
+def ask_service(arguments: argparse.Namespace, ask: Callable[[Client], int]) -> int:
+    """What `ask` returns, given a client; where that cannot be, one line on standard error and its exit status."""
+    messages = Console(stderr=True)
+    try:
+        client = open_client(arguments)
+    except (OSError, ValueError) as error:
+        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return UNUSABLE
+    try:
+        with client:
+            return ask(client)
+    except ZfserveError as error:
+        messages.print(f"[red]error:[/] {escape(explain(error, arguments))}", soft_wrap=True)
+        return exit_status(error)
 
 
 def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:

@@ -10,9 +10,9 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from zfserve_client.cli import OK, UNUSABLE
-from zfserve_client.connection_arguments import add_connection_arguments, exit_status, explain, open_client
-from zfserve_client.errors import ZfserveError
+from zfserve_client.cli import OK
+from zfserve_client.client import Client
+from zfserve_client.connection_arguments import add_connection_arguments, ask_service
 from zfserve_client.results import InputSpec, ModelDescription
 
 
@@ -22,25 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    messages = Console(stderr=True)
-    try:
-        client = open_client(arguments)
-    except (OSError, ValueError) as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return UNUSABLE
-    try:
-        with client:
-            description = client.describe()
-    except ZfserveError as error:
-        messages.print(f"[red]error:[/] {escape(explain(error, arguments))}", soft_wrap=True)
-        return exit_status(error)
-    if arguments.json:
-        sys.stdout.write(json.dumps(asdict(description), ensure_ascii=False, indent=2) + "\n")
+    def ask(client: Client) -> int:
+        description = client.describe()
+        if arguments.json:
+            sys.stdout.write(json.dumps(asdict(description), ensure_ascii=False, indent=2) + "\n")
+            return OK
+        console = Console()
+        for part in _parts(description):
+            console.print(part)
         return OK
-    console = Console()
-    for part in _parts(description):
-        console.print(part)
-    return OK
+
+    return ask_service(arguments, ask)
 
 
 def _parts(description: ModelDescription) -> Iterator[RenderableType]:

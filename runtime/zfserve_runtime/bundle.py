@@ -20,6 +20,9 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 
+GRAPH_INPUT = "pixels"
+"""Name of every graph's one input, uint8 (N, H, W, 3); the outputs are `Manifest.output_widths`."""
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What the folders of models and versions may be called."""
 
@@ -140,6 +143,11 @@ class Manifest(_Entry):
     files: dict[str, str]
     parity: tuple[ParityEntry, ...] = ()
     accuracy: tuple[AccuracyEntry, ...] = ()
+
+    @property
+    def output_widths(self) -> dict[str, int]:
+        """How many float32 values each of the graph's outputs has for one photo, by its name."""
+        return {"probabilities": len(self.classes), "features": self.feature_width}
 
     def layer(self, name: str) -> LayerEntry | None:
         return next((layer for layer in self.layers if layer.name == name), None)

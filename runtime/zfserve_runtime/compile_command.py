@@ -178,8 +178,7 @@ def _obtain(
     store: EngineStore, bundle: Bundle, request: EngineRequest, on_progress: OnProgress
 ) -> tuple[StoredEngine, bool]:
     """An engine, and whether it was built just now."""
-    settings = replace(request.settings, compute_capabilities=request.compute_capabilities)
-    built = False
+    settings, built = request.build_settings, False
 
     def build(timing_cache: bytes) -> BuiltEngine:
         nonlocal built

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zfserve_runtime.bundle import Precision
+from zfserve_runtime.bundle import InputSpec, Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,12 @@ class EngineInfo:
     max_batch_size: int
     threads: int
     device: str = "CPU"
+
+    def check_batch(self, pixels: npt.NDArray[np.uint8], spec: InputSpec) -> None:
+        """What `Engine.run` may rely on; a caller that breaks it has a bug."""
+        assert pixels.dtype == np.uint8, pixels.dtype
+        assert pixels.shape[1:] == (spec.height, spec.width, 3), pixels.shape
+        assert 1 <= len(pixels) <= self.max_batch_size, len(pixels)
 
 
 OnWarming = Callable[[int, int], None]

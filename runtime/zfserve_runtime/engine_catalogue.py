@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -138,8 +138,7 @@ def obtain_compiled(
         report(Step(library.kind, Phase.COMPILING, done / total))
 
     def build(timing_cache: bytes) -> BuiltEngine:
-        for_this_card = replace(settings, compute_capabilities=request.compute_capabilities)
-        return build_engine(opening.bundle.artefact(precision), for_this_card, on_progress, timing_cache)
+        return build_engine(opening.bundle.artefact(precision), request.build_settings, on_progress, timing_cache)
 
     store = EngineStore.of(opening.bundle, opening.cache)
     try:
@@ -181,43 +180,31 @@ def _open_onnx(
     from zfserve_runtime.onnx_session import require_provider
 
     require_provider(provider)
-    report(first)
-
-    def open_one() -> Engine:
-        return OnnxEngine(
-            opening.bundle,
-            precision,
-            threads=opening.threads_each,
-            max_batch_size=opening.max_batch_size,
-            provider=provider,
-            on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
-        )
-
-    return _several(opening.instances, open_one)
+    return _several(first, partial(OnnxEngine, provider=provider), opening, precision, report)
 
 
 def open_openvino(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
     from zfserve_runtime.openvino_engine import OpenVinoEngine
 
-    def open_one() -> Engine:
-        return OpenVinoEngine(
-            opening.bundle,
-            precision,
-            threads=opening.threads_each,
-            max_batch_size=opening.max_batch_size,
-            on_warming=lambda done, total: report(Step("openvino", Phase.WARMING, done / total)),
-        )
-
-    report(Step("openvino", Phase.LOADING))
-    return _several(opening.instances, open_one)
+    return _several(Step("openvino", Phase.LOADING), OpenVinoEngine, opening, precision, report)
 
 
-def _several(count: int, open_one: Callable[[], Engine]) -> list[Engine]:
-    """All of them, or none left open."""
+def _several(
+    first: Step, new_engine: Callable[..., Engine], opening: Opening, precision: Precision, report: Report
+) -> list[Engine]:
+    """All instances, or none left open; `first` is where their start begins."""
+    report(first)
     with ExitStack() as stack:
         engines = []
-        for _ in range(count):
-            engines.append(engine := open_one())
+        for _ in range(opening.instances):
+            engine = new_engine(
+                opening.bundle,
+                precision,
+                threads=opening.threads_each,
+                max_batch_size=opening.max_batch_size,
+                on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
+            )
+            engines.append(engine)
             stack.callback(engine.close)
         stack.pop_all()
         return engines

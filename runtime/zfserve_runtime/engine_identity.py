@@ -69,6 +69,11 @@ class EngineRequest:
         gpu = self.host.gpu
         return self.settings.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
 
+    @property
+    def build_settings(self) -> BuildSettings:
+        """`settings` with the cards named."""
+        return replace(self.settings, compute_capabilities=self.compute_capabilities)
+
 
 def request_engine(
     bundle: Bundle, settings: BuildSettings, library_version: str, host: Host, enough_for: int | None = None

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from zfserve_runtime.build_summary import BatchProfile
-from zfserve_runtime.onnx_session import INPUT
+from zfserve_runtime.bundle import GRAPH_INPUT
 from zfserve_runtime.tensorrt_signature import plan_batch_sizes
 
 
@@ -75,7 +75,7 @@ def _bind(
     new = onnxruntime.OrtValue.ortvalue_from_shape_and_type
     pixels = new(input_shape, np.uint8, device, 0)
     bound = session.io_binding()
-    bound.bind_ortvalue_input(INPUT, pixels)
+    bound.bind_ortvalue_input(GRAPH_INPUT, pixels)
     for name, width in widths.items():
         bound.bind_ortvalue_output(name, new((input_shape[0], width), np.float32, device, 0))
     return _Binding(pixels, bound)

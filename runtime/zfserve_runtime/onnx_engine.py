@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from zfserve_runtime.bundle import Bundle, Precision
+from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, OnWarming
 from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_runtime.gpu import detect_gpu
 from zfserve_runtime.onnx_binding import BoundSession
 from zfserve_runtime.onnx_providers import CPU, OnnxProvider
-from zfserve_runtime.onnx_session import INPUT, OUTPUTS, open_session
-from zfserve_runtime.warm_up import warm_up
+from zfserve_runtime.onnx_session import open_session
+from zfserve_runtime.warm_up import cpu_sizes, warm_up
 
 Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
-"""From pixels to `OUTPUTS`."""
+"""From pixels to probabilities and features."""
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,7 @@ class OnnxEngine:
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
         """See `Engine.run`."""
-        spec = self._manifest.input
-        assert pixels.dtype == np.uint8, pixels.dtype
-        assert pixels.shape[1:] == (spec.height, spec.width, 3), pixels.shape
-        assert 1 <= len(pixels) <= self._info.max_batch_size, len(pixels)
+        self._info.check_batch(pixels, self._manifest.input)
         try:
             probabilities, features = self._outputs_of(pixels)
         except Exception as error:
@@ -99,13 +96,13 @@ class OnnxEngine:
 
     def _prepare(self, session: onnxruntime.InferenceSession) -> Sequence[int]:
         """Make `_outputs_of`; returns the batch sizes to warm up with."""
-        largest = self._info.max_batch_size
+        largest, widths = self._info.max_batch_size, self._manifest.output_widths
         if not self._on_gpu:
-            self._outputs_of = lambda pixels: session.run(OUTPUTS, {INPUT: pixels})
-            return (1, min(8, largest), largest)
+            outputs = tuple(widths)
+            self._outputs_of = lambda pixels: session.run(outputs, {GRAPH_INPUT: pixels})
+            return cpu_sizes(largest)
         spec = self._manifest.input
         host = self._page_locked((largest, spec.height, spec.width, 3))
-        widths = {"probabilities": len(self._manifest.classes), "features": self._manifest.feature_width}
         bound = BoundSession(session, "cuda", widths, host)
         self._outputs_of = bound.run
         return bound.sizes

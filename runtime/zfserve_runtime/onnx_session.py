@@ -9,12 +9,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision
+from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Manifest, Precision
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.onnx_providers import Chain, CpuProvider, GpuProvider, OnnxProvider, Workload
-
-INPUT = "pixels"
-OUTPUTS = ("probabilities", "features")
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +95,13 @@ def _load_cuda_libraries() -> None:
 def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
     """Raises BundleError where the graph's inputs and outputs are not those the manifest promises."""
     spec = manifest.input
-    wanted = {
-        INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
-        "probabilities": ("tensor(float)", (None, len(manifest.classes))),
-        "features": ("tensor(float)", (None, manifest.feature_width)),
+    wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        GRAPH_INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
+        **{name: ("tensor(float)", (None, width)) for name, width in manifest.output_widths.items()},
     }
     found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
     faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{node.name} is an input nobody feeds" for node in session.get_inputs() if node.name != INPUT]
+    faults += [f"{node.name} is an input nobody feeds" for node in session.get_inputs() if node.name != GRAPH_INPUT]
     for name in wanted.keys() & found.keys():
         element, shape = wanted[name]
         if found[name].type != element or not _fits(found[name].shape, shape):

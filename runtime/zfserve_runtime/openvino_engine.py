@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zfserve_runtime.bundle import Bundle, BundleError, Precision
+from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, EngineUnavailable, OnWarming
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.warm_up import warm_up
+from zfserve_runtime.warm_up import cpu_sizes, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class OpenVinoEngine:
         self._manifest = bundle.manifest
         self._info = EngineInfo("openvino", f"CPU {arithmetic}", precision, max_batch_size, threads)
         self._request = _open_request(bundle, precision, threads, arithmetic)
-        warm_up(self, bundle.manifest, (1, min(8, max_batch_size), max_batch_size), on_warming)
+        warm_up(self, bundle.manifest, cpu_sizes(max_batch_size), on_warming)
 
     @property
     def info(self) -> EngineInfo:
@@ -56,13 +56,10 @@ class OpenVinoEngine:
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
         """See `Engine.run`."""
-        spec = self._manifest.input
-        assert pixels.dtype == np.uint8, pixels.dtype
-        assert pixels.shape[1:] == (spec.height, spec.width, 3), pixels.shape
-        assert 1 <= len(pixels) <= self._info.max_batch_size, len(pixels)
+        self._info.check_batch(pixels, self._manifest.input)
         try:
             # It reads the pixels where they are, and copies the outputs.
-            outputs = self._request.infer({"pixels": pixels}, share_inputs=True)
+            outputs = self._request.infer({GRAPH_INPUT: pixels}, share_inputs=True)
             return EngineOutputs(outputs["probabilities"], outputs["features"])
         except Exception as error:
             log.exception("OpenVINO failed on a batch of %d", len(pixels))

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zfserve_runtime.bundle import Manifest, Precision
+from zfserve_runtime.bundle import GRAPH_INPUT, Manifest, Precision
 from zfserve_runtime.cuda_device import Stream
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, OnWarming
 from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_runtime.tensorrt_plan import LoadedPlan
-from zfserve_runtime.tensorrt_signature import INPUT, choose_profile, plan_batch_sizes
+from zfserve_runtime.tensorrt_signature import choose_profile, plan_batch_sizes
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class TensorRTEngine:
         on_warming: OnWarming = lambda done, total: None,
     ) -> None:
         self._plan = plan
+        self._spec = manifest.input
         self._sizes = plan_batch_sizes(plan.signature.profiles, max_batch_size)
         largest = self._sizes[-1]
         self._info = EngineInfo(plan.library.kind, str(plan.library), precision, largest, 1, plan.gpu.name)
@@ -79,9 +80,7 @@ class TensorRTEngine:
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
         """See `Engine.run`."""
-        assert pixels.dtype == np.uint8, pixels.dtype
-        assert pixels.shape[1:] == self._pixels.shape[1:], pixels.shape
-        assert 1 <= len(pixels) <= self._info.max_batch_size, len(pixels)
+        self._info.check_batch(pixels, self._spec)
         count = len(pixels)
         size = self._sizes[bisect.bisect_left(self._sizes, count)]
         self._pixels[:count] = pixels  # the rows after them hold older photos, whose answers nobody reads
@@ -104,7 +103,7 @@ class TensorRTEngine:
         self._features: npt.NDArray[np.float32] = stream.allocate_pinned((largest, manifest.feature_width), np.float32)
         self._pixels[:] = 0
         self._addresses = {
-            INPUT: stream.allocate(self._pixels.nbytes),
+            GRAPH_INPUT: stream.allocate(self._pixels.nbytes),
             "probabilities": stream.allocate(self._probabilities.nbytes),
             "features": stream.allocate(self._features.nbytes),
         }
@@ -119,7 +118,7 @@ class TensorRTEngine:
         accepted = context.set_optimization_profile_async(profile, stream.handle)
         stream.wait()
         context.set_device_memory(self._scratch, self._scratch_bytes)
-        accepted &= context.set_input_shape(INPUT, (size, *self._pixels.shape[1:]))
+        accepted &= context.set_input_shape(GRAPH_INPUT, (size, *self._pixels.shape[1:]))
         for name, address in self._addresses.items():
             accepted &= context.set_tensor_address(name, address)
         if not accepted or context.infer_shapes():
@@ -132,7 +131,7 @@ class TensorRTEngine:
         return launch
 
     def _enqueue(self, context: Any, size: int) -> None:
-        self._stream.copy_in(self._pixels[:size], self._addresses[INPUT])
+        self._stream.copy_in(self._pixels[:size], self._addresses[GRAPH_INPUT])
         if not context.execute_async_v3(self._stream.handle):
             raise EngineFailed("TensorRT failed on this batch; try again, or see the server's log")
         self._stream.copy_out(self._addresses["probabilities"], self._probabilities[:size])

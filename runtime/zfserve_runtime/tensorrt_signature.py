@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from zfserve_runtime.build_summary import DYNAMIC, BatchProfile, TensorSummary
-from zfserve_runtime.bundle import BundleError, Manifest
-
-INPUT = "pixels"
+from zfserve_runtime.bundle import GRAPH_INPUT, BundleError, Manifest
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ def read_signature(module: Any, engine: Any) -> Signature:
         return TensorSummary(name, dtype, tuple(engine.get_tensor_shape(name)))
 
     profiles = []
-    for index in range(engine.num_optimization_profiles if INPUT in inputs else 0):
-        smallest, _, largest = engine.get_tensor_profile_shape(INPUT, index)
+    for index in range(engine.num_optimization_profiles if GRAPH_INPUT in inputs else 0):
+        smallest, _, largest = engine.get_tensor_profile_shape(GRAPH_INPUT, index)
         profiles.append(BatchProfile(smallest[0], largest[0]))
     return Signature(
         inputs=tuple(describe(name) for name in inputs),
@@ -48,13 +46,12 @@ def check_signature(signature: Signature, manifest: Manifest) -> None:
     """Raises BundleError where inputs, outputs or profiles are not those that the bundle asks for."""
     spec = manifest.input
     wanted = {
-        INPUT: TensorSummary(INPUT, "uint8", (DYNAMIC, spec.height, spec.width, 3)),
-        "probabilities": TensorSummary("probabilities", "float32", (DYNAMIC, len(manifest.classes))),
-        "features": TensorSummary("features", "float32", (DYNAMIC, manifest.feature_width)),
+        GRAPH_INPUT: TensorSummary(GRAPH_INPUT, "uint8", (DYNAMIC, spec.height, spec.width, 3)),
+        **{name: TensorSummary(name, "float32", (DYNAMIC, width)) for name, width in manifest.output_widths.items()},
     }
     found = {tensor.name: tensor for tensor in (*signature.inputs, *signature.outputs)}
     faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    faults += [f"{tensor.name} is an input nobody feeds" for tensor in signature.inputs if tensor.name != INPUT]
+    faults += [f"{tensor.name} is an input nobody feeds" for tensor in signature.inputs if tensor.name != GRAPH_INPUT]
     # TensorRT writes every output, and refuses to run while one has no memory.
     faults += [f"{tensor.name} is an output nobody reads" for tensor in signature.outputs if tensor.name not in wanted]
     for name in wanted.keys() & found.keys():

@@ -8,6 +8,11 @@ from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.engine import Engine, OnWarming
 
 
+def cpu_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """What an engine on a CPU is warmed up with: one photo, some, and as many as there can be."""
+    return (1, min(8, max_batch_size), max_batch_size)
+
+
 def warm_up(engine: Engine, manifest: Manifest, sizes: Iterable[int], on_warming: OnWarming) -> None:
     """Run black photos in batches of `sizes`: the largest first, so that memory is claimed in one piece.
 
@@ -20,10 +25,8 @@ def warm_up(engine: Engine, manifest: Manifest, sizes: Iterable[int], on_warming
     for done, size in enumerate(descending):
         on_warming(done, len(descending))
         outputs = engine.run(np.zeros((size, spec.height, spec.width, 3), np.uint8))
-        for name, values, width in (
-            ("probabilities", outputs.probabilities, len(manifest.classes)),
-            ("features", outputs.features, manifest.feature_width),
-        ):
+        for name, width in manifest.output_widths.items():
+            values = getattr(outputs, name)
             if values.shape != (size, width):
                 raise BundleError(
                     f"the graph's output {name!r} has shape {values.shape} for {size} photos where the manifest "
