@@ -1,13 +1,16 @@
-"""Engines for the tests of the engine store: requests for them, and builds that take no time and no TensorRT."""
+"""Engines for the tests of the engine store: requests for them, builds without TensorRT, and what to ask of a store."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 from zfserve_runtime.build_summary import BatchProfile, BuildSummary, LayerSummary, TensorSummary
 from zfserve_runtime.engine_identity import EngineRequest, Host
+from zfserve_runtime.engine_store import EngineRefused, EngineStore
 from zfserve_runtime.gpu import GpuFacts
 from zfserve_runtime.tensorrt_builder import BuiltEngine
 from zfserve_runtime.tensorrt_settings import BuildSettings
@@ -98,3 +101,21 @@ SUMMARY = BuildSummary(
     seconds=0.5,
     peak_memory_bytes=None,
 )
+
+
+class Server:
+    """Whatever runs an engine."""
+
+
+def names(store: EngineStore) -> set[str]:
+    return {file.name for file in store.folder.iterdir()}
+
+
+def reason(store: EngineStore, request: EngineRequest) -> str | None:
+    with pytest.raises(EngineRefused) as refused:
+        store.find(request)
+    return refused.value.reason
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from zfserve_runtime.engine_store import EngineStore
 
 
 @pytest.fixture
@@ -15,3 +16,8 @@ def open_folder() -> Iterator[Path]:
         folder.chmod(0o777)
         yield folder
         folder.chmod(0o777)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")

@@ -1,50 +1,33 @@
+"""What comes out of files and raw pixels, and where in the photo it lies."""
+
 import io
-import random
 import struct
-import zlib
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fakes.image_files import (
+    BITS,
+    FORMATS,
+    LIMITS,
+    STRIP_BYTES,
+    STRIP_OFFSETS,
+    encode,
+    png_chunk,
+    png_file,
+    scene,
+    spec,
+    squashed,
+    tiff_file,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from pydantic import ValidationError
-from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, InvalidInput, ServiceError
-from zfserve_runtime.image_codec import MAX_JPEG_SCANS, Orientation
+from zfserve_runtime.image_codec import Orientation
 from zfserve_runtime.images import ImageLimits, InputImage, decode_image, input_region, resize_raw
-
-LIMITS = ImageLimits(max_bytes=4_000_000, max_pixels=8_000_000)
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-
-
-def spec(resize: Literal["squash", "crop"] = "squash", side: int = 224, shorter_side: int = 256) -> InputSpec:
-    zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return InputSpec(height=side, width=side, resize=resize, shorter_side=shorter_side, mean=zeros, std=ones)
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def scene(width: int, height: int) -> Image.Image:
-    """Something like a photo: gradients, edges and noise, different in every quarter."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    waves = 0.5 + 0.5 * np.sin(40 * x * y + 9 * x)
-    pixels = np.stack([x, y, waves], axis=-1) * 215 + np.random.default_rng(1).normal(0, 5, (height, width, 3)) + 20
-    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((width * 0.1, height * 0.2, width * 0.5, height * 0.5), fill="red")
-    draw.rectangle((width * 0.6, height * 0.55, width * 0.9, height * 0.95), fill="navy", outline="white")
-    return image
-
-
-def squashed(data: bytes, side: int = 8) -> npt.NDArray[np.uint8]:
-    return decode_image(data, spec(side=side), LIMITS).pixels
 
 
 def difference(one: npt.ArrayLike, other: npt.ArrayLike | Image.Image) -> npt.NDArray[np.int64]:
@@ -213,106 +196,6 @@ def test_a_large_jpeg_decoded_reduced_agrees_with_full_decoding(resize: Literal[
     assert difference(reduced.pixels, exact.pixels).max() <= 20
 
 
-# What is refused
-
-
-def assert_refused(data: bytes, error: type[ServiceError], limits: ImageLimits = LIMITS) -> str:
-    with pytest.raises(error) as caught:
-        decode_image(data, spec(), limits)
-    assert type(caught.value) is error
-    assert caught.value.field == "image.encoded"
-    return caught.value.message
-
-
-def test_empty() -> None:
-    assert "empty" in assert_refused(b"", ImageUndecodable)
-
-
-@pytest.mark.parametrize("data", [b"\0", b"hello, I am a photo", b"<svg></svg>", b"%PDF-1.7", b"\0\0\1\0", b"RIFF"])
-def test_not_an_image(data: bytes) -> None:
-    assert "not a JPEG" in assert_refused(data, ImageUndecodable)
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
-@pytest.mark.parametrize("kind", FORMATS)
-def test_truncated(kind: str, share: float) -> None:
-    data = encode(scene(160, 120), kind)
-    message = assert_refused(data[: int(len(data) * share)], ImageUndecodable)
-    assert "complete file" in message
-
-
-def test_a_truncated_progressive_jpeg() -> None:
-    data = encode(scene(160, 120), "JPEG", progressive=True)
-    assert_refused(data[: len(data) * 3 // 4], ImageUndecodable)
-
-
-@pytest.mark.parametrize("sides", [(60_000, 60_000), (8_000_001, 1), (1, 70_000)])
-def test_a_bomb_is_refused_by_its_header(sides: tuple[int, int]) -> None:
-    # The pixels are missing: had they been asked for, the file would have been called damaged.
-    assert "pixels" in assert_refused(png_file(*sides, rows=b""), ImageTooLarge)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_too_many_pixels(kind: str) -> None:
-    data = encode(Image.new("RGB", (101, 100)), kind)
-    limits = ImageLimits(max_bytes=1_000_000, max_pixels=10_000)
-    assert "101 x 100" in assert_refused(data, ImageTooLarge, limits)
-
-
-def test_too_many_bytes() -> None:
-    data = encode(Image.new("RGB", (9, 9)), "BMP")
-    assert "1,000" in assert_refused(data + b"\0" * 1000, ImageTooLarge, ImageLimits(max_bytes=1000))
-
-
-def test_a_tiff_of_small_size_with_huge_tiles() -> None:
-    tile = zlib.compress(bytes(4096 * 4096))
-    tags = {BITS: 8, COMPRESSION: 8, TILE_WIDTH: 4096, TILE_HEIGHT: 4096, TILE_OFFSETS: 8, TILE_BYTES: len(tile)}
-    assert_refused(tiff_file("<", tags, tile), ImageTooLarge)
-    assert decode_image(tiff_file("<", tags, tile), spec(side=4), ImageLimits()).pixels.shape == (4, 4, 3)
-
-
-def test_a_progressive_jpeg_of_countless_scans() -> None:
-    data = encode(scene(32, 32), "JPEG", progressive=True)
-    last_scan = data[data.rindex(b"\xff\xda") : -2]
-    assert squashed(data[:-2] + last_scan + data[-2:]).any()
-    assert "scans" in assert_refused(data[:-2] + last_scan * MAX_JPEG_SCANS + data[-2:], ImageTooLarge)
-
-
-def test_a_png_without_width() -> None:
-    assert_refused(png_file(0, 5, rows=b""), ImageUndecodable)
-
-
-def test_mutated_files_raise_nothing_but_service_errors() -> None:
-    chance = random.Random(7)
-    seeds = [encode(scene(24, 18), kind) for kind in FORMATS]
-    seeds += [encode(scene(24, 18).convert("P"), "PNG"), encode(scene(24, 18), "TIFF", compression="tiff_lzw")]
-    seeds += [encode(scene(24, 18), "JPEG", progressive=True), encode(scene(24, 18).convert("CMYK"), "JPEG")]
-    limits = ImageLimits(max_bytes=100_000, max_pixels=100_000)
-    errors: list[ServiceError] = []
-    for turn in range(500):
-        try:
-            image = decode_image(mutate(seeds[turn % len(seeds)], chance), spec(side=8), limits)
-        except ServiceError as error:
-            errors.append(error)
-        else:
-            assert image.pixels.shape == (8, 8, 3)
-    assert {error.field for error in errors} == {"image.encoded"}
-    # Some damage is harmless; a test in which nothing, or everything, is refused would test nothing.
-    assert 100 < len(errors) < 450
-
-
-def mutate(data: bytes, chance: random.Random) -> bytes:
-    """A few bytes changed or cut out; half of the damage goes to the header."""
-    mutated = bytearray(data)
-    for _ in range(chance.choice((1, 3, 12))):
-        place = chance.randrange(len(mutated) if chance.random() < 0.5 else min(len(mutated), 60))
-        if chance.random() < 0.8:
-            mutated[place] = chance.randrange(256)
-        else:
-            del mutated[place : place + chance.randrange(1, 9)]
-    return bytes(mutated)
-
-
 # Extreme shapes
 
 
@@ -441,28 +324,3 @@ def test_the_stored_box_holds_the_pixels_of_the_upright_one(exif: int, data: st.
     found = orientation.stored_box(box, *upright.size)
     cut = stored.crop(tuple(int(side) for side in found))  # type: ignore[arg-type]
     assert orientation.upright(cut).tobytes() == upright.crop(box).tobytes()
-
-
-# Files made by hand
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png_file(width: int, height: int, rows: bytes, depth: int = 8) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
-    chunks = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-BITS, COMPRESSION, STRIP_OFFSETS, STRIP_BYTES = 258, 259, 273, 279
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
-
-
-def tiff_file(order: str, tags: dict[int, int], content: bytes) -> bytes:
-    """A grey TIFF of 4 x 4 pixels; `order` is "<" or ">", and `content` begins at byte 8."""
-    entries = {256: 4, 257: 4, COMPRESSION: 1, 262: 1, 277: 1} | tags
-    directory = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
-    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(content))
-    return head + content + struct.pack(f"{order}H", len(entries)) + directory + bytes(4)
