@@ -30,10 +30,10 @@ from zfserve_server.batcher import Batcher
 from zfserve_server.config import ServerConfig
 from zfserve_server.decoding import Decoding
 from zfserve_server.engine_choice import EngineChoice
-from zfserve_server.entrance import Entrance
+from zfserve_server.models import Models
 from zfserve_server.references import References
 from zfserve_server.served_model import ServedModel
-from zfserve_server.service import Admissions, VisionService
+from zfserve_server.service import VisionService
 from zfserve_server.startup import OpenEngine, Startup, phase_service
 from zfserve_server.supervisor import Supervisor
 from zfserve_server.worker_client import WorkerClient
@@ -91,17 +91,11 @@ async def serve(
     startup = Startup(metrics, health)
     async with AsyncExitStack() as stack:
         stack.callback(startup.cancel)
-        entrance = Entrance(startup.refusal)
-        options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
-        server = InterceptingServer(metrics, options)
-        add_VisionServiceServicer_to_server(entrance, server)
-        add_health_and_reflection(server, health, VISION_SERVICE)
-        port = _listen(server, config)
-        endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
-        batcher: Batcher | None = None
+        models = Models(startup.refusal)
+        metrics.queue_depth.set_function(lambda: models.waiting)
 
         def tell_of_projection(worker_ready: bool) -> None:
-            can_project = worker_ready and entrance.is_open
+            can_project = worker_ready and len(models) > 0
             (health.serving if can_project else health.not_serving)(PROJECTION)
 
         def on_death() -> None:
@@ -109,6 +103,14 @@ async def serve(
             stop.ask("an engine is lost")
 
         worker, background = await _companion(config, bundle, metrics, tell_of_projection, stack)
+        decoding = stack.enter_context(_decoding(config))
+        service = VisionService(models, Admission(PROJECTIONS, FIRST_GUESS_S), decoding, worker, metrics)
+        server = InterceptingServer(metrics, server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES))
+        add_VisionServiceServicer_to_server(service, server)
+        add_health_and_reflection(server, health, VISION_SERVICE)
+        port = _listen(server, config)
+        endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
+        batcher: Batcher | None = None
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(run()) for run in background]
             await server.start()
@@ -119,9 +121,8 @@ async def serve(
                 batcher = Batcher(choice.instances, _row_shape(manifest), metrics, on_death)
                 stack.push_async_callback(batcher.close)
                 batcher.start()
-                model = ServedModel(manifest, choice, startup.ready(choice))
-                decoding = stack.enter_context(_decoding(config, manifest))
-                entrance.open(VisionService(model, _admissions(config), decoding, batcher, worker, metrics))
+                admission = Admission(config.max_queue, FIRST_GUESS_S)
+                models.add(ServedModel(manifest, choice, batcher, admission, startup.ready(choice)))
                 health.serving(SERVER, VISION_SERVICE)
                 tell_of_projection(worker is not None and worker.ready)
                 on_ready(Ports(port, endpoint.port), choice)
@@ -140,13 +141,9 @@ def _row_shape(manifest: Manifest) -> tuple[int, int, int]:
     return manifest.input.height, manifest.input.width, 3
 
 
-def _decoding(config: ServerConfig, manifest: Manifest) -> Decoding:
+def _decoding(config: ServerConfig) -> Decoding:
     limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
-    return Decoding(manifest.input, limits, References(REFERENCES, config.reference_ttl), available_cpus())
-
-
-def _admissions(config: ServerConfig) -> Admissions:
-    return Admissions(Admission(config.max_queue, FIRST_GUESS_S), Admission(PROJECTIONS, FIRST_GUESS_S))
+    return Decoding(limits, References(REFERENCES, config.reference_ttl), available_cpus())
 
 
 async def _companion(

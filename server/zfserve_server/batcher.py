@@ -62,7 +62,7 @@ class Batcher:
     Args:
         engines: one, or several instances of one that a card runs side by side.
         row_shape: (height, width, 3) of every image.
-        metrics: batch sizes, the engine's time and the queue's depth.
+        metrics: batch sizes and the engine's time.
         on_death: called once, on the event loop, if an engine is lost or its thread dies; the batcher then refuses
             everything for good, so health has to say so and the process to end.
     """
@@ -78,7 +78,6 @@ class Batcher:
         self._metrics = metrics
         self._on_death = on_death
         self._waiting: deque[_Entry] = deque()
-        metrics.queue_depth.set_function(lambda: len(self._waiting))
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # rung for every entry, and for every thread to end
         self._refusal: Callable[[], ServiceError] | None = _closed
         self._loop: asyncio.AbstractEventLoop
@@ -93,6 +92,11 @@ class Batcher:
         self._refusal = None
         for thread in self._threads:
             thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Images that no engine has taken yet."""
+        return len(self._waiting)
 
     @property
     def lost(self) -> bool:

@@ -32,14 +32,13 @@ class Photo:
 class Decoding:
     """Turns images of requests into photos. Its threads are `threads`; admission bounds what waits for them."""
 
-    def __init__(self, spec: InputSpec, limits: ImageLimits, references: References, threads: int) -> None:
-        self._spec = spec
+    def __init__(self, limits: ImageLimits, references: References, threads: int) -> None:
         self._limits = limits
         self._references = references
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    async def load(self, image: pb.Image) -> Photo:
-        """The photo that a request names or carries.
+    async def load(self, image: pb.Image, spec: InputSpec) -> Photo:
+        """The photo that a request names or carries, as a model takes it whose input is `spec`.
 
         Raises:
             InvalidInput: there is none, or it cannot be decoded, or it is too large.
@@ -50,13 +49,13 @@ class Decoding:
             return Photo(self._references.get(image.reference), image.reference, 0.0)
         if source == "encoded":
             encoded = image.encoded
-            return await self._in_thread(lambda: decode_image(encoded, self._spec, self._limits))
+            return await self._in_thread(lambda: decode_image(encoded, spec, self._limits))
         if source == "raw":
             width, height, data = image.raw.width, image.raw.height, image.raw.data
-            if (width, height) == (self._spec.width, self._spec.height):
+            if (width, height) == (spec.width, spec.height):
                 # Nothing to resize: the pixels are used where they lie, so a thread would cost more than it saves.
-                return Photo(resize_raw(data, width, height, self._spec, self._limits), None, 0.0)
-            return await self._in_thread(lambda: resize_raw(data, width, height, self._spec, self._limits))
+                return Photo(resize_raw(data, width, height, spec, self._limits), None, 0.0)
+            return await self._in_thread(lambda: resize_raw(data, width, height, spec, self._limits))
         raise InvalidInput(
             "the request carries no image; set image.encoded, image.raw or image.reference", field="image"
         )

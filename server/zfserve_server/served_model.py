@@ -1,4 +1,4 @@
-"""The served model in the protocol's words: who it is, its classes, what DescribeModel answers. Used by the service."""
+"""One version of a model, ready to answer, and what the protocol says of it. Built by `app`, used by the services."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,19 +8,24 @@ import numpy.typing as npt
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Manifest
 
+from zfserve_server.admission import Admission
+from zfserve_server.batcher import Batcher
 from zfserve_server.engine_choice import EngineChoice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A bundle's manifest and the engine that runs one of its artefacts.
+    """A bundle's manifest, the engine that runs one of its artefacts, and the way there.
 
     Attributes:
+        admission: bounds the images that are accepted for it and not yet answered.
         startup_s: seconds until it served.
     """
 
     manifest: Manifest
     choice: EngineChoice
+    batcher: Batcher
+    admission: Admission
     startup_s: float
 
     @cached_property

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -15,8 +14,9 @@ from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.projection_request import check_projection_request
 
 from zfserve_server.admission import Admission
-from zfserve_server.batcher import Answer, Batcher
+from zfserve_server.batcher import Answer
 from zfserve_server.decoding import Decoding, Photo
+from zfserve_server.models import Models
 from zfserve_server.projection import add_source_box, worker_request
 from zfserve_server.served_model import ServedModel
 from zfserve_server.worker_client import WorkerClient
@@ -26,43 +26,40 @@ Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_TOP_K = 5
 
 
-@dataclass(frozen=True)
-class Admissions:
-    """One for each kind of work: projections that pile up behind a stuck worker leave room for classification."""
-
-    classify: Admission
-    project: Admission
-
-
 class VisionService(VisionServiceServicer):
-    """`zfserve.v1.VisionService`. Without a `worker`, Project is refused."""
+    """`zfserve.v1.VisionService`.
+
+    Args:
+        admission: of projections; each model has its own for classification, so that projections that pile up behind a
+            stuck worker leave room for it.
+        worker: None refuses projections.
+    """
 
     def __init__(
         self,
-        model: ServedModel,
-        admissions: Admissions,
+        models: Models,
+        admission: Admission,
         decoding: Decoding,
-        batcher: Batcher,
         worker: WorkerClient | None,
         metrics: Metrics,
     ) -> None:
-        self._model = model
-        self._admissions = admissions
+        self._models = models
+        self._admission = admission
         self._decoding = decoding
-        self._batcher = batcher
         self._worker = worker
         self._metrics = metrics
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
         deadline = Deadline.of(context)
-        with self._admissions.classify.admit():
-            top_k = choose_top_k(request, len(self._model.manifest.classes))
-            photo = await self._decoding.load(request.image)
+        model = self._find(request.model)
+        with model.admission.admit():
+            top_k = choose_top_k(request, len(model.manifest.classes))
+            photo = await self._decoding.load(request.image, model.manifest.input)
             response = pb.ClassifyResponse()
             loop = asyncio.get_running_loop()
-            loop.call_soon(self._begin_response, response, photo)  # runs while the engine does
-            answer = await self._batcher.submit(photo.image.pixels, deadline)
-            self._model.add_best_classes(response, answer.probabilities, top_k)
+            loop.call_soon(self._begin_response, response, model, photo)  # runs while the engine does
+            answer = await model.batcher.submit(photo.image.pixels, deadline)
+            model.add_best_classes(response, answer.probabilities, top_k)
             if request.include_features:
                 response.features.extend(answer.features.tolist())
             timings = response.timings
@@ -72,9 +69,12 @@ class VisionService(VisionServiceServicer):
             loop.call_soon(self._observe, photo, answer)  # runs when the answer is on its way
             return response
 
-    def _begin_response(self, response: pb.ClassifyResponse, photo: Photo) -> None:
+    def _find(self, selector: pb.ModelSelector) -> ServedModel:
+        return self._models.find(selector.name, selector.version)
+
+    def _begin_response(self, response: pb.ClassifyResponse, model: ServedModel, photo: Photo) -> None:
         """What is known before the engine has answered."""
-        response.model.CopyFrom(self._model.identity)
+        response.model.CopyFrom(model.identity)
         response.image_reference = self._decoding.keep(photo)
         response.timings.decode_ms = photo.decode_s * 1e3
 
@@ -86,13 +86,14 @@ class VisionService(VisionServiceServicer):
         self, request: pb.ProjectRequest, context: Context
     ) -> AsyncIterator[pb.ProjectResponse]:
         deadline = Deadline.of(context)
-        with self._admissions.project.admit():
-            check_projection_request(request, self._model.manifest)
+        manifest = self._find(request.model).manifest
+        with self._admission.admit():
+            check_projection_request(request, manifest)
             if self._worker is None:
                 raise WorkerUnavailable("this server runs without a projection worker; start it with one")
             self._worker.check()
-            photo = await self._decoding.load(request.image)
-            forwarded = worker_request(request, photo.image, self._model.manifest)
+            photo = await self._decoding.load(request.image, manifest.input)
+            forwarded = worker_request(request, photo.image, manifest)
             async with aclosing(self._worker.project(forwarded, deadline)) as projections:
                 async for projection in projections:
                     add_source_box(projection, photo.image)
@@ -101,7 +102,7 @@ class VisionService(VisionServiceServicer):
     async def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: Context
     ) -> pb.DescribeModelResponse:
-        return self._model.describe(self._worker is not None and self._worker.ready)
+        return self._find(request.model).describe(self._worker is not None and self._worker.ready)
 
 
 def choose_top_k(request: pb.ClassifyRequest, classes: int) -> int:

@@ -102,28 +102,57 @@ class RawPixels(_message.Message):
 Global___RawPixels: _TypeAlias = RawPixels  # noqa: Y015
 
 @_typing.final
+class ModelSelector(_message.Message):
+    """Which of the models that a server holds. Both unset: its default model, in the newest version that is ready."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    """Unset: the newest version that is ready."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSelector: _TypeAlias = ModelSelector  # noqa: Y015
+
+@_typing.final
 class ClassifyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     INCLUDE_FEATURES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     """How many classes to return, from 1 to the model's number of classes. Unset: 5, or all where there are fewer."""
     include_features: _builtins.bool
     """Also return the activations of the last hidden layer."""
     @_builtins.property
     def image(self) -> Global___Image: ...
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
     def __init__(
         self,
         *,
         image: Global___Image | None = ...,
         top_k: _builtins.int | None = ...,
         include_features: _builtins.bool = ...,
+        model: Global___ModelSelector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "image", b"image", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "image", b"image", "model", b"model", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "image", b"image", "include_features", b"include_features", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "image", b"image", "include_features", b"include_features", "model", b"model", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
@@ -273,6 +302,7 @@ class ProjectRequest(_message.Message):
     SELECTION_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
     """A layer of the trunk by the name `DescribeModel` gives it, such as "conv5"."""
     strongest: _builtins.int
@@ -286,6 +316,8 @@ class ProjectRequest(_message.Message):
 
     @_builtins.property
     def unit(self) -> Global___UnitRule: ...
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
     def __init__(
         self,
         *,
@@ -295,10 +327,11 @@ class ProjectRequest(_message.Message):
         selection: Global___MapSelection | None = ...,
         unit: Global___UnitRule | None = ...,
         format: Global___PictureFormat.ValueType = ...,
+        model: Global___ModelSelector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "maps", b"maps", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "maps", b"maps", "model", b"model", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "image", b"image", "layer", b"layer", "maps", b"maps", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "image", b"image", "layer", b"layer", "maps", b"maps", "model", b"model", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_maps: _TypeAlias = _typing.Literal["strongest", "selection"]  # noqa: Y015
     _WhichOneofArgType_maps: _TypeAlias = _typing.Literal["maps", b"maps"]  # noqa: Y015
@@ -547,12 +580,17 @@ Global___Float32Picture: _TypeAlias = Float32Picture  # noqa: Y015
 class DescribeModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
     def __init__(
         self,
+        *,
+        model: Global___ModelSelector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

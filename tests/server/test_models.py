@@ -1,0 +1,67 @@
+"""Models: found by name and version, and what is said where there is none."""
+
+import pytest
+from fakes.serving import MANIFEST, FakeEngine, Running, classify_request
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.errors import NotFound, Starting
+from zfserve_runtime.metrics import Metrics
+from zfserve_server.admission import Admission
+from zfserve_server.batcher import Batcher
+from zfserve_server.engine_choice import EngineChoice
+from zfserve_server.models import Models
+from zfserve_server.served_model import ServedModel
+
+
+def served(name: str, version: str) -> ServedModel:
+    manifest = MANIFEST.model_copy(update={"name": name, "version": version})
+    engine = FakeEngine()
+    batcher = Batcher([engine], (8, 8, 3), Metrics(), lambda: None)
+    return ServedModel(manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, 0.1), 0.0)
+
+
+@pytest.fixture
+def models() -> Models:
+    models = Models(lambda: Starting("the service is starting"))
+    for name, version in (("birds", "1"), ("fish", "5"), ("birds", "2")):
+        models.add(served(name, version))
+    return models
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (("", ""), ("birds", "2")),
+        (("birds", "1"), ("birds", "1")),
+        (("fish", ""), ("fish", "5")),
+        (("", "1"), ("birds", "1")),
+    ],
+)
+def test_the_first_name_and_the_newest_version_are_the_defaults(
+    models: Models, wanted: tuple[str, str], found: tuple[str, str]
+) -> None:
+    manifest = models.find(*wanted).manifest
+    assert (manifest.name, manifest.version) == found
+    assert len(models) == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "says"),
+    [(("bird", ""), "model.name", "birds, fish"), (("fish", "1"), "model.version", "only in 5")],
+)
+def test_what_is_not_served_is_refused_with_what_is(
+    models: Models, wanted: tuple[str, str], field: str, says: str
+) -> None:
+    with pytest.raises(NotFound, match=says) as refused:
+        models.find(*wanted)
+    assert refused.value.field == field
+
+
+def test_before_the_first_model_the_start_is_told_of() -> None:
+    with pytest.raises(Starting):
+        Models(lambda: Starting("the service is starting")).find()
+
+
+async def test_a_request_names_its_model(server: Running) -> None:
+    request = classify_request(3)
+    request.model.CopyFrom(pb.ModelSelector(name=MANIFEST.name, version=MANIFEST.version))
+    assert (await server.vision.Classify(request)).model.version == MANIFEST.version
