@@ -1,5 +1,8 @@
 """Structured logs: every record's `extra` fields beside its message, as JSON or for the eye.
 
+A line logged while a call is served, by whatever module or library and in whatever thread that works in the call's
+context, also carries `request_id`, and `trace_id` where the call is traced.
+
 Modules log to `logging.getLogger(__name__)`; only command modules call `configure_logging`.
 """
 
@@ -8,6 +11,9 @@ import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
+
+from zfserve_runtime.request_id import current_request_id
+from zfserve_runtime.tracing import current_trace_id
 
 LogFormat = Literal["json", "console"]
 
@@ -23,7 +29,7 @@ def configure_logging(log_format: LogFormat, level: int = logging.INFO, stream: 
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time (ISO 8601, UTC), level, logger, message, the extra fields, and any traceback."""
+    """One JSON object per line: time (ISO 8601, UTC), level, logger, message, the fields, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -31,7 +37,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_extra_fields(record),
+            **_fields(record),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -45,9 +51,12 @@ class ConsoleLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        fields = "".join(f"  {key}={value}" for key, value in _extra_fields(record).items())
+        fields = "".join(f"  {key}={value}" for key, value in _fields(record).items())
         return super().formatMessage(record) + fields
 
 
-def _extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS}
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Of the call, then those given as `extra`. A record is formatted where it is logged, in the call's context."""
+    call = {"request_id": current_request_id(), "trace_id": current_trace_id()}
+    extra = {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS}
+    return {key: value for key, value in call.items() if value} | extra

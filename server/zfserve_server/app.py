@@ -24,6 +24,7 @@ from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
 from zfserve_runtime.tls import server_credentials
+from zfserve_runtime.tracing import open_tracing
 
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
@@ -84,6 +85,7 @@ async def serve(
         StillOpening: `stop` was asked, and `open_engine` does not end.
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
+        TracingError: traces are wanted and cannot be sent.
     """
     manifest = bundle.manifest
     metrics, health = Metrics(), Health(SERVER, VISION_SERVICE, PROJECTION, *map(phase_service, Phase))
@@ -105,7 +107,11 @@ async def serve(
         worker, background = await _companion(config, bundle, metrics, tell_of_projection, stack)
         decoding = stack.enter_context(_decoding(config))
         service = VisionService(models, Admission(PROJECTIONS, FIRST_GUESS_S), decoding, worker, metrics)
-        server = InterceptingServer(metrics, server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES))
+        tracing = None
+        if config.otlp_endpoint is not None:
+            tracing = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
+        options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
+        server = InterceptingServer(metrics, options, tracing)
         add_VisionServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, VISION_SERVICE)
         port = _listen(server, config)
@@ -171,6 +177,7 @@ def worker_command(bundle: Bundle, address: str, config: ServerConfig) -> list[s
         *("--model", str(bundle.folder)),
         *("--listen", address),
         *("--log-format", config.log_format),
+        *(("--otlp-endpoint", config.otlp_endpoint) if config.otlp_endpoint is not None else ()),
         "--exit-with-parent",
     ]
 

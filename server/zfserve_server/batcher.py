@@ -17,14 +17,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.engine import Engine, EngineOutputs
 from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineLost, ServiceError, ShuttingDown
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics import ModelMetrics
+from zfserve_runtime.request_id import current_request_id
+from zfserve_runtime.tracing import TracedRow, current_trace, record_batch
+
+if TYPE_CHECKING:
+    from zfserve_runtime.otlp import CallTrace
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ class _Entry:
     deadline: Deadline
     submitted: float
     future: asyncio.Future[Answer]
+    request_id: str
+    trace: "CallTrace | None"
 
 
 class Batcher:
@@ -71,10 +78,11 @@ class Batcher:
         self,
         engines: Sequence[Engine],
         row_shape: tuple[int, int, int],
-        metrics: Metrics,
+        metrics: ModelMetrics,
         on_death: Callable[[], None],
     ) -> None:
         self._row_shape = row_shape
+        self._most = engines[0].info.max_batch_size
         self._metrics = metrics
         self._on_death = on_death
         self._waiting: deque[_Entry] = deque()
@@ -117,7 +125,8 @@ class Batcher:
             ShuttingDown: the batcher is closed.
         """
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
-        entry = _Entry(pixels, deadline, time.monotonic(), self._loop.create_future())
+        future = self._loop.create_future()
+        entry = _Entry(pixels, deadline, time.monotonic(), future, current_request_id(), current_trace())
         if self._refusal is not None:
             raise self._refusal()
         self._waiting.append(entry)
@@ -164,7 +173,7 @@ class Batcher:
                 self._run(engine, batch, rows[: len(batch)])
                 batch = []
         except BaseException:
-            logger.exception("the engine is lost", extra={"batch_size": len(batch)})
+            logger.exception("the engine is lost", extra=_about(batch))
             self._loop.call_soon_threadsafe(self._die, batch)
 
     def _fill(self, batch: list[_Entry], most: int) -> bool:
@@ -175,7 +184,7 @@ class Batcher:
                 if entry.future.done():
                     continue
                 if entry.deadline.expired():
-                    self._loop.call_soon_threadsafe(_fail, (entry,), _expired)
+                    self._loop.call_soon_threadsafe(self._expire, entry)
                     continue
                 batch.append(entry)
             if self._waiting or self._refusal is not None:
@@ -203,10 +212,11 @@ class Batcher:
         except EngineLost:
             raise
         except Exception:
-            logger.exception("the engine failed", extra={"batch_size": len(batch)})
-            self._loop.call_soon_threadsafe(_fail, batch, _failed)
+            logger.exception("the engine failed", extra=_about(batch))
+            self._loop.call_soon_threadsafe(self._disappoint, batch, began, time.monotonic() - began)
         else:
-            self._loop.call_soon_threadsafe(self._deliver, batch, outputs, began, time.monotonic() - began)
+            inference_s = time.monotonic() - began
+            self._loop.call_soon_threadsafe(self._deliver, batch, outputs, began, inference_s)
 
     # On the event loop again.
 
@@ -216,17 +226,39 @@ class Batcher:
                 queue_s = began - entry.submitted
                 answer = Answer(outputs.probabilities[row], outputs.features[row], queue_s, inference_s, len(batch))
                 entry.future.set_result(answer)
-        self._loop.call_soon(self._observe, len(batch), inference_s)  # the answers go first
+        self._loop.call_soon(self._observe, batch, began, inference_s)  # the answers go first
 
-    def _observe(self, batch_size: int, inference_s: float) -> None:
-        self._metrics.batch_size.observe(batch_size)
+    def _observe(self, batch: Sequence[_Entry], began: float, inference_s: float) -> None:
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_fill.observe(len(batch) / self._most)
         self._metrics.inference_seconds.observe(inference_s)
+        _trace(batch, began, inference_s)
+
+    def _disappoint(self, batch: Sequence[_Entry], began: float, inference_s: float) -> None:
+        _fail(batch, _failed)
+        self._metrics.engine_failures.inc()
+        _trace(batch, began, inference_s, failed=True)
+
+    def _expire(self, entry: _Entry) -> None:
+        _fail((entry,), _expired)
+        self._metrics.queue_expired.inc()
 
     def _die(self, batch: Sequence[_Entry]) -> None:
         _fail(batch, _lost)
         if self._refusal is not _lost:
             self._refuse(_lost)
             self._on_death()
+
+
+def _about(batch: Sequence[_Entry]) -> dict[str, object]:
+    """For the log, as an engine's thread works for many calls and in the context of none."""
+    return {"batch_size": len(batch), "request_ids": [entry.request_id for entry in batch]}
+
+
+def _trace(batch: Sequence[_Entry], began: float, inference_s: float, failed: bool = False) -> None:
+    rows = [TracedRow(entry.trace, entry.submitted) for entry in batch if entry.trace is not None]
+    if rows:
+        record_batch(rows, len(batch), began, inference_s, failed)
 
 
 def _fail(entries: Iterable[_Entry], error: Callable[[], ServiceError]) -> None:

@@ -53,6 +53,18 @@ class ServerConfig(BaseModel):
     tls_key: Path | None = Field(None, description="PEM private key of --tls-cert")
     tls_client_ca: Path | None = Field(None, description="PEM authority; only clients with its certificates may call")
     log_format: LogFormat = Field("console", description="how log lines look")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="send traces to this OpenTelemetry collector, http://HOST:4317 (OTLP over gRPC); by default what "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says, else none",
+    )
+    trace_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share traced of the requests whose client does not trace them; by default what "
+        "OTEL_TRACES_SAMPLER says, else all",
+    )
     drain_grace: float = Field(30.0, ge=0, description="seconds to answer what was accepted once asked to stop")
     ready_file: Path | None = Field(None, description="write the ports to this file as JSON once requests are served")
 

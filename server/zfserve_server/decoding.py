@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +12,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.images import ImageLimits, InputImage, decode_image, resize_raw
+from zfserve_runtime.tracing import span
 
 from zfserve_server.references import References
 
@@ -76,4 +78,6 @@ class Decoding:
             image = decode()
             return Photo(image, None, time.perf_counter() - began)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        with span("decode"):
+            # The thread works in the context of the call, so that what it logs carries the request's id.
+            return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, timed)

@@ -23,6 +23,7 @@ from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.logs import configure_logging
 from zfserve_runtime.tls import TlsError
+from zfserve_runtime.tracing import TracingError, endpoint_in
 
 from zfserve_server.allocator import keep_freed_memory
 from zfserve_server.app import Ports, serve
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     except EngineLost as error:
         logger.critical("%s; the process ends so that its supervisor starts another", error)
         return LOST
-    except (ConfigError, BundleError, EngineUnavailable, OSError, TlsError) as error:
+    except (ConfigError, BundleError, EngineUnavailable, OSError, TlsError, TracingError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except StillOpening:
@@ -94,6 +95,7 @@ def read_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
             value = environment.get(ENVIRONMENT_PREFIX + name.upper()) or None
         if value is not None:
             values[name] = value
+    values.setdefault("otlp_endpoint", endpoint_in(environment))
     try:
         return ServerConfig.model_validate(values)
     except ValidationError as error:

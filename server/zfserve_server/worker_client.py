@@ -22,8 +22,9 @@ from zfserve_runtime.errors import (
     WorkerUnavailable,
 )
 from zfserve_runtime.health import WORKER_SERVICE
-from zfserve_runtime.interceptor import REQUEST_ID_KEY, current_request_id
+from zfserve_runtime.request_id import REQUEST_ID_KEY, current_request_id
 from zfserve_runtime.status import from_call_error
+from zfserve_runtime.tracing import calling
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +101,16 @@ class WorkerClient:
         self.check()
         remaining_s = deadline.remaining_s()
         timeout_s = self._longest_s if remaining_s is None else min(self._longest_s, remaining_s)
-        call = self._worker.Project(request, timeout=timeout_s, metadata=((REQUEST_ID_KEY, current_request_id()),))
-        try:
-            async for message in call:
-                yield message.projection
-        except grpc.aio.AioRpcError as error:
-            raise _translate(error) from error
-        finally:
-            call.cancel()
+        with calling("zfserve.worker.v1.WorkerService/Project") as trace:
+            metadata = ((REQUEST_ID_KEY, current_request_id()), *trace)
+            call = self._worker.Project(request, timeout=timeout_s, metadata=metadata)
+            try:
+                async for message in call:
+                    yield message.projection
+            except grpc.aio.AioRpcError as error:
+                raise _translate(error) from error
+            finally:
+                call.cancel()
 
     async def _pair(self) -> Pairing:
         answer = await self._worker.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S)

@@ -27,9 +27,10 @@ from zfserve_runtime.bundle import (
 )
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import InterceptingServer, current_request_id
+from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.request_id import current_request_id
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
 from zfserve_server.engine_choice import EngineChoice

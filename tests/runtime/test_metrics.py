@@ -15,29 +15,45 @@ def scrape(port: int) -> str:
 def test_everything_measured_is_exposed() -> None:
     metrics = Metrics()
     metrics.requests.labels("/zfserve.v1.VisionService/Classify", "OK").inc()
-    metrics.batch_size.observe(3)
-    metrics.queue_depth.set(5)
+    model = metrics.of_model("zfnet", "1")
+    model.batch_size.observe(3)
+    model.queue_depth.set(5)
     metrics.decode_seconds.observe(0.003)
     metrics.model_info.labels("zfnet", "1", "abcd").set(1)
     with MetricsEndpoint(metrics, port=0, address="localhost") as endpoint:
         families = {family.name: family for family in text_string_to_metric_families(scrape(endpoint.port))}
 
-    assert {name for name in families if name.endswith("_seconds")} == {
-        f"zfserve_{kind}_seconds" for kind in ("request", "decode", "queue", "inference", "projection", "startup")
-    }
-    assert {"zfserve_in_flight", "zfserve_worker_restarts"} <= families.keys()
+    # What this process takes, and the interpreter it is, too.
+    assert {"zfserve_in_flight", "process_resident_memory_bytes", "python_info"} <= families.keys()
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
         for family in families.values()
         for sample in family.samples
     }
     assert samples["zfserve_requests_total", "/zfserve.v1.VisionService/Classify", "OK"] == 1
-    assert samples["zfserve_batch_size_bucket", "2.0"] == 0
-    assert samples["zfserve_batch_size_bucket", "4.0"] == 1
-    assert samples["zfserve_queue_depth",] == 5
+    assert samples["zfserve_batch_size_bucket", "1", "2.0", "zfnet"] == 0
+    assert samples["zfserve_batch_size_bucket", "1", "4.0", "zfnet"] == 1
+    assert samples["zfserve_queue_depth", "1", "zfnet"] == 5
     assert samples["zfserve_decode_seconds_bucket", "0.002"] == 0
     assert samples["zfserve_decode_seconds_bucket", "0.004"] == 1
     assert samples["zfserve_model_info", "1", "abcd", "zfnet"] == 1
+
+
+def test_the_series_of_a_retired_version_end() -> None:
+    metrics = Metrics()
+    for version in ("1", "2"):
+        model = metrics.of_model("zfnet", version)
+        model.batch_size.observe(3)
+        model.queue_depth.set(5)
+        metrics.model_info.labels("zfnet", version, "abcd").set(1)
+    metrics.forget_model("zfnet", "1")
+    versions = {
+        sample.labels["version"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "model" in sample.labels
+    }
+    assert versions == {"2"}
 
 
 def test_two_processes_parts_do_not_share_a_registry() -> None:

@@ -14,6 +14,7 @@ from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_an
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.tracing import open_tracing
 
 from zfserve_worker.parent import watch_parent
 from zfserve_worker.projector import identity, open_projector
@@ -35,6 +36,7 @@ class WorkerConfig:
         cache: forward passes kept.
         grace_s: how long a stopping worker waits for its calls.
         metrics_port: of the Prometheus endpoint; None for none.
+        otlp_endpoint: where traces go; None for none.
         exit_with_parent: stop when standard input, a pipe, is closed.
     """
 
@@ -45,6 +47,7 @@ class WorkerConfig:
     cache: int
     grace_s: float
     metrics_port: int | None = None
+    otlp_endpoint: str | None = None
     exit_with_parent: bool = False
 
 
@@ -54,6 +57,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
     Raises:
         BundleError: there is no usable bundle.
         OSError: an address cannot be listened on.
+        TracingError: traces are wanted and cannot be sent.
     """
     with ExitStack() as stack:
         if config.exit_with_parent:
@@ -70,7 +74,11 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         metrics.model_info.labels(model.name, model.version, model.fingerprint).set(1)
 
         health = Health(SERVER, WORKER_SERVICE)
-        server = InterceptingServer(metrics, server_options())
+        tracing = None
+        if config.otlp_endpoint is not None:
+            # Nothing of its own accord: its callers, the servers, have decided which requests are traced.
+            tracing = stack.enter_context(open_tracing("zfserve-worker", config.otlp_endpoint, ratio=0.0))
+        server = InterceptingServer(metrics, server_options(), tracing)
         service = WorkerService(bundle.manifest, projector, torch_thread)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, WORKER_SERVICE)

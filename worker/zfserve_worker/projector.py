@@ -32,6 +32,7 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.projection_request import DEFAULT_STRONGEST
+from zfserve_runtime.tracing import note_model, span
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -62,10 +63,16 @@ class Projector:
         began_s = time.perf_counter()
         spec = self._manifest.input
         pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
+        note_model(self._manifest.name, self._manifest.version)
         traced = self._trace(pixels)
         maps = self._choose_maps(request, traced)
-        for rank, projection in enumerate(project(traced, request.layer, maps, _unit_rule(request.unit))):
-            answer = _answer(projection, pixels, request.format)
+        projections = project(traced, request.layer, maps, _unit_rule(request.unit))
+        for rank, index in enumerate(maps):
+            about = {"zfserve.layer": request.layer, "zfserve.map": index}
+            with span("projection", about):
+                projection = next(projections)
+            with span("render", about):
+                answer = _answer(projection, pixels, request.format)
             answer.rank, answer.total = rank, len(maps)
             answer.model.CopyFrom(identity(self._manifest))
             self._metrics.projection_seconds.observe(time.perf_counter() - began_s)
@@ -88,7 +95,8 @@ class Projector:
             while len(self._traces) >= self._cached_traces:
                 self._traces.popitem(last=False)
             began_s = time.perf_counter()
-            self._traces[key] = trace(self._network, _normalise(pixels, self._manifest.input))
+            with span("forward pass"):
+                self._traces[key] = trace(self._network, _normalise(pixels, self._manifest.input))
             self._metrics.inference_seconds.observe(time.perf_counter() - began_s)
         self._traces.move_to_end(key)
         return self._traces[key]

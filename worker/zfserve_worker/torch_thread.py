@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from contextvars import copy_context
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -82,8 +83,9 @@ class TorchThread:
         deadline.check()
         try:
             async with asyncio.timeout(deadline.remaining_s()) as timer:
-                # Cancelled while it waits for the thread, a step is never begun.
-                return await asyncio.wrap_future(self._executor.submit(next, steps, None))
+                # Cancelled while it waits for the thread, a step is never begun. It works in the context of its call:
+                # what it logs carries the request's id, and its spans are that request's.
+                return await asyncio.wrap_future(self._executor.submit(copy_context().run, next, steps, None))
         except TimeoutError as error:
             if not timer.expired():
                 raise

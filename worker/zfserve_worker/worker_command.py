@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -11,6 +12,7 @@ from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.logs import LogFormat, configure_logging
+from zfserve_runtime.tracing import TracingError, endpoint_in
 
 from zfserve_worker.app import WorkerConfig, serve
 
@@ -20,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--listen", default="localhost:8501", help="HOST:PORT or unix:PATH (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, help="of one torch operation (default: the CPUs this process has)")
     parser.add_argument("--metrics-port", type=_port, help="of the Prometheus endpoint (default: none)")
+    parser.add_argument(
+        "--otlp-endpoint", metavar="URL", help="of an OpenTelemetry collector (default: OTEL_EXPORTER_OTLP_ENDPOINT)"
+    )
     parser.add_argument("--queue", type=_positive, default=16, help="calls admitted at a time (default: %(default)s)")
     parser.add_argument("--cache", type=_positive, default=8, help="forward passes kept (default: %(default)s)")
     parser.add_argument("--drain-grace", type=_seconds, default=30.0, help="seconds to finish calls when stopping")
@@ -32,19 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     configure_logging(arguments.log_format, logging.getLevelNamesMapping()[arguments.log_level.upper()])
-    config = WorkerConfig(
-        model=arguments.model,
-        listen=arguments.listen,
-        threads=arguments.threads or available_cpus(),
-        queue=arguments.queue,
-        cache=arguments.cache,
-        grace_s=arguments.drain_grace,
-        metrics_port=arguments.metrics_port,
-        exit_with_parent=arguments.exit_with_parent,
-    )
     try:
+        config = WorkerConfig(
+            model=arguments.model,
+            listen=arguments.listen,
+            threads=arguments.threads or available_cpus(),
+            queue=arguments.queue,
+            cache=arguments.cache,
+            grace_s=arguments.drain_grace,
+            metrics_port=arguments.metrics_port,
+            otlp_endpoint=arguments.otlp_endpoint or endpoint_in(os.environ),
+            exit_with_parent=arguments.exit_with_parent,
+        )
         asyncio.run(_serve_until_signal(config))
-    except (BundleError, OSError) as error:
+    except (BundleError, OSError, TracingError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0

@@ -1,0 +1,18 @@
+"""The id of the call being served, known wherever its work is done: log lines carry it, and calls to the worker."""
+
+from contextvars import ContextVar
+
+REQUEST_ID_KEY = "x-request-id"
+"""In the metadata of a request, and in the trailing metadata of its answer."""
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def current_request_id() -> str:
+    """The id of the call being served in this task, or in a thread that works in its context; "" outside a call."""
+    return _request_id.get()
+
+
+def enter_request(request_id: str) -> None:
+    """From here on this task serves the call `request_id`."""
+    _request_id.set(request_id)
