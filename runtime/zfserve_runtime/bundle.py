@@ -213,7 +213,7 @@ def newest_version(folder: Path) -> Path:
     versions = [entry.parent for entry in folder.glob(f"*/{MANIFEST}") if not entry.parent.name.startswith(".")]
     if not versions:
         raise BundleError(f"there is no bundle at {folder}; `zfserve export` writes one")
-    return max(versions, key=lambda version: _version_key(version.name))
+    return max(versions, key=lambda version: version_key(version.name))
 
 
 def file_digest(file: Path) -> str:
@@ -222,7 +222,8 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _version_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+def version_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sorts versions, the newest last: numbers compared as numbers, and higher than words."""
     return tuple(
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.replace("-", ".").split(".")
     )

@@ -89,9 +89,7 @@ class Metrics:
         self.worker_restarts = Counter(
             "zfserve_worker_restarts", "Times a dead worker was restarted.", registry=registry
         )
-        self.model_info = Gauge(
-            "zfserve_model_info", "What is served.", [*_OF_MODEL, "fingerprint"], registry=registry
-        )
+        self.model_info = Gauge("zfserve_model_info", "What is served.", [*_OF_MODEL, "fingerprint"], registry=registry)
         self.model_loads = Counter(
             "zfserve_model_loads", "Versions found and loaded, or refused.", ["model", "result"], registry=registry
         )
@@ -148,7 +146,7 @@ class MetricsEndpoint:
     Port 0 takes a free one; `port` says which. Raises OSError where the address cannot be bound.
     """
 
-    def __init__(self, metrics: Metrics, port: int, address: str = "0.0.0.0") -> None:
+    def __init__(self, metrics: Metrics, port: int, address: str = "127.0.0.1") -> None:
         self._server: WSGIServer
         self._thread: threading.Thread
         self._server, self._thread = start_http_server(port, address, metrics.registry)

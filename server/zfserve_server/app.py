@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import grpc
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
+from zfserve_runtime.access import Access
 from zfserve_runtime.bundle import Bundle, Manifest
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.engine_catalogue import Phase
@@ -22,8 +23,8 @@ from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, a
 from zfserve_runtime.images import ImageLimits
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
+from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
-from zfserve_runtime.tls import server_credentials
 from zfserve_runtime.tracing import open_tracing
 
 from zfserve_server.admission import Admission
@@ -85,6 +86,7 @@ async def serve(
         StillOpening: `stop` was asked, and `open_engine` does not end.
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
+        CallersFileError: the file of those who may call cannot be used.
         TracingError: traces are wanted and cannot be sent.
     """
     manifest = bundle.manifest
@@ -94,7 +96,6 @@ async def serve(
     async with AsyncExitStack() as stack:
         stack.callback(startup.cancel)
         models = Models(startup.refusal)
-        metrics.queue_depth.set_function(lambda: models.waiting)
 
         def tell_of_projection(worker_ready: bool) -> None:
             can_project = worker_ready and len(models) > 0
@@ -110,11 +111,14 @@ async def serve(
         tracing = None
         if config.otlp_endpoint is not None:
             tracing = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
-        options = server_options(config.max_image_bytes + MESSAGE_SLACK_BYTES)
-        server = InterceptingServer(metrics, options, tracing)
+        options = server_options(
+            config.max_image_bytes + MESSAGE_SLACK_BYTES, config.max_connections, config.max_connection_age
+        )
+        access = _access(config)
+        server = InterceptingServer(metrics, options, tracing, access)
         add_VisionServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, VISION_SERVICE)
-        port = _listen(server, config)
+        port = open_port(server, f"{config.host}:{config.port}", config.tls, callers_known=access is not None)
         endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
         batcher: Batcher | None = None
         async with asyncio.TaskGroup() as tasks:
@@ -124,16 +128,18 @@ async def serve(
             choice = await startup.open(open_engine, stop)
             if choice is not None:
                 stack.callback(choice.close)
-                batcher = Batcher(choice.instances, _row_shape(manifest), metrics, on_death)
+                of_model = metrics.of_model(manifest.name, manifest.version)
+                batcher = Batcher(choice.instances, _row_shape(manifest), of_model, on_death)
+                of_model.queue_depth.set_function(lambda: models.waiting)
                 stack.push_async_callback(batcher.close)
                 batcher.start()
                 admission = Admission(config.max_queue, FIRST_GUESS_S)
-                models.add(ServedModel(manifest, choice, batcher, admission, startup.ready(choice)))
+                models.add(ServedModel(manifest, choice, batcher, admission, of_model, startup.ready(choice)))
                 health.serving(SERVER, VISION_SERVICE)
                 tell_of_projection(worker is not None and worker.ready)
                 on_ready(Ports(port, endpoint.port), choice)
                 await stop.wait()
-            await drain(server, health, config.drain_grace, stop)
+            await drain(server, health, config.drain_grace, stop, config.drain_delay)
             for task in running:
                 task.cancel()
         # Not in the group: what is raised in there comes out wrapped.
@@ -165,7 +171,7 @@ async def _companion(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zfserve-"))
         address = f"unix:{folder}/worker.sock"
         supervisor = Supervisor(worker_command(bundle, address, config), metrics)
-    channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, channel_options()))
+    channel = await stack.enter_async_context(_worker_channel(address, config))
     client = WorkerClient(channel, bundle.manifest.fingerprint, LONGEST_PROJECTION_S, on_change)
     return client, [client.watch] if supervisor is None else [client.watch, supervisor.run]
 
@@ -182,20 +188,25 @@ def worker_command(bundle: Bundle, address: str, config: ServerConfig) -> list[s
     ]
 
 
-def _listen(server: grpc.aio.Server, config: ServerConfig) -> int:
-    address = f"{config.host}:{config.port}"
-    try:
-        if config.tls_cert is None or config.tls_key is None:
-            return server.add_insecure_port(address)
-        credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-        return server.add_secure_port(address, credentials)
-    except RuntimeError as error:  # gRPC's own, without a cause
-        raise OSError(f"cannot listen on {address}; is it in use? choose another with --port") from error
+def _access(config: ServerConfig) -> Access | None:
+    """Who may call; None: anyone. A certificate that TLS had to verify names its caller, with a file of callers or not."""
+    return None if config.tokens is None and config.tls_client_ca is None else Access(config.tokens)
+
+
+def _worker_channel(address: str, config: ServerConfig) -> grpc.aio.Channel:
+    """Raises OSError where a file of the TLS towards the worker cannot be read."""
+    if config.worker_tls_ca is None:
+        return grpc.aio.insecure_channel(address, channel_options())
+    ca, key, certificate = (
+        None if file is None else file.read_bytes()
+        for file in (config.worker_tls_ca, config.worker_tls_key, config.worker_tls_cert)
+    )
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate), channel_options())
 
 
 def _metrics_endpoint(metrics: Metrics, config: ServerConfig) -> MetricsEndpoint:
     try:
-        return MetricsEndpoint(metrics, config.metrics_port, config.host)
+        return MetricsEndpoint(metrics, config.metrics_port, config.metrics_host)
     except OSError as error:
-        address = f"{config.host}:{config.metrics_port}"
+        address = f"{config.metrics_host}:{config.metrics_port}"
         raise OSError(f"cannot listen on {address}; is it in use? choose another with --metrics-port") from error

@@ -35,8 +35,8 @@ class ModelStatus:
     """One version of a model, whether it is served or not.
 
     Attributes:
-        reason: a sentence for callers. Of a version that failed, why; of one that loads, what that is at; of one that is
-            ready, why what lies in its folder now does not take its place. Else empty.
+        reason: a sentence for callers. Of a version that failed, why; of one that loads, what that is at; of one
+            that is ready, why what lies in its folder now does not take its place. Else empty.
         fingerprint: empty until its manifest was read.
         is_default: whether a request that names no model gets this version.
     """

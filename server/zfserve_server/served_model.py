@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Manifest
+from zfserve_runtime.metrics import ModelMetrics
 
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
@@ -19,13 +20,15 @@ class ServedModel:
 
     Attributes:
         admission: bounds the images that are accepted for it and not yet answered.
-        startup_s: seconds until it served.
+        metrics: of this version.
+        startup_s: seconds from when it was found until it served.
     """
 
     manifest: Manifest
     choice: EngineChoice
     batcher: Batcher
     admission: Admission
+    metrics: ModelMetrics
     startup_s: float
 
     @cached_property

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ from zfserve_runtime.projection_request import check_projection_request
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Answer
 from zfserve_server.decoding import Decoding, Photo
-from zfserve_server.models import Models
+from zfserve_server.models import Models, ModelState, ModelStatus
 from zfserve_server.projection import add_source_box, worker_request
 from zfserve_server.served_model import ServedModel
 from zfserve_server.worker_client import WorkerClient
@@ -66,7 +67,7 @@ class VisionService(VisionServiceServicer):
             timings.queue_ms = answer.queue_s * 1e3
             timings.inference_ms = answer.inference_s * 1e3
             timings.batch_size = answer.batch_size
-            loop.call_soon(self._observe, photo, answer)  # runs when the answer is on its way
+            loop.call_soon(self._observe, model, photo, answer)  # runs when the answer is on its way
             return response
 
     def _find(self, selector: pb.ModelSelector) -> ServedModel:
@@ -78,9 +79,9 @@ class VisionService(VisionServiceServicer):
         response.image_reference = self._decoding.keep(photo)
         response.timings.decode_ms = photo.decode_s * 1e3
 
-    def _observe(self, photo: Photo, answer: Answer) -> None:
+    def _observe(self, model: ServedModel, photo: Photo, answer: Answer) -> None:
         self._metrics.decode_seconds.observe(photo.decode_s)
-        self._metrics.queue_seconds.observe(answer.queue_s)
+        model.metrics.queue_seconds.observe(answer.queue_s)
 
     async def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: Context
@@ -102,7 +103,28 @@ class VisionService(VisionServiceServicer):
     async def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: Context
     ) -> pb.DescribeModelResponse:
-        return self._find(request.model).describe(self._worker is not None and self._worker.ready)
+        model = self._find(request.model)
+        description = model.describe(self._worker is not None and self._worker.ready)
+        name = model.manifest.name
+        description.versions.extend(_status(status) for status in self._models.statuses() if status.name == name)
+        return description
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[_status(status) for status in self._models.statuses()])
+
+
+_STATES = {
+    ModelState.LOADING: pb.MODEL_STATE_LOADING,
+    ModelState.READY: pb.MODEL_STATE_READY,
+    ModelState.FAILED: pb.MODEL_STATE_FAILED,
+    ModelState.RETIRING: pb.MODEL_STATE_RETIRING,
+}
+
+
+def _status(status: ModelStatus) -> pb.ModelStatus:
+    return pb.ModelStatus(**asdict(status) | {"state": _STATES[status.state]})
 
 
 def choose_top_k(request: pb.ClassifyRequest, classes: int) -> int:

@@ -114,8 +114,8 @@ class WorkerClient:
 
     async def _pair(self) -> Pairing:
         answer = await self._worker.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S)
-        held = answer.model.fingerprint
-        if held == self._fingerprint:
+        held = [model.fingerprint for model in answer.models]
+        if self._fingerprint in held:
             return Pairing.READY
         logger.error("the worker holds other weights", extra={"held": held, "served": self._fingerprint})
         return Pairing.MISMATCH

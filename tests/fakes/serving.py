@@ -131,6 +131,7 @@ class FakeWorker(WorkerServiceServicer):
         error: raised in place of an answer.
         answers: how many messages come before it waits for ever; None: it never does.
         requests, remaining_s, request_ids: what it was asked, with the deadline left and the request's id.
+        traceparents: that came with them.
         asked, cancelled: set when a projection arrives, and when its caller goes away.
     """
 
@@ -141,13 +142,14 @@ class FakeWorker(WorkerServiceServicer):
     requests: list[worker_pb2.ProjectRequest] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
+    traceparents: list[str] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Describe(  # noqa: N802
         self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> worker_pb2.DescribeResponse:
-        return worker_pb2.DescribeResponse(model=pb.ModelIdentity(fingerprint=self.fingerprint))
+        return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=self.fingerprint)])
 
     async def Project(  # noqa: N802
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[object, object]
@@ -155,6 +157,8 @@ class FakeWorker(WorkerServiceServicer):
         self.requests.append(request)
         self.remaining_s.append(context.time_remaining())
         self.request_ids.append(current_request_id())
+        metadata = context.invocation_metadata() or ()
+        self.traceparents += [str(value) for key, value in metadata if key == "traceparent"]
         self.asked.set()
         if self.error is not None:
             raise self.error
@@ -209,7 +213,8 @@ class Running:
 @asynccontextmanager
 async def running_server(*engines: FakeEngine, **settings: object) -> AsyncIterator[Running]:
     """Serve the fake network, by default without a worker; at the end stop and drain."""
-    chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, **settings}
+    chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
+    chosen.update(settings)
     config = ServerConfig.model_validate(chosen)
     stop = StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()

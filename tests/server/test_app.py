@@ -108,11 +108,11 @@ async def test_metrics_tell_of_requests_batches_and_the_model(server: Running) -
         'zfserve_requests_total{method="/zfserve.v1.VisionService/Classify",status="OK"} 3.0',
         'zfserve_requests_total{method="/zfserve.v1.VisionService/Classify",status="INVALID_ARGUMENT"} 1.0',
         "zfserve_decode_seconds_count 3.0",
-        "zfserve_queue_seconds_count 3.0",
-        "zfserve_inference_seconds_count 3.0",
-        "zfserve_batch_size_sum 3.0",
-        "zfserve_queue_depth 0.0",
-        f'zfserve_model_info{{fingerprint="{MANIFEST.fingerprint}",name="fake",version="7"}} 1.0',
+        'zfserve_queue_seconds_count{model="fake",version="7"} 3.0',
+        'zfserve_inference_seconds_count{model="fake",version="7"} 3.0',
+        'zfserve_batch_size_sum{model="fake",version="7"} 3.0',
+        'zfserve_queue_depth{model="fake",version="7"} 0.0',
+        f'zfserve_model_info{{fingerprint="{MANIFEST.fingerprint}",model="fake",version="7"}} 1.0',
     ):
         assert line in text
 

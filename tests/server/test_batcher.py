@@ -24,7 +24,7 @@ def death() -> asyncio.Event:
 
 @pytest.fixture
 async def batcher(engine: FakeEngine, death: asyncio.Event) -> AsyncIterator[Batcher]:
-    batcher = Batcher([engine], ROW_SHAPE, Metrics(), death.set)
+    batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), death.set)
     batcher.start()
     yield batcher
     engine.open.set()
@@ -77,7 +77,7 @@ def test_row_i_out_belongs_to_row_i_in_and_each_resolves_once(
         faults: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
         engine = FakeEngine(largest)
-        batcher = Batcher([engine], ROW_SHAPE, Metrics(), lambda: faults.append("died"))
+        batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: faults.append("died"))
         batcher.start()
         tasks = []
         for identity, pause in enumerate(pauses):
@@ -215,7 +215,7 @@ async def occupy_both(batcher: Batcher, pair: tuple[FakeEngine, FakeEngine]) -> 
 
 
 async def test_engines_side_by_side_share_the_queue(pair: tuple[FakeEngine, FakeEngine]) -> None:
-    batcher = Batcher(pair, ROW_SHAPE, Metrics(), lambda: None)
+    batcher = Batcher(pair, ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: None)
     batcher.start()
     await occupy_both(batcher, pair)
     waiting = [submit(batcher, identity) for identity in range(2, 8)]
@@ -235,7 +235,7 @@ async def test_an_idle_engine_takes_what_fills_no_place_in_anothers_batch() -> N
     engines[1].runs = engines[0].runs
     for engine in engines:
         engine.open.clear()
-    batcher = Batcher(engines, ROW_SHAPE, Metrics(), lambda: None)
+    batcher = Batcher(engines, ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: None)
     batcher.start()
     tasks = [submit(batcher, identity) for identity in (0, 1)]
     for _ in tasks:
@@ -251,7 +251,7 @@ async def test_one_lost_engine_ends_them_all_and_says_so_once(
     pair: tuple[FakeEngine, FakeEngine], other_lost_too: bool
 ) -> None:
     deaths: asyncio.Queue[None] = asyncio.Queue()
-    batcher = Batcher(pair, ROW_SHAPE, Metrics(), lambda: deaths.put_nowait(None))
+    batcher = Batcher(pair, ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: deaths.put_nowait(None))
     batcher.start()
     lost, other = await occupy_both(batcher, pair)
     waiting = submit(batcher, 2)
@@ -276,8 +276,8 @@ async def test_one_lost_engine_ends_them_all_and_says_so_once(
 
 
 async def test_times_and_sizes_are_measured(engine: FakeEngine) -> None:
-    metrics = Metrics()
-    batcher = Batcher([engine], ROW_SHAPE, metrics, lambda: None)
+    metrics, labels = Metrics(), {"model": "fake", "version": "7"}
+    batcher = Batcher([engine], ROW_SHAPE, metrics.of_model("fake", "7"), lambda: None)
     batcher.start()
     first = await occupy(batcher, engine)
     waiting = submit(batcher, 1)
@@ -289,5 +289,5 @@ async def test_times_and_sizes_are_measured(engine: FakeEngine) -> None:
     assert batcher.waiting == 0
     assert answer.queue_s > 0
     assert answer.inference_s > 0
-    assert metrics.registry.get_sample_value("zfserve_batch_size_count") == 2
-    assert metrics.registry.get_sample_value("zfserve_inference_seconds_count") == 2
+    assert metrics.registry.get_sample_value("zfserve_batch_size_count", labels) == 2
+    assert metrics.registry.get_sample_value("zfserve_inference_seconds_count", labels) == 2

@@ -15,8 +15,9 @@ from zfserve_server.served_model import ServedModel
 def served(name: str, version: str) -> ServedModel:
     manifest = MANIFEST.model_copy(update={"name": name, "version": version})
     engine = FakeEngine()
-    batcher = Batcher([engine], (8, 8, 3), Metrics(), lambda: None)
-    return ServedModel(manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, 0.1), 0.0)
+    metrics = Metrics().of_model(name, version)
+    batcher = Batcher([engine], (8, 8, 3), metrics, lambda: None)
+    return ServedModel(manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, 0.1), metrics, 0.0)
 
 
 @pytest.fixture

@@ -26,11 +26,13 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def projector(bundle: Bundle, metrics: Metrics) -> Projector:
-    return Projector(load_checkpoint(bundle.folder / WEIGHTS).network, bundle.manifest, 2, metrics)
+    return Projector(
+        load_checkpoint(bundle.folder / WEIGHTS).network, bundle.manifest, 2, metrics.of_model("tiny", "1")
+    )
 
 
 def forward_passes(metrics: Metrics) -> float | None:
-    return metrics.registry.get_sample_value("zfserve_inference_seconds_count")
+    return metrics.registry.get_sample_value("zfserve_inference_seconds_count", {"model": "tiny", "version": "1"})
 
 
 def opened(png: bytes) -> Image.Image:

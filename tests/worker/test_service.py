@@ -78,7 +78,7 @@ async def failure_of(worker: RunningWorker, request: worker_pb2.ProjectRequest, 
 
 
 async def test_describe_names_the_network(worker: RunningWorker, bundle: Bundle) -> None:
-    model = (await worker.stub.Describe(worker_pb2.DescribeRequest())).model
+    (model,) = (await worker.stub.Describe(worker_pb2.DescribeRequest())).models
     assert (model.name, model.version, model.fingerprint) == ("tiny", "1", bundle.manifest.fingerprint)
 
 
@@ -153,6 +153,7 @@ class EndlessProjector:
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self.metrics = Metrics().of_model("tiny", "1")
         self._loop = asyncio.get_running_loop()
 
     def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
@@ -165,7 +166,7 @@ class EndlessProjector:
 
 async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: RequestFor) -> None:
     metrics, projector = Metrics(), EndlessProjector()
-    torch_thread = TorchThread(1, 1, metrics)
+    torch_thread = TorchThread(1, 1)
     server = InterceptingServer(metrics)
     service = WorkerService(bundle.manifest, cast("Projector", projector), torch_thread)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, Overloaded
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics import Metrics, ModelMetrics
 from zfserve_worker.torch_thread import TorchThread
 
 
@@ -39,20 +39,20 @@ class Work:
         self.permits.release(steps)
 
 
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
+LABELS = {"model": "tiny", "version": "1"}
+UNREAD = Metrics().of_model("tiny", "1")
+"""Metrics for streams whose test does not look at them."""
 
 
 @pytest.fixture
-async def torch_thread(metrics: Metrics) -> AsyncIterator[TorchThread]:
-    torch_thread = TorchThread(threads=1, limit=2, metrics=metrics)
+async def torch_thread() -> AsyncIterator[TorchThread]:
+    torch_thread = TorchThread(threads=1, limit=2)
     yield torch_thread
     torch_thread.close()
 
 
-async def collect(torch_thread: TorchThread, work: Work, deadline: Deadline | None = None) -> list[int]:
-    return [step async for step in torch_thread.stream(work.run(), deadline or Deadline())]
+async def collect(torch_thread: TorchThread, work: Work, metrics: ModelMetrics = UNREAD) -> list[int]:
+    return [step async for step in torch_thread.stream(work.run(), Deadline(), metrics)]
 
 
 async def closed(torch_thread: TorchThread, work: Work) -> bool:
@@ -60,24 +60,24 @@ async def closed(torch_thread: TorchThread, work: Work) -> bool:
     return await torch_thread.run(work.closed.is_set)
 
 
-async def test_results_come_in_order_from_one_other_thread(torch_thread: TorchThread, metrics: Metrics) -> None:
-    work = Work(3)
-    collecting = asyncio.ensure_future(collect(torch_thread, work))
+async def test_results_come_in_order_from_one_other_thread(torch_thread: TorchThread) -> None:
+    work, metrics = Work(3), Metrics()
+    collecting = asyncio.ensure_future(collect(torch_thread, work, metrics.of_model(*LABELS.values())))
     await work.began.wait()  # the thread is blocked in its first step, the loop is not
-    assert metrics.registry.get_sample_value("zfserve_queue_depth") == 1
+    assert metrics.registry.get_sample_value("zfserve_queue_depth", LABELS) == 1
     work.permit(3)
     assert await collecting == [0, 1, 2]
     assert len(work.threads) == 1
     assert threading.current_thread().name not in work.threads
-    assert metrics.registry.get_sample_value("zfserve_queue_depth") == 0
-    assert metrics.registry.get_sample_value("zfserve_queue_seconds_count") == 1
+    assert metrics.registry.get_sample_value("zfserve_queue_depth", LABELS) == 0
+    assert metrics.registry.get_sample_value("zfserve_queue_seconds_count", LABELS) == 1
 
 
 async def test_streams_take_turns(torch_thread: TorchThread) -> None:
     long, short = Work(50), Work(2)
     long.permit(1)
     short.permit(2)
-    running = torch_thread.stream(long.run(), Deadline())
+    running = torch_thread.stream(long.run(), Deadline(), UNREAD)
     assert await anext(running) == 0
     assert await collect(torch_thread, short) == [0, 1]
     assert long.computed == [0]
@@ -87,7 +87,7 @@ async def test_streams_take_turns(torch_thread: TorchThread) -> None:
 async def test_nothing_is_computed_ahead_of_a_slow_reader(torch_thread: TorchThread) -> None:
     work = Work(5)
     work.permit(5)
-    running = torch_thread.stream(work.run(), Deadline())
+    running = torch_thread.stream(work.run(), Deadline(), UNREAD)
     await anext(running)
     await torch_thread.run(lambda: None)
     assert work.computed == [0]
@@ -113,7 +113,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_noticed_there(torch_thread
     running = asyncio.ensure_future(collect(torch_thread, busy))
     await busy.began.wait()
     with pytest.raises(DeadlineExceeded):
-        await collect(torch_thread, late, Deadline.after(0.01))
+        await anext(torch_thread.stream(late.run(), Deadline.after(0.01), UNREAD))
     busy.permit(1)
     assert await running == [0]
     await torch_thread.run(lambda: None)
@@ -133,7 +133,7 @@ class HandSetDeadline(Deadline):
 async def test_a_deadline_that_passes_between_results_ends_the_work(torch_thread: TorchThread) -> None:
     work, deadline = Work(5), HandSetDeadline()
     work.permit(5)
-    running = torch_thread.stream(work.run(), deadline)
+    running = torch_thread.stream(work.run(), deadline, UNREAD)
     assert await anext(running) == 0
     deadline.passed.set()
     with pytest.raises(DeadlineExceeded):
@@ -162,7 +162,7 @@ async def test_an_error_ends_its_own_stream_only(torch_thread: TorchThread, erro
 
     for _ in range(3):  # more often than the limit: each gives its place back
         with pytest.raises(type(error), match=str(error)):
-            _ = [step async for step in torch_thread.stream(failing(), Deadline.after(3600))]
+            _ = [step async for step in torch_thread.stream(failing(), Deadline.after(3600), UNREAD)]
     work = Work(2)
     work.permit(2)
     assert await collect(torch_thread, work) == [0, 1]

@@ -13,7 +13,9 @@ from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
+from zfserve_runtime.listening import LOOPBACK, open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.tls import TlsFiles
 from zfserve_runtime.tracing import open_tracing
 
 from zfserve_worker.parent import watch_parent
@@ -36,6 +38,8 @@ class WorkerConfig:
         cache: forward passes kept.
         grace_s: how long a stopping worker waits for its calls.
         metrics_port: of the Prometheus endpoint; None for none.
+        metrics_host: its address.
+        tls: None for an unencrypted port.
         otlp_endpoint: where traces go; None for none.
         exit_with_parent: stop when standard input, a pipe, is closed.
     """
@@ -47,6 +51,8 @@ class WorkerConfig:
     cache: int
     grace_s: float
     metrics_port: int | None = None
+    metrics_host: str = LOOPBACK
+    tls: TlsFiles | None = None
     otlp_endpoint: str | None = None
     exit_with_parent: bool = False
 
@@ -57,6 +63,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
     Raises:
         BundleError: there is no usable bundle.
         OSError: an address cannot be listened on.
+        TlsError: the certificate or key cannot be used.
         TracingError: traces are wanted and cannot be sent.
     """
     with ExitStack() as stack:
@@ -65,8 +72,8 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         metrics = Metrics()
         endpoint = None
         if config.metrics_port is not None:
-            endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port))
-        torch_thread = TorchThread(config.threads, config.queue, metrics)
+            endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
+        torch_thread = TorchThread(config.threads, config.queue)
         stack.callback(torch_thread.close)
         bundle = await torch_thread.run(load_bundle, config.model)
         projector = await torch_thread.run(open_projector, bundle, config.cache, metrics)
@@ -82,7 +89,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         service = WorkerService(bundle.manifest, projector, torch_thread)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, WORKER_SERVICE)
-        address = _listen(server, config.listen)
+        address = _listen(server, config)
         await server.start()
         health.serving(SERVER, WORKER_SERVICE)
         _log.info(
@@ -100,12 +107,10 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         await drain(server, health, config.grace_s, stop)
 
 
-def _listen(server: grpc.aio.Server, address: str) -> str:
-    """Bind, and say where: with the port that was taken where `address` leaves the choice open."""
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:  # gRPC's own, without a cause
-        raise OSError(
-            f"cannot listen on {address}; is it in use, or not of the form HOST:PORT or unix:PATH?"
-        ) from error
+def _listen(server: grpc.aio.Server, config: WorkerConfig) -> str:
+    """Bind, and say where: with the port that was taken where the address leaves the choice open."""
+    address = config.listen
+    port = open_port(
+        server, address, config.tls, callers_known=config.tls is not None and config.tls.client_ca is not None
+    )
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"

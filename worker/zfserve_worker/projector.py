@@ -30,7 +30,7 @@ from zfserve_model.render import render_projection
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics import Metrics, ModelMetrics
 from zfserve_runtime.projection_request import DEFAULT_STRONGEST
 from zfserve_runtime.tracing import note_model, span
 
@@ -47,12 +47,12 @@ class Projector:
         cached_traces: how many images' activations and switches to keep, some 15 MB each for `zfnet`.
     """
 
-    def __init__(self, network: Network, manifest: Manifest, cached_traces: int, metrics: Metrics) -> None:
+    def __init__(self, network: Network, manifest: Manifest, cached_traces: int, metrics: ModelMetrics) -> None:
         self._network = network.requires_grad_(False)
-        self._manifest = manifest
+        self.manifest = manifest
+        self.metrics = metrics
         self._cached_traces = cached_traces
         self._traces: OrderedDict[bytes, Trace] = OrderedDict()
-        self._metrics = metrics
 
     def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
         """One answer per feature map, each when it is asked for.
@@ -61,9 +61,9 @@ class Projector:
             request: one that `check_projection_request` passed, with as many pixels as the input has.
         """
         began_s = time.perf_counter()
-        spec = self._manifest.input
+        spec = self.manifest.input
         pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
-        note_model(self._manifest.name, self._manifest.version)
+        note_model(self.manifest.name, self.manifest.version)
         traced = self._trace(pixels)
         maps = self._choose_maps(request, traced)
         projections = project(traced, request.layer, maps, _unit_rule(request.unit))
@@ -74,16 +74,16 @@ class Projector:
             with span("render", about):
                 answer = _answer(projection, pixels, request.format)
             answer.rank, answer.total = rank, len(maps)
-            answer.model.CopyFrom(identity(self._manifest))
-            self._metrics.projection_seconds.observe(time.perf_counter() - began_s)
+            answer.model.CopyFrom(identity(self.manifest))
+            self.metrics.projection_seconds.observe(time.perf_counter() - began_s)
             yield answer
             began_s = time.perf_counter()
 
     def warm_up(self) -> None:
         """One projection from the top of the trunk, so that the first caller does not pay for torch's first run."""
-        spec = self._manifest.input
+        spec = self.manifest.input
         grey = bytes([128]) * (spec.height * spec.width * 3)
-        request = worker_pb2.ProjectRequest(pixels=grey, layer=self._manifest.layers[-1].name, strongest=1)
+        request = worker_pb2.ProjectRequest(pixels=grey, layer=self.manifest.layers[-1].name, strongest=1)
         for _ in self.project(request):
             pass
         self._traces.clear()
@@ -96,15 +96,15 @@ class Projector:
                 self._traces.popitem(last=False)
             began_s = time.perf_counter()
             with span("forward pass"):
-                self._traces[key] = trace(self._network, _normalise(pixels, self._manifest.input))
-            self._metrics.inference_seconds.observe(time.perf_counter() - began_s)
+                self._traces[key] = trace(self._network, _normalise(pixels, self.manifest.input))
+            self.metrics.inference_seconds.observe(time.perf_counter() - began_s)
         self._traces.move_to_end(key)
         return self._traces[key]
 
     def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> list[int]:
         if request.WhichOneof("maps") == "selection":
             return list(request.selection.indices)
-        layer = self._manifest.layer(request.layer)
+        layer = self.manifest.layer(request.layer)
         assert layer is not None, "check_projection_request comes first"
         return strongest_maps(traced, layer.name, request.strongest or min(DEFAULT_STRONGEST, layer.channels))
 
@@ -129,7 +129,7 @@ def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics) -> Proj
     # Requests are checked against the manifest's table, so it must be the network's.
     if [asdict(row) for row in layer_table(network)] != [layer.model_dump() for layer in manifest.layers]:
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
-    projector = Projector(network, manifest, cached_traces, metrics)
+    projector = Projector(network, manifest, cached_traces, metrics.of_model(manifest.name, manifest.version))
     projector.warm_up()
     return projector
 

@@ -24,14 +24,15 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     async def Describe(  # noqa: N802 - the name in the proto
         self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> worker_pb2.DescribeResponse:
-        return worker_pb2.DescribeResponse(model=identity(self._manifest))
+        return worker_pb2.DescribeResponse(models=[identity(self._manifest)])
 
     async def Project(  # noqa: N802 - the name in the proto
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[worker_pb2.ProjectResponse]:
         self._check(request)
         results = self._projector.project(request)
-        async with aclosing(self._torch_thread.stream(results, Deadline.of(context))) as projections:
+        stream = self._torch_thread.stream(results, Deadline.of(context), self._projector.metrics)
+        async with aclosing(stream) as projections:
             async for projection in projections:
                 yield worker_pb2.ProjectResponse(projection=projection)
 

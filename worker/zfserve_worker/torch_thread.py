@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, Overloaded
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics import ModelMetrics
 
 RETRY_AFTER_S = 1.0
 """Roughly the time in which a call of a few projections makes room."""
@@ -32,18 +32,22 @@ class TorchThread:
         limit: streams admitted at a time; one more is refused.
     """
 
-    def __init__(self, threads: int, limit: int, metrics: Metrics) -> None:
+    def __init__(self, threads: int, limit: int) -> None:
         # OpenMP keeps the number for each calling thread, so it is set by the thread that will use it.
         self._executor = ThreadPoolExecutor(1, "torch", initializer=torch.set_num_threads, initargs=(threads,))
         self._limit = limit
         self._admitted = 0
-        self._metrics = metrics
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
 
-    async def stream(self, results: Generator[T, None, None], deadline: Deadline) -> AsyncGenerator[T, None]:
+    async def stream(
+        self, results: Generator[T, None, None], deadline: Deadline, metrics: ModelMetrics
+    ) -> AsyncGenerator[T, None]:
         """The results one by one, each computed when it is asked for. Closing early stops the work after its step.
+
+        Args:
+            metrics: of the model that computes them.
 
         Raises:
             Overloaded: there are `limit` streams already.
@@ -55,9 +59,9 @@ class TorchThread:
                 retry_after_s=RETRY_AFTER_S,
             )
         self._admitted += 1
-        steps = self._steps(results, time.perf_counter())
+        steps = _steps(results, time.perf_counter(), metrics)
         try:
-            with self._metrics.queue_depth.track_inprogress():
+            with metrics.queue_depth.track_inprogress():
                 step = await self._next(steps, deadline)
             while step is not None:
                 yield step[0]
@@ -72,13 +76,6 @@ class TorchThread:
         """Finish the step that runs; drop those that wait."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _steps(self, results: Generator[T, None, None], admitted_s: float) -> Generator[tuple[T], None, None]:
-        """`results` each in a tuple, so that no result can be mistaken for the end."""
-        self._metrics.queue_seconds.observe(time.perf_counter() - admitted_s)
-        with closing(results):
-            for result in results:
-                yield (result,)
-
     async def _next(self, steps: Generator[tuple[T], None, None], deadline: Deadline) -> tuple[T] | None:
         deadline.check()
         try:
@@ -90,3 +87,13 @@ class TorchThread:
             if not timer.expired():
                 raise
             raise DeadlineExceeded("the deadline passed during the projection; allow more time") from error
+
+
+def _steps(
+    results: Generator[T, None, None], admitted_s: float, metrics: ModelMetrics
+) -> Generator[tuple[T], None, None]:
+    """`results` each in a tuple, so that no result can be mistaken for the end."""
+    metrics.queue_seconds.observe(time.perf_counter() - admitted_s)
+    with closing(results):
+        for result in results:
+            yield (result,)

@@ -42,6 +42,35 @@ PICTURE_FORMAT_FLOAT32: PictureFormat.ValueType  # 2
 """The projection itself, unscaled."""
 Global___PictureFormat: _TypeAlias = PictureFormat  # noqa: Y015
 
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    MODEL_STATE_LOADING: _ModelState.ValueType  # 1
+    """Found, and being made ready beside whatever is served meanwhile."""
+    MODEL_STATE_READY: _ModelState.ValueType  # 2
+    """Answers requests."""
+    MODEL_STATE_FAILED: _ModelState.ValueType  # 3
+    """Refused; tried again when its files change."""
+    MODEL_STATE_RETIRING: _ModelState.ValueType  # 4
+    """Another took its place; it answers what it has accepted, and nothing else."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper): ...
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+MODEL_STATE_LOADING: ModelState.ValueType  # 1
+"""Found, and being made ready beside whatever is served meanwhile."""
+MODEL_STATE_READY: ModelState.ValueType  # 2
+"""Answers requests."""
+MODEL_STATE_FAILED: ModelState.ValueType  # 3
+"""Refused; tried again when its files change."""
+MODEL_STATE_RETIRING: ModelState.ValueType  # 4
+"""Another took its place; it answers what it has accepted, and nothing else."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
 @_typing.final
 class Image(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -52,7 +81,10 @@ class Image(_message.Message):
     encoded: _builtins.bytes
     """A JPEG, PNG, WebP, BMP, TIFF or GIF file (of several frames, the first). EXIF orientation is honoured."""
     reference: _builtins.str
-    """What `ClassifyResponse.image_reference` returned. It expires; the call then fails with NOT_FOUND."""
+    """What `ClassifyResponse.image_reference` returned. It stands for the photo as the model that classified it takes
+    it: without a `model` the request goes to that very version, and to another one it cannot go. It expires, and
+    with it the version when that is retired; the call then fails with NOT_FOUND.
+    """
     @_builtins.property
     def raw(self) -> Global___RawPixels:
         """Pixels that are already decoded."""
@@ -103,7 +135,9 @@ Global___RawPixels: _TypeAlias = RawPixels  # noqa: Y015
 
 @_typing.final
 class ModelSelector(_message.Message):
-    """Which of the models that a server holds. Both unset: its default model, in the newest version that is ready."""
+    """Which of the models that a server holds. Both unset: its default model, in the newest version that is ready; where
+    the image is a reference, the version that gave it out.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -610,6 +644,7 @@ class DescribeModelResponse(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     FEATURE_WIDTH_FIELD_NUMBER: _builtins.int
     PROJECTION_AVAILABLE_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """"zfnet", "zfnet-fig3" or "alexnet"."""
     feature_width: _builtins.int
@@ -636,6 +671,10 @@ class DescribeModelResponse(_message.Message):
 
     @_builtins.property
     def engine(self) -> Global___Engine: ...
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
+        """Of this model, all that the server knows of."""
+
     def __init__(
         self,
         *,
@@ -649,14 +688,93 @@ class DescribeModelResponse(_message.Message):
         engine: Global___Engine | None = ...,
         feature_width: _builtins.int = ...,
         projection_available: _builtins.bool = ...,
+        versions: _abc.Iterable[Global___ModelStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "input", b"input", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "architecture", b"architecture", "classes", b"classes", "engine", b"engine", "feature_width", b"feature_width", "input", b"input", "layers", b"layers", "model", b"model", "parity", b"parity", "projection_available", b"projection_available"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "architecture", b"architecture", "classes", b"classes", "engine", b"engine", "feature_width", b"feature_width", "input", b"input", "layers", b"layers", "model", b"model", "parity", b"parity", "projection_available", b"projection_available", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeModelResponse: _TypeAlias = DescribeModelResponse  # noqa: Y015
+
+@_typing.final
+class ListModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
+        """By model, the default one first; the newest version of each first."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class ModelStatus(_message.Message):
+    """One version of a model, and what the server does with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    state: Global___ModelState.ValueType
+    reason: _builtins.str
+    """A sentence. Of a version that failed, why; of one that loads, what that is at; of one that is ready, why what lies
+    in its folder now does not take its place.
+    """
+    fingerprint: _builtins.str
+    """Empty until its manifest was read."""
+    is_default: _builtins.bool
+    """Whether a request that names no model gets this version."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        state: Global___ModelState.ValueType = ...,
+        reason: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        is_default: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "is_default", b"is_default", "name", b"name", "reason", b"reason", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
 
 @_typing.final
 class InputSpec(_message.Message):
@@ -835,7 +953,7 @@ class Engine(_message.Message):
     instances: _builtins.int
     """That run side by side on the device."""
     startup_seconds: _builtins.float
-    """From the opening of the port until requests were served."""
+    """From when this version was found until requests were served."""
     @_builtins.property
     def not_taken(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineNotTaken]:
         """In the order of preference, where the server chose by itself; empty where this engine was asked for by name."""

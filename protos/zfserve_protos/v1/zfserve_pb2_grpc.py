@@ -54,6 +54,11 @@ class VisionServiceStub:
                 request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/zfserve.v1.VisionService/ListModels',
+                request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class VisionServiceServicer:
@@ -86,6 +91,13 @@ class VisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """Every version of every model that the server knows of, with the state it is in. Answered during the start too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VisionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -103,6 +115,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.DescribeModel,
                     request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelRequest.FromString,
                     response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ListModelsRequest.FromString,
+                    response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -191,6 +208,33 @@ class VisionService:
             '/zfserve.v1.VisionService/DescribeModel',
             zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelRequest.SerializeToString,
             zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zfserve.v1.VisionService/ListModels',
+            zfserve__protos_dot_v1_dot_zfserve__pb2.ListModelsRequest.SerializeToString,
+            zfserve__protos_dot_v1_dot_zfserve__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class VisionServiceStub:
     """
     DescribeModel: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.DescribeModelRequest, _zfserve_pb2.DescribeModelResponse]
     """What is served: layers, classes, input, and the figures measured when the model was exported."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.ListModelsRequest, _zfserve_pb2.ListModelsResponse]
+    """Every version of every model that the server knows of, with the state it is in. Answered during the start too."""
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
@@ -65,6 +67,8 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """
     DescribeModel: _aio.UnaryUnaryMultiCallable[_zfserve_pb2.DescribeModelRequest, _zfserve_pb2.DescribeModelResponse]  # type: ignore[assignment]
     """What is served: layers, classes, input, and the figures measured when the model was exported."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_zfserve_pb2.ListModelsRequest, _zfserve_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Every version of every model that the server knows of, with the state it is in. Answered during the start too."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Classification and its explanation, on one model.
@@ -99,5 +103,13 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_zfserve_pb2.DescribeModelResponse, _abc.Awaitable[_zfserve_pb2.DescribeModelResponse]]:
         """What is served: layers, classes, input, and the figures measured when the model was exported."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _zfserve_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zfserve_pb2.ListModelsResponse, _abc.Awaitable[_zfserve_pb2.ListModelsResponse]]:
+        """Every version of every model that the server knows of, with the state it is in. Answered during the start too."""
 
 def add_VisionServiceServicer_to_server(servicer: VisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

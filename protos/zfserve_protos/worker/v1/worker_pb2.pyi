@@ -3,8 +3,10 @@
 isort:skip_file
 Between the server and its companion, the PyTorch worker. Internal: it may change with any release."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from zfserve_protos.v1 import zfserve_pb2 as _zfserve_pb2
 import builtins as _builtins
 import sys
@@ -21,12 +23,21 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class DescribeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    FINGERPRINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fingerprints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the networks that the caller will ask for, all of them. The worker looks in its folders for those it does not
+        hold and loads them; networks that it holds no room for beside these are let go.
+        """
+
     def __init__(
         self,
+        *,
+        fingerprints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprints", b"fingerprints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -36,17 +47,17 @@ Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
 class DescribeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def model(self) -> _zfserve_pb2.ModelIdentity: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_zfserve_pb2.ModelIdentity]: ...
     def __init__(
         self,
         *,
-        model: _zfserve_pb2.ModelIdentity | None = ...,
+        models: _abc.Iterable[_zfserve_pb2.ModelIdentity] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -64,7 +75,7 @@ class ProjectRequest(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
-    """Of the server's bundle; a worker with another answers FAILED_PRECONDITION."""
+    """Of the network that classified; a worker that neither holds nor finds it answers FAILED_PRECONDITION."""
     pixels: _builtins.bytes
     """The network's input, uint8, RGB, row by row: height * width * 3 bytes."""
     layer: _builtins.str

@@ -50,7 +50,7 @@ class WorkerServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """Which network the worker holds. The server pairs only with a worker of its own fingerprint.
+        """Which networks the worker holds, once it has looked for those that the caller will ask for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,7 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     Describe: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.DescribeResponse]
-    """Which network the worker holds. The server pairs only with a worker of its own fingerprint."""
+    """Which networks the worker holds, once it has looked for those that the caller will ask for."""
     Project: _grpc.UnaryStreamMultiCallable[_worker_pb2.ProjectRequest, _worker_pb2.ProjectResponse]
     """One message per feature map, as soon as it is ready."""
 
@@ -40,7 +40,7 @@ class WorkerServiceStub:
 class WorkerServiceAsyncStub(WorkerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Describe: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.DescribeResponse]  # type: ignore[assignment]
-    """Which network the worker holds. The server pairs only with a worker of its own fingerprint."""
+    """Which networks the worker holds, once it has looked for those that the caller will ask for."""
     Project: _aio.UnaryStreamMultiCallable[_worker_pb2.ProjectRequest, _worker_pb2.ProjectResponse]  # type: ignore[assignment]
     """One message per feature map, as soon as it is ready."""
 
@@ -51,7 +51,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DescribeResponse, _abc.Awaitable[_worker_pb2.DescribeResponse]]:
-        """Which network the worker holds. The server pairs only with a worker of its own fingerprint."""
+        """Which networks the worker holds, once it has looked for those that the caller will ask for."""
 
     @_abc_1.abstractmethod
     def Project(
