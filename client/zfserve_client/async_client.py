@@ -17,6 +17,7 @@ from zfserve_client.channel import (
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     TlsOptions,
+    call_metadata,
     channel_options,
     channel_target,
 )
@@ -24,8 +25,10 @@ from zfserve_client.client import IN_FLIGHT, STRONGEST
 from zfserve_client.errors import ZfserveError, translated
 from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
 from zfserve_client.results import Classification, ModelDescription, Projection
+from zfserve_client.tracing import CLASSIFY, DESCRIBE, PROJECT, traced
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
 
 
@@ -37,12 +40,17 @@ class AsyncClient:
         address: str = DEFAULT_ADDRESS,
         *,
         tls: TlsOptions | None = None,
+        token: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._timeout_s = timeout_s
+        self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
-        target, options = channel_target(address), channel_options(max_message_bytes, tls)
+        target = channel_target(address)
+        self._metadata = call_metadata(token, target, tls)
+        options = channel_options(target, max_message_bytes, tls)
         self._channel = (
             grpc.aio.insecure_channel(target, options)
             if tls is None
@@ -55,8 +63,10 @@ class AsyncClient:
     ) -> Classification:
         """See `Client.classify`. A file is read in a thread."""
         request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
-        with translated():
-            return results.classification(await self._stub.Classify(request, timeout=timeout_s or self._timeout_s))
+        with traced(CLASSIFY, self._tracer_provider) as trace, translated():
+            metadata = (*self._metadata, *trace)
+            response = await self._stub.Classify(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+        return results.classification(response)
 
     async def classify_many(
         self,
@@ -104,19 +114,22 @@ class AsyncClient:
         request = await asyncio.to_thread(
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )
-        call = self._stub.Project(request, timeout=timeout_s or self._timeout_s)
-        try:
-            with translated():
-                async for response in call:
-                    yield results.projection(response)
-        finally:
-            call.cancel()
+        with traced(PROJECT, self._tracer_provider) as trace:
+            metadata = (*self._metadata, *trace)
+            call = self._stub.Project(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+            try:
+                with translated():
+                    async for response in call:
+                        yield results.projection(response)
+            finally:
+                call.cancel()
 
     async def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
         """See `Client.describe`."""
         request = zfserve_pb2.DescribeModelRequest()
-        with translated():
-            response = await self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s)
+        with traced(DESCRIBE, self._tracer_provider) as trace, translated():
+            metadata = (*self._metadata, *trace)
+            response = await self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
         return results.model_description(response)
 
     async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
@@ -124,7 +137,7 @@ class AsyncClient:
         request = health_pb2.HealthCheckRequest(service=service)
         with translated():
             answer = await health_pb2_grpc.HealthStub(self._channel).Check(
-                request, timeout=timeout_s or self._timeout_s
+                request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 

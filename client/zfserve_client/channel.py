@@ -4,6 +4,7 @@ Sources: grpc/include/grpc/impl/channel_arg_names.h; gRFC A6 (retries).
 """
 
 import importlib.metadata
+import ipaddress
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,45 @@ def channel_target(address: str) -> str:
     raise ValueError(f"several addresses must be all IPv4 or all [IPv6]; {address} is not. One name may have many.")
 
 
-def channel_options(max_message_bytes: int, tls: TlsOptions | None) -> Options:
+def call_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call. A token does so over TLS, and else to this machine only.
+
+    Args:
+        target: from `channel_target`.
+
+    Raises:
+        ValueError: the token would cross a network readable to all, or holds what no header can.
+    """
+    if token is None:
+        return ()
+    if not (token.isascii() and token.isprintable() and token == token.strip() and token):
+        raise ValueError("the token is empty, or holds characters that no token has; look where it was copied from")
+    if tls is None and not _is_local(target):
+        raise ValueError("a token is sent over TLS only, or to this machine; turn TLS on")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _is_local(target: str) -> bool:
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    hosts = [_host_of(address) for address in rest.removeprefix("///").split(",")]
+    return scheme in ("dns", "ipv4", "ipv6") and all(map(_is_loopback, hosts))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_of(address: str) -> str:
+    """The host in HOST:PORT or [IPv6]:PORT."""
+    return address[1:].partition("]")[0] if address.startswith("[") else address.rpartition(":")[0]
+
+
+def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None) -> Options:
     options: Options = [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -102,6 +141,8 @@ def channel_options(max_message_bytes: int, tls: TlsOptions | None) -> Options:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        # What is for this machine does not go by way of a proxy that the environment names.
+        ("grpc.enable_http_proxy", 0 if _is_local(target) else 1),
         ("grpc.primary_user_agent", f"zfserve/{importlib.metadata.version('zfserve')}"),
     ]
     if tls is not None and tls.server_name is not None:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,12 +16,17 @@ from zfserve_client.channel import (
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     TlsOptions,
+    call_metadata,
     channel_options,
     channel_target,
 )
 from zfserve_client.errors import ZfserveError, translated
 from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
 from zfserve_client.results import Classification, ModelDescription, Projection
+from zfserve_client.tracing import CLASSIFY, DESCRIBE, PROJECT, CallSpan, traced
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 STRONGEST = 9
 """How many maps `project` returns unless told."""
@@ -38,6 +43,9 @@ class Client:
     Args:
         address: see `channel_target`. Calls go round robin over all the addresses a name resolves to.
         tls: None for an unencrypted connection.
+        tracer_provider: of OpenTelemetry, which makes each call a span and the service's work part of its trace; None
+            for the application's global one, if it has any.
+        token: shown with every call; without TLS only to this machine.
         timeout_s: how long a call may take, retries included, unless the call says otherwise.
         max_message_bytes: the largest request and response.
 
@@ -50,12 +58,17 @@ class Client:
         address: str = DEFAULT_ADDRESS,
         *,
         tls: TlsOptions | None = None,
+        token: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._timeout_s = timeout_s
+        self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
-        target, options = channel_target(address), channel_options(max_message_bytes, tls)
+        target = channel_target(address)
+        self._metadata = call_metadata(token, target, tls)
+        options = channel_options(target, max_message_bytes, tls)
         self._channel = (
             grpc.insecure_channel(target, options)
             if tls is None
@@ -74,8 +87,10 @@ class Client:
             features: whether to return the last hidden layer as well.
         """
         request = classify_request(image, top_k, features, self._max_message_bytes)
-        with translated():
-            return results.classification(self._stub.Classify(request, timeout=timeout_s or self._timeout_s))
+        with traced(CLASSIFY, self._tracer_provider) as trace, translated():
+            metadata = (*self._metadata, *trace)
+            response = self._stub.Classify(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+        return results.classification(response)
 
     def classify_many(
         self,
@@ -110,7 +125,11 @@ class Client:
             request = classify_request(image, top_k, features, self._max_message_bytes)
         except ZfserveError as error:
             return error
-        return self._stub.Classify.future(request, timeout=timeout_s)
+        span = CallSpan(CLASSIFY, self._tracer_provider)
+        metadata = (*self._metadata, *span.metadata)
+        call = self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
+        call.add_done_callback(lambda done: span.end(done.code()))
+        return call
 
     def project(
         self,
@@ -138,26 +157,31 @@ class Client:
         return self._projections(request, timeout_s or self._timeout_s)
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
-        call = self._stub.Project(request, timeout=timeout_s)
-        try:
-            with translated():
-                for response in call:
-                    yield results.projection(response)
-        finally:
-            call.cancel()
+        with traced(PROJECT, self._tracer_provider) as trace:
+            call = self._stub.Project(request, timeout=timeout_s, metadata=(*self._metadata, *trace))
+            try:
+                with translated():
+                    for response in call:
+                        yield results.projection(response)
+            finally:
+                call.cancel()
 
     def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
         """What is served: layers, classes, input, and figures measured at export."""
         request = zfserve_pb2.DescribeModelRequest()
-        with translated():
-            return results.model_description(self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s))
+        with traced(DESCRIBE, self._tracer_provider) as trace, translated():
+            metadata = (*self._metadata, *trace)
+            response = self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+        return results.model_description(response)
 
     def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """What the server's health says of one name: "" for the server, "zfserve.v1.VisionService/Project" for
         projections, and so on. A name it does not know raises `NotFound`."""
         request = health_pb2.HealthCheckRequest(service=service)
         with translated():
-            answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=timeout_s or self._timeout_s)
+            answer = health_pb2_grpc.HealthStub(self._channel).Check(
+                request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
+            )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
