@@ -1,6 +1,6 @@
 """How both clients reach the service: addresses, balancing, retries, keepalive, message sizes, TLS.
 
-Sources: grpc/include/grpc/impl/channel_arg_names.h; gRFC A6 (retries).
+Sources: grpc/include/grpc/impl/channel_arg_names.h; gRFC A6 (retries), A17 (health checking).
 """
 
 import importlib.metadata
@@ -19,20 +19,29 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 Options = list[tuple[str, int | str]]
 
+ASK_THE_UNHEALTHY = ("grpc.inhibit_health_checking", 1)
+"""For a channel that asks for health: of servers that do not serve, too."""
+
+BACKEND_UNHEALTHY = "backend unhealthy"
+"""gRPC's words, where no server serves by its own health."""
+
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+
+_SERVICE = "zfserve.v1.VisionService"
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            "name": [{"service": "zfserve.v1.VisionService"}],
+            "name": [{"service": _SERVICE}],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 3,
-                # Neither has done any work. A server that is full can set the delay by grpc-retry-pushback-ms.
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                # None has answered. A server that is full can set the delay by grpc-retry-pushback-ms. CANCELLED is how
+                # gRPC's servers end calls that meet their stop; a call that its caller cancels is not tried again.
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         }
     ],
@@ -127,9 +136,31 @@ def _host_of(address: str) -> str:
     return address[1:].partition("]")[0] if address.startswith("[") else address.rpartition(":")[0]
 
 
+def may_be_several(target: str) -> bool:
+    """Whether there can be more than one server behind `target`: several addresses, or a name that is not this
+    machine's."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("ipv4", "ipv6"):
+        return "," in rest
+    return scheme == "dns" and not _is_one_machine(_host_of(rest.rpartition("/")[2]))
+
+
+def _is_one_machine(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
 def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None) -> Options:
+    config = dict[str, object](_SERVICE_CONFIG)
+    if may_be_several(target):
+        # Calls turn to other servers the moment one says that it stops, before it refuses any. With a single server
+        # the call itself shall go there: its refusal says more than gRPC's "backend unhealthy".
+        config["healthCheckConfig"] = {"serviceName": _SERVICE}
     options: Options = [
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps(config)),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # A call larger than this is never retried; gRPC's default of 256 KiB is less than most photos.

@@ -20,6 +20,10 @@ VISION_SERVICE: str = zfserve_pb2.DESCRIPTOR.services_by_name["VisionService"].f
 PROJECTION = f"{VISION_SERVICE}/Project"
 """The ability to project, apart from the rest: a dead worker takes this down and nothing else."""
 
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+"""The Open Inference Protocol. Spelled out, as only the server has its stubs loaded: they and those of other clients of
+the protocol, in one process, would be two of the same name."""
+
 WORKER_SERVICE: str = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _Status = health_pb2.HealthCheckResponse
@@ -28,6 +32,9 @@ _Status = health_pb2.HealthCheckResponse
 class Health:
     """The health service. Every name it is built with starts NOT_SERVING.
 
+    Attributes:
+        asked: whether anyone ever asked for it, and so may turn elsewhere when it changes.
+
     grpcio-health-checking's own asyncio servicer keeps every `Watch` open for ever, so that each watcher would hold
     up a drain for its full grace period; this one ends them. Use from the event loop's thread only.
     """
@@ -35,7 +42,8 @@ class Health:
     def __init__(self, *services: str) -> None:
         self._statuses: dict[str, int] = dict.fromkeys(services, _Status.NOT_SERVING)
         self._changed = asyncio.Event()
-        self._draining = False
+        self._draining = self._ended = False
+        self.asked = False
 
     def serving(self, *services: str) -> None:
         self._set(services, _Status.SERVING)
@@ -47,13 +55,30 @@ class Health:
         return bool(self._statuses.get(service) == _Status.SERVING)
 
     def drain(self) -> None:
-        """Everything NOT_SERVING for good; watchers are told so and their streams end."""
+        """Everything NOT_SERVING for good; watchers are told so."""
         self.not_serving(*self._statuses)
         self._draining = True
+
+    def end_watches(self) -> None:
+        """End all streams, once their watchers were told the last status. Not before calls are refused: clients that
+        balance by health would open them anew."""
+        self._ended = True
+        self._wake()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end_watches` was called: from then on calls are refused."""
+        return self._ended
+
+    async def wait_end(self) -> None:
+        """Until then: calls that never end by themselves now have to."""
+        while not self._ended:
+            await self._changed.wait()
 
     async def Check(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
+        self.asked = True
         status = self._statuses.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
@@ -68,6 +93,7 @@ class Health:
     async def Watch(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        self.asked = True
         told: int | None = None
         while True:
             changed = self._changed  # taken before the status is read, so that no change in between is missed
@@ -75,7 +101,7 @@ class Health:
             if status != told:
                 yield _Status(status=status)
                 told = status
-            elif self._draining:
+            elif self._ended:
                 return
             else:
                 await changed.wait()
@@ -84,6 +110,9 @@ class Health:
         if self._draining:
             return
         self._statuses.update(dict.fromkeys(services, status))
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -3,7 +3,7 @@
     stop = StopRequest()
     with stop.on_signals():
         await stop.wait()
-        await drain(server, health, grace_s, stop)
+        await drain(server, health, grace_s, stop, delay_s)
 
 A second signal, while the drain runs, ends it at once.
 """
@@ -59,17 +59,24 @@ class StopRequest:
                 loop.remove_signal_handler(number)
 
 
-async def drain(server: grpc.aio.Server, health: Health, grace_s: float, stop: StopRequest | None = None) -> None:
-    """NOT_SERVING, refuse new calls, finish those accepted, close.
+async def drain(
+    server: grpc.aio.Server, health: Health, grace_s: float, stop: StopRequest, delay_s: float = 0.0
+) -> None:
+    """NOT_SERVING, wait until clients have gone elsewhere, refuse new calls, finish those accepted, close.
 
     Calls that still run after `grace_s`, or once `stop` is asked for a second time, are cancelled.
+
+    Args:
+        delay_s: how long calls are still taken after NOT_SERVING. gRPC ends those that meet its shutdown on the way
+            CANCELLED, with which no client can do anything: by then none should come. Nobody can have gone elsewhere
+            where nobody asked for health, so then there is no delay.
     """
     health.drain()
-    stopping = asyncio.ensure_future(server.stop(grace_s))
-    if stop is None:
-        await stopping
-        return
     insisting = asyncio.ensure_future(stop.wait_insisted())
+    if health.asked and delay_s:
+        await asyncio.wait((insisting,), timeout=delay_s)
+    health.end_watches()
+    stopping = asyncio.ensure_future(server.stop(grace_s))
     await asyncio.wait((stopping, insisting), return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
         await server.stop(None)

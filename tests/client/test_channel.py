@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from zfserve_client.channel import TlsOptions, channel_target
+from zfserve_client.channel import TlsOptions, channel_target, may_be_several
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,22 @@ def test_several_addresses_of_several_kinds_are_refused(address: str) -> None:
 def test_a_certificate_needs_its_key() -> None:
     with pytest.raises(ValueError, match="go together"):
         TlsOptions(certificate=Path("client.pem"))
+
+
+@pytest.mark.parametrize(
+    ("address", "several"),
+    [
+        ("localhost:1", False),
+        ("10.0.0.1", False),
+        ("[::1]:9000", False),
+        ("unix:/run/zfserve.sock", False),
+        ("ipv4:10.0.0.1:1", False),
+        ("10.0.0.1:1,10.0.0.2", True),
+        ("[::1]:1,[::2]", True),
+        ("zfserve.prod.svc:8500", True),
+        ("dns:zfserve", True),
+        ("dns://10.0.0.53/zfserve:1", True),
+    ],
+)
+def test_a_name_may_have_several_servers_behind_it(address: str, several: bool) -> None:
+    assert may_be_several(channel_target(address)) == several

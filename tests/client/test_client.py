@@ -77,7 +77,6 @@ def test_describe(ask: Ask, address: str) -> None:
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.OUT_OF_RANGE, OutOfRange),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
-        (grpc.StatusCode.CANCELLED, Cancelled),
         (grpc.StatusCode.FAILED_PRECONDITION, PreconditionFailed),
         (grpc.StatusCode.INTERNAL, ServerFailed),
         (grpc.StatusCode.UNKNOWN, ServerFailed),
@@ -104,7 +103,11 @@ def test_every_status_has_its_error_and_is_not_tried_again(
 
 @pytest.mark.parametrize(
     "failure",
-    [Failure(grpc.StatusCode.UNAVAILABLE), Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)],
+    [
+        Failure(grpc.StatusCode.UNAVAILABLE),
+        Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1),
+        Failure(grpc.StatusCode.CANCELLED),
+    ],
     ids=lambda failure: failure.code.name,
 )
 @pytest.mark.parametrize("size", [10, 1_000_000])
@@ -123,6 +126,13 @@ def test_a_call_that_stays_refused_says_when_to_try_again(ask: Ask, address: str
     with pytest.raises(Overloaded) as caught:
         ask(address, "classify", b"1")
     assert caught.value.retry_after_s == 0.25
+    assert len(service.classify_requests) == 4
+
+
+def test_a_call_that_servers_keep_cancelling_is_cancelled(ask: Ask, address: str, service: FakeVisionService) -> None:
+    service.failures = [Failure(grpc.StatusCode.CANCELLED, pushback_ms=1)] * 4
+    with pytest.raises(Cancelled):
+        ask(address, "classify", b"1")
     assert len(service.classify_requests) == 4
 
 

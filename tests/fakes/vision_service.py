@@ -10,6 +10,8 @@ from io import BytesIO
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from PIL import Image
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer, add_VisionServiceServicer_to_server
@@ -83,6 +85,7 @@ class FakeVisionService(VisionServiceServicer):
         open: cleared, it holds every Classify and every projection but the first until set again.
         arrived: one permit for every call that has begun.
         cancelled: set when a projection's caller goes away before its end.
+        traceparents: that came with the calls.
         most_at_once: the most Classify calls that were held or answered at the same time.
     """
 
@@ -92,6 +95,7 @@ class FakeVisionService(VisionServiceServicer):
     cancelled: threading.Event = field(default_factory=threading.Event)
     classify_requests: list[pb.ClassifyRequest] = field(default_factory=list)
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
+    traceparents: list[str] = field(default_factory=list)
     most_at_once: int = 0
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -99,7 +103,12 @@ class FakeVisionService(VisionServiceServicer):
     def __post_init__(self) -> None:
         self.open.set()
 
+    def _note(self, context: grpc.ServicerContext) -> None:
+        metadata = context.invocation_metadata()
+        self.traceparents += [str(value) for key, value in metadata if key == "traceparent"]
+
     def Classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:  # noqa: N802
+        self._note(context)
         with self._lock:
             self.classify_requests.append(request)
             self._at_once += 1
@@ -130,6 +139,7 @@ class FakeVisionService(VisionServiceServicer):
     def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ProjectResponse]:
+        self._note(context)
         self.project_requests.append(request)
         context.add_callback(self.cancelled.set)
         if self.failures:
@@ -145,6 +155,7 @@ class FakeVisionService(VisionServiceServicer):
     def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: grpc.ServicerContext
     ) -> pb.DescribeModelResponse:
+        self._note(context)
         if self.failures:
             self.failures.pop(0).end(context)
         return DESCRIPTION
@@ -186,12 +197,15 @@ def listening(
     service: FakeVisionService,
     address: str = "127.0.0.1:0",
     credentials: grpc.ServerCredentials | None = None,
+    health: HealthServicer | None = None,
 ) -> Iterator[int]:
-    """Serve on `address`, and give its port."""
+    """Serve on `address`, with `health` where it is given, and give its port."""
     # As many threads as calls: a call that is held must not keep others out.
     with ThreadPoolExecutor(32) as threads:
         server = grpc.server(threads, options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
         add_VisionServiceServicer_to_server(service, server)
+        if health is not None:
+            add_HealthServicer_to_server(health, server)
         port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         )

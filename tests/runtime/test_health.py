@@ -79,6 +79,7 @@ async def test_watch_tells_every_change_and_ends_with_the_drain(health: Health, 
     health.serving(SERVER)  # another service: nothing to tell
     health.drain()
     assert (await watching.read()).status == NOT_SERVING
+    health.end_watches()
     assert await watching.read() is grpc.aio.EOF
 
 

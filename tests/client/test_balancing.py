@@ -1,0 +1,84 @@
+"""Several servers behind one client: all that serve have their share, and those that stop are left out."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from fakes.vision_service import FakeVisionService, listening
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import HealthServicer
+from zfserve_client import Client
+from zfserve_client.cli import FAILED, OK, UNREACHABLE, main
+from zfserve_client.errors import Unavailable
+
+VISION_SERVICE = "zfserve.v1.VisionService"
+PHOTO = b"1"
+
+Replica = tuple[FakeVisionService, HealthServicer]
+
+
+@pytest.fixture
+def replicas() -> list[Replica]:
+    both = [(FakeVisionService(), HealthServicer()) for _ in range(2)]
+    for _, health in both:
+        tell(health, health_pb2.HealthCheckResponse.SERVING)
+    return both
+
+
+@pytest.fixture
+def address(replicas: list[Replica]) -> Iterator[str]:
+    with ExitStack() as stack:
+        ports = [stack.enter_context(listening(service, health=health)) for service, health in replicas]
+        yield ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+def tell(health: HealthServicer, status: int) -> None:
+    for name in ("", VISION_SERVICE):
+        health.set(name, status)
+
+
+def calls_until(client: Client, replicas: list[Replica], served: tuple[bool, bool], in_a_row: int = 6) -> None:
+    """Call until just those `served` were met for some calls in a row: news of health take their time."""
+    recent: list[tuple[bool, ...]] = []
+    for _ in range(5000):
+        before = [len(service.classify_requests) for service, _ in replicas]
+        for _ in range(2):  # round robin: two calls meet two servers
+            client.classify(PHOTO)
+        met = tuple(
+            len(service.classify_requests) > count for (service, _), count in zip(replicas, before, strict=True)
+        )
+        recent = [*recent, met][-in_a_row:]
+        if recent == [served] * in_a_row:
+            return
+    pytest.fail(f"the last calls met {recent}, and never {served}")
+
+
+def test_a_server_that_stops_is_left_out_before_it_refuses_a_call(replicas: list[Replica], address: str) -> None:
+    with Client(address) as client:
+        calls_until(client, replicas, (True, True))
+        tell(replicas[0][1], health_pb2.HealthCheckResponse.NOT_SERVING)
+        calls_until(client, replicas, (False, True))
+        tell(replicas[0][1], health_pb2.HealthCheckResponse.SERVING)
+        calls_until(client, replicas, (True, True))
+
+
+def test_servers_that_do_not_serve_can_still_be_asked_for_health(
+    replicas: list[Replica], address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["health", "--address", address]) == OK
+    for _, health in replicas:
+        tell(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert main(["health", "--address", address]) == FAILED
+    assert capsys.readouterr().out == "SERVING\nNOT_SERVING\n"
+    with Client(address) as client, pytest.raises(Unavailable):
+        client.classify(PHOTO)
+    assert main(["info", "--address", address]) == UNREACHABLE
+    assert f"no server at {address} is ready" in capsys.readouterr().err
+
+
+def test_one_server_alone_gives_its_own_refusal(replicas: list[Replica]) -> None:
+    service, health = replicas[0]
+    tell(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+    with listening(service, health=health) as port, Client(f"127.0.0.1:{port}") as client:
+        client.classify(PHOTO)
+    assert len(service.classify_requests) == 1
