@@ -1,57 +1,132 @@
 """Admission: the first step of a request. It never waits; what does not fit is refused at once.
 
 Everything that costs memory or time (decoding, queueing, the engine, the worker) lies behind it, so its limit bounds
-them all. Called by the service for every Classify and Project.
+them all. A request is taken on if
+
+- there is a place: of those that are free a client may hold up to `CLIENT_SHARE` times as many, and bulk as a whole no
+  more, so that there is room for whoever comes next (dynamic thresholds of Choudhury and Hahne, 1998); and
+- it can be answered within its deadline, at the pace of late, with those before it who come first in the waiting line.
+  Where nothing is under way, any deadline is tried: that is how a pace that was wrong is measured anew.
+
+Called by the services for every request.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from types import TracebackType
 
+from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import Overloaded
 
-_SMOOTHING = 0.1
-"""Weight of the newest request in the running mean of the service time."""
+from zfserve_server.pace import Pace
+from zfserve_server.senders import NOBODY, Priority, Sender
+from zfserve_server.waiting_line import BULK_EVERY
+
+CLIENT_SHARE = 8
+"""One client alone can fill 8/9 of the places, two 8/17 each, and so on."""
+
+NO_DEADLINE = Deadline()
+
+_SMOOTHING = 0.05
+"""Weight of the newest answer in the share of bulk."""
 
 
 class Admission:
-    """Bounds the requests that are accepted and not yet answered.
+    """Bounds the images that are accepted and not yet answered.
 
     Args:
         limit: how many.
-        service_s: seconds the service takes for one request at full load; a first guess, then measured.
-        clock: monotonic seconds.
+        pace: of what works on them.
     """
 
-    def __init__(self, limit: int, service_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = limit
-        self._service_s = service_s
-        self._clock = clock
+    def __init__(self, limit: int, pace: Pace) -> None:
+        self.limit = limit
+        self._pace = pace
         self._accepted = 0
+        self._held: dict[Priority, dict[str, int]] = {priority: {} for priority in Priority}  # by client
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._bulk = 0
+        self._bulk_share = 1.0  # of the images answered of late while bulk was under way
 
     @property
     def accepted(self) -> int:
-        """Requests accepted and not yet answered."""
+        """Images accepted and not yet answered."""
         return self._accepted
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold a place until the request is answered.
+    async def emptied(self) -> None:
+        """Wait until nothing that was accepted is unanswered."""
+        while self._accepted:
+            self._empty.clear()
+            await self._empty.wait()
+
+    def admit(self, sender: Sender = NOBODY, deadline: Deadline = NO_DEADLINE, rows: int = 1) -> "_Places":
+        """Hold places for `rows` images until the block ends.
 
         Raises:
-            Overloaded: every place is taken; says when those ahead will be done.
+            Overloaded: there is no place, or the answer would come too late; says when it may be tried again.
         """
-        if self._accepted >= self._limit:
-            retry_after_s = self._accepted * self._service_s
-            raise Overloaded(
-                f"{self._accepted} requests are waiting already; try again in {retry_after_s:.2g} s",
-                retry_after_s=retry_after_s,
+        held = self._held[sender.priority].get(sender.client, 0)
+        free = self.limit - self._accepted
+        bulk = self._bulk if sender.priority is Priority.BULK else 0
+        pace = self._pace
+        finish_s = pace.finish_s(self._ahead(sender, held), rows) if self._accepted else pace.overdue_s()
+        if rows > free or held >= CLIENT_SHARE * free or bulk >= free:
+            raise _overloaded(f"{self._accepted} images are waiting already", finish_s)
+        remaining_s = deadline.remaining_s()
+        if remaining_s is not None and finish_s > remaining_s and pace.measured:
+            raise _overloaded(
+                f"an answer would take {finish_s:.2g} s and the deadline is in {remaining_s:.2g} s",
+                finish_s - remaining_s,
             )
-        began = self._clock()
-        self._accepted += 1
-        ahead = self._accepted  # this one included: what was answered before it was
-        try:
-            yield
-            self._service_s += _SMOOTHING * ((self._clock() - began) / ahead - self._service_s)
-        finally:
-            self._accepted -= 1
+        return _Places(self, sender, rows)
+
+    def _ahead(self, sender: Sender, held: int) -> float:
+        """Images that come before the next one of `sender`, who has `held` under way, while everyone who has some
+        goes on to send more."""
+        interactive, bulk = self._held[Priority.INTERACTIVE], self._held[Priority.BULK]
+        rivals = self._held[sender.priority]
+        clients = len(rivals) + (sender.client not in rivals)
+        ahead = (held + 1) * clients - 1
+        if sender.priority is Priority.INTERACTIVE:
+            return ahead + min(self._bulk, (ahead + 1) // (BULK_EVERY - 1)) if bulk else ahead
+        before = min(self._accepted - self._bulk, (BULK_EVERY - 1) * (ahead + 1)) if interactive else 0
+        return max(ahead + before, (ahead + 1) / max(self._bulk_share, 1 / BULK_EVERY) - 1)
+
+    def _hold(self, sender: Sender, rows: int) -> None:
+        """Or give up, where `rows` is negative."""
+        self._accepted += rows
+        if not self._accepted:
+            self._empty.set()
+        if sender.priority is Priority.BULK:
+            self._bulk += rows
+        held = self._held[sender.priority]
+        held[sender.client] = held.get(sender.client, 0) + rows
+        if not held[sender.client]:
+            del held[sender.client]
+
+    def _answered(self, sender: Sender) -> None:
+        if self._bulk:
+            self._bulk_share += _SMOOTHING * ((sender.priority is Priority.BULK) - self._bulk_share)
+
+
+class _Places:
+    """What `admit` gives: a context, so that no way out of a request keeps its places."""
+
+    __slots__ = ("_admission", "_rows", "_sender")
+
+    def __init__(self, admission: Admission, sender: Sender, rows: int) -> None:
+        self._admission, self._sender, self._rows = admission, sender, rows
+
+    def __enter__(self) -> None:
+        self._admission._hold(self._sender, self._rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._admission._answered(self._sender)
+        self._admission._hold(self._sender, -self._rows)
+
+
+def _overloaded(why: str, retry_after_s: float) -> Overloaded:
+    return Overloaded(f"{why}; try again in {retry_after_s:.2g} s", retry_after_s=retry_after_s)

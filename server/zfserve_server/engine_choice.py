@@ -51,11 +51,13 @@ class EngineChoice:
     Attributes:
         instances: at least one; each takes a thread of its own.
         not_taken: in the order of preference; empty where the engine was asked for by name.
+        reopen: opens one more like them, in place of one that hangs; blocks. None on a GPU, which it may hold for good.
     """
 
     name: EngineName
     instances: Sequence[Engine]
     not_taken: tuple[NotTaken, ...] = ()
+    reopen: Callable[[], Engine] | None = None
 
     def close(self) -> None:
         for engine in self.instances:
@@ -76,15 +78,21 @@ def choose_engine(
         EngineLost: a device failed for good on the way, so that only a new process can tell what it can do.
     """
 
-    def open_verified(name: EngineName) -> list[Engine]:
+    def open_verified(name: EngineName, opening: Opening = opening, report: Report = report) -> list[Engine]:
         chosen = choose_precision(precision, opening.bundle.manifest, name)
         return _open_verified(name, partial(openers[name], opening, chosen), opening.bundle, report)
 
-    if wanted == "auto":
-        return _choose_best(open_verified)
+    def reopen(name: EngineName) -> Engine:
+        alone = replace(opening, instances=1, threads=opening.threads_each)
+        (engine,) = open_verified(name, alone, lambda step: None)
+        return engine
+
     try:
-        return _taken(wanted, open_verified(wanted))
+        choice = _choose_best(open_verified) if wanted == "auto" else _taken(wanted, open_verified(wanted))
+        return replace(choice, reopen=partial(reopen, choice.name)) if choice.name in ON_CPU else choice
     except EngineUnavailable as error:
+        if wanted == "auto":
+            raise
         raise EngineUnavailable(f"the engine {wanted} cannot serve: {error}") from error
 
 
