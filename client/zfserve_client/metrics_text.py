@@ -1,0 +1,107 @@
+"""What a process shows at /metrics, read into samples. Used by `top`.
+
+Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). A reader of our own, so that the
+base install does not need prometheus_client for thirty lines.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeAlias
+
+Labels: TypeAlias = frozenset[tuple[str, str]]
+
+
+class Series(NamedTuple):
+    """What a sample is a value of: `zfserve_requests_total{status="OK"}`."""
+
+    name: str
+    labels: Labels
+
+    def label(self, key: str) -> str:
+        """Its value, "" where the series has no such label."""
+        return dict(self.labels).get(key, "")
+
+
+Samples: TypeAlias = Mapping[Series, float]
+
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*")
+_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
+_ESCAPE = re.compile(r"\\(.)")
+
+
+class NotMetrics(ValueError):
+    """The text is not what a process shows at /metrics; the message has the line."""
+
+
+def parse_metrics(text: str) -> dict[Series, float]:
+    """Raises NotMetrics."""
+    samples = {}
+    for line in text.split("\n"):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _SAMPLE.fullmatch(line)
+        if match is None:
+            raise NotMetrics(f"not a metric: {line[:60]!r}")
+        name, labels, value = match.groups()
+        try:
+            samples[Series(name, _parse_labels(labels or ""))] = float(value)
+        except ValueError as error:
+            raise NotMetrics(f"not a metric: {line[:60]!r}") from error
+    return samples
+
+
+def difference(before: Samples, after: Samples) -> dict[Series, float]:
+    """What counters and histograms have counted between two looks at one process; the other series are left out.
+
+    One that is smaller than before began anew, with its process: what it shows, it has counted since.
+    """
+    counted = {}
+    for series, value in after.items():
+        if series.name.endswith(("_total", "_count", "_sum", "_bucket")):
+            earlier = before.get(series, 0.0)
+            counted[series] = value - earlier if value >= earlier else value
+    return counted
+
+
+def merged(parts: Iterable[Samples]) -> dict[Series, float]:
+    """The sums over several processes. Histograms have the same bounds everywhere, so theirs are histograms again."""
+    sums: dict[Series, float] = {}
+    for part in parts:
+        for series, value in part.items():
+            sums[series] = sums.get(series, 0.0) + value
+    return sums
+
+
+def quantile(buckets: Mapping[float, float], share: float) -> float | None:
+    """The value below which `share` of the observations lie, as Prometheus' `histogram_quantile` estimates it: evenly
+    spread within a bucket, and the last finite bound where it lies beyond that. None where nothing was observed.
+
+    Args:
+        buckets: observations at or below each bound, infinity and a finite one among them.
+        share: in (0, 1).
+    """
+    bounds = sorted(buckets)
+    total = buckets[bounds[-1]] if bounds else 0.0
+    if total <= 0:
+        return None
+    rank = share * total
+    lower, below = 0.0, 0.0
+    for bound in bounds:
+        if buckets[bound] >= rank:
+            inside = buckets[bound] - below
+            return lower if math.isinf(bound) else lower + (bound - lower) * (rank - below) / inside
+        lower, below = bound, buckets[bound]
+    raise AssertionError("the last bucket holds all")
+
+
+def _parse_labels(text: str) -> Labels:
+    labels, position = [], 0
+    while position < len(text):
+        match = _LABEL.match(text, position)
+        if match is None:
+            raise ValueError
+        key, value = match.groups()
+        labels.append((key, _ESCAPE.sub(lambda escaped: "\n" if escaped[1] == "n" else escaped[1], value)))
+        position = match.end()
+    return frozenset(labels)
