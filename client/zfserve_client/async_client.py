@@ -13,9 +13,11 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve_client import results
 from zfserve_client.channel import (
+    ASK_THE_UNHEALTHY,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
+    Options,
     TlsOptions,
     call_metadata,
     channel_options,
@@ -51,11 +53,8 @@ class AsyncClient:
         target = channel_target(address)
         self._metadata = call_metadata(token, target, tls)
         options = channel_options(target, max_message_bytes, tls)
-        self._channel = (
-            grpc.aio.insecure_channel(target, options)
-            if tls is None
-            else grpc.aio.secure_channel(target, tls.credentials(), options)
-        )
+        self._channel = _connect(target, options, tls)
+        self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)
         self._stub: VisionServiceAsyncStub = VisionServiceStub(self._channel)
 
     async def classify(
@@ -136,7 +135,7 @@ class AsyncClient:
         """See `Client.is_serving`."""
         request = health_pb2.HealthCheckRequest(service=service)
         with translated():
-            answer = await health_pb2_grpc.HealthStub(self._channel).Check(
+            answer = await health_pb2_grpc.HealthStub(self._health_channel).Check(
                 request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -144,6 +143,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Ends the connection and cancels every call still under way."""
         await self._channel.close()
+        await self._health_channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -152,3 +152,9 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _connect(target: str, options: Options, tls: TlsOptions | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, tls.credentials(), options)

@@ -12,9 +12,11 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve_client import results
 from zfserve_client.channel import (
+    ASK_THE_UNHEALTHY,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
+    Options,
     TlsOptions,
     call_metadata,
     channel_options,
@@ -41,7 +43,8 @@ class Client:
     """Calls a zfserve service. Safe to share between threads; close it, or use it in a `with`.
 
     Args:
-        address: see `channel_target`. Calls go round robin over all the addresses a name resolves to.
+        address: see `channel_target`. Calls go round robin over all the addresses it names or resolves to; a server
+            that starts or stops, by its own health, is left out.
         tls: None for an unencrypted connection.
         tracer_provider: of OpenTelemetry, which makes each call a span and the service's work part of its trace; None
             for the application's global one, if it has any.
@@ -69,11 +72,8 @@ class Client:
         target = channel_target(address)
         self._metadata = call_metadata(token, target, tls)
         options = channel_options(target, max_message_bytes, tls)
-        self._channel = (
-            grpc.insecure_channel(target, options)
-            if tls is None
-            else grpc.secure_channel(target, tls.credentials(), options)
-        )
+        self._channel = _connect(target, options, tls)
+        self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)
         self._stub = VisionServiceStub(self._channel)
 
     def classify(
@@ -179,7 +179,7 @@ class Client:
         projections, and so on. A name it does not know raises `NotFound`."""
         request = health_pb2.HealthCheckRequest(service=service)
         with translated():
-            answer = health_pb2_grpc.HealthStub(self._channel).Check(
+            answer = health_pb2_grpc.HealthStub(self._health_channel).Check(
                 request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -187,6 +187,7 @@ class Client:
     def close(self) -> None:
         """Ends the connection and cancels every call still under way."""
         self._channel.close()
+        self._health_channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -195,6 +196,12 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _connect(target: str, options: Options, tls: TlsOptions | None) -> grpc.Channel:
+    if tls is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, tls.credentials(), options)
 
 
 def _outcome(started: _Started) -> Classification | ZfserveError:

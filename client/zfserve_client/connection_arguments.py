@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from zfserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
+from zfserve_client.channel import BACKEND_UNHEALTHY, DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
 from zfserve_client.cli import FAILED, UNREACHABLE, UNUSABLE
 from zfserve_client.client import Client
 from zfserve_client.errors import (
@@ -17,9 +17,14 @@ from zfserve_client.errors import (
     NotFound,
     OutOfRange,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
     ZfserveError,
 )
+
+_CALLERS_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthenticated)
+"""What another try with the same arguments would meet again."""
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +38,13 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S, help="seconds a call may take (%(default)g)"
     )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("ZFSERVE_TOKEN_FILE"),
+        help="holds the token to show, over TLS or to this machine (ZFSERVE_TOKEN_FILE, or the token in ZFSERVE_TOKEN)",
+    )
     group.add_argument("--tls", action="store_true", help="encrypt; the other --tls options imply it")
     group.add_argument("--tls-ca", metavar="PEM", type=Path, help="authorities to trust, not the system's")
     group.add_argument("--tls-cert", metavar="PEM", type=Path, help="the client's certificate, for mutual TLS")
@@ -42,7 +54,7 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_client(arguments: argparse.Namespace) -> Client:
     """Raises ValueError or OSError where the arguments are unusable."""
-    return Client(arguments.address, tls=_tls(arguments), timeout_s=arguments.timeout)
+    return Client(arguments.address, tls=_tls(arguments), token=_token(arguments), timeout_s=arguments.timeout)
 
 
 def ask_service(arguments: argparse.Namespace, ask: Callable[[Client], int]) -> int:
@@ -65,6 +77,8 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
     """One line: what went wrong and what to do."""
     address = arguments.address
     if not error.reason:  # gRPC's own word, not the service's
+        if isinstance(error, Unavailable) and BACKEND_UNHEALTHY in error.message:
+            return f"no server at {address} is ready: they start or stop; ask one alone for more"
         if isinstance(error, Unavailable) and _tls(arguments):
             return f"no zfserve answers at {address} over TLS; compare the --tls options with the server's"
         if isinstance(error, Unavailable):
@@ -77,7 +91,9 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
     parts = [error.message]
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         parts.append(f"try again in {error.retry_after_s:.1f} s")
-    if error.request_id and not isinstance(error, InvalidInput | NotFound | OutOfRange):
+    if isinstance(error, Unauthenticated):
+        parts.append("give one with --token-file or ZFSERVE_TOKEN")
+    if error.request_id and not isinstance(error, _CALLERS_FAULTS):
         parts.append(f"request {error.request_id}")
     return "; ".join(parts)
 
@@ -85,7 +101,17 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
 def exit_status(error: ZfserveError) -> int:
     if isinstance(error, Unavailable | Overloaded):
         return UNREACHABLE
-    return UNUSABLE if isinstance(error, InvalidInput | NotFound | OutOfRange) else FAILED
+    return UNUSABLE if isinstance(error, _CALLERS_FAULTS) else FAILED
+
+
+def _token(arguments: argparse.Namespace) -> str | None:
+    # A flag that took the token itself would show it to everyone who lists the processes.
+    if arguments.token_file is None:
+        return os.environ.get("ZFSERVE_TOKEN")
+    try:
+        return str(arguments.token_file.read_text(encoding="utf-8").strip())
+    except UnicodeDecodeError:
+        raise ValueError(f"{arguments.token_file} holds no token") from None
 
 
 def _tls(arguments: argparse.Namespace) -> TlsOptions | None:

@@ -2,6 +2,8 @@
 
 ZfserveError
 ├── InvalidInput            INVALID_ARGUMENT      names the field
+├── Unauthenticated         UNAUTHENTICATED       the server wants a token, or does not know the one it got
+├── PermissionDenied        PERMISSION_DENIED     the caller is known, and may not do this
 ├── NotFound                NOT_FOUND             an image reference that expired, an unknown layer
 ├── OutOfRange              OUT_OF_RANGE          a map or a unit the layer does not have
 ├── Overloaded              RESOURCE_EXHAUSTED    says when to try again
@@ -59,6 +61,14 @@ class InvalidInput(ZfserveError):
     """The request cannot be answered as it is."""
 
 
+class Unauthenticated(ZfserveError):
+    """The server wants to know who calls, and this token or certificate does not tell it."""
+
+
+class PermissionDenied(ZfserveError):
+    """The server knows who calls, and does not permit this method."""
+
+
 class NotFound(ZfserveError):
     """The image reference has expired, or there is no such layer."""
 
@@ -93,6 +103,8 @@ class ServerFailed(ZfserveError):
 
 _BY_CODE: dict[grpc.StatusCode, type[ZfserveError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.OUT_OF_RANGE: OutOfRange,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,

@@ -14,16 +14,19 @@ PARTIAL = ".partial"
 _DIGEST_BYTES = 32
 
 
-def write_durably(file: Path, content: bytes) -> None:
+def write_durably(file: Path, content: bytes, mode: int = 0o666) -> None:
     """Replace `file` by way of a hidden one beside it, which is locked while it is written: one that is not locked was
     left by a process that died.
+
+    Args:
+        mode: who may do what with it, less what the umask takes away.
 
     Raises:
         OSError: such as a full disk; `file` is as it was.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
-        with partial.open("wb") as opened:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as opened:  # noqa: PTH123
             fcntl.flock(opened, fcntl.LOCK_EX)
             opened.write(content)
             opened.flush()

@@ -4,9 +4,13 @@
     ├── InvalidInput            INVALID_ARGUMENT      names the field
     │   ├── ImageUndecodable
     │   └── ImageTooLarge
+    ├── Unauthenticated         UNAUTHENTICATED       no token, or one that nobody has
+    ├── PermissionDenied        PERMISSION_DENIED     a known caller and a method that it is not permitted
     ├── NotFound                NOT_FOUND             an image reference that is unknown or expired, a layer
     ├── OutOfRange              OUT_OF_RANGE          a map or a unit the layer does not have
+    ├── Unimplemented           UNIMPLEMENTED         part of a standard protocol that this service leaves out
     ├── Overloaded              RESOURCE_EXHAUSTED    says when to try again
+    │   └── RateExceeded                              one client sends more than it may
     ├── DeadlineExceeded        DEADLINE_EXCEEDED
     ├── Cancelled               CANCELLED
     ├── WorkerUnavailable       UNAVAILABLE           projections only; says when to try again
@@ -14,6 +18,7 @@
     ├── Starting                UNAVAILABLE           says what the start is at, and when to try again
     ├── ShuttingDown            UNAVAILABLE
     └── EngineFailed            INTERNAL
+        ├── EngineHung                                it did not answer, and a fresh one takes its place
         └── EngineLost          UNAVAILABLE           for good; the process ends and its supervisor starts another
 
 A message is for the caller: a sentence that says what to do, without a path, a traceback or a foreign library's text.
@@ -57,6 +62,16 @@ class ImageTooLarge(InvalidInput):
     reason = "IMAGE_TOO_LARGE"
 
 
+class Unauthenticated(ServiceError):
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServiceError):
+    status = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
 class NotFound(ServiceError):
     status = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"
@@ -67,9 +82,18 @@ class OutOfRange(ServiceError):
     reason = "OUT_OF_RANGE"
 
 
+class Unimplemented(ServiceError):
+    status = grpc.StatusCode.UNIMPLEMENTED
+    reason = "UNIMPLEMENTED"
+
+
 class Overloaded(ServiceError):
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "OVERLOADED"
+
+
+class RateExceeded(Overloaded):
+    reason = "RATE_EXCEEDED"
 
 
 class DeadlineExceeded(ServiceError):
@@ -104,6 +128,10 @@ class ShuttingDown(ServiceError):
 
 class EngineFailed(ServiceError):
     reason = "ENGINE_FAILED"
+
+
+class EngineHung(EngineFailed):
+    reason = "ENGINE_HUNG"
 
 
 class EngineLost(EngineFailed):

@@ -9,9 +9,33 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """gRPC's own default of 4 MiB is less than a camera's photo. The limit on an image is set apart, and lower."""
 
 
-def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    return [
+MAX_CONNECTIONS = 1000
+"""More than one server can be of use to, and fewer than the 1,024 files that a process may open by default."""
+
+MAX_CALLS_OF_A_CONNECTION = 1000
+"""Open at a time. Above what is admitted, so that a caller hears that the server is full and does not wait unheard."""
+
+HANDSHAKE_S = 20
+"""For TLS and the first HTTP/2 frame: a connection that says nothing holds its place no longer. gRPC allows 120."""
+
+
+def server_options(
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    max_connections: int = MAX_CONNECTIONS,
+    max_connection_age_s: float | None = None,
+) -> Options:
+    """Options of both servers.
+
+    Args:
+        max_connections: at each address listened on; more are closed as soon as they open.
+        max_connection_age_s: then a client is asked to connect anew for its next call, give or take a tenth. Calls
+            under way are never cut off. None: never.
+    """
+    options: Options = [
         *_message_sizes(max_message_bytes),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
         # A port in use must be an error; with SO_REUSEPORT two servers would share it in silence.
         ("grpc.so_reuseport", 0),
         # Clients behind load balancers ping idle connections; gRPC's default hangs up on them ("too_many_pings").
@@ -21,12 +45,17 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
+    if max_connection_age_s is not None:
+        options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
+    return options
 
 
 def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    """For the server's channel to its worker: pings while a call is open, and quick reconnection after a restart."""
+    """For the server's channel to its workers: pings while a call is open, and quick reconnection after a restart."""
     return [
         *_message_sizes(max_message_bytes),
+        # Each projection to the next of the workers that the address resolves to, not all to the first.
+        ("grpc.lb_policy_name", "round_robin"),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),

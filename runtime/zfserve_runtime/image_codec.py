@@ -5,7 +5,10 @@ photos its JPEG decoder takes 0.72 ms and simplejpeg 0.66 ms, but handing simple
 resize costs 0.12 ms more, so a second decoder would only be a second set of pixels.
 """
 
+import ctypes
 import io
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +109,20 @@ class ImageHeader:
     orientation: Orientation
     width: int
     height: int
+
+
+def silence_decoders() -> None:
+    """Keep damaged files from writing to the log and to standard error, which a client could fill line by line.
+
+    For the whole process, so for commands that serve only. What matters of the damage is raised anyway.
+    """
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # libtiff writes by itself, and Pillow has no switch for it. Its functions are found by way of what links them.
+    libtiff = ctypes.CDLL(Image.core.__file__)
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        if hasattr(libtiff, name):  # Pillow may have been built without
+            getattr(libtiff, name)(None)
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:

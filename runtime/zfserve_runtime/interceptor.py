@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Never, TypeAlias
 import grpc
 from prometheus_client import Gauge
 
+from zfserve_runtime.access import Access
 from zfserve_runtime.errors import ServiceError
 from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.metrics import Metrics
@@ -50,10 +51,19 @@ class InterceptingServer(grpc.aio.Server):
 
     Args:
         tracing: traces calls; None for none.
+        access: says who may call what; None: anyone everything.
     """
 
-    def __init__(self, metrics: Metrics, options: Options | None = None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        options: Options | None = None,
+        tracing: Tracing | None = None,
+        access: Access | None = None,
+    ) -> None:
         self._server = grpc.aio.server(options=options)
+        self._access = access
+        self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracing = tracing
 
@@ -61,15 +71,17 @@ class InterceptingServer(grpc.aio.Server):
         self._server.add_generic_rpc_handlers([_Surrounded(each, self._surround) for each in generic_rpc_handlers])
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, MethodHandler]) -> None:
-        surrounded = {
-            name: self._surround(handler, f"/{service_name}/{name}") for name, handler in method_handlers.items()
-        }
-        self._server.add_registered_method_handlers(service_name, surrounded)
+        """Leaves them to the generic handlers, which the stubs add too.
+
+        grpc.aio waits for the next call of every registered method apart: that is slower for each method there is, and
+        a call that comes in as the server stops, while the wait for another method ends, is never answered.
+        """
 
     def add_insecure_port(self, address: str) -> int:
         return self._server.add_insecure_port(address)
 
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        self._credentials.append(server_credentials)  # gRPC calls into them at each handshake, and keeps none of them
         return self._server.add_secure_port(address, server_credentials)
 
     async def start(self) -> None:
@@ -82,6 +94,8 @@ class InterceptingServer(grpc.aio.Server):
         return await self._server.wait_for_termination(timeout)
 
     def _surround(self, handler: MethodHandler, method: str) -> MethodHandler:
+        if self._access is not None:
+            handler = self._access.guard(handler, method)
         tracing = None if method.startswith(_QUIET_SERVICES) else self._tracing
         in_flight = self._metrics.in_flight.labels(method)
 
@@ -244,6 +258,7 @@ class _Call:
             "status": status.name,
             "duration_ms": round(duration_s * 1e3, 3),
             "peer": self._context.peer(),
+            **_earlier_attempts(self._context),
         }
         if isinstance(error, ServiceError):
             fields |= {"reason": error.reason, "error": error.message}
@@ -255,6 +270,14 @@ def _request_id_of(context: Context) -> str:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_ID.fullmatch(value):
             return value
     return f"{random.getrandbits(64):016x}"  # to tell calls apart, not to guard anything
+
+
+def _earlier_attempts(context: Context) -> dict[str, str]:
+    """For the log: how often gRPC's retries (gRFC A6) had made this call before; nothing where this is the first."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "grpc-previous-rpc-attempts" and isinstance(value, str):
+            return {"earlier_attempts": value}
+    return {}
 
 
 def _is_cancelled_by_grpc() -> bool:

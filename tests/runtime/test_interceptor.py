@@ -108,6 +108,8 @@ STATUSES = {
     errors.InvalidInput: "INVALID_ARGUMENT",
     errors.ImageUndecodable: "INVALID_ARGUMENT",
     errors.ImageTooLarge: "INVALID_ARGUMENT",
+    errors.Unauthenticated: "UNAUTHENTICATED",
+    errors.PermissionDenied: "PERMISSION_DENIED",
     errors.NotFound: "NOT_FOUND",
     errors.OutOfRange: "OUT_OF_RANGE",
     errors.Overloaded: "RESOURCE_EXHAUSTED",

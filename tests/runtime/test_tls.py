@@ -1,19 +1,29 @@
+import asyncio
+import gc
+import logging
+import shutil
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.tls import TlsError, server_credentials
+from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.tls import TlsError, TlsFiles, server_credentials
 
 FILES = Path(__file__).parent / "tls"
+SERVER_PAIR = TlsFiles(FILES / "server.pem", FILES / "server.key")
 
 
 @asynccontextmanager
 async def serving(credentials: grpc.ServerCredentials) -> AsyncIterator[str]:
-    server = grpc.aio.server()
+    server = InterceptingServer(Metrics())
     add_health_and_reflection(server, Health(SERVER))
     port = server.add_secure_port("localhost:0", credentials)
     await server.start()
@@ -38,12 +48,12 @@ def client_credentials(with_certificate: bool) -> grpc.ChannelCredentials:
 
 
 async def test_a_client_that_knows_the_authority_may_call() -> None:
-    async with serving(server_credentials(FILES / "server.pem", FILES / "server.key")) as address:
+    async with serving(server_credentials(SERVER_PAIR)) as address:
         assert await check(address, client_credentials(with_certificate=False)) == 2
 
 
 async def test_mutual_tls_refuses_a_client_without_a_certificate() -> None:
-    credentials = server_credentials(FILES / "server.pem", FILES / "server.key", FILES / "ca.pem")
+    credentials = server_credentials(replace(SERVER_PAIR, client_ca=FILES / "ca.pem"))
     async with serving(credentials) as address:
         assert await check(address, client_credentials(with_certificate=True)) == 2
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -65,4 +75,61 @@ async def test_mutual_tls_refuses_a_client_without_a_certificate() -> None:
 )
 def test_unusable_files_are_named(certificate: str, key: str, client_ca: str | None, message: str) -> None:
     with pytest.raises(TlsError, match=message):
-        server_credentials(FILES / certificate, FILES / key, FILES / client_ca if client_ca else None)
+        server_credentials(TlsFiles(FILES / certificate, FILES / key, FILES / client_ca if client_ca else None))
+
+
+async def shown_at(address: str) -> bytes:
+    """The certificate, DER, that the server shows to whoever connects now."""
+
+    def connect() -> bytes:
+        context = ssl.create_default_context(cafile=FILES / "ca.pem")
+        context.set_alpn_protocols(["h2"])
+        host, port = address.split(":")
+        with (
+            socket.create_connection((host, int(port))) as raw,
+            context.wrap_socket(raw, server_hostname=host) as encrypted,
+        ):
+            certificate = encrypted.getpeercert(binary_form=True)
+            assert certificate is not None
+            return certificate
+
+    return await asyncio.to_thread(connect)
+
+
+def der(pem: str) -> bytes:
+    return ssl.PEM_cert_to_DER_cert((FILES / pem).read_text())
+
+
+async def test_a_renewed_certificate_serves_the_next_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    files = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key")
+    shutil.copy(FILES / "server.pem", files.certificate)
+    shutil.copy(FILES / "server.key", files.key)
+    async with serving(server_credentials(files)) as address:
+        gc.collect()  # gRPC holds but a pointer to what it calls
+        assert await shown_at(address) == der("server.pem")
+        shutil.copy(FILES / "client.key", files.key)  # half of it is there yet
+        assert [await shown_at(address) for _ in range(3)] == [der("server.pem")] * 3
+        (told,) = [record for record in caplog.records if record.name == "zfserve_runtime.reloaded"]
+        assert told.getMessage() == "the TLS certificate changed and cannot be used; the one before it stays in use"
+        assert "are not a pair" in vars(told)["error"]
+        shutil.copy(FILES / "client.pem", files.certificate)
+        assert await shown_at(address) == der("client.pem")
+        assert await check(address, client_credentials(with_certificate=False)) == 2
+    assert [record.levelname for record in caplog.records if record.name == "zfserve_runtime.reloaded"] == [
+        "ERROR",
+        "INFO",
+    ]
+
+
+async def test_a_renewed_client_authority_is_heeded(tmp_path: Path) -> None:
+    files = replace(SERVER_PAIR, client_ca=tmp_path / "ca.pem")
+    shutil.copy(FILES / "ca.pem", tmp_path / "ca.pem")
+    async with serving(server_credentials(files)) as address:
+        assert await check(address, client_credentials(with_certificate=True)) == 2
+        shutil.copy(FILES / "server.pem", tmp_path / "ca.pem")  # an authority that has signed nothing
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await check(address, client_credentials(with_certificate=True))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -25,6 +25,9 @@ from zfserve_worker.torch_thread import TorchThread
 
 _log = logging.getLogger(__name__)
 
+_CONNECTION_AGE_S = 300.0
+"""Then a server connects anew, and so finds the workers that were added."""
+
 
 @dataclass(frozen=True)
 class WorkerConfig:
@@ -85,7 +88,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         if config.otlp_endpoint is not None:
             # Nothing of its own accord: its callers, the servers, have decided which requests are traced.
             tracing = stack.enter_context(open_tracing("zfserve-worker", config.otlp_endpoint, ratio=0.0))
-        server = InterceptingServer(metrics, server_options(), tracing)
+        server = InterceptingServer(metrics, server_options(max_connection_age_s=_CONNECTION_AGE_S), tracing)
         service = WorkerService(bundle.manifest, projector, torch_thread)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, WORKER_SERVICE)

@@ -11,7 +11,9 @@ from typing import get_args
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.listening import LOOPBACK, exposure_fault
 from zfserve_runtime.logs import LogFormat, configure_logging
+from zfserve_runtime.tls import TlsError, TlsFiles
 from zfserve_runtime.tracing import TracingError, endpoint_in
 
 from zfserve_worker.app import WorkerConfig, serve
@@ -20,8 +22,19 @@ from zfserve_worker.app import WorkerConfig, serve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle, or a model's folder")
     parser.add_argument("--listen", default="localhost:8501", help="HOST:PORT or unix:PATH (default: %(default)s)")
+    parser.add_argument(
+        "--allow-insecure", action="store_true", help="listen on a public address without TLS; refused otherwise"
+    )
+    parser.add_argument("--tls-cert", metavar="PEM", type=Path, help="certificate chain; turns TLS on")
+    parser.add_argument("--tls-key", metavar="PEM", type=Path, help="private key of --tls-cert")
+    parser.add_argument("--tls-client-ca", metavar="PEM", type=Path, help="only servers with its certificates may call")
     parser.add_argument("--threads", type=_positive, help="of one torch operation (default: the CPUs this process has)")
     parser.add_argument("--metrics-port", type=_port, help="of the Prometheus endpoint (default: none)")
+    parser.add_argument(
+        "--metrics-host",
+        default=LOOPBACK,
+        help="its address, whose readers see them unencrypted (default: %(default)s)",
+    )
     parser.add_argument(
         "--otlp-endpoint", metavar="URL", help="of an OpenTelemetry collector (default: OTEL_EXPORTER_OTLP_ENDPOINT)"
     )
@@ -46,11 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
             cache=arguments.cache,
             grace_s=arguments.drain_grace,
             metrics_port=arguments.metrics_port,
+            metrics_host=arguments.metrics_host,
+            tls=_tls(arguments),
             otlp_endpoint=arguments.otlp_endpoint or endpoint_in(os.environ),
             exit_with_parent=arguments.exit_with_parent,
         )
         asyncio.run(_serve_until_signal(config))
-    except (BundleError, OSError, TracingError) as error:
+    except (BundleError, OSError, TlsError, TracingError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
@@ -60,6 +75,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zfserve_worker", description=__doc__)
     add_arguments(parser)
     return run(parser.parse_args())
+
+
+def _tls(arguments: argparse.Namespace) -> TlsFiles | None:
+    """Raises TlsError where the flags do not agree, or the port would be public and unencrypted."""
+    certificate, key, client_ca = arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca
+    if (certificate is None) != (key is None):
+        raise TlsError("--tls-cert and --tls-key go together")
+    if client_ca is not None and certificate is None:
+        raise TlsError("--tls-client-ca needs --tls-cert")
+    if fault := exposure_fault("--listen", arguments.listen, certificate is not None, arguments.allow_insecure):
+        raise TlsError(fault)
+    return None if certificate is None else TlsFiles(certificate, key, client_ca)
 
 
 async def _serve_until_signal(config: WorkerConfig) -> None:

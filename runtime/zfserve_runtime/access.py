@@ -1,0 +1,150 @@
+"""Who calls, and whether they may: bearer tokens and TLS certificates, against the file of callers.
+
+`InterceptingServer` guards its methods with an `Access`; where there is none, nobody is asked and nothing is spent.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from zfserve_runtime.callers_file import Caller, Callers, read_callers_file
+from zfserve_runtime.errors import InvalidInput, PermissionDenied, Unauthenticated
+from zfserve_runtime.permissions import is_open
+from zfserve_runtime.reloaded import Reloaded
+
+AUTHORIZATION_KEY = "authorization"
+
+LOOK_EVERY_S = 1.0
+"""How old the answer may be to whether the file of callers has changed: a revoked token is refused after this time."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
+
+_NOBODY = Caller()
+_caller: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
+
+
+def current_caller() -> Caller:
+    """Who sent the call being served in this task; without a name where nobody is asked for one."""
+    return _caller.get()
+
+
+class Access:
+    """Lets in whom the file of callers names, to what it permits them.
+
+    Args:
+        file: see `callers_file`; looked at again while calls come. None: whoever has a certificate that TLS trusts may
+            call everything.
+        clock: monotonic seconds.
+
+    Raises:
+        CallersFileError: the file cannot be used.
+    """
+
+    def __init__(self, file: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._callers = None
+        if file is not None:
+            self._callers = Reloaded("file of callers", [file], lambda: Callers(read_callers_file(file)))
+        self._clock = clock
+        self._looked_s = clock()
+
+    def guard(self, handler: MethodHandler, method: str) -> MethodHandler:
+        """`handler`, called only for whom may call `method` (its full name).
+
+        The guarded handler reads the request itself, once the caller is known: whoever is refused has the server take
+        in no more than the metadata. On the wire a single request and a stream of one are the same.
+        """
+        if is_open(method):
+            return handler
+        serve: Any = (
+            (handler.stream_stream if handler.request_streaming else handler.unary_stream)
+            if handler.response_streaming
+            else (handler.stream_unary if handler.request_streaming else handler.unary_unary)
+        )
+        read = _all_of if handler.request_streaming else _only
+
+        async def answer(requests: Any, context: Context) -> Any:
+            _caller.set(self.admit(method, context))  # each call is a task of its own
+            return await serve(await read(requests), context)
+
+        async def stream(requests: Any, context: Context) -> None:
+            _caller.set(self.admit(method, context))
+            served = serve(await read(requests), context)
+            if inspect.isawaitable(served):
+                await served
+                return
+            async with aclosing(served) as messages:
+                async for message in messages:
+                    await context.write(message)
+
+        if handler.response_streaming:
+            wrap: Any = grpc.stream_stream_rpc_method_handler
+            return wrap(stream, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+        wrap = grpc.stream_unary_rpc_method_handler
+        return wrap(answer, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+
+    def admit(self, method: str, context: Context) -> Caller:
+        """The caller of `method`.
+
+        Raises:
+            Unauthenticated: it is not known.
+            PermissionDenied: it may not.
+        """
+        caller = self._recognise(context)
+        if not caller.may_call(method):
+            raise PermissionDenied(f"{caller.name} may not call {method}; ask the service's operator to permit it")
+        return caller
+
+    def _recognise(self, context: Context) -> Caller:
+        names = list(_certificate_names(context))
+        if self._callers is None:
+            return Caller(names[0] if names else "")
+        if (now_s := self._clock()) - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = now_s
+            self._callers.look()
+        callers, token = self._callers.value, _bearer_token(context.invocation_metadata() or ())
+        if token is not None:
+            if (caller := callers.with_token(token)) is None:
+                raise Unauthenticated("this service does not know the token; ask its operator for another")
+            return caller
+        if (caller := callers.with_certificate(names)) is None:
+            raise Unauthenticated(
+                f"this service does not know the certificate of {names[0]}; ask its operator to permit it"
+                if names
+                else "this service must know who calls; send the metadata `authorization: Bearer TOKEN`"
+            )
+        return caller
+
+
+def _bearer_token(metadata: Iterable[Any]) -> str | None:
+    """The token in `authorization: Bearer TOKEN` (RFC 6750); "", which nobody has, where something else is there."""
+    for key, value in metadata:
+        if key == AUTHORIZATION_KEY:
+            scheme, _, token = value.partition(" ")
+            return token.strip() if scheme.lower() == "bearer" else ""
+    return None
+
+
+def _certificate_names(context: Context) -> Iterator[str]:
+    """The subject alternative names of the client's certificate, then its common name; TLS has verified it."""
+    properties = context.auth_context()
+    for key in ("x509_subject_alternative_name", "x509_common_name"):
+        for name in properties.get(key, ()):
+            yield name.decode(errors="replace")
+
+
+async def _only(requests: Any) -> Any:
+    request = await anext(requests, None)
+    if request is None:
+        raise InvalidInput("the call ended before its request was sent")
+    return request
+
+
+async def _all_of(requests: Any) -> Any:
+    return requests

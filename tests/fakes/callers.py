@@ -1,0 +1,105 @@
+"""A file of callers with known tokens, and a guarded server whose methods say who calls."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+from zfserve_runtime.access import Access, current_caller
+from zfserve_runtime.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
+from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
+from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.tls import TlsFiles, server_credentials
+
+TLS = Path(__file__).parent.parent / "runtime" / "tls"
+CLIENT_NAME = "zfserve test client"
+"""The common name in the client's certificate."""
+
+
+def write_callers(file: Path, **allowed: str) -> dict[str, str]:
+    """Let callers of these names in, to what is listed for each; returns the token of each."""
+    tokens, entries = {}, []
+    for name, words in allowed.items():
+        tokens[name], digest = new_token()
+        entries.append(CallerEntry(name=name, token_sha256=digest, allow=tuple(words.split(","))))
+    write_callers_file(file, CallersFile(callers=tuple(entries)))
+    return tokens
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+class GuardedProbe:
+    """A server whose methods answer with the caller's name, and a channel to it.
+
+    Attributes:
+        read: every request that the server took in.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, read: list[bytes]) -> None:
+        self.channel = channel
+        self.read = read
+
+    async def unary(self, *metadata: tuple[str, str], request: str = "") -> str:
+        call: Any = self.channel.unary_unary("/test.Probe/Unary", _encode, StringValue.FromString)
+        return (await call(StringValue(value=request), metadata=metadata)).value  # type: ignore[no-any-return]
+
+    async def stream(self, *metadata: tuple[str, str], method: str = "Stream") -> list[str]:
+        call: Any = self.channel.unary_stream(f"/test.Probe/{method}", _encode, StringValue.FromString)
+        return [message.value async for message in call(StringValue(value="s"), metadata=metadata)]
+
+
+@asynccontextmanager
+async def guarded_probe(access: Access, tls: bool = False) -> AsyncIterator[GuardedProbe]:
+    """With `tls`, both sides show their certificates."""
+    server, read = InterceptingServer(Metrics(), access=access), list[bytes]()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", _methods(read))])
+    add_health_and_reflection(server, Health(SERVER))
+    if tls:
+        files = TlsFiles(TLS / "server.pem", TLS / "server.key", TLS / "ca.pem")
+        port = server.add_secure_port("localhost:0", server_credentials(files))
+        channel = grpc.aio.secure_channel(f"localhost:{port}", client_credentials())
+    else:
+        port = server.add_insecure_port("localhost:0")
+        channel = grpc.aio.insecure_channel(f"localhost:{port}")
+    await server.start()
+    async with channel:
+        yield GuardedProbe(channel, read)
+    await server.stop(None)
+
+
+def client_credentials(with_certificate: bool = True) -> grpc.ChannelCredentials:
+    key, certificate = (TLS / "client.key").read_bytes(), (TLS / "client.pem").read_bytes()
+    own = (key, certificate) if with_certificate else (None, None)
+    return grpc.ssl_channel_credentials((TLS / "ca.pem").read_bytes(), *own)
+
+
+def _encode(message: StringValue) -> bytes:
+    return message.SerializeToString()
+
+
+def _methods(read: list[bytes]) -> dict[str, Any]:
+    def decode(data: bytes) -> StringValue:
+        read.append(data)
+        return StringValue.FromString(data)
+
+    async def unary(request: StringValue, context: Any) -> StringValue:
+        return StringValue(value=current_caller().name)
+
+    async def stream(request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        yield StringValue(value=current_caller().name)
+        yield request
+
+    async def write(request: StringValue, context: Any) -> None:
+        await context.write(StringValue(value=current_caller().name))
+
+    handlers: dict[str, tuple[Any, Any]] = {
+        "Unary": (grpc.unary_unary_rpc_method_handler, unary),
+        "Stream": (grpc.unary_stream_rpc_method_handler, stream),
+        "Write": (grpc.unary_stream_rpc_method_handler, write),
+    }
+    return {name: wrap(serve, decode, _encode) for name, (wrap, serve) in handlers.items()}
