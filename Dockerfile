@@ -2,35 +2,53 @@
 #
 #   docker build --target server -t zfserve:server .
 #
-# BASE_IMAGE needs Python 3.11 with venv. TORCH_INDEX: https://download.pytorch.org/whl/cu130 for a worker on a GPU.
+# BASE_IMAGE needs Python 3.11 with venv. TORCH_INDEX: https://download.pytorch.org/whl/cu130 for a worker on a GPU; empty:
+# pip's ordinary index. A pip.conf that names your own index goes in as a secret, `--secret id=pip,src=pip.conf`, and stays
+# out of the image.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
+# /opt/build installs, /opt/zfserve is what an image gets: without pip.
 FROM ${BASE_IMAGE} AS build
+RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/zfserve
+COPY constraints.txt tools/slim_environment.sh /build/
+ENV PIP_CONSTRAINT=/build/constraints.txt PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+FROM build AS wheel
 WORKDIR /src
 COPY . .
-RUN python3 -m venv /opt/build \
-    && /opt/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
-    && python3 -m venv /opt/zfserve
-COPY constraints.txt /wheels/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip wheel --no-deps --wheel-dir /wheels .
 
 FROM build AS server-build
-RUN /opt/zfserve/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(echo /wheels/zfserve-*.whl)[server]"
+COPY --from=wheel /wheels /wheels
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server]" \
+    && sh /build/slim_environment.sh /opt/zfserve
 
 FROM build AS server-gpu-build
-RUN /opt/zfserve/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt \
-    "$(echo /wheels/zfserve-*.whl)[server-gpu,tensorrt-rtx]"
+COPY --from=wheel /wheels /wheels
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server-gpu,tensorrt-rtx]" \
+    && sh /build/slim_environment.sh /opt/zfserve
 
 # Only torch itself is looked up in its own index; --no-deps, as that index has old copies of what it needs.
 FROM build AS torch-build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN /opt/zfserve/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt --no-deps \
-    --extra-index-url "${TORCH_INDEX}" torch
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install --no-deps \
+    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} torch
 
 FROM torch-build AS worker-build
-RUN /opt/zfserve/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(echo /wheels/zfserve-*.whl)[worker]"
+COPY --from=wheel /wheels /wheels
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[worker]" \
+    && sh /build/slim_environment.sh /opt/zfserve
 
 FROM torch-build AS export-build
-RUN /opt/zfserve/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(echo /wheels/zfserve-*.whl)[export]"
+COPY --from=wheel /wheels /wheels
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[export]" \
+    && sh /build/slim_environment.sh /opt/zfserve
 
 # What all four have in common at run time: nothing is written but to /tmp and to volumes.
 FROM ${BASE_IMAGE} AS runtime
@@ -50,7 +68,9 @@ COPY --from=worker-build /opt/zfserve /opt/zfserve
 EXPOSE 8501 9501
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["zfserve", "health", "--address", "localhost:8501", "--timeout", "4"]
-CMD ["worker", "--listen", "0.0.0.0:8501", "--metrics-port", "9501", "--model", "/models/zfnet"]
+# The network is the container's own; what reaches further is what is published of it. TLS and tokens: docs/security.md.
+CMD ["worker", "--listen", "0.0.0.0:8501", "--allow-insecure", "--metrics-host", "0.0.0.0", "--metrics-port", "9501", \
+    "--model", "/models/zfnet"]
 
 FROM runtime AS server-gpu
 COPY --from=server-gpu-build /opt/zfserve /opt/zfserve
@@ -58,11 +78,13 @@ EXPOSE 8500 9500
 # A first start may compile an engine.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s \
     CMD ["zfserve", "health", "zfserve.v1.VisionService", "--timeout", "4"]
-CMD ["serve", "--host", "0.0.0.0", "--model", "/models/zfnet", "--no-worker"]
+CMD ["serve", "--host", "0.0.0.0", "--allow-insecure", "--metrics-host", "0.0.0.0", "--model", "/models/zfnet", \
+    "--no-worker"]
 
 FROM runtime AS server
 COPY --from=server-build /opt/zfserve /opt/zfserve
 EXPOSE 8500 9500
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["zfserve", "health", "zfserve.v1.VisionService", "--timeout", "4"]
-CMD ["serve", "--host", "0.0.0.0", "--model", "/models/zfnet", "--no-worker"]
+CMD ["serve", "--host", "0.0.0.0", "--allow-insecure", "--metrics-host", "0.0.0.0", "--model", "/models/zfnet", \
+    "--no-worker"]

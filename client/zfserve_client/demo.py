@@ -1,7 +1,8 @@
 """`python -m zfserve_client.demo`: from the shipped weights to a page that shows what the network saw.
 
 Called by `make demo` from the repository's root. Exports the weights where there is no bundle yet, starts the service,
-classifies the sample photos, projects every convolution, writes it all to one folder, and stops what it started.
+classifies the sample photos, projects every convolution, writes it all to one folder, and stops what it started. With
+`--address` it only asks, as tools/try_images.py has it do.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +40,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="bundle; exported where there is none")
     parser.add_argument("--photos", default="samples", help="file, folder or glob")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
+    parser.add_argument("--address", help="of a service that runs already, which is then asked; else one is started")
     arguments = parser.parse_args()
     console = Console()
     # A plain `kill` must not leave the service behind either.
@@ -45,10 +48,13 @@ def main() -> int:
     try:
         photos = find_photos([arguments.photos])
         arguments.output.mkdir(parents=True, exist_ok=True)
-        ensure_bundle(arguments.model, arguments.weights, console)
-        console.print("starting the service, which loads the model and checks it")
-        with running_service(arguments.model, arguments.output) as service, Client(service.address) as client:
-            console.print("[green]✓[/] service ready")
+        with ExitStack() as stack:
+            if (address := arguments.address) is None:
+                ensure_bundle(arguments.model, arguments.weights, console)
+                console.print("starting the service, which loads the model and checks it")
+                address = stack.enter_context(running_service(arguments.model, arguments.output)).address
+                console.print("[green]✓[/] service ready")
+            client = stack.enter_context(Client(address))
             page = explain_photos(client, photos, arguments.output, console)
     except FileNotFoundError as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)

@@ -45,10 +45,20 @@ def test_the_extras_exist_and_the_server_is_without_torch() -> None:
     assert re.search(r"^FROM torch-build AS worker-build$", DOCKERFILE, re.MULTILINE)
 
 
+def test_versions_are_those_of_the_constraints_and_indexes_stay_out_of_the_images() -> None:
+    assert "PIP_CONSTRAINT=/build/constraints.txt" in stage("build")
+    for run in re.findall(r"^RUN ((?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE):
+        assert ("/bin/pip " in run) == run.startswith("--mount=type=secret,id=pip,target=/etc/pip.conf ")
+    for target in TARGETS:
+        assert not re.search(r"^RUN ", stage(target), re.MULTILINE), "an image is the environment on its base, no more"
+
+
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_what_an_image_runs_is_a_command(target: str) -> None:
-    (command,) = re.findall(r"^CMD (\[.*\])$", stage(target), re.MULTILINE)
+    (command,) = re.findall(r"^CMD (\[.*\])$", stage(target).replace("\\\n", ""), re.MULTILINE)
     assert json.loads(command)[0] in COMMANDS
+    # On a public address, a program without TLS listens only where it is told that this is meant.
+    assert ("0.0.0.0" in command) == ("--allow-insecure" in command) == (target != "export")
     for check in re.findall(r"^ +CMD (\[.*\])$", stage(target), re.MULTILINE):
         assert json.loads(check)[:2] == ["zfserve", "health"]
     assert ("HEALTHCHECK" in stage(target)) == (target != "export")
@@ -57,11 +67,13 @@ def test_what_an_image_runs_is_a_command(target: str) -> None:
 def test_the_build_context_holds_all_of_the_wheel_and_nothing_else() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     packages = {package.split("/")[0] for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
-    assert allowed == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    read = set(re.findall(r"(?<=\s)tools/\S+", DOCKERFILE))
+    assert allowed == packages | read | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert all((ROOT / name).is_file() for name in read)
 
 
 def test_the_manifests_use_images_that_are_built_here() -> None:
     tags = set()
     for manifest in (ROOT / "deploy").rglob("*.yaml"):
         tags |= set(re.findall(r"image: zfserve:(\S+)", manifest.read_text()))
-    assert tags == {"server", "server-gpu", "worker"}
+    assert tags == TARGETS

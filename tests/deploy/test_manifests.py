@@ -1,80 +1,40 @@
 """The manifests of every overlay: valid Kubernetes, and at one with each other and with the programs they start."""
 
-import argparse
-import importlib
-import subprocess
-import sys
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
+import re
+from pathlib import Path, PurePosixPath
 
 import kubernetes_validate
 import pytest
 import yaml
-from zfserve_client.cli import COMMANDS
+from fakes.manifests import (
+    OVERLAYS,
+    ROOT,
+    Document,
+    arguments_of,
+    containers,
+    deployments,
+    documents,
+    kustomized,
+    of_kind,
+    pods,
+    port_numbers,
+    programs,
+    server_config,
+)
 from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
 from zfserve_runtime.metrics import Metrics
-from zfserve_server.config import ServerConfig
-from zfserve_server.serve_command import read_config
 from zfserve_server.startup import phase_service
 
-ROOT = Path(__file__).parent.parent.parent
-OVERLAYS = sorted(path.name for path in (ROOT / "deploy" / "overlays").iterdir())
 KUBERNETES = "1.37"
 SERVER_NAMES = {SERVER, VISION_SERVICE, PROJECTION, *map(phase_service, Phase)}
-
-Document = dict[str, Any]
-
-
-@cache
-def documents(overlay: str) -> list[Document]:
-    kubectl, folder = Path(sys.executable).parent / "kubectl", ROOT / "deploy" / "overlays" / overlay
-    command = [str(kubectl), "kustomize", str(folder)]
-    built = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return list(yaml.safe_load_all(built.stdout))
-
-
-def of_kind(overlay: str, kind: str) -> list[Document]:
-    return [document for document in documents(overlay) if document["kind"] == kind]
-
-
-def pods(overlay: str) -> dict[str, Document]:
-    return {one["metadata"]["name"]: one["spec"]["template"] for one in of_kind(overlay, "Deployment")}
-
-
-def containers(overlay: str) -> Iterator[tuple[Document, Document]]:
-    """Each with the pod it is in."""
-    for pod in pods(overlay).values():
-        for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
-            yield pod, container
-
-
-def arguments_of(container: Document) -> argparse.Namespace:
-    """What the container's program understands of its arguments; ends the test where it would refuse them."""
-    name, *rest = container["args"]
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(COMMANDS[name].module).add_arguments(parser)
-    return parser.parse_args(rest)
-
-
-def server_config(container: Document) -> ServerConfig:
-    return read_config(vars(arguments_of(container)), {})
-
-
-def port_numbers(container: Document) -> set[int]:
-    return {port["containerPort"] for port in container.get("ports", ())}
-
-
-def programs(overlay: str, command: str) -> list[tuple[Document, Document]]:
-    return [(pod, container) for pod, container in containers(overlay) if container["args"][0] == command]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_documents_are_valid(overlay: str) -> None:
-    assert documents(overlay)
-    for document in documents(overlay):
+    plain = [document for document in documents(overlay) if "kserve.io" not in document["apiVersion"]]
+    assert plain
+    for document in (*plain, *deployments(overlay)):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
@@ -82,7 +42,7 @@ def test_documents_are_valid(overlay: str) -> None:
 def test_the_server_listens_where_the_manifest_says(overlay: str) -> None:
     ((pod, container),) = programs(overlay, "serve")
     config = server_config(container)
-    assert config.host == "0.0.0.0"
+    assert config.host == config.metrics_host == "0.0.0.0"
     assert port_numbers(container) == {config.port, config.metrics_port}
     assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(config.metrics_port)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -96,6 +56,7 @@ def test_the_worker_listens_where_the_server_looks(overlay: str) -> None:
     ((_, server),) = programs(overlay, "serve")
     ((pod, worker),) = programs(overlay, "worker")
     arguments, sought = arguments_of(worker), server_config(server).worker_address
+    assert arguments.metrics_host == "0.0.0.0"
     assert sought is not None
     if sought.startswith("unix:"):
         assert arguments.listen == sought
@@ -108,12 +69,22 @@ def test_the_worker_listens_where_the_server_looks(overlay: str) -> None:
         return
     name, port = sought.rsplit(":", 1)
     assert arguments.listen == f"0.0.0.0:{port}"
+    assert arguments.allow_insecure, "it would refuse to listen there"
     assert port_numbers(worker) == {int(port), arguments.metrics_port}
     assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(arguments.metrics_port)
     assert name in {service["metadata"]["name"] for service in of_kind(overlay, "Service")}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert worker[probe]["grpc"]["port"] == int(port)
         assert worker[probe]["grpc"].get("service", "") in {SERVER, WORKER_SERVICE}
+
+
+def place_on_claim(pod: Document, container: Document, folder: Path) -> tuple[str, PurePosixPath]:
+    """Which claim `folder` of the container lies on, and where; ends the test where it is not read-only."""
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    (mount,) = [mount for mount in container["volumeMounts"] if folder.is_relative_to(mount["mountPath"])]
+    claim = volumes[mount["name"]]["persistentVolumeClaim"]
+    assert mount["readOnly"] is claim["readOnly"] is True
+    return claim["claimName"], PurePosixPath(mount.get("subPath", ""), folder.relative_to(mount["mountPath"]))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -128,15 +99,17 @@ def test_everyone_reads_the_same_model_and_writes_only_to_volumes(overlay: str) 
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         assert pod["spec"]["automountServiceAccountToken"] is False
         mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-        assert mounts["/models"]["readOnly"] is True
         assert "/tmp" in mounts
+        assert container["resources"]["requests"]["cpu"]
         assert container["resources"]["requests"]["memory"]
         assert container["resources"]["limits"]["memory"]
         arguments = arguments_of(container)
-        models.add(str(getattr(arguments, "model", None) or getattr(arguments, "bundle", None)))
+        folder = Path(getattr(arguments, "model", None) or arguments.bundle)
+        models.add(place_on_claim(pod, container, folder))
         if cache_folder := getattr(arguments, "engine_cache", None):
             assert str(cache_folder) in mounts
-    assert models == {"/models/zfnet"}
+    (claim,) = of_kind(overlay, "PersistentVolumeClaim")
+    assert models == {(claim["metadata"]["name"], PurePosixPath("zfnet"))}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -159,6 +132,8 @@ def test_the_grace_period_holds_the_drain(overlay: str) -> None:
             continue
         before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         drain_s = float(arguments.drain_grace)
+        if container["args"][0] == "serve":
+            drain_s += server_config(container).drain_delay
         assert pod["spec"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 5
 
 
@@ -166,7 +141,11 @@ def test_the_grace_period_holds_the_drain(overlay: str) -> None:
 def test_selectors_meet_pods(overlay: str) -> None:
     labels = {name: pod["metadata"]["labels"].items() for name, pod in pods(overlay).items()}
     ports = {
-        name: {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
+        name: {
+            port["name"]
+            for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"])
+            for port in container.get("ports", ())
+        }
         for name, pod in pods(overlay).items()
     }
 
@@ -187,8 +166,73 @@ def test_selectors_meet_pods(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_autoscaler_asks_for_a_metric_that_there_is(overlay: str) -> None:
+def test_a_policy_lets_the_servers_reach_the_workers_and_prometheus_reach_all(overlay: str) -> None:
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(overlay, "NetworkPolicy")}
+    for pod, container in containers(overlay):
+        if metrics := [port["name"] for port in container.get("ports", ()) if "metrics" in port["name"]]:
+            (spec,) = [
+                spec
+                for spec in policies.values()
+                if spec["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+            ]
+            from_anywhere = {port["port"] for rule in spec["ingress"] if "from" not in rule for port in rule["ports"]}
+            assert set(metrics) <= from_anywhere
+    ((pod, container),) = programs(overlay, "serve")
+    address = server_config(container).worker_address
+    assert address is not None
+    to_pods = [rule for rule in policies["zfserve-server"]["egress"] if "to" in rule]
+    if address.startswith("unix:"):
+        assert to_pods == []
+        return
+    ((_, worker),) = programs(overlay, "worker")
+    (out,), (into, _) = to_pods, policies["zfserve-worker"]["ingress"]
+    assert {port["port"] for port in out["ports"]} <= port_numbers(worker)
+    assert out["to"] == [{"podSelector": policies["zfserve-worker"]["podSelector"]}]
+    assert into["from"][0]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_autoscalers_ask_for_a_metric_that_there_is_and_nobody_else_says_how_many(overlay: str) -> None:
     families = {family.name for family in Metrics().registry.collect()}
-    (scaler,) = of_kind(overlay, "HorizontalPodAutoscaler")
-    assert scaler["spec"]["scaleTargetRef"]["name"] in pods(overlay)
-    assert {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]} <= families
+    scalers = {
+        scaler["spec"]["scaleTargetRef"]["name"]: scaler for scaler in of_kind(overlay, "HorizontalPodAutoscaler")
+    }
+    for scaler in scalers.values():
+        assert {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]} <= families
+    by_kserve = {f"{one['metadata']['name']}-predictor": one for one in of_kind(overlay, "InferenceService")}
+    for name, service in by_kserve.items():
+        for metric in service["spec"]["predictor"]["autoScaling"]["metrics"]:
+            query = metric["external"]["metric"]["query"]
+            (family,) = re.findall(r"zfserve_\w+", query)
+            assert family in families
+            assert f'namespace="{service["metadata"]["namespace"]}",pod=~"{name}-.*"' in query
+    assert scalers.keys() | by_kserve.keys() == pods(overlay).keys()
+    assert all("replicas" not in one["spec"] for one in deployments(overlay))
+
+
+def test_the_docs_rule_for_prometheus_adapter_serves_the_autoscalers_metric() -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    (rule,) = [
+        rule
+        for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+        for rule in (yaml.safe_load(block) or {}).get("rules", ())
+    ]
+    wanted = {
+        metric["pods"]["metric"]["name"]
+        for scaler in of_kind("cpu", "HorizontalPodAutoscaler")
+        for metric in scaler["spec"]["metrics"]
+    }
+    assert {re.split(r"\W", rule["seriesQuery"])[0]} == wanted
+    assert rule["metricsQuery"].startswith("sum("), "the metric has a series for each model"
+
+
+def test_the_loader_writes_to_the_claim_that_is_served() -> None:
+    (pod,) = kustomized(ROOT / "deploy" / "model-loader")
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    (claim,) = of_kind("cpu", "PersistentVolumeClaim")
+    assert [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"]] == [
+        {"claimName": claim["metadata"]["name"]}
+    ]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    ((_, server),) = programs("cpu", "serve")
+    assert pod["spec"]["containers"][0]["securityContext"] == server["securityContext"]

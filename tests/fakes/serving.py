@@ -5,12 +5,12 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+from fakes.shelf import Shelf
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
@@ -18,7 +18,6 @@ from zfserve_protos.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_
 from zfserve_runtime.bundle import (
     AccuracyEntry,
     Artefact,
-    Bundle,
     ClassEntry,
     InputSpec,
     LayerEntry,
@@ -33,7 +32,6 @@ from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import current_request_id
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
-from zfserve_server.engine_choice import EngineChoice
 
 if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
@@ -53,6 +51,8 @@ class FakeEngine:
         open: cleared, it holds every run until it is set again.
         runs: one permit for every run that has begun, to wait for.
         failures: raised by the next runs, one each, instead of answering.
+        poison: ids of images that fail every run they are in.
+        endless: ids of images for which there are no numbers.
         batches: the ids of every batch, in order.
     """
 
@@ -62,6 +62,8 @@ class FakeEngine:
         self.open.set()
         self.runs = threading.Semaphore(0)
         self.failures: list[BaseException] = []
+        self.poison: set[int] = set()
+        self.endless: set[int] = set()
         self.batches: list[list[int]] = []
         self.closed = False
 
@@ -73,8 +75,11 @@ class FakeEngine:
         assert self.open.wait(timeout=30)
         if self.failures:
             raise self.failures.pop(0)
+        if self.poison.intersection(ids.tolist()):
+            raise RuntimeError("one of them is bad")
         probabilities = np.full((len(pixels), CLASSES), 0.05, np.float32)
         probabilities[np.arange(len(pixels)), ids % 256 % CLASSES] = 0.55
+        probabilities[np.isin(ids, list(self.endless)), 0] = np.nan
         return EngineOutputs(probabilities, np.stack([ids, ids * 2], axis=1).astype(np.float32))
 
     def close(self) -> None:
@@ -182,28 +187,29 @@ class FakeWorker(WorkerServiceServicer):
             raise
 
     @asynccontextmanager
-    async def listening(self, address: str) -> AsyncIterator[None]:
-        """Serve on `address`; at the end stop at once, as a process that dies."""
+    async def listening(self, address: str) -> AsyncIterator[int]:
+        """Serve on `address`, and tell the port; at the end stop at once, as a process that dies."""
         server = InterceptingServer(Metrics())
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
-        server.add_insecure_port(address)
+        port = server.add_insecure_port(address)
         await server.start()
         self.health.serving(SERVER, WORKER_SERVICE)
         try:
-            yield
+            yield port
         finally:
             await server.stop(None)
 
 
 @dataclass
 class Running:
-    """A server that is ready."""
+    """A server that is ready; `look` has it look for new versions at once."""
 
     ports: Ports
     channel: grpc.aio.Channel
     stop: StopRequest
     ended: "asyncio.Task[None]"
+    look: asyncio.Event
 
     @property
     def vision(self) -> "VisionServiceAsyncStub":
@@ -211,23 +217,28 @@ class Running:
 
 
 @asynccontextmanager
-async def running_server(*engines: FakeEngine, **settings: object) -> AsyncIterator[Running]:
-    """Serve the fake network, by default without a worker; at the end stop and drain."""
+async def running_server(
+    *engines: FakeEngine, shelf: Shelf | None = None, **settings: object
+) -> AsyncIterator[Running]:
+    """Serve the fake network, or what is on the shelf, by default without a worker; at the end stop and drain."""
     chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
     chosen.update(settings)
     config = ServerConfig.model_validate(chosen)
     stop = StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    bundle = Bundle(Path("nowhere"), MANIFEST)
-    choice = EngineChoice("onnx-cpu", engines)
-    task = asyncio.create_task(serve(config, bundle, lambda _: choice, stop, lambda ports, _: ready.set_result(ports)))
+    look = asyncio.Event()
+    if shelf is None:
+        shelf = Shelf()
+        shelf.put(MANIFEST, *engines)
+    serving = serve(config, shelf.source, stop, lambda ports, _: ready.set_result(ports), look)
+    task = asyncio.create_task(serving)
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
     ports = ready.result()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
         try:
-            yield Running(ports, channel, stop, task)
+            yield Running(ports, channel, stop, task, look)
         finally:
             for engine in engines:
                 engine.open.set()

@@ -9,6 +9,8 @@ from fakes.serving import FINGERPRINT, FakeWorker
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, WorkerUnavailable
+from zfserve_runtime.grpc_options import channel_options
+from zfserve_runtime.metrics import Metrics
 from zfserve_server.worker_client import WorkerClient
 
 
@@ -18,7 +20,7 @@ async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(t
     changes: asyncio.Queue[bool] = asyncio.Queue()
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     async with worker.listening(address), grpc.aio.insecure_channel(address) as channel:
-        client = WorkerClient(channel, FINGERPRINT, longest_s=0.1, on_change=changes.put_nowait)
+        client = WorkerClient(channel, Metrics(), longest_s=0.1, on_change=changes.put_nowait)
         with pytest.raises(WorkerUnavailable):  # not paired yet
             await anext(client.project(request, Deadline()))
         watching = asyncio.create_task(client.watch())
@@ -28,3 +30,22 @@ async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(t
             await anext(client.project(request, Deadline()))
         await worker.cancelled.wait()
         watching.cancel()
+
+
+async def test_all_workers_of_an_address_are_asked() -> None:
+    one, other = FakeWorker(), FakeWorker()
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    async with one.listening("127.0.0.1:0") as port, other.listening("127.0.0.1:0") as other_port:
+        target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
+        async with grpc.aio.insecure_channel(target, channel_options()) as channel:
+            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+            watching = asyncio.create_task(client.watch())
+            assert await changes.get()
+            for _ in range(1000):  # the second connection may come up after the first has answered a few
+                assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+                if one.asked.is_set() and other.asked.is_set():
+                    break
+            assert one.asked.is_set()
+            assert other.asked.is_set()
+            watching.cancel()

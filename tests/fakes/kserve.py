@@ -1,0 +1,122 @@
+"""What KServe makes of a ServingRuntime and an InferenceService in its Standard mode, as far as manifests go.
+
+Sources, in github.com/kserve/kserve: pkg/apis/serving/v1alpha1/servingruntime_types.go and v1beta1/component.go and
+predictor.go for the keys; pkg/controller/v1beta1/inferenceservice/reconcilers and pkg/webhook/admission/pod for what is
+made of them. The parts that are Kubernetes' own, pods and containers, are left to its own schema.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+Document = dict[str, Any]
+
+PROTOCOLS = {"v1", "v2", "grpc-v1", "grpc-v2"}
+CONTAINER = "kserve-container"
+MODEL_FOLDER = "/mnt/models"
+CLAIM_SCHEME = "pvc://"
+
+RUNTIME_POD_KEYS = {
+    "containers", "volumes", "nodeSelector", "affinity", "tolerations", "labels", "annotations", "imagePullSecrets",
+    "hostIPC",
+}  # fmt: skip
+RUNTIME_KEYS = RUNTIME_POD_KEYS | {
+    "supportedModelFormats", "multiModel", "disabled", "protocolVersions", "workerSpec", "grpcEndpoint",
+    "grpcDataEndpoint", "httpDataEndpoint", "replicas", "storageHelper", "builtInAdapter",
+}  # fmt: skip
+EXTENSION_KEYS = {
+    "minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling",
+    "containerConcurrency", "timeout", "canaryTrafficPercent", "logger", "batcher", "labels", "annotations",
+    "deploymentStrategy",
+}  # fmt: skip
+MODEL_KEYS = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storage", "runtimeVersion"}
+METRIC_SOURCES = {"Resource": "resource", "External": "external", "PodMetric": "podmetric"}
+
+
+def deployment_of(documents: Iterable[Document]) -> Document | None:
+    """The predictor's Deployment; None where there is no InferenceService.
+
+    Raises:
+        ValueError: KServe would refuse the two, or not do what they ask for.
+    """
+    kinds = {document["kind"]: document for document in documents}
+    if (service := kinds.get("InferenceService")) is None:
+        return None
+    runtime = kinds["ServingRuntime"]
+    for fault in (*_runtime_faults(runtime), *_service_faults(service, runtime)):
+        raise ValueError(fault)
+    return _deployment(runtime, service)
+
+
+def _runtime_faults(runtime: Document) -> Iterable[str]:
+    spec = runtime["spec"]
+    if runtime["apiVersion"] != "serving.kserve.io/v1alpha1":
+        yield "a ServingRuntime is v1alpha1"
+    if unknown := spec.keys() - RUNTIME_KEYS:
+        yield f"a ServingRuntime has no {unknown}"
+    if not set(spec["protocolVersions"]) <= PROTOCOLS:
+        yield "no such protocol"
+    if [container["name"] for container in spec["containers"]].count(CONTAINER) != 1:
+        yield f"one container must be called {CONTAINER}"
+    for model_format in spec["supportedModelFormats"]:
+        if model_format.keys() - {"name", "version", "autoSelect", "priority"}:
+            yield "unknown keys in a model format"
+
+
+def _service_faults(service: Document, runtime: Document) -> Iterable[str]:
+    annotations, predictor = service["metadata"]["annotations"], service["spec"]["predictor"]
+    model = predictor["model"]
+    if service["apiVersion"] != "serving.kserve.io/v1beta1":
+        yield "an InferenceService is v1beta1"
+    # Its validation knows the old name, RawDeployment, no more: it would then take scaling for Knative's.
+    if annotations["serving.kserve.io/deploymentMode"] != "Standard":
+        yield "not the Standard mode"
+    if annotations["serving.kserve.io/autoscalerClass"] not in {"hpa", "keda", "external", "none"}:
+        yield "no such class of autoscaler"
+    if unknown := model.keys() - MODEL_KEYS:
+        yield f"a model has no {unknown} here"
+    if model["runtime"] != runtime["metadata"]["name"]:
+        yield "there is no such runtime"
+    if model["protocolVersion"] not in runtime["spec"]["protocolVersions"]:
+        yield "the runtime does not speak this protocol"
+    formats = [(known["name"], known.get("version")) for known in runtime["spec"]["supportedModelFormats"]]
+    if (model["modelFormat"]["name"], model["modelFormat"].get("version")) not in formats:
+        yield "the runtime does not serve this format"
+    if not 0 <= predictor["minReplicas"] <= predictor["maxReplicas"]:
+        yield "fewer replicas at most than at least"
+    for metric in predictor["autoScaling"]["metrics"]:
+        source = metric[METRIC_SOURCES[metric["type"]]]
+        if metric["type"] == "External" and "value" not in source["target"]:
+            yield "of an external metric's target the controller reads `value`, whatever its type"
+
+
+def _deployment(runtime: Document, service: Document) -> Document:
+    name = f"{service['metadata']['name']}-predictor"
+    spec, predictor = copy.deepcopy(runtime["spec"]), copy.deepcopy(service["spec"]["predictor"])
+    model = predictor.pop("model")
+    labels = {**spec.get("labels", {}), **predictor.get("labels", {}), "app": f"isvc.{name}"}
+    pod = {key: value for key, value in spec.items() if key in RUNTIME_POD_KEYS - {"labels", "annotations"}}
+    pod |= {key: value for key, value in predictor.items() if key not in EXTENSION_KEYS}
+    _mount_model(pod, model["storageUri"])
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": service["metadata"]["namespace"]},
+        "spec": {
+            "selector": {"matchLabels": {"app": f"isvc.{name}"}},
+            "strategy": predictor["deploymentStrategy"],
+            "template": {"metadata": {"labels": labels, "annotations": spec.get("annotations", {})}, "spec": pod},
+        },
+    }
+
+
+def _mount_model(pod: Document, uri: str) -> None:
+    """A claim is mounted, read-only; anything else would be loaded by an init container, which is not done here."""
+    if not uri.startswith(CLAIM_SCHEME):
+        raise ValueError(f"{uri} is no volume")
+    claim, _, path = uri.removeprefix(CLAIM_SCHEME).partition("/")
+    source = {"name": "kserve-pvc-source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+    pod.setdefault("volumes", []).append(source)
+    (container,) = (container for container in pod["containers"] if container["name"] == CONTAINER)
+    mount = {"name": source["name"], "mountPath": MODEL_FOLDER, "subPath": path, "readOnly": True}
+    container["volumeMounts"].append(mount)
