@@ -151,6 +151,30 @@ async def test_an_engine_error_fails_its_own_batch_only(
     assert (await batcher.submit(pixels_of(2), NEVER)).features[0] == 2
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(poison=st.sets(st.integers(1, 9), max_size=4), endless=st.sets(st.integers(1, 9), max_size=4))
+def test_bad_images_fail_alone_and_their_mates_are_answered(poison: set[int], endless: set[int]) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(8)
+        batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: None)
+        batcher.start()
+        engine.open.clear()
+        tasks = [submit(batcher, identity) for identity in range(10)]
+        await engine.begun()
+        engine.poison, engine.endless = poison, endless
+        engine.open.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await batcher.close()
+        for identity, outcome in enumerate(outcomes):
+            if identity in poison | endless:
+                assert isinstance(outcome, EngineFailed)
+            else:
+                assert isinstance(outcome, Answer), outcome
+                assert outcome.features[0] == identity
+
+    asyncio.run(scenario())
+
+
 async def test_missing_rows_fail_the_batch(
     batcher: Batcher, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
