@@ -86,6 +86,7 @@ class FakeVisionService(VisionServiceServicer):
         arrived: one permit for every call that has begun.
         cancelled: set when a projection's caller goes away before its end.
         traceparents: that came with the calls.
+        authorizations: what each call of the service showed as its caller's, or None.
         most_at_once: the most Classify calls that were held or answered at the same time.
     """
 
@@ -96,6 +97,7 @@ class FakeVisionService(VisionServiceServicer):
     classify_requests: list[pb.ClassifyRequest] = field(default_factory=list)
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
     most_at_once: int = 0
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -106,6 +108,7 @@ class FakeVisionService(VisionServiceServicer):
     def _note(self, context: grpc.ServicerContext) -> None:
         metadata = context.invocation_metadata()
         self.traceparents += [str(value) for key, value in metadata if key == "traceparent"]
+        self.authorizations.append(next((str(value) for key, value in metadata if key == "authorization"), None))
 
     def Classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:  # noqa: N802
         self._note(context)
