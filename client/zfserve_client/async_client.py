@@ -18,10 +18,12 @@ from zfserve_client.channel import (
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     Options,
+    Priority,
     TlsOptions,
     call_metadata,
     channel_options,
     channel_target,
+    sender_metadata,
 )
 from zfserve_client.client import IN_FLIGHT, STRONGEST
 from zfserve_client.errors import ZfserveError, translated
@@ -43,6 +45,8 @@ class AsyncClient:
         *,
         tls: TlsOptions | None = None,
         token: str | None = None,
+        priority: Priority = "interactive",
+        client_id: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         tracer_provider: "TracerProvider | None" = None,
@@ -51,7 +55,7 @@ class AsyncClient:
         self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
         target = channel_target(address)
-        self._metadata = call_metadata(token, target, tls)
+        self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
         options = channel_options(target, max_message_bytes, tls)
         self._channel = _connect(target, options, tls)
         self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)

@@ -8,6 +8,7 @@ import ipaddress
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import grpc
 
@@ -16,6 +17,11 @@ DEFAULT_PORT = 8500
 DEFAULT_TIMEOUT_S = 30.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """As much as the server takes by default."""
+
+LONGEST_CLIENT_ID = 64
+"""Characters, as the service has it."""
+
+Priority = Literal["interactive", "bulk"]
 
 Options = list[tuple[str, int | str]]
 
@@ -114,6 +120,24 @@ def call_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tup
     if tls is None and not _is_local(target):
         raise ValueError("a token is sent over TLS only, or to this machine; turn TLS on")
     return (("authorization", f"Bearer {token}"),)
+
+
+def sender_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call for the service to put it in line.
+
+    Raises:
+        ValueError: there is no such priority, or the id is empty, too long, or holds what no header can.
+    """
+    if priority not in get_args(Priority):
+        raise ValueError(f"there is no priority {priority!r}; choose {' or '.join(get_args(Priority))}")
+    metadata = () if priority == "interactive" else (("x-priority", priority),)
+    if client_id is None:
+        return metadata
+    if not (client_id.isascii() and client_id.isprintable() and client_id.strip() == client_id and client_id):
+        raise ValueError("a client's id is made of printable ASCII characters")
+    if len(client_id) > LONGEST_CLIENT_ID:
+        raise ValueError(f"a client's id may have {LONGEST_CLIENT_ID} characters")
+    return (*metadata, ("x-client-id", client_id))
 
 
 def _is_local(target: str) -> bool:

@@ -17,10 +17,12 @@ from zfserve_client.channel import (
     DEFAULT_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     Options,
+    Priority,
     TlsOptions,
     call_metadata,
     channel_options,
     channel_target,
+    sender_metadata,
 )
 from zfserve_client.errors import ZfserveError, translated
 from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
@@ -49,6 +51,9 @@ class Client:
         tracer_provider: of OpenTelemetry, which makes each call a span and the service's work part of its trace; None
             for the application's global one, if it has any.
         token: shown with every call; without TLS only to this machine.
+        priority: "bulk" lets interactive calls go first where the service is busy.
+        client_id: who this is; clients share a busy service evenly, and those without an id by their address. A client
+            that shows a token or a certificate is known by that.
         timeout_s: how long a call may take, retries included, unless the call says otherwise.
         max_message_bytes: the largest request and response.
 
@@ -62,6 +67,8 @@ class Client:
         *,
         tls: TlsOptions | None = None,
         token: str | None = None,
+        priority: Priority = "interactive",
+        client_id: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         tracer_provider: "TracerProvider | None" = None,
@@ -70,7 +77,7 @@ class Client:
         self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
         target = channel_target(address)
-        self._metadata = call_metadata(token, target, tls)
+        self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
         options = channel_options(target, max_message_bytes, tls)
         self._channel = _connect(target, options, tls)
         self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)

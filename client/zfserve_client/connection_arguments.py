@@ -4,11 +4,12 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 
-from zfserve_client.channel import BACKEND_UNHEALTHY, DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
+from zfserve_client.channel import BACKEND_UNHEALTHY, DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Priority, TlsOptions
 from zfserve_client.cli import FAILED, UNREACHABLE, UNUSABLE
 from zfserve_client.client import Client
 from zfserve_client.errors import (
@@ -45,6 +46,15 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("ZFSERVE_TOKEN_FILE"),
         help="holds the token to show, over TLS or to this machine (ZFSERVE_TOKEN_FILE, or the token in ZFSERVE_TOKEN)",
     )
+    group.add_argument(
+        "--priority",
+        choices=get_args(Priority),
+        default="interactive",
+        help="bulk lets interactive calls go first where the service is busy (default: %(default)s)",
+    )
+    group.add_argument(
+        "--client-id", metavar="NAME", help="whose share of a busy service to take (default: that of this address)"
+    )
     group.add_argument("--tls", action="store_true", help="encrypt; the other --tls options imply it")
     group.add_argument("--tls-ca", metavar="PEM", type=Path, help="authorities to trust, not the system's")
     group.add_argument("--tls-cert", metavar="PEM", type=Path, help="the client's certificate, for mutual TLS")
@@ -54,7 +64,14 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_client(arguments: argparse.Namespace) -> Client:
     """Raises ValueError or OSError where the arguments are unusable."""
-    return Client(arguments.address, tls=_tls(arguments), token=_token(arguments), timeout_s=arguments.timeout)
+    return Client(
+        arguments.address,
+        tls=_tls(arguments),
+        token=_token(arguments),
+        priority=arguments.priority,
+        client_id=arguments.client_id,
+        timeout_s=arguments.timeout,
+    )
 
 
 def ask_service(arguments: argparse.Namespace, ask: Callable[[Client], int]) -> int:

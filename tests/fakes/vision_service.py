@@ -98,6 +98,7 @@ class FakeVisionService(VisionServiceServicer):
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     most_at_once: int = 0
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -107,6 +108,7 @@ class FakeVisionService(VisionServiceServicer):
 
     def _note(self, context: grpc.ServicerContext) -> None:
         metadata = context.invocation_metadata()
+        self.metadata.append(dict(metadata))
         self.traceparents += [str(value) for key, value in metadata if key == "traceparent"]
         self.authorizations.append(next((str(value) for key, value in metadata if key == "authorization"), None))
 
