@@ -20,6 +20,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 # The reference the weight import is tested against; it asks for torchvision, which its networks never import.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps pytorchcv
+# The client that the Open Inference Protocol is tested with; it asks for older ml_dtypes and protobuf, and works with these.
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tritonclient
 	touch $@
 
 # `make demo`    classify and explain the sample photos, into demo-output/

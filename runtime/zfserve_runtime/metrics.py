@@ -15,6 +15,8 @@ from prometheus_client import (
     start_http_server,
 )
 
+from zfserve_runtime.model_statistics import ModelStatistics
+
 # From a decode in half a millisecond to a client that waits ten seconds, each bound about twice the one before.
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -127,9 +129,14 @@ class Metrics:
 
 
 class ModelMetrics:
-    """Metrics of one version of a model; the attributes are those of `Metrics` with the labels bound."""
+    """Metrics of one version of a model; the attributes are those of `Metrics` with the labels bound.
+
+    Attributes:
+        statistics: exact where histograms are not; no part of `/metrics`.
+    """
 
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self.statistics = ModelStatistics()
         self.queue_depth = metrics.queue_depth.labels(name, version)
         self.queue_seconds = metrics.queue_seconds.labels(name, version)
         self.queue_expired = metrics.queue_expired.labels(name, version)

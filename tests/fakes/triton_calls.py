@@ -1,0 +1,178 @@
+"""NVIDIA's `tritonclient`, unchanged, as its users call it. Each function makes its calls and returns what came back.
+
+They run in a process of their own (`client_process`): the client's messages have the names of the server's, and one
+process holds only one of each name.
+"""
+
+import queue
+import warnings
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+MODEL = "fake"
+
+
+@contextmanager
+def client_process() -> Iterator[ProcessPoolExecutor]:
+    """Where to `submit` the functions of this module. Started afresh, as a fork would bring the server's messages."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _import_client) as process:
+        yield process
+
+
+def _import_client() -> None:
+    with warnings.catch_warnings(action="ignore"):  # its stubs are older than this protobuf, and work with it
+        import tritonclient.grpc  # noqa: F401
+
+
+def describe(address: str) -> dict[str, Any]:
+    """Everything that a client asks before it infers."""
+    from tritonclient.grpc import InferenceServerClient
+
+    with InferenceServerClient(address) as client:
+        return {
+            "live": client.is_server_live(),
+            "ready": client.is_server_ready(),
+            "model ready": client.is_model_ready(MODEL),
+            "version ready": client.is_model_ready(MODEL, "6"),
+            "server": client.get_server_metadata(as_json=True),
+            "metadata": client.get_model_metadata(MODEL, as_json=True),
+            "config": client.get_model_config(MODEL, as_json=True)["config"],
+            "statistics": client.get_inference_statistics(MODEL, as_json=True)["model_stats"],
+            "index": client.get_model_repository_index(as_json=True)["models"],
+        }
+
+
+def infer(address: str, pixels: Images) -> dict[str, Any]:
+    """All outputs of raw pixels."""
+    from tritonclient.grpc import InferenceServerClient
+
+    with InferenceServerClient(address) as client:
+        result = client.infer(
+            MODEL, [_pixels(pixels)], request_id="a-1", client_timeout=30, priority=2, timeout=30_000_000
+        )
+        answer = result.get_response()
+        return {
+            "id": answer.id,
+            "version": answer.model_version,
+            "probabilities": result.as_numpy("probabilities"),
+            "features": result.as_numpy("features"),
+        }
+
+
+def classify_files(address: str, files: Sequence[bytes], count: int) -> list[list[str]]:
+    """The best classes of image files, by the classification extension."""
+    from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+
+    with InferenceServerClient(address) as client:
+        images = InferInput("image", [len(files), 1], "BYTES")
+        images.set_data_from_numpy(np.array(files, dtype=object).reshape(-1, 1))
+        output = InferRequestedOutput("probabilities", class_count=count)
+        best = client.infer(MODEL, [images], outputs=[output]).as_numpy("probabilities")
+        return [[text.decode() for text in row] for row in best]
+
+
+def infer_with_callback(address: str, pixels: Images) -> Any:
+    """The features that `async_infer` calls back with."""
+    from tritonclient.grpc import InferenceServerClient
+
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with InferenceServerClient(address) as client:
+        client.async_infer(MODEL, [_pixels(pixels)], lambda result, error: answers.put((result, error)))
+        result, error = answers.get(timeout=30)
+    return error or result.as_numpy("features")
+
+
+def stream(address: str, images: Sequence[Images]) -> list[tuple[str, Any]]:
+    """Id, and features or the message of the error, in the order of the answers."""
+    from tritonclient.grpc import InferenceServerClient
+
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with InferenceServerClient(address) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for number, pixels in enumerate(images):
+            client.async_stream_infer(
+                MODEL, [_pixels(pixels)], request_id=str(number), enable_empty_final_response=True
+            )
+        received = [_streamed(*answers.get(timeout=30)) for _ in images]
+        client.stop_stream()
+    return received
+
+
+async def _stream_asyncio(address: str, images: Sequence[Images]) -> list[tuple[str, Any]]:
+    from tritonclient.grpc.aio import InferenceServerClient
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        for number, pixels in enumerate(images):
+            yield {"model_name": MODEL, "inputs": [_pixels(pixels)], "request_id": str(number)}
+
+    async with InferenceServerClient(address) as client:
+        return [_streamed(result, error) async for result, error in client.stream_infer(requests())]
+
+
+def stream_asyncio(address: str, images: Sequence[Images]) -> list[tuple[str, Any]]:
+    """As `stream`, by `tritonclient.grpc.aio`."""
+    import asyncio
+
+    return asyncio.run(_stream_asyncio(address, images))
+
+
+async def _infer_asyncio(address: str, images: Sequence[Images]) -> list[Any]:
+    import asyncio
+
+    from tritonclient.grpc.aio import InferenceServerClient
+
+    async with InferenceServerClient(address) as client:
+        results = await asyncio.gather(*(client.infer(MODEL, [_pixels(pixels)]) for pixels in images))
+        return [result.as_numpy("features") for result in results]
+
+
+def infer_asyncio(address: str, images: Sequence[Images]) -> list[Any]:
+    """Features of requests sent at once by `tritonclient.grpc.aio`."""
+    import asyncio
+
+    return asyncio.run(_infer_asyncio(address, images))
+
+
+def refusals(address: str) -> dict[str, tuple[str, str]]:
+    """Status and message of what is refused."""
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    pixels = _pixels(np.zeros((1, 8, 8, 3), np.uint8))
+    refused = {}
+    with InferenceServerClient(address) as client:
+        for what, call in {
+            "unknown model": lambda: client.infer("nobody", [pixels]),
+            "wrong shape": lambda: client.infer(MODEL, [_pixels(np.zeros((1, 9, 9, 3), np.uint8))]),
+            "sequence": lambda: client.infer(MODEL, [pixels], sequence_id=1, sequence_start=True),
+            "load": lambda: client.load_model(MODEL),
+            "shared memory": lambda: client.register_system_shared_memory("region", "/key", 64),
+        }.items():
+            try:
+                call()
+            except InferenceServerException as error:
+                refused[what] = error.status(), error.message()
+    return refused
+
+
+def _pixels(pixels: Images) -> Any:
+    from tritonclient.grpc import InferInput
+
+    tensor = InferInput("pixels", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    return tensor
+
+
+def _streamed(result: Any, error: Any) -> tuple[str, Any]:
+    if error is not None:
+        return "", error.message()
+    answer = result.get_response()
+    assert answer.parameters["triton_final_response"].bool_param
+    return answer.id, result.as_numpy("features")
