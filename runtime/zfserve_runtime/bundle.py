@@ -177,7 +177,7 @@ def load_bundle(folder: Path) -> Bundle:
             digest.
     """
     folder = newest_version(folder)
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder / MANIFEST)
     needed = {WEIGHTS, GOLDEN, *(artefact.file for artefact in manifest.artefacts.values())}
     for name in sorted(needed - manifest.files.keys()):
         raise BundleError(f"the manifest in {folder} holds no digest of {name}; export the bundle again")
@@ -189,7 +189,8 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(file: Path) -> Manifest:
+def read_manifest(file: Path) -> Manifest:
+    """Raises BundleError where there is none, or it is of another schema, or says what cannot be."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A setting of the C library's allocator, for the whole process. Called by `serve_command`."""
+"""The C library's allocator, for the whole process. Called by `serve_command` and `model_watch`."""
 
 import ctypes
 
@@ -19,3 +19,12 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return all(mallopt(parameter, KEPT_BYTES) == 1 for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+
+
+def release_freed_memory() -> bool:
+    """Give back to the kernel what is freed, as after a network is unloaded; False where there is nothing to give.
+
+    Takes milliseconds, in which other threads may wait for memory; call it in a thread.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(0) == 1

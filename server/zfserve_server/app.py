@@ -1,25 +1,31 @@
 """The composition root of the server: builds every part, serves until asked to stop, drains.
 
-Called by `serve_command` with settings and a bundle; by tests with an engine of their own.
+Called by `serve_command` with settings and models on disk; by tests with engines of their own.
 """
 
 import asyncio
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
+from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
 from zfserve_runtime.access import Access
-from zfserve_runtime.bundle import Bundle, Manifest
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc_options import channel_options, server_options
-from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.health import (
+    INFERENCE_SERVICE,
+    PROJECTION,
+    VISION_SERVICE,
+    Health,
+    add_health_and_reflection,
+)
 from zfserve_runtime.images import ImageLimits
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
@@ -27,16 +33,19 @@ from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
 from zfserve_runtime.tracing import open_tracing
 
-from zfserve_server.admission import Admission
-from zfserve_server.batcher import Batcher
 from zfserve_server.config import ServerConfig
 from zfserve_server.decoding import Decoding
-from zfserve_server.engine_choice import EngineChoice
+from zfserve_server.inference_service import InferenceService
+from zfserve_server.model_loader import ModelLoader, Terms
+from zfserve_server.model_source import ModelSource
+from zfserve_server.model_watch import ModelWatch
 from zfserve_server.models import Models
+from zfserve_server.readiness import SERVICES, Readiness
 from zfserve_server.references import References
+from zfserve_server.senders import Senders
 from zfserve_server.served_model import ServedModel
 from zfserve_server.service import VisionService
-from zfserve_server.startup import OpenEngine, Startup, phase_service
+from zfserve_server.startup import Startup, phase_service
 from zfserve_server.supervisor import Supervisor
 from zfserve_server.worker_client import WorkerClient
 
@@ -45,13 +54,7 @@ logger = logging.getLogger(__name__)
 REFERENCES = 256
 """Photos kept for a later Project: 38 MB at 224x224."""
 
-PROJECTIONS = 32
-"""Project calls accepted and not answered; the worker has a shorter queue of its own."""
-
 LONGEST_PROJECTION_S = 120.0
-
-FIRST_GUESS_S = 0.05
-"""Seconds for one request, until the first ones were measured."""
 
 OPENING_GRACE_S = 5.0
 """For an engine that still opens, once asked to stop: a compilation hears of it at its next step, a library may not."""
@@ -70,87 +73,116 @@ class Ports:
 
 async def serve(
     config: ServerConfig,
-    bundle: Bundle,
-    open_engine: OpenEngine,
+    source: ModelSource,
     stop: StopRequest,
-    on_ready: Callable[[Ports, EngineChoice], None],
+    on_ready: Callable[[Ports, ServedModel], None],
+    look: asyncio.Event | None = None,
 ) -> None:
-    """Open the ports, then the engine, and serve `bundle` until `stop` is asked; then drain.
+    """Open the ports, load the models, and serve them and what comes after them until `stop` is asked; then drain.
 
     Args:
-        open_engine: gives warm engines whose golden outputs were verified. It runs in a thread, and whatever it raises
-            passes through.
+        on_ready: told the default model, once all that was found at the start is served.
+        look: set it to have the models' folders looked at.
 
     Raises:
+        BundleError, EngineUnavailable: what was found at the start cannot be served.
         EngineLost: an engine gave up for good; the server drained, and only a new process can serve again.
-        StillOpening: `stop` was asked, and `open_engine` does not end.
+        StillOpening: `stop` was asked, and an engine that opens does not hear of it.
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
         CallersFileError: the file of those who may call cannot be used.
         TracingError: traces are wanted and cannot be sent.
     """
-    manifest = bundle.manifest
-    metrics, health = Metrics(), Health(SERVER, VISION_SERVICE, PROJECTION, *map(phase_service, Phase))
-    metrics.model_info.labels(manifest.name, manifest.version, manifest.fingerprint).set(1)
+    found = await asyncio.to_thread(source.look)
+    metrics = Metrics()
+    health = Health(*SERVICES, PROJECTION, *map(phase_service, Phase))
     startup = Startup(metrics, health)
+    models = Models(startup.refusal, config.default_model)
+    readiness = Readiness(health, models)
+
+    def on_death() -> None:
+        readiness.lose()
+        stop.ask("an engine is lost")
+
     async with AsyncExitStack() as stack:
-        stack.callback(startup.cancel)
-        models = Models(startup.refusal)
+        worker, background = await _companion(config, metrics, readiness.project, stack)
 
-        def tell_of_projection(worker_ready: bool) -> None:
-            can_project = worker_ready and len(models) > 0
-            (health.serving if can_project else health.not_serving)(PROJECTION)
+        async def on_change(fingerprints: Collection[str]) -> None:
+            readiness.settle()
+            if worker is not None:
+                await worker.serve(fingerprints)
 
-        def on_death() -> None:
-            health.not_serving(SERVER, VISION_SERVICE)
-            stop.ask("an engine is lost")
-
-        worker, background = await _companion(config, bundle, metrics, tell_of_projection, stack)
-        decoding = stack.enter_context(_decoding(config))
-        service = VisionService(models, Admission(PROJECTIONS, FIRST_GUESS_S), decoding, worker, metrics)
-        tracing = None
-        if config.otlp_endpoint is not None:
-            tracing = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
-        options = server_options(
-            config.max_image_bytes + MESSAGE_SLACK_BYTES, config.max_connections, config.max_connection_age
-        )
+        terms = Terms(config.max_queue, config.engine_timeout, on_death, lambda stalled: readiness.settle())
+        loader = ModelLoader(source.open, terms, metrics)
+        watch = ModelWatch(source.look, loader, models, metrics, config.keep_versions, on_change)
+        stack.push_async_callback(watch.close)
         access = _access(config)
-        server = InterceptingServer(metrics, options, tracing, access)
-        add_VisionServiceServicer_to_server(service, server)
-        add_health_and_reflection(server, health, VISION_SERVICE)
+        server = _server(config, metrics, access, stack)
+        decoding = stack.enter_context(_decoding(config))
+        senders = Senders(config.client_rate, config.client_burst)
+        vision = VisionService(models, decoding, senders, worker, metrics)
+        add_VisionServiceServicer_to_server(vision, server)
+        inference = InferenceService(models, decoding, senders, health, metrics)
+        add_GRPCInferenceServiceServicer_to_server(inference, server)
+        add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
         port = open_port(server, f"{config.host}:{config.port}", config.tls, callers_known=access is not None)
         endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
-        batcher: Batcher | None = None
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(run()) for run in background]
             await server.start()
             logger.info("listening", extra={"port": port, "metrics_port": endpoint.port})
-            choice = await startup.open(open_engine, stop)
-            if choice is not None:
-                stack.callback(choice.close)
-                of_model = metrics.of_model(manifest.name, manifest.version)
-                batcher = Batcher(choice.instances, _row_shape(manifest), of_model, on_death)
-                of_model.queue_depth.set_function(lambda: models.waiting)
-                stack.push_async_callback(batcher.close)
-                batcher.start()
-                admission = Admission(config.max_queue, FIRST_GUESS_S)
-                models.add(ServedModel(manifest, choice, batcher, admission, of_model, startup.ready(choice)))
-                health.serving(SERVER, VISION_SERVICE)
-                tell_of_projection(worker is not None and worker.ready)
-                on_ready(Ports(port, endpoint.port), choice)
+            starting = asyncio.ensure_future(watch.start(found, startup.enter, config.strict_readiness))
+            if await _succeeds(starting, stop):
+                default = models.find()
+                startup.ready(default.choice.name)
+                readiness.begin()
+                on_ready(Ports(port, endpoint.port), default)
+                looking = tasks.create_task(_keep_looking(watch, config.reload_interval, look, on_death))
                 await stop.wait()
+                looking.cancel()
+            loader.cancel()
             await drain(server, health, config.drain_grace, stop, config.drain_delay)
             for task in running:
                 task.cancel()
         # Not in the group: what is raised in there comes out wrapped.
-        if batcher is None:
-            await startup.conclude(min(OPENING_GRACE_S, config.drain_grace))
-        elif batcher.lost:
+        await loader.conclude(min(OPENING_GRACE_S, config.drain_grace))
+        await watch.close()
+        if not starting.cancelled():
+            starting.result()
+        if readiness.lost or watch.lost:
             raise EngineLost("an engine was lost; the log says how")
 
 
-def _row_shape(manifest: Manifest) -> tuple[int, int, int]:
-    return manifest.input.height, manifest.input.width, 3
+async def _succeeds(starting: "asyncio.Future[None]", stop: StopRequest) -> bool:
+    """Wait for the start, which is cancelled where `stop` comes first."""
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop.asked:
+        starting.cancel()
+        await asyncio.wait((starting,))
+        return False
+    return starting.exception() is None
+
+
+async def _keep_looking(
+    watch: ModelWatch, interval_s: float, asked: asyncio.Event | None, on_death: Callable[[], None]
+) -> None:
+    try:
+        await watch.run(interval_s, asked or asyncio.Event())
+    except EngineLost:
+        logger.critical("a device failed for good while a version was loaded", exc_info=True)
+        on_death()
+
+
+def _server(config: ServerConfig, metrics: Metrics, access: Access | None, stack: AsyncExitStack) -> InterceptingServer:
+    tracing = None
+    if config.otlp_endpoint is not None:
+        tracing = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
+    options = server_options(
+        config.max_image_bytes + MESSAGE_SLACK_BYTES, config.max_connections, config.max_connection_age
+    )
+    return InterceptingServer(metrics, options, tracing, access)
 
 
 def _decoding(config: ServerConfig) -> Decoding:
@@ -159,7 +191,7 @@ def _decoding(config: ServerConfig) -> Decoding:
 
 
 async def _companion(
-    config: ServerConfig, bundle: Bundle, metrics: Metrics, on_change: Callable[[bool], None], stack: AsyncExitStack
+    config: ServerConfig, metrics: Metrics, on_change: Callable[[bool], None], stack: AsyncExitStack
 ) -> tuple[WorkerClient | None, list[Callable[[], Coroutine[None, None, None]]]]:
     """The client of the worker, and what has to run beside the server for it."""
     if not config.worker:
@@ -170,17 +202,18 @@ async def _companion(
         # Only this user may enter the folder, and so reach the worker.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zfserve-"))
         address = f"unix:{folder}/worker.sock"
-        supervisor = Supervisor(worker_command(bundle, address, config), metrics)
+        supervisor = Supervisor(worker_command(config, address), metrics)
     channel = await stack.enter_async_context(_worker_channel(address, config))
-    client = WorkerClient(channel, bundle.manifest.fingerprint, LONGEST_PROJECTION_S, on_change)
+    client = WorkerClient(channel, metrics, LONGEST_PROJECTION_S, on_change)
     return client, [client.watch] if supervisor is None else [client.watch, supervisor.run]
 
 
-def worker_command(bundle: Bundle, address: str, config: ServerConfig) -> list[str]:
-    """The command line of a worker for this very bundle, even if a newer version appears beside it."""
+def worker_command(config: ServerConfig, address: str) -> list[str]:
+    """The command line of a worker for the same folders, that holds what this server serves and no more."""
     return [
         *(sys.executable, "-m", "zfserve_worker"),
-        *("--model", str(bundle.folder)),
+        *(part for folder in config.model for part in ("--model", str(folder))),
+        *("--networks", "1"),
         *("--listen", address),
         *("--log-format", config.log_format),
         *(("--otlp-endpoint", config.otlp_endpoint) if config.otlp_endpoint is not None else ()),
@@ -189,7 +222,7 @@ def worker_command(bundle: Bundle, address: str, config: ServerConfig) -> list[s
 
 
 def _access(config: ServerConfig) -> Access | None:
-    """Who may call; None: anyone. A certificate that TLS had to verify names its caller, with a file of callers or not."""
+    """Who may call; None: anyone. A certificate that TLS has verified names its caller, with a file of them or not."""
     return None if config.tokens is None and config.tls_client_ca is None else Access(config.tokens)
 
 

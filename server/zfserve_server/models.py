@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from zfserve_runtime.bundle import InputSpec, version_key
+from zfserve_runtime.bundle import Manifest, version_key
 from zfserve_runtime.errors import NotFound, ServiceError, Starting
 from zfserve_runtime.tracing import note_model
 
@@ -92,9 +92,10 @@ class Models:
         self._versions.setdefault(status.name, [])
         self._settle_default(status.name)
 
-    def forget(self, name: str, version: str) -> None:
-        """What `tell` said of it does not hold any more."""
-        self._told.pop((name, version), None)
+    def forget(self, status: ModelStatus) -> None:
+        """What `tell` said does not hold any more; if something else was told of that version since, that stays."""
+        if self._told.get((status.name, status.version)) is status:
+            del self._told[status.name, status.version]
 
     def statuses(self) -> list[ModelStatus]:
         """Of all that is known, by model, the default one first; the newest version of each first."""
@@ -129,10 +130,27 @@ class Models:
         note_model(model.manifest.name, model.manifest.version)
         return model
 
-    def find_network(self, fingerprint: str, spec: InputSpec) -> ServedModel | None:
-        """The newest version, of whatever model, with those weights and that input; None where none is served."""
-        same = (model for model in self if (model.manifest.fingerprint, model.manifest.input) == (fingerprint, spec))
-        return max(same, key=lambda model: version_key(model.manifest.version), default=None)
+    def find_like(self, manifest: Manifest) -> ServedModel:
+        """That very version, else one with the same weights and input.
+
+        Raises:
+            NotFound: there is none.
+        """
+        same = [
+            model
+            for model in self
+            if (model.manifest.fingerprint, model.manifest.input) == (manifest.fingerprint, manifest.input)
+        ]
+        if not same:
+            raise NotFound(
+                f"the image reference was given out by {manifest.name} {manifest.version}, which is not served any "
+                "more; send the image itself",
+                field="image.reference",
+            )
+        named = (model for model in same if model.manifest.version == manifest.version)
+        model = next(named, same[-1])
+        note_model(model.manifest.name, model.manifest.version)
+        return model
 
     @property
     def waiting(self) -> int:

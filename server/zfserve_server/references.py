@@ -4,9 +4,22 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
+from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import NotFound
 from zfserve_runtime.images import InputImage
+
+
+class KeptPhoto(NamedTuple):
+    """A photo as one model takes it, and that model: to another it may mean nothing.
+
+    Attributes:
+        manifest: of the version that classified it.
+    """
+
+    image: InputImage
+    manifest: Manifest
 
 
 class References:
@@ -23,21 +36,21 @@ class References:
         self._ttl_s = ttl_s
         self._clock = clock
         # By last use, oldest first, which is also the order in which they expire.
-        self._held: OrderedDict[str, tuple[InputImage, float]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[KeptPhoto, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, image: InputImage) -> str:
+    def add(self, photo: KeptPhoto) -> str:
         """Keep a photo; returns its reference."""
         self._drop_expired()
         if len(self._held) >= self._limit:
             self._held.popitem(last=False)
         reference = secrets.token_urlsafe(16)
-        self._held[reference] = (image, self._clock() + self._ttl_s)
+        self._held[reference] = (photo, self._clock() + self._ttl_s)
         return reference
 
-    def get(self, reference: str) -> InputImage:
+    def get(self, reference: str) -> KeptPhoto:
         """The photo of that reference, whose life begins anew.
 
         Raises:
@@ -45,11 +58,13 @@ class References:
         """
         self._drop_expired()
         if reference not in self._held:
-            raise NotFound("the image reference is unknown or has expired; send the image itself")
-        image, _ = self._held[reference]
-        self._held[reference] = (image, self._clock() + self._ttl_s)
+            raise NotFound(
+                "the image reference is unknown or has expired; send the image itself", field="image.reference"
+            )
+        photo, _ = self._held[reference]
+        self._held[reference] = (photo, self._clock() + self._ttl_s)
         self._held.move_to_end(reference)
-        return image
+        return photo
 
     def _drop_expired(self) -> None:
         now = self._clock()

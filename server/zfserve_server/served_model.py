@@ -31,6 +31,11 @@ class ServedModel:
     metrics: ModelMetrics
     startup_s: float
 
+    async def close(self) -> None:
+        """Once nobody finds it any more: answer what was accepted, then close the engines."""
+        await self.admission.emptied()
+        await self.batcher.close()
+
     @cached_property
     def identity(self) -> pb.ModelIdentity:
         manifest = self.manifest

@@ -6,7 +6,10 @@ The one file that knows how a call to the worker can fail.
 import asyncio
 import enum
 import logging
-from collections.abc import AsyncGenerator, Callable
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +25,7 @@ from zfserve_runtime.errors import (
     WorkerUnavailable,
 )
 from zfserve_runtime.health import WORKER_SERVICE
+from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import REQUEST_ID_KEY, current_request_id
 from zfserve_runtime.status import from_call_error
 from zfserve_runtime.tracing import calling
@@ -32,13 +36,16 @@ _RETRY_AFTER_S = 2.0
 """A worker that is restarted at once is back in about this time: importing torch and loading the weights."""
 
 _PAUSE_S = 1.0
-"""Between two attempts to watch a worker that answers but refuses; one that cannot be reached is awaited instead."""
+"""Between two attempts to watch a worker that answers but refuses, and between two questions for weights that it lacks;
+one that cannot be reached is awaited instead."""
 
-_DESCRIBE_S = 10.0
-"""Time for a worker to say which weights it holds."""
+_DESCRIBE_S = 60.0
+"""Time for a worker to say which weights it holds, once it has loaded those that it lacked."""
 
 
 class Pairing(enum.Enum):
+    """MISMATCH: the worker lacks a network that is served."""
+
     DOWN = enum.auto()
     MISMATCH = enum.auto()
     READY = enum.auto()
@@ -47,31 +54,53 @@ class Pairing(enum.Enum):
 class WorkerClient:
     """Forwards projections to the worker behind `channel`, which it does not own.
 
+    A network that classifies is known by its fingerprint; a worker that does not hold it is never asked to project it.
+
     Args:
-        fingerprint: of the network that classifies; a worker with another is never asked.
         longest_s: bound on one projection request whose caller set no deadline.
-        on_change: called with whether projections can be answered, whenever that changes.
+        on_change: called with whether projections of all that is served can be answered, whenever that changes.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, fingerprint: str, longest_s: float, on_change: Callable[[bool], None]
+        self, channel: grpc.aio.Channel, metrics: Metrics, longest_s: float, on_change: Callable[[bool], None]
     ) -> None:
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._fingerprint = fingerprint
+        self._metrics = metrics
         self._longest_s = longest_s
         self._on_change = on_change
+        self._served: frozenset[str] = frozenset()
+        self._held: frozenset[str] | None = None  # by the worker; None: it is down
+        self._asking = asyncio.Lock()
+        self._asked_s = -math.inf
         self._pairing = Pairing.DOWN
+        for state in Pairing:
+            metrics.worker_pairing.labels(state.name.lower()).set(state is self._pairing)
 
     @property
     def ready(self) -> bool:
         return self._pairing is Pairing.READY
 
-    def check(self) -> None:
-        """Raises WorkerUnavailable or WorkerMismatch where a projection cannot be answered now."""
-        if self._pairing is Pairing.DOWN:
+    def holds(self, fingerprint: str) -> bool:
+        """Whether the worker can project that network."""
+        return self._held is not None and fingerprint in self._held
+
+    async def serve(self, fingerprints: Collection[str]) -> None:
+        """What is served from now on. A worker that is up has loaded it when this returns, where it can."""
+        self._served = frozenset(fingerprints)
+        if self._held is not None:
+            with suppress(grpc.aio.AioRpcError):  # `watch` hears of a worker that went away
+                await self._ask()
+        self._settle()
+
+    async def require(self, fingerprint: str) -> None:
+        """Raises WorkerUnavailable or WorkerMismatch where that network cannot be projected now."""
+        lacking = self._held is not None and fingerprint not in self._held
+        if lacking and time.monotonic() - self._asked_s >= _PAUSE_S:
+            await self.serve(self._served)  # it may have seen a new version later than this server did
+        if self._held is None:
             raise _unavailable()
-        if self._pairing is Pairing.MISMATCH:
+        if fingerprint not in self._held:
             raise _mismatch()
 
     async def watch(self) -> None:
@@ -81,11 +110,14 @@ class WorkerClient:
             try:
                 # Waits in the channel, which reconnects by itself, for as long as the worker is away.
                 async for health in self._health.Watch(request, wait_for_ready=True):
-                    serving = health.status == health_pb2.HealthCheckResponse.SERVING
-                    self._enter(await self._pair() if serving else Pairing.DOWN)
+                    self._held = None
+                    if health.status == health_pb2.HealthCheckResponse.SERVING:
+                        await self._ask()
+                    self._settle()
             except grpc.aio.AioRpcError as error:
                 logger.info("lost the worker", extra={"status": error.code().name})
-            self._enter(Pairing.DOWN)
+            self._held = None
+            self._settle()
             await asyncio.sleep(_PAUSE_S)
 
     async def project(
@@ -98,7 +130,7 @@ class WorkerClient:
             DeadlineExceeded: the caller's deadline, or the longest time allowed, passed.
             ServiceError: whatever the worker answered, with an equal status.
         """
-        self.check()
+        await self.require(request.fingerprint)
         remaining_s = deadline.remaining_s()
         timeout_s = self._longest_s if remaining_s is None else min(self._longest_s, remaining_s)
         with calling("zfserve.worker.v1.WorkerService/Project") as trace:
@@ -112,19 +144,29 @@ class WorkerClient:
             finally:
                 call.cancel()
 
-    async def _pair(self) -> Pairing:
-        answer = await self._worker.Describe(worker_pb2.DescribeRequest(), timeout=_DESCRIBE_S)
-        held = [model.fingerprint for model in answer.models]
-        if self._fingerprint in held:
-            return Pairing.READY
-        logger.error("the worker holds other weights", extra={"held": held, "served": self._fingerprint})
-        return Pairing.MISMATCH
+    async def _ask(self) -> None:
+        """Have the worker look for what is served, and learn what it holds."""
+        async with self._asking:
+            self._asked_s = time.monotonic()
+            wanted = worker_pb2.DescribeRequest(fingerprints=sorted(self._served))
+            answer = await self._worker.Describe(wanted, timeout=_DESCRIBE_S)
+            self._held = frozenset(model.fingerprint for model in answer.models)
 
-    def _enter(self, pairing: Pairing) -> None:
-        if pairing is not self._pairing:
-            self._pairing = pairing
-            logger.info("the worker changed", extra={"pairing": pairing.name})
+    def _settle(self) -> None:
+        before, self._pairing = self._pairing, self._pair()
+        if self._pairing is not before:
+            self._metrics.worker_pairing.labels(before.name.lower()).set(0)
+            self._metrics.worker_pairing.labels(self._pairing.name.lower()).set(1)
+            logger.info("the worker changed", extra={"pairing": self._pairing.name})
             self._on_change(self.ready)
+
+    def _pair(self) -> Pairing:
+        if self._held is None:
+            return Pairing.DOWN
+        if self._served <= self._held:
+            return Pairing.READY
+        logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - self._held)})
+        return Pairing.MISMATCH
 
 
 def _translate(error: grpc.aio.AioRpcError) -> ServiceError:

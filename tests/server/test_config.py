@@ -21,7 +21,7 @@ def test_defaults() -> None:
     config = read_config(parse(), {})
     assert config == ServerConfig()
     assert (config.model, config.host, config.port, config.metrics_port) == (
-        Path("models/zfnet"),
+        (Path("models/zfnet"),),
         "127.0.0.1",
         8500,
         9500,
@@ -34,6 +34,14 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     config = read_config(parse("--port", "3", "--max-image-bytes", "5000"), environment)
     assert (config.port, config.max_queue, config.max_image_bytes, config.worker) == (3, 2, 5000, False)
     assert config.tls_cert is None
+
+
+def test_folders_come_after_commas_and_by_giving_the_flag_again() -> None:
+    folders = (Path("a"), Path("b/c"), Path("d"))
+    assert read_config(parse("--model", "a,b/c", "--model", "d"), {"ZFSERVE_MODEL": "x"}).model == folders
+    assert read_config(parse(), {"ZFSERVE_MODEL": "a,b/c,d"}).model == folders
+    with pytest.raises(ConfigError, match="--model"):
+        read_config(parse("--model", ","), {})
 
 
 def test_no_worker() -> None:

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+from fakes.serving import MANIFEST
 from zfserve_runtime.errors import NotFound
 from zfserve_runtime.images import InputImage
-from zfserve_server.references import References
+from zfserve_server.references import KeptPhoto, References
 
 
-def image() -> InputImage:
-    return InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0))
+def photo() -> KeptPhoto:
+    return KeptPhoto(InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0)), MANIFEST)
 
 
 class Clock:
@@ -18,7 +19,7 @@ class Clock:
 
 def test_a_reference_leads_to_its_own_photo() -> None:
     references = References(4, 10.0)
-    first, second = image(), image()
+    first, second = photo(), photo()
     names = references.add(first), references.add(second)
     assert len(set(names)) == 2
     assert references.get(names[0]) is first
@@ -27,16 +28,16 @@ def test_a_reference_leads_to_its_own_photo() -> None:
 
 def test_a_reference_is_unguessable() -> None:
     references = References(100, 10.0)
-    names = {references.add(image()) for _ in range(100)}
+    names = {references.add(photo()) for _ in range(100)}
     assert len(names) == 100
     assert min(map(len, names)) >= 22  # 128 bits in base64
 
 
 def test_the_least_recently_used_makes_room() -> None:
     references = References(2, 10.0)
-    oldest, other = references.add(image()), references.add(image())
+    oldest, other = references.add(photo()), references.add(photo())
     references.get(oldest)
-    newest = references.add(image())
+    newest = references.add(photo())
     assert len(references) == 2
     with pytest.raises(NotFound):
         references.get(other)
@@ -47,7 +48,7 @@ def test_the_least_recently_used_makes_room() -> None:
 def test_a_reference_expires_unless_it_is_used() -> None:
     clock = Clock()
     references = References(4, 10.0, clock)
-    used, unused = references.add(image()), references.add(image())
+    used, unused = references.add(photo()), references.add(photo())
     clock.now = 6.0
     references.get(used)
     clock.now = 12.0

@@ -102,7 +102,7 @@ async def test_classify_takes_photos_of_any_shape(server: Running, width: int, h
         pytest.param(pb.Image(encoded=bytes(17 * 2**20 - 2**10)), ImageTooLarge, "image.encoded", id="many bytes"),
         pytest.param(pb.Image(raw=pb.RawPixels(width=SIDE, height=SIDE)), InvalidInput, "image.raw", id="no pixels"),
         pytest.param(pb.Image(raw=pb.RawPixels(data=b"123")), InvalidInput, "image.raw", id="no sides"),
-        pytest.param(pb.Image(reference="guess"), NotFound, None, id="unknown reference"),
+        pytest.param(pb.Image(reference="guess"), NotFound, "image.reference", id="unknown reference"),
     ],
 )
 async def test_bad_images(server: Running, image: pb.Image, error: type[ServiceError], field: str | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import grpc
 import pytest
 from fakes.serving import MANIFEST, FakeEngine, FakeWorker, classify_request, raw_image
+from fakes.shelf import Shelf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import running_service, zfserve
 from zfserve_protos.v1 import zfserve_pb2 as pb
@@ -27,11 +28,14 @@ from zfserve_runtime.errors import EngineLost, ServiceError, Starting
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.model_folders import FoundVersion
 from zfserve_runtime.status import from_call_error
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
 from zfserve_server.engine_choice import EngineChoice, NotTaken
-from zfserve_server.startup import Startup, StillOpening, phase_service
+from zfserve_server.model_source import ModelSource, OpenedVersion
+from zfserve_server.opening_thread import StillOpening
+from zfserve_server.startup import Startup, phase_service
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -57,7 +61,7 @@ class SlowOpening:
         self._sent.append(what)
         self._permits.release()
 
-    def __call__(self, report: Report) -> EngineChoice:
+    def open(self, found: FoundVersion, report: Report) -> OpenedVersion:
         while True:
             assert self._permits.acquire(timeout=60)
             match self._sent.pop(0):
@@ -68,7 +72,8 @@ class SlowOpening:
                         self.cancelled = True
                         raise
                 case None:
-                    return EngineChoice("onnx-cpu", [self.engine], (NotTaken("tensorrt", "no GPU"),))
+                    choice = EngineChoice("onnx-cpu", [self.engine], (NotTaken("tensorrt", "no GPU"),))
+                    return OpenedVersion(MANIFEST, choice)
                 case error:
                     raise error
 
@@ -146,12 +151,14 @@ def logged(logger_name: str, message: str) -> Iterator["asyncio.Future[dict[str,
 @asynccontextmanager
 async def beginning(**settings: object) -> AsyncIterator[Beginning]:
     """A server until it listens; at the end stop it, unless it has ended."""
-    chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, **settings}
+    chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
+    chosen.update(settings)
     opening, stop = SlowOpening(), StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    config, bundle = ServerConfig.model_validate(chosen), Bundle(Path("nowhere"), MANIFEST)
+    config, found = ServerConfig.model_validate(chosen), Shelf().put(MANIFEST)
     with logged("zfserve_server.app", "listening") as listening:
-        serving = serve(config, bundle, opening, stop, lambda ports, choice: ready.set_result(ports))
+        source = ModelSource(lambda: [found], opening.open)
+        serving = serve(config, source, stop, lambda ports, _: ready.set_result(ports))
         task = asyncio.create_task(serving)
         await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listening.result()['port']}") as channel:
@@ -178,7 +185,7 @@ async def test_every_phase_is_told_and_calls_are_refused_until_the_engine_is_rea
         assert isinstance(refusal, Starting)
         assert "starting: choosing an engine" in refusal.message
         for step, said in (
-            (Step("tensorrt", Phase.COMPILING, 0.42), "compiling the engine tensorrt (42%)"),
+            (Step("tensorrt", Phase.COMPILING, 0.42), "compiling the engine tensorrt (42%) for fake 7"),
             (Step("onnx-cpu", Phase.LOADING), "loading the engine onnx-cpu"),
             (Step("onnx-cpu", Phase.WARMING), "warming the engine onnx-cpu"),
             (Step("onnx-cpu", Phase.VERIFYING), "verifying the engine onnx-cpu"),
@@ -270,14 +277,14 @@ async def test_the_worker_starts_beside_and_projections_wait_for_the_engine(tmp_
 
 def test_metrics_tell_the_phase_its_progress_and_its_seconds() -> None:
     metrics = Metrics()
-    startup = Startup(metrics, Health(*map(phase_service, Phase)))
+    startup, found = Startup(metrics, Health(*map(phase_service, Phase))), Shelf().put(MANIFEST)
     value = metrics.registry.get_sample_value
     for step in (Step("tensorrt", Phase.COMPILING, 0.25), Step("tensorrt", Phase.COMPILING, 0.5)):
-        startup._enter(step)
+        startup.enter(found, step)
     phases = {phase: value("zfserve_startup_phase", {"phase": phase}) for phase in Phase}
     assert phases == {**dict.fromkeys(Phase, 0), Phase.COMPILING: 1}
     assert value("zfserve_startup_progress", {"phase": "compiling"}) == 0.5
-    assert startup.ready(EngineChoice("tensorrt", [FakeEngine()])) > 0
+    startup.ready("tensorrt")
     assert value("zfserve_startup_progress", {"phase": "compiling"}) is None
     phases = {phase: value("zfserve_startup_phase", {"phase": phase}) for phase in Phase}
     assert phases == {**dict.fromkeys(Phase, 0), Phase.READY: 1}

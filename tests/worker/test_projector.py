@@ -18,6 +18,8 @@ from zfserve_worker.projector import Projector, open_projector
 
 RequestFor = Callable[..., worker_pb2.ProjectRequest]
 
+LABELS = {"model": "tiny", "version": "1"}
+
 
 @pytest.fixture
 def metrics() -> Metrics:
@@ -32,7 +34,7 @@ def projector(bundle: Bundle, metrics: Metrics) -> Projector:
 
 
 def forward_passes(metrics: Metrics) -> float | None:
-    return metrics.registry.get_sample_value("zfserve_inference_seconds_count", {"model": "tiny", "version": "1"})
+    return metrics.registry.get_sample_value("zfserve_inference_seconds_count", LABELS)
 
 
 def opened(png: bytes) -> Image.Image:
@@ -96,7 +98,7 @@ def test_one_image_costs_one_forward_pass(projector: Projector, request_for: Req
     for layer in ("conv1", "conv5", "relu2"):
         assert len(list(projector.project(request_for(layer=layer, strongest=1)))) == 1
     assert forward_passes(metrics) == 1
-    assert metrics.registry.get_sample_value("zfserve_projection_seconds_count") == 3
+    assert metrics.registry.get_sample_value("zfserve_projection_seconds_count", LABELS) == 3
 
 
 def test_the_image_used_longest_ago_leaves_the_cache(

@@ -12,14 +12,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime import errors
-from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.bundle import Bundle, Manifest
 from zfserve_runtime.health import WORKER_SERVICE
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import from_call_error
 from zfserve_worker.app import WorkerConfig, serve
-from zfserve_worker.projector import Projector
+from zfserve_worker.networks import Networks
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
 
@@ -42,7 +42,7 @@ def start_worker(bundle: Bundle) -> StartWorker:
 
     @asynccontextmanager
     async def start(**changes: Any) -> AsyncIterator[RunningWorker]:
-        config = WorkerConfig(bundle.folder, "localhost:0", threads=1, queue=4, cache=2, grace_s=10.0)
+        config = WorkerConfig((bundle.folder,), "localhost:0", threads=1, queue=4, cache=2, grace_s=10.0)
         stop, ready = StopRequest(), asyncio.get_running_loop().create_future()
         serving = asyncio.ensure_future(serve(replace(config, **changes), stop, ready))
         await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +151,8 @@ async def test_a_call_beyond_the_queue_is_refused_with_a_delay(
 class EndlessProjector:
     """Answers for ever; says when its work was ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
         self.ended = asyncio.Event()
         self.metrics = Metrics().of_model("tiny", "1")
         self._loop = asyncio.get_running_loop()
@@ -164,11 +165,21 @@ class EndlessProjector:
             self._loop.call_soon_threadsafe(self.ended.set)
 
 
+@dataclass
+class OneNetwork:
+    """In place of `Networks`, with an answer to every question."""
+
+    projector: EndlessProjector
+
+    async def find(self, fingerprint: str) -> EndlessProjector:
+        return self.projector
+
+
 async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: RequestFor) -> None:
-    metrics, projector = Metrics(), EndlessProjector()
+    metrics, projector = Metrics(), EndlessProjector(bundle.manifest)
     torch_thread = TorchThread(1, 1)
     server = InterceptingServer(metrics)
-    service = WorkerService(bundle.manifest, cast("Projector", projector), torch_thread)
+    service = WorkerService(cast("Networks", OneNetwork(projector)), torch_thread)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("localhost:0")
     await server.start()

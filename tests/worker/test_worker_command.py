@@ -45,7 +45,7 @@ async def started(bundle: Bundle, *flags: str) -> AsyncIterator[tuple[asyncio.su
 async def describe(address: str) -> str:
     async with grpc.aio.insecure_channel(address) as channel:
         answer = await worker_pb2_grpc.WorkerServiceStub(channel).Describe(worker_pb2.DescribeRequest())
-        name: str = answer.model.name
+        name: str = answer.models[0].name
         return name
 
 

@@ -4,22 +4,24 @@ import asyncio
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
 from zfserve_protos.worker.v1 import worker_pb2_grpc
-from zfserve_runtime.bundle import load_bundle
 from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import LOOPBACK, open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.model_folders import ModelFolders
 from zfserve_runtime.tls import TlsFiles
 from zfserve_runtime.tracing import open_tracing
 
+from zfserve_worker.networks import Networks
 from zfserve_worker.parent import watch_parent
-from zfserve_worker.projector import identity, open_projector
+from zfserve_worker.projector import open_projector
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
 
@@ -34,11 +36,12 @@ class WorkerConfig:
     """What a worker needs to know.
 
     Attributes:
-        model: a bundle, or a model's folder of which the newest bundle is taken.
+        models: folders of bundles, of models (their versions below them) or of several models.
         listen: HOST:PORT, port 0 for a free one, or unix:PATH.
         threads: CPU threads of one torch operation.
         queue: projection calls admitted at a time.
-        cache: forward passes kept.
+        cache: forward passes kept of each network.
+        networks: held, beside those that a server has announced.
         grace_s: how long a stopping worker waits for its calls.
         metrics_port: of the Prometheus endpoint; None for none.
         metrics_host: its address.
@@ -47,12 +50,13 @@ class WorkerConfig:
         exit_with_parent: stop when standard input, a pipe, is closed.
     """
 
-    model: Path
+    models: tuple[Path, ...]
     listen: str
     threads: int
     queue: int
     cache: int
     grace_s: float
+    networks: int = 2
     metrics_port: int | None = None
     metrics_host: str = LOOPBACK
     tls: TlsFiles | None = None
@@ -78,10 +82,9 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
         torch_thread = TorchThread(config.threads, config.queue)
         stack.callback(torch_thread.close)
-        bundle = await torch_thread.run(load_bundle, config.model)
-        projector = await torch_thread.run(open_projector, bundle, config.cache, metrics)
-        model = identity(bundle.manifest)
-        metrics.model_info.labels(model.name, model.version, model.fingerprint).set(1)
+        open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics)
+        networks = Networks(ModelFolders(config.models).look, open_bundle, torch_thread, config.networks, metrics)
+        await networks.start()
 
         health = Health(SERVER, WORKER_SERVICE)
         tracing = None
@@ -89,7 +92,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             # Nothing of its own accord: its callers, the servers, have decided which requests are traced.
             tracing = stack.enter_context(open_tracing("zfserve-worker", config.otlp_endpoint, ratio=0.0))
         server = InterceptingServer(metrics, server_options(max_connection_age_s=_CONNECTION_AGE_S), tracing)
-        service = WorkerService(bundle.manifest, projector, torch_thread)
+        service = WorkerService(networks, torch_thread)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, WORKER_SERVICE)
         address = _listen(server, config)
@@ -100,8 +103,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             extra={
                 "address": address,
                 "metrics_port": endpoint and endpoint.port,
-                "model": model.name,
-                "version": model.version,
+                "models": [f"{held.manifest.name} {held.manifest.version}" for held in networks.held],
             },
         )
         if ready is not None:

@@ -44,6 +44,7 @@ class Projector:
     """Projects feature maps of one network, and remembers the forward passes of the images seen last.
 
     Args:
+        metrics: of its model.
         cached_traces: how many images' activations and switches to keep, some 15 MB each for `zfnet`.
     """
 

@@ -20,7 +20,13 @@ from zfserve_worker.app import WorkerConfig, serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle, or a model's folder")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="FOLDER",
+        help="of a bundle, of a model or of several models; more of them after a comma, or by giving the flag again "
+        "(default: models/zfnet)",
+    )
     parser.add_argument("--listen", default="localhost:8501", help="HOST:PORT or unix:PATH (default: %(default)s)")
     parser.add_argument(
         "--allow-insecure", action="store_true", help="listen on a public address without TLS; refused otherwise"
@@ -39,7 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--otlp-endpoint", metavar="URL", help="of an OpenTelemetry collector (default: OTEL_EXPORTER_OTLP_ENDPOINT)"
     )
     parser.add_argument("--queue", type=_positive, default=16, help="calls admitted at a time (default: %(default)s)")
-    parser.add_argument("--cache", type=_positive, default=8, help="forward passes kept (default: %(default)s)")
+    parser.add_argument(
+        "--cache", type=_positive, default=8, help="forward passes kept of a network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--networks",
+        type=_positive,
+        default=2,
+        help="held, unless a server announces that it will ask for more (default: %(default)s)",
+    )
     parser.add_argument("--drain-grace", type=_seconds, default=30.0, help="seconds to finish calls when stopping")
     parser.add_argument("--log-format", choices=get_args(LogFormat), default="console")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
@@ -50,13 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     configure_logging(arguments.log_format, logging.getLevelNamesMapping()[arguments.log_level.upper()])
+    folders = arguments.model or ["models/zfnet"]
     try:
         config = WorkerConfig(
-            model=arguments.model,
+            models=tuple(Path(part) for folder in folders for part in folder.split(",") if part),
             listen=arguments.listen,
             threads=arguments.threads or available_cpus(),
             queue=arguments.queue,
             cache=arguments.cache,
+            networks=arguments.networks,
             grace_s=arguments.drain_grace,
             metrics_port=arguments.metrics_port,
             metrics_host=arguments.metrics_host,
