@@ -1,6 +1,8 @@
 """Prometheus metrics of one process, on a registry of their own, and the HTTP endpoint that shows them."""
 
+import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
@@ -154,13 +156,19 @@ class MetricsEndpoint:
     """
 
     def __init__(self, metrics: Metrics, port: int, address: str = "127.0.0.1") -> None:
+        self._address = address
         self._server: WSGIServer
         self._thread: threading.Thread
         self._server, self._thread = start_http_server(port, address, metrics.registry)
         self.port: int = self._server.server_port
 
     def close(self) -> None:
-        self._server.shutdown()
+        shutdown = threading.Thread(target=self._server.shutdown)
+        shutdown.start()
+        # The server looks whether it shall end twice a second, and when someone calls: so that nobody waits for it.
+        with suppress(OSError):
+            socket.create_connection((self._address, self.port), timeout=1).close()
+        shutdown.join()
         self._server.server_close()
         self._thread.join()
 

@@ -132,7 +132,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             self._metrics.decode_seconds.observe(row.decode_s)
             model.metrics.queue_seconds.observe(row.answer.queue_s)
 
-    async def ModelStreamInfer(  # noqa: N802
+    async def ModelStreamInfer(  # type: ignore[override] # noqa: N802 - the stubs know of generators only
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
         """Requests of one stream are served side by side and answered in their order. One that fails is answered by a

@@ -14,7 +14,7 @@ from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.bundle import GRAPH_INPUT, ClassEntry, InputSpec, Manifest
 from zfserve_runtime.errors import InvalidInput, Unimplemented
 
-from zfserve_server.batcher import Answer
+from zfserve_server.entries import Answer
 
 FILE_INPUT = "image"
 """The name of the input that takes files; the other one is the graph's own, `bundle.GRAPH_INPUT`."""

@@ -6,7 +6,7 @@ process holds only one of each name.
 
 import queue
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -148,13 +148,14 @@ def refusals(address: str) -> dict[str, tuple[str, str]]:
     pixels = _pixels(np.zeros((1, 8, 8, 3), np.uint8))
     refused = {}
     with InferenceServerClient(address) as client:
-        for what, call in {
+        calls: dict[str, Callable[[], object]] = {
             "unknown model": lambda: client.infer("nobody", [pixels]),
             "wrong shape": lambda: client.infer(MODEL, [_pixels(np.zeros((1, 9, 9, 3), np.uint8))]),
             "sequence": lambda: client.infer(MODEL, [pixels], sequence_id=1, sequence_start=True),
             "load": lambda: client.load_model(MODEL),
             "shared memory": lambda: client.register_system_shared_memory("region", "/key", 64),
-        }.items():
+        }
+        for what, call in calls.items():
             try:
                 call()
             except InferenceServerException as error:

@@ -285,7 +285,7 @@ async def test_a_drain_answers_what_a_stream_has_read_and_ends_it(server: Runnin
     await waiting(server, 1)
     server.stop.ask("test")
     engine.open.set()
-    answers = [await stream.read(), await stream.read()]
+    answers: list[Any] = [await stream.read(), await stream.read()]
     assert [floats(answer.infer_response, 1)[0, 0] for answer in answers] == [1, 2]
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await stream.read()
