@@ -194,7 +194,8 @@ def started(buildah: Buildah, image: str, extra: tuple[str, ...], models: Path) 
 
 
 def innermost(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Child of child, to the last."""
+    children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
     return innermost(int(children[0])) if children else pid
 
 

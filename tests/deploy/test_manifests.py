@@ -1,5 +1,6 @@
 """The manifests of every overlay: valid Kubernetes, and at one with each other and with the programs they start."""
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -104,8 +105,9 @@ def test_everyone_reads_the_same_model_and_writes_only_to_volumes(overlay: str) 
         assert container["resources"]["requests"]["memory"]
         assert container["resources"]["limits"]["memory"]
         arguments = arguments_of(container)
-        folder = Path(getattr(arguments, "model", None) or arguments.bundle)
-        models.add(place_on_claim(pod, container, folder))
+        given = getattr(arguments, "model", None) or arguments.bundle
+        folders = given if isinstance(given, list) else [given]
+        models |= {place_on_claim(pod, container, Path(folder)) for folder in folders}
         if cache_folder := getattr(arguments, "engine_cache", None):
             assert str(cache_folder) in mounts
     (claim,) = of_kind(overlay, "PersistentVolumeClaim")
@@ -236,3 +238,37 @@ def test_the_loader_writes_to_the_claim_that_is_served() -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     ((_, server),) = programs("cpu", "serve")
     assert pod["spec"]["containers"][0]["securityContext"] == server["securityContext"]
+
+
+@pytest.mark.parametrize("overlay", sorted({*OVERLAYS} - {"kserve"}))
+def test_the_component_for_tls_encrypts_and_asks_encrypted(overlay: str, tmp_path: Path) -> None:
+    deploy = os.path.relpath((ROOT / "deploy").resolve(), tmp_path.resolve())
+    kustomization = {"resources": [f"{deploy}/overlays/{overlay}"], "components": [f"{deploy}/tls"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    built = kustomized(tmp_path)
+    (deployment,) = [
+        document
+        for document in built
+        if document["metadata"]["name"] == "zfserve-server" and document["kind"] == "Deployment"
+    ]
+    kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    config = server_config(container)
+    assert not config.allow_insecure
+    assert config.tls is not None
+    files = {config.tls.certificate, config.tls.key}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        plain = server_of(overlay)[probe]
+        assert "grpc" not in container[probe]
+        program, *command = container[probe]["exec"]["command"]
+        asked = arguments_of({"args": command})
+        assert (program, command[0]) == ("zfserve", "health")
+        assert asked.service == plain["grpc"].get("service", "")
+        files.add(Path(asked.tls_ca))
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "tls"]
+    assert {file.parent for file in files} == {Path(mount["mountPath"])}
+
+
+def server_of(overlay: str) -> Document:
+    ((_, container),) = programs(overlay, "serve")
+    return container
