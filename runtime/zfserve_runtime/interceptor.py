@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
-from zfserve_runtime.access import Access
-from zfserve_runtime.errors import ServiceError
+from zfserve_runtime.access import Access, current_caller
+from zfserve_runtime.errors import InvalidInput, ServiceError, ShuttingDown
 from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import REQUEST_ID_KEY, enter_request
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET_SERVICES = ("/grpc.health.", "/grpc.reflection.")
+_LINGER_S = 0.05
+_LOOKS = 20
+"""How long, and how often, to wait for calls that are on their way to a server that refuses them."""
+
 _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 _log = logging.getLogger(__name__)
@@ -66,6 +71,7 @@ class InterceptingServer(grpc.aio.Server):
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracing = tracing
+        self._gate = _Gate()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         self._server.add_generic_rpc_handlers([_Surrounded(each, self._surround) for each in generic_rpc_handlers])
@@ -87,6 +93,18 @@ class InterceptingServer(grpc.aio.Server):
     async def start(self) -> None:
         await self._server.start()
 
+    def refuse_calls(self) -> None:
+        """From now on answer every call UNAVAILABLE, but those for health and reflection, while those accepted go on.
+
+        Unlike `stop`, which has gRPC end calls CANCELLED that it has taken in and no handler has seen yet.
+        """
+        self._gate.close()
+
+    async def finished(self) -> None:
+        """Once calls are refused: wait until none is under way, and those that come are refused and not cut off, but no
+        longer than a second for who keeps coming. Calls for health and reflection do not count."""
+        await self._gate.quiet()
+
     async def stop(self, grace: float | None) -> None:
         await self._server.stop(grace)
 
@@ -98,9 +116,10 @@ class InterceptingServer(grpc.aio.Server):
             handler = self._access.guard(handler, method)
         tracing = None if method.startswith(_QUIET_SERVICES) else self._tracing
         in_flight = self._metrics.in_flight.labels(method)
+        gate = _Gate() if method.startswith(_QUIET_SERVICES) else self._gate
 
         def surround(context: Context) -> _Call:
-            return _Call(method, context, self._metrics, in_flight, tracing)
+            return _Call(method, context, gate, self._metrics, in_flight, tracing)
 
         return (
             self._stream_handler(handler, surround)
@@ -116,10 +135,13 @@ class InterceptingServer(grpc.aio.Server):
 
         async def call(request: Any, context: Context) -> Any:
             with surround(context) as surrounded:
+                surrounded.check()
+                if isinstance(request, DecodeError):
+                    raise request
                 return await serve(request, context)
             return await surrounded.answer()
 
-        return wrap(call, handler.request_deserializer, handler.response_serializer)
+        return wrap(call, _deserializer(handler), handler.response_serializer)
 
     def _stream_handler(self, handler: MethodHandler, surround: Callable[[Context], _Call]) -> MethodHandler:
         serve: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
@@ -131,6 +153,9 @@ class InterceptingServer(grpc.aio.Server):
         # suspended at its yield would hear of it only when it is collected.
         async def call(request: Any, context: Context) -> None:
             with surround(context) as surrounded:
+                surrounded.check()
+                if isinstance(request, DecodeError):
+                    raise request
                 if inspect.iscoroutinefunction(serve):
                     await serve(request, context)
                     return
@@ -140,7 +165,45 @@ class InterceptingServer(grpc.aio.Server):
                 return
             await surrounded.answer()
 
-        return wrap(call, handler.request_deserializer, handler.response_serializer)
+        return wrap(call, _deserializer(handler), handler.response_serializer)
+
+
+class _Gate:
+    """Counts the calls that are under way and, once closed, lets no more in."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._closed = False
+        self._came = False  # to a closed gate, of late
+        self._empty = asyncio.Event()
+
+    def enter(self) -> None:
+        self._under_way += 1
+
+    def check(self) -> None:
+        """Raises ShuttingDown where it is closed."""
+        if self._closed:
+            self._came = True
+            raise ShuttingDown("the service is shutting down; try another instance, or again shortly")
+
+    def leave(self) -> None:
+        self._under_way -= 1
+        if self._closed and not self._under_way:
+            self._empty.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._came = self._under_way > 0  # where some are served others may be on their way
+
+    async def quiet(self) -> None:
+        for _ in range(_LOOKS):
+            while self._under_way:
+                self._empty.clear()
+                await self._empty.wait()
+            if not self._came:
+                return
+            self._came = False
+            await asyncio.sleep(_LINGER_S)
 
 
 class _Surrounded(grpc.GenericRpcHandler):
@@ -169,9 +232,16 @@ class _Call:
     """
 
     def __init__(
-        self, method: str, context: Context, metrics: Metrics, in_flight: Gauge, tracing: Tracing | None
+        self,
+        method: str,
+        context: Context,
+        gate: _Gate,
+        metrics: Metrics,
+        in_flight: Gauge,
+        tracing: Tracing | None,
     ) -> None:
         self._method = method
+        self._gate = gate
         self._context = context
         self._metrics = metrics
         self._in_flight = in_flight
@@ -188,6 +258,7 @@ class _Call:
             self._trace = self._tracing.begin_call(self._method, self._request_id, metadata)
         self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
         self._in_flight.inc()
+        self._gate.enter()
         return self
 
     def __exit__(
@@ -196,11 +267,16 @@ class _Call:
         status = self._judge(error)
         duration_s = time.perf_counter() - self._started_s
         self._in_flight.dec()
+        self._gate.leave()
         if error is None:
             asyncio.get_running_loop().call_soon(self._record, status, duration_s, None)
         else:  # measured and logged by the time the client knows
-            self._record(status, duration_s, error)
+            self._record(status, duration_s, self._answer if isinstance(error, DecodeError) else error)
         return self._answer is not None
+
+    def check(self) -> None:
+        """Raises ShuttingDown where calls are refused."""
+        self._gate.check()
 
     async def answer(self) -> Never:
         """End the call with the error that ended its handler."""
@@ -220,6 +296,9 @@ class _Call:
             case ServiceError():
                 self._answer = error
                 return error.status
+            case DecodeError():
+                self._answer = InvalidInput("the request is not the message that this method takes")
+                return self._answer.status
             case asyncio.CancelledError() if _is_cancelled_by_grpc():
                 return grpc.StatusCode.DEADLINE_EXCEEDED if self._deadline_passed() else grpc.StatusCode.CANCELLED
             case Exception() | asyncio.CancelledError():
@@ -260,9 +339,27 @@ class _Call:
             "peer": self._context.peer(),
             **_earlier_attempts(self._context),
         }
+        if caller := current_caller().name:
+            fields["caller"] = caller
         if isinstance(error, ServiceError):
             fields |= {"reason": error.reason, "error": error.message}
         _log.log(level, "call", exc_info=error if is_fault else None, extra=fields)
+
+
+def _deserializer(handler: MethodHandler) -> Any:
+    """That of `handler`, which gives a DecodeError where gRPC would meet it before us: it would answer with its text,
+    and log a traceback for whatever bytes a client likes to send."""
+    deserialize: Any = handler.request_deserializer
+    if handler.request_streaming or deserialize is None:
+        return deserialize
+
+    def request_or_error(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return error
+
+    return request_or_error
 
 
 def _request_id_of(context: Context) -> str:

@@ -28,8 +28,10 @@ from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import current_request_id
+from zfserve_runtime.tls import TlsFiles
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
 
@@ -187,12 +189,12 @@ class FakeWorker(WorkerServiceServicer):
             raise
 
     @asynccontextmanager
-    async def listening(self, address: str) -> AsyncIterator[int]:
+    async def listening(self, address: str, tls: TlsFiles | None = None) -> AsyncIterator[int]:
         """Serve on `address`, and tell the port; at the end stop at once, as a process that dies."""
         server = InterceptingServer(Metrics())
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
-        port = server.add_insecure_port(address)
+        port = open_port(server, address, tls, callers_known=False)
         await server.start()
         self.health.serving(SERVER, WORKER_SERVICE)
         try:

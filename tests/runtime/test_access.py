@@ -39,7 +39,8 @@ async def refusal(call: object) -> grpc.aio.AioRpcError:
     return refused.value
 
 
-async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path) -> None:
+async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     tokens = write_callers(file, shop="all", archive="all")
     async with guarded_probe(Access(file)) as probe:
         for name, token in tokens.items():
@@ -47,6 +48,7 @@ async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path) -> N
             assert await probe.stream(*bearer(token)) == [name, "s"]
             assert await probe.stream(*bearer(token), method="Write") == [name]
     assert current_caller().name == ""
+    assert [vars(record)["caller"] for record in caplog.records] == ["shop"] * 3 + ["archive"] * 3
 
 
 @pytest.mark.parametrize(

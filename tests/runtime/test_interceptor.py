@@ -112,7 +112,9 @@ STATUSES = {
     errors.PermissionDenied: "PERMISSION_DENIED",
     errors.NotFound: "NOT_FOUND",
     errors.OutOfRange: "OUT_OF_RANGE",
+    errors.Unimplemented: "UNIMPLEMENTED",
     errors.Overloaded: "RESOURCE_EXHAUSTED",
+    errors.RateExceeded: "RESOURCE_EXHAUSTED",
     errors.DeadlineExceeded: "DEADLINE_EXCEEDED",
     errors.Cancelled: "CANCELLED",
     errors.WorkerUnavailable: "UNAVAILABLE",
@@ -120,6 +122,7 @@ STATUSES = {
     errors.Starting: "UNAVAILABLE",
     errors.ShuttingDown: "UNAVAILABLE",
     errors.EngineFailed: "INTERNAL",
+    errors.EngineHung: "INTERNAL",
     errors.EngineLost: "UNAVAILABLE",
 }
 
@@ -263,6 +266,20 @@ async def test_successful_calls_are_measured(probe: Probe) -> None:
     seconds = {"method": "/test.Probe/Unary"}
     assert probe.metrics.registry.get_sample_value("zfserve_request_seconds_count", seconds) == 1
     assert probe.metrics.registry.get_sample_value("zfserve_in_flight", seconds) == 0
+
+
+@pytest.mark.parametrize("method", ["unary_unary", "unary_stream"])
+async def test_what_is_no_message_is_the_callers_fault(
+    probe: Probe, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "Unary" if method == "unary_unary" else "Stream"
+    call = getattr(probe.channel, method)(f"/test.Probe/{name}")(b"\xff\xff no message")
+    failure = await failure_of(call if method == "unary_unary" else call.read())
+    assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.details() == "the request is not the message that this method takes"
+    assert probe.count("INVALID_ARGUMENT", name) == 1
+    assert details_of(failure)["ErrorInfo"].reason == "INVALID_INPUT"
+    assert all(record.exc_info is None for record in caplog.records)
 
 
 async def test_unknown_method_is_unimplemented(probe: Probe) -> None:

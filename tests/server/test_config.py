@@ -103,3 +103,32 @@ def test_an_engine_that_cannot_serve_ends_the_command_with_one_line(
     assert run(parser.parse_args(["--model", str(bundle.folder), *flags])) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
     assert "the engine onnx-cpu cannot serve: the fp32 engine" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "accepted"),
+    [
+        (("--host", "0.0.0.0"), False),
+        (("--host", "::"), False),
+        (("--host", "0.0.0.0", "--allow-insecure"), True),
+        (("--host", "0.0.0.0", "--tls-cert", "c", "--tls-key", "k"), True),
+        (("--host", "::1"), True),
+        (("--metrics-host", "0.0.0.0"), True),
+    ],
+)
+def test_a_public_address_needs_tls_or_a_word_that_it_does_not(flags: tuple[str, ...], accepted: bool) -> None:
+    if accepted:
+        assert read_config(parse(*flags), {}).metrics_host == ("0.0.0.0" if "--metrics-host" in flags else "127.0.0.1")
+        return
+    with pytest.raises(ConfigError, match=r"can be reached from other machines.* --allow-insecure"):
+        read_config(parse(*flags), {})
+    assert read_config(parse(*flags), {"ZFSERVE_ALLOW_INSECURE": "1"}).allow_insecure
+
+
+def test_tls_towards_the_worker_is_whole_or_not_there() -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_config(parse("--worker-tls-cert", "c"), {})
+    for complaint in ("--worker-tls-cert and --worker-tls-key", "needs --worker-tls-ca"):
+        assert complaint in str(refused.value)
+    with pytest.raises(ConfigError, match="needs --worker-address"):
+        read_config(parse("--worker-tls-ca", "c"), {})

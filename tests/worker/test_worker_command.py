@@ -88,7 +88,10 @@ def _logging_as_it_was() -> Iterator[None]:
     ("flags", "message"),
     [
         (["--model", "nowhere"], "error: there is no bundle at nowhere"),
-        (["--listen", "nonsense"], "error: cannot listen on nonsense"),
+        (["--listen", "nonsense", "--allow-insecure"], "error: cannot listen on nonsense"),
+        (["--listen", "0.0.0.0:0"], "error: --listen 0.0.0.0:0 can be reached from other machines"),
+        (["--tls-cert", "c"], "error: --tls-cert and --tls-key go together"),
+        (["--tls-client-ca", "c"], "error: --tls-client-ca needs --tls-cert"),
         (["--exit-with-parent"], "error: standard input is not a pipe"),
         (["--queue", "0"], "argument --queue: 0 is not at least 1"),
         (["--metrics-port", "70000"], "argument --metrics-port: 70000 is not a port"),
