@@ -27,9 +27,16 @@ from zfserve_client.channel import (
 )
 from zfserve_client.client import IN_FLIGHT, STRONGEST
 from zfserve_client.errors import ZfserveError, translated
-from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
-from zfserve_client.results import Classification, ModelDescription, Projection
-from zfserve_client.tracing import CLASSIFY, DESCRIBE, PROJECT, traced
+from zfserve_client.requests import (
+    ImageSource,
+    PictureFormat,
+    UnitRule,
+    classify_request,
+    model_selector,
+    project_request,
+)
+from zfserve_client.results import Classification, ModelDescription, ModelStatus, Projection
+from zfserve_client.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, traced
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -62,10 +69,18 @@ class AsyncClient:
         self._stub: VisionServiceAsyncStub = VisionServiceStub(self._channel)
 
     async def classify(
-        self, image: ImageSource, *, top_k: int | None = None, features: bool = False, timeout_s: float | None = None
+        self,
+        image: ImageSource,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        top_k: int | None = None,
+        features: bool = False,
+        timeout_s: float | None = None,
     ) -> Classification:
         """See `Client.classify`. A file is read in a thread."""
         request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
+        request.model.MergeFrom(model_selector(model, version))
         with traced(CLASSIFY, self._tracer_provider) as trace, translated():
             metadata = (*self._metadata, *trace)
             response = await self._stub.Classify(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
@@ -75,6 +90,8 @@ class AsyncClient:
         self,
         images: Iterable[ImageSource],
         *,
+        model: str | None = None,
+        version: str | None = None,
         top_k: int | None = None,
         features: bool = False,
         timeout_s: float | None = None,
@@ -84,7 +101,9 @@ class AsyncClient:
 
         async def outcome(image: ImageSource) -> Classification | ZfserveError:
             try:
-                return await self.classify(image, top_k=top_k, features=features, timeout_s=timeout_s)
+                return await self.classify(
+                    image, model=model, version=version, top_k=top_k, features=features, timeout_s=timeout_s
+                )
             except ZfserveError as error:
                 return error
 
@@ -106,6 +125,8 @@ class AsyncClient:
         image: ImageSource,
         layer: str,
         *,
+        model: str | None = None,
+        version: str | None = None,
         strongest: int = STRONGEST,
         maps: Sequence[int] | None = None,
         unit: UnitRule = "strongest",
@@ -117,6 +138,7 @@ class AsyncClient:
         request = await asyncio.to_thread(
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )
+        request.model.MergeFrom(model_selector(model, version))
         with traced(PROJECT, self._tracer_provider) as trace:
             metadata = (*self._metadata, *trace)
             call = self._stub.Project(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
@@ -127,13 +149,25 @@ class AsyncClient:
             finally:
                 call.cancel()
 
-    async def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
+    async def describe(
+        self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None
+    ) -> ModelDescription:
         """See `Client.describe`."""
-        request = zfserve_pb2.DescribeModelRequest()
+        request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
         with traced(DESCRIBE, self._tracer_provider) as trace, translated():
             metadata = (*self._metadata, *trace)
             response = await self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
         return results.model_description(response)
+
+    async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
+        """See `Client.list_models`."""
+        with traced(LIST, self._tracer_provider) as trace, translated():
+            response = await self._stub.ListModels(
+                zfserve_pb2.ListModelsRequest(),
+                timeout=timeout_s or self._timeout_s,
+                metadata=(*self._metadata, *trace),
+            )
+        return tuple(map(results.model_status, response.models))
 
     async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """See `Client.is_serving`."""

@@ -15,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from zfserve_client.cli import FAILED, OK, UNUSABLE
-from zfserve_client.connection_arguments import add_connection_arguments, exit_status, explain, open_client
+from zfserve_client.connection_arguments import (
+    add_connection_arguments,
+    add_model_argument,
+    exit_status,
+    explain,
+    open_client,
+)
 from zfserve_client.errors import ZfserveError
 from zfserve_client.photo_files import find_photos
 from zfserve_client.results import Classification, ClassScore
@@ -26,6 +32,7 @@ Outcome = tuple[Path, Classification | ZfserveError]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders or quoted globs ('**/*.jpg')")
     parser.add_argument("--top", type=int, metavar="K", help="classes per photo (5, or as many as there are)")
+    add_model_argument(parser)
     parser.add_argument("--features", action="store_true", help="with --json: the last hidden layer as well")
     parser.add_argument(
         "--json",
@@ -45,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
     with client:
-        answers = client.classify_many(photos, top_k=arguments.top, features=arguments.features)
+        model, version = arguments.model
+        answers = client.classify_many(
+            photos, model=model, version=version, top_k=arguments.top, features=arguments.features
+        )
         outcomes = _with_progress(zip(photos, answers, strict=True), len(photos), messages)
         errors = _write_json(outcomes) if arguments.json else _print_tables(list(outcomes), arguments, messages)
     if not errors:

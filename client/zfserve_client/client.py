@@ -25,9 +25,16 @@ from zfserve_client.channel import (
     sender_metadata,
 )
 from zfserve_client.errors import ZfserveError, translated
-from zfserve_client.requests import ImageSource, PictureFormat, UnitRule, classify_request, project_request
-from zfserve_client.results import Classification, ModelDescription, Projection
-from zfserve_client.tracing import CLASSIFY, DESCRIBE, PROJECT, CallSpan, traced
+from zfserve_client.requests import (
+    ImageSource,
+    PictureFormat,
+    UnitRule,
+    classify_request,
+    model_selector,
+    project_request,
+)
+from zfserve_client.results import Classification, ModelDescription, ModelStatus, Projection
+from zfserve_client.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, CallSpan, traced
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -84,16 +91,27 @@ class Client:
         self._stub = VisionServiceStub(self._channel)
 
     def classify(
-        self, image: ImageSource, *, top_k: int | None = None, features: bool = False, timeout_s: float | None = None
+        self,
+        image: ImageSource,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        top_k: int | None = None,
+        features: bool = False,
+        timeout_s: float | None = None,
     ) -> Classification:
         """The best classes for one photo.
 
         Args:
-            image: a path, the bytes of a file, a Pillow image, uint8 (height, width, 3) RGB, or a reference.
+            image: a path, the bytes of a file, a Pillow image, uint8 (height, width, 3) RGB, or a reference, which only
+                the model that gave it out takes.
+            model: its name; None for the server's default, or for the one that gave out the reference.
+            version: None for the newest that is ready.
             top_k: how many classes; None for the server's default of 5.
             features: whether to return the last hidden layer as well.
         """
         request = classify_request(image, top_k, features, self._max_message_bytes)
+        request.model.MergeFrom(model_selector(model, version))
         with traced(CLASSIFY, self._tracer_provider) as trace, translated():
             metadata = (*self._metadata, *trace)
             response = self._stub.Classify(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
@@ -103,6 +121,8 @@ class Client:
         self,
         images: Iterable[ImageSource],
         *,
+        model: str | None = None,
+        version: str | None = None,
         top_k: int | None = None,
         features: bool = False,
         timeout_s: float | None = None,
@@ -114,12 +134,13 @@ class Client:
         generator cancels what is under way.
         """
 
+        selector = model_selector(model, version)
         under_way: deque[_Started] = deque()
         try:
             for image in images:
                 if len(under_way) == in_flight:
                     yield _outcome(under_way.popleft())
-                under_way.append(self._start(image, top_k, features, timeout_s or self._timeout_s))
+                under_way.append(self._start(image, selector, top_k, features, timeout_s or self._timeout_s))
             while under_way:
                 yield _outcome(under_way.popleft())
         finally:
@@ -127,9 +148,17 @@ class Client:
                 if not isinstance(call, ZfserveError):
                     call.cancel()
 
-    def _start(self, image: ImageSource, top_k: int | None, features: bool, timeout_s: float) -> "_Started":
+    def _start(
+        self,
+        image: ImageSource,
+        selector: zfserve_pb2.ModelSelector,
+        top_k: int | None,
+        features: bool,
+        timeout_s: float,
+    ) -> "_Started":
         try:
             request = classify_request(image, top_k, features, self._max_message_bytes)
+            request.model.MergeFrom(selector)
         except ZfserveError as error:
             return error
         span = CallSpan(CLASSIFY, self._tracer_provider)
@@ -143,6 +172,8 @@ class Client:
         image: ImageSource,
         layer: str,
         *,
+        model: str | None = None,
+        version: str | None = None,
         strongest: int = STRONGEST,
         maps: Sequence[int] | None = None,
         unit: UnitRule = "strongest",
@@ -153,6 +184,7 @@ class Client:
 
         Args:
             image: as for `classify`; `Classification.image_reference` spares sending the photo again.
+            model, version: as for `classify`.
             layer: a layer's name as `describe` gives it, such as "conv5".
             strongest: how many maps, those with the strongest single activation.
             maps: just these maps in this order, instead.
@@ -161,6 +193,7 @@ class Client:
         """
         selected = strongest if maps is None else maps
         request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
+        request.model.MergeFrom(model_selector(model, version))
         return self._projections(request, timeout_s or self._timeout_s)
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
@@ -173,13 +206,25 @@ class Client:
             finally:
                 call.cancel()
 
-    def describe(self, *, timeout_s: float | None = None) -> ModelDescription:
-        """What is served: layers, classes, input, and figures measured at export."""
-        request = zfserve_pb2.DescribeModelRequest()
+    def describe(
+        self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None
+    ) -> ModelDescription:
+        """One version of a model: layers, classes, input, and figures measured at export."""
+        request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
         with traced(DESCRIBE, self._tracer_provider) as trace, translated():
             metadata = (*self._metadata, *trace)
             response = self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
         return results.model_description(response)
+
+    def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
+        """Every version of every model that the server knows of; the default model first, and the newest of each."""
+        with traced(LIST, self._tracer_provider) as trace, translated():
+            response = self._stub.ListModels(
+                zfserve_pb2.ListModelsRequest(),
+                timeout=timeout_s or self._timeout_s,
+                metadata=(*self._metadata, *trace),
+            )
+        return tuple(map(results.model_status, response.models))
 
     def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """What the server's health says of one name: "" for the server, "zfserve.v1.VisionService/Project" for

@@ -62,6 +62,16 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls-server-name", metavar="NAME", help="the name in the server's certificate")
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        type=_model_choice,
+        default=(None, None),
+        metavar="NAME[:VERSION]",
+        help="one that `zfserve info` lists; by default the server's default model, in its newest version",
+    )
+
+
 def open_client(arguments: argparse.Namespace) -> Client:
     """Raises ValueError or OSError where the arguments are unusable."""
     return Client(
@@ -119,6 +129,13 @@ def exit_status(error: ZfserveError) -> int:
     if isinstance(error, Unavailable | Overloaded):
         return UNREACHABLE
     return UNUSABLE if isinstance(error, _CALLERS_FAULTS) else FAILED
+
+
+def _model_choice(text: str) -> tuple[str, str | None]:
+    name, colon, version = text.partition(":")
+    if not name or (colon and not version):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME:VERSION")
+    return name, version or None
 
 
 def _token(arguments: argparse.Namespace) -> str | None:

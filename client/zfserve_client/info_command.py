@@ -1,9 +1,9 @@
-"""`zfserve info`: what the service serves."""
+"""`zfserve info`: what the service serves, and one model of it in full."""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich.console import Console, RenderableType
@@ -12,27 +12,46 @@ from rich.table import Table
 
 from zfserve_client.cli import OK
 from zfserve_client.client import Client
-from zfserve_client.connection_arguments import add_connection_arguments, ask_service
-from zfserve_client.results import InputSpec, ModelDescription
+from zfserve_client.connection_arguments import add_connection_arguments, add_model_argument, ask_service
+from zfserve_client.results import InputSpec, ModelDescription, ModelStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="the whole description as one JSON document")
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     def ask(client: Client) -> int:
-        description = client.describe()
+        model, version = arguments.model
+        models = client.list_models()
         if arguments.json:
-            sys.stdout.write(json.dumps(asdict(description), ensure_ascii=False, indent=2) + "\n")
+            document = asdict(client.describe(model=model, version=version)) | {"models": [*map(asdict, models)]}
+            sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
             return OK
         console = Console()
-        for part in _parts(description):
+        if len(models) > 1 or any(status.reason for status in models):
+            console.print(_models(models))
+            console.print()
+        for part in _parts(client.describe(model=model, version=version)):
             console.print(part)
         return OK
 
     return ask_service(arguments, ask)
+
+
+def _models(models: Sequence[ModelStatus]) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("served", "version", "", "weights"):
+        table.add_column(column)
+    table.add_column("because", overflow="fold")
+    for status in models:
+        name = f"[bold]{escape(status.name)}[/]" if status.is_default else escape(status.name)
+        colour = {"ready": "green", "failed": "red"}.get(status.state, "yellow")
+        state = f"[{colour}]{status.state}[/]" + (", the default" if status.is_default else "")
+        table.add_row(name, escape(status.version), state, status.fingerprint[:12], escape(status.reason))
+    return table
 
 
 def _parts(description: ModelDescription) -> Iterator[RenderableType]:

@@ -17,7 +17,13 @@ from rich.table import Table
 
 from zfserve_client.cli import OK, UNUSABLE
 from zfserve_client.client import STRONGEST, Client
-from zfserve_client.connection_arguments import add_connection_arguments, exit_status, explain, open_client
+from zfserve_client.connection_arguments import (
+    add_connection_arguments,
+    add_model_argument,
+    exit_status,
+    explain,
+    open_client,
+)
 from zfserve_client.errors import ZfserveError
 from zfserve_client.projection_files import SavedProjection, save_projection, save_sheet
 from zfserve_client.requests import UnitRule
@@ -27,6 +33,7 @@ from zfserve_client.results import Box, Position, Projection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", type=Path, metavar="PHOTO")
     parser.add_argument("--layer", default="conv5", help="a layer that `zfserve info` lists (%(default)s)")
+    add_model_argument(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, metavar="N", default=STRONGEST, help="the N strongest maps (%(default)s)")
     which.add_argument("--maps", type=_map_list, metavar="M,M...", help="just these maps, from 0")
@@ -115,8 +122,15 @@ def _projections(client: Client, arguments: argparse.Namespace, messages: Consol
         transient=True,
         disable=not messages.is_terminal,
     )
+    model, version = arguments.model
     projections = client.project(
-        arguments.photo, arguments.layer, strongest=arguments.top, maps=arguments.maps, unit=arguments.unit
+        arguments.photo,
+        arguments.layer,
+        model=model,
+        version=version,
+        strongest=arguments.top,
+        maps=arguments.maps,
+        unit=arguments.unit,
     )
     with progress, closing(projections):
         yield from progress.track(projections, total=total)

@@ -67,6 +67,11 @@ def project_request(
     return request
 
 
+def model_selector(model: str | None, version: str | None) -> zfserve_pb2.ModelSelector:
+    """Of None the server's default is meant: its default model, and the newest version that is ready."""
+    return zfserve_pb2.ModelSelector(name=model or "", version=version or "")
+
+
 def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
     """Raises InvalidInput where `image` cannot be read, is of no known kind, or is over `max_bytes`."""
     message = _convert(image)

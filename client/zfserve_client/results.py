@@ -179,6 +179,23 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class ModelStatus:
+    """One version of a model, and what the server does with it.
+
+    Attributes:
+        state: "loading", "ready", "failed" or "retiring"; "" for one that this client does not know.
+        reason: of a version that failed, why; of one that loads, what that is at.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str
+    fingerprint: str
+    is_default: bool
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     model: ModelIdentity
     architecture: str
@@ -190,6 +207,7 @@ class ModelDescription:
     engine: Engine
     feature_width: int
     projection_available: bool
+    versions: tuple[ModelStatus, ...]
 
 
 def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
@@ -234,7 +252,20 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
         ),
         feature_width=response.feature_width,
         projection_available=response.projection_available,
+        versions=tuple(model_status(entry) for entry in response.versions),
     )
+
+
+def model_status(entry: zfserve_pb2.ModelStatus) -> ModelStatus:
+    return _mirror(ModelStatus, entry, state=_STATES.get(entry.state, ""))
+
+
+_STATES = {
+    zfserve_pb2.MODEL_STATE_LOADING: "loading",
+    zfserve_pb2.MODEL_STATE_READY: "ready",
+    zfserve_pb2.MODEL_STATE_FAILED: "failed",
+    zfserve_pb2.MODEL_STATE_RETIRING: "retiring",
+}
 
 
 def _mirror(result: type[_Result], message: Message, **mirrored: object) -> _Result:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CLASSIFY = "zfserve.v1.VisionService/Classify"
 PROJECT = "zfserve.v1.VisionService/Project"
 DESCRIBE = "zfserve.v1.VisionService/DescribeModel"
+LIST = "zfserve.v1.VisionService/ListModels"
 
 Metadata = tuple[tuple[str, str], ...]
 

@@ -176,8 +176,28 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     shown = capsys.readouterr().out
     for figure in ("zfnet 3 (zfnet)", "224 × 224 RGB", "tench, church, golf ball", "110 × 110", "7 px", "87.50%"):
         assert figure in shown
+    for figure in ("ready, the default", "birds", "model.onnx is missing"):
+        assert figure in shown
     assert run("info", "--json") == OK
-    assert json.loads(capsys.readouterr().out)["layers"][0]["channels"] == 96
+    document = json.loads(capsys.readouterr().out)
+    assert document["layers"][0]["channels"] == 96
+    assert [entry["state"] for entry in document["models"]] == ["failed", "ready", "ready"]
+
+
+def test_a_model_is_chosen_by_name_and_version(run: Run, service: FakeVisionService, photos: list[Path]) -> None:
+    assert run("classify", photos[0], "--model", "birds:1") == OK
+    assert run("project", photos[0], "--model", "birds", "--top", "1") == OK
+    assert run("info", "--model", "zfnet:3") == OK
+    requests = (service.classify_requests[0], service.project_requests[0])
+    asked = [*(request.model for request in requests), *service.described]
+    assert [(selector.name, selector.version) for selector in asked] == [("birds", "1"), ("birds", ""), ("zfnet", "3")]
+
+
+@pytest.mark.parametrize("model", ["", ":3", "zfnet:"])
+def test_a_model_without_name_or_version_is_refused(run: Run, photos: list[Path], model: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("classify", photos[0], "--model", model)
+    assert caught.value.code == UNUSABLE
 
 
 def test_no_server_says_how_to_start_one(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

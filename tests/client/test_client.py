@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes.vision_service import DESCRIPTION, Failure, FakeVisionService, listening, png
+from fakes.vision_service import DESCRIPTION, MODELS, Failure, FakeVisionService, listening, png
 from google.protobuf.json_format import MessageToDict
 from zfserve_client import (
     AsyncClient,
@@ -67,7 +67,31 @@ def test_top_k_zero_is_sent_for_the_service_to_refuse(ask: Ask, address: str, se
 def test_describe(ask: Ask, address: str) -> None:
     description: ModelDescription = ask(address, "describe")
     message = MessageToDict(DESCRIPTION, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    for version in message["versions"]:
+        version["state"] = version["state"].removeprefix("MODEL_STATE_").lower()
     assert _lists(asdict(description)) == message
+
+
+def test_models_are_listed_with_their_states(ask: Ask, address: str) -> None:
+    failed, ready, other = ask(address, "list_models")
+    assert (failed.name, failed.version, failed.state, failed.reason) == ("zfnet", "4", "failed", MODELS[0].reason)
+    assert (ready.state, ready.fingerprint, ready.is_default) == ("ready", "ab12", True)
+    assert (other.name, other.is_default) == ("birds", False)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sent"), [({}, ("", "")), ({"model": "birds"}, ("birds", "")), ({"version": "3"}, ("", "3"))]
+)
+def test_every_call_says_which_model_it_is_for(
+    ask: Ask, address: str, service: FakeVisionService, chosen: dict[str, str], sent: tuple[str, str]
+) -> None:
+    ask(address, "classify", b"1", **chosen)
+    ask(address, "classify_many", [b"1"], **chosen)
+    ask(address, "project", b"1", "conv5", strongest=1, **chosen)
+    ask(address, "describe", **chosen)
+    requests = (*service.classify_requests, *service.project_requests)
+    asked = [*(request.model for request in requests), *service.described]
+    assert [(selector.name, selector.version) for selector in asked] == [sent] * 4
 
 
 @pytest.mark.parametrize(

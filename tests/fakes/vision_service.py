@@ -18,6 +18,11 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer, add_Vision
 
 LABELS = ("tench", "church", "golf ball")
 MODEL = pb.ModelIdentity(name="zfnet", version="3", fingerprint="ab12")
+MODELS = (
+    pb.ModelStatus(name="zfnet", version="4", state=pb.MODEL_STATE_FAILED, reason="model.onnx is missing"),
+    pb.ModelStatus(name="zfnet", version="3", state=pb.MODEL_STATE_READY, fingerprint="ab12", is_default=True),
+    pb.ModelStatus(name="birds", version="1", state=pb.MODEL_STATE_READY, fingerprint="cd34"),
+)
 DESCRIPTION = pb.DescribeModelResponse(
     model=MODEL,
     architecture="zfnet",
@@ -43,6 +48,7 @@ DESCRIPTION = pb.DescribeModelResponse(
     ),
     feature_width=256,
     projection_available=True,
+    versions=MODELS,
 )
 
 
@@ -96,6 +102,7 @@ class FakeVisionService(VisionServiceServicer):
     cancelled: threading.Event = field(default_factory=threading.Event)
     classify_requests: list[pb.ClassifyRequest] = field(default_factory=list)
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
+    described: list[pb.ModelSelector] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
@@ -163,7 +170,14 @@ class FakeVisionService(VisionServiceServicer):
         self._note(context)
         if self.failures:
             self.failures.pop(0).end(context)
+        self.described.append(request.model)
         return DESCRIPTION
+
+    def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.ServicerContext
+    ) -> pb.ListModelsResponse:
+        self._note(context)
+        return pb.ListModelsResponse(models=MODELS)
 
 
 def identity_of(image: pb.Image) -> int:
