@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET_SERVICES = ("/grpc.health.", "/grpc.reflection.")
-_LINGER_S = 0.05
-_LOOKS = 20
+_LINGER_S = 0.2
+_LOOKS = 10
 """How long, and how often, to wait for calls that are on their way to a server that refuses them."""
 
 _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
@@ -102,7 +102,7 @@ class InterceptingServer(grpc.aio.Server):
 
     async def finished(self) -> None:
         """Once calls are refused: wait until none is under way, and those that come are refused and not cut off, but no
-        longer than a second for who keeps coming. Calls for health and reflection do not count."""
+        longer than two seconds for who keeps coming. Calls for health and reflection do not count."""
         await self._gate.quiet()
 
     async def stop(self, grace: float | None) -> None:

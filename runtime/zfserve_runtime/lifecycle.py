@@ -11,13 +11,13 @@ A second signal, while the drain runs, ends it at once.
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import grpc
-
 from zfserve_runtime.health import Health
+from zfserve_runtime.interceptor import InterceptingServer
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class StopRequest:
 
 
 async def drain(
-    server: grpc.aio.Server, health: Health, grace_s: float, stop: StopRequest, delay_s: float = 0.0
+    server: InterceptingServer, health: Health, grace_s: float, stop: StopRequest, delay_s: float = 0.0
 ) -> None:
     """NOT_SERVING, wait until clients have gone elsewhere, refuse new calls, finish those accepted, close.
 
@@ -75,7 +75,14 @@ async def drain(
     insisting = asyncio.ensure_future(stop.wait_insisted())
     if health.asked and delay_s:
         await asyncio.wait((insisting,), timeout=delay_s)
+    # Refused by ourselves at first: gRPC's own stop ends CANCELLED what it has taken in and no handler has seen.
+    server.refuse_calls()
+    finished = asyncio.ensure_future(server.finished())
     health.end_watches()
+    began = time.monotonic()
+    await asyncio.wait((finished, insisting), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+    finished.cancel()
+    grace_s = max(0.0, grace_s - (time.monotonic() - began))
     stopping = asyncio.ensure_future(server.stop(grace_s))
     await asyncio.wait((stopping, insisting), return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():

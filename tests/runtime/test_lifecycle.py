@@ -8,8 +8,12 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_runtime.errors import ShuttingDown
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
+from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain, sigterm_as_exit
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.status import from_call_error
 
 LONG_S = 600.0
 
@@ -21,7 +25,7 @@ class SlowServer:
         self.began = asyncio.Event()
         self.release = asyncio.Event()
         self.health = Health(SERVER)
-        self.server = grpc.aio.server()
+        self.server = InterceptingServer(Metrics())
         serve: Any = self._serve
         handler = grpc.unary_unary_rpc_method_handler(serve, Empty.FromString, Empty.SerializeToString)
         self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Slow", {"Call": handler})])
@@ -66,8 +70,9 @@ async def test_drain_finishes_what_was_accepted_and_refuses_the_rest(
     async with grpc.aio.insecure_channel(f"localhost:{slow.port}") as late:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(late)
-    # A call that connected before the port closed is CANCELLED by gRPC itself.
-    assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    error = from_call_error(refused.value)
+    assert isinstance(error, ShuttingDown), "in the service's own words: gRPC's would be CANCELLED"
     assert not draining.done()
 
     slow.release.set()
