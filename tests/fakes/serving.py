@@ -135,20 +135,23 @@ class FakeWorker(WorkerServiceServicer):
     """Answers every map with a projection whose activation is the sum of the pixels it was sent.
 
     Attributes:
+        fingerprint: of the network it holds; None: it finds whatever it is asked for.
         error: raised in place of an answer.
         answers: how many messages come before it waits for ever; None: it never does.
         requests, remaining_s, request_ids: what it was asked, with the deadline left and the request's id.
+        announced: the fingerprints that the server said it would ask for, the last time.
         traceparents: that came with them.
         asked, cancelled: set when a projection arrives, and when its caller goes away.
     """
 
-    fingerprint: str = FINGERPRINT
+    fingerprint: str | None = FINGERPRINT
     error: Exception | None = None
     answers: int | None = None
     health: Health = field(default_factory=lambda: Health(SERVER, WORKER_SERVICE))
     requests: list[worker_pb2.ProjectRequest] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -156,7 +159,9 @@ class FakeWorker(WorkerServiceServicer):
     async def Describe(  # noqa: N802
         self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> worker_pb2.DescribeResponse:
-        return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=self.fingerprint)])
+        self.announced = list(request.fingerprints)
+        held = self.announced if self.fingerprint is None else [self.fingerprint]
+        return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=fingerprint) for fingerprint in held])
 
     async def Project(  # noqa: N802
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[object, object]

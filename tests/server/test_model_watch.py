@@ -1,0 +1,282 @@
+"""Versions come and go while the server runs: through a real channel, with engines that are fakes."""
+
+import asyncio
+import itertools
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from fakes.serving import MANIFEST, FakeEngine, FakeWorker, Running, classify_request, raw_image, running_server
+from fakes.shelf import Shelf
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.bundle import BundleError, Manifest
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.errors import EngineLost, InvalidInput, NotFound, ServiceError
+from zfserve_runtime.status import from_call_error
+
+Status = tuple[str, str, int]
+
+
+def version(number: str, name: str = "fake", **changes: object) -> Manifest:
+    """Each with weights of its own."""
+    fingerprint = f"{name}-{number}".encode().hex().ljust(64, "0")
+    return MANIFEST.model_copy(update={"name": name, "version": number, "fingerprint": fingerprint, **changes})
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+async def statuses(server: Running) -> list[Status]:
+    answer = await server.vision.ListModels(pb.ListModelsRequest())
+    return [(status.name, status.version, status.state) for status in answer.models]
+
+
+async def until(server: Running, met: Callable[[list[Status]], bool]) -> None:
+    """Ask for what the server lists until that, or something else that `met` looks at, is as wanted."""
+    async with asyncio.timeout(60):
+        while not met(await statuses(server)):
+            pass
+
+
+async def until_ready(server: Running, *versions: str) -> None:
+    """Wait until just these versions are known, all of them ready."""
+    wanted = [("fake", number, pb.MODEL_STATE_READY) for number in versions]
+    await until(server, lambda listed: listed == wanted)
+
+
+async def look(server: Running, shelf: Shelf) -> None:
+    """Have a look taken, and wait for it."""
+    looks = shelf.looks
+    server.look.set()
+    await until(server, lambda _: shelf.looks > looks)
+
+
+async def scraped(server: Running, line: str) -> str:
+    """The metrics, once they hold that line."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics") as answer:
+            return str(answer.read(), "utf-8")
+
+    async with asyncio.timeout(60):
+        while line not in (text := await asyncio.to_thread(read)):
+            pass
+    return text
+
+
+async def answered_by(server: Running, **selector: str) -> str:
+    request = classify_request(3)
+    request.model.MergeFrom(pb.ModelSelector(**selector))
+    model = (await server.vision.Classify(request)).model
+    return f"{model.name} {model.version}"
+
+
+async def refusal(call: Awaitable[object]) -> ServiceError | None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return from_call_error(refused.value)
+
+
+async def test_no_request_is_lost_while_versions_change_under_load(shelf: Shelf) -> None:
+    engines = {number: FakeEngine() for number in "12345"}
+    shelf.put(version("1"), engines["1"])
+    served: list[list[str]] = [[] for _ in range(24)]  # by client, the versions that answered
+    async with running_server(shelf=shelf) as server:
+
+        async def keep_asking(client: int) -> None:
+            while not served[client] or served[client][-1] != "5":
+                identity = 1000 * client + len(served[client])
+                answer = await server.vision.Classify(classify_request(identity))
+                assert answer.features[0] == identity
+                served[client].append(answer.model.version)
+
+        clients = [asyncio.create_task(keep_asking(client)) for client in range(len(served))]
+        for number in "2345":
+            await asyncio.to_thread(engines[f"{int(number) - 1}"].runs.acquire, timeout=30)
+            shelf.put(version(number), engines[number])
+            server.look.set()
+            await until_ready(server, number)
+            assert all(engines[other].closed for other in engines if other < number)
+        await asyncio.gather(*clients)
+        assert not engines["5"].closed
+    assert all(versions == sorted(versions) for versions in served)
+    assert {*itertools.chain(*served)} == {*"12345"}
+    assert engines["5"].closed
+
+
+async def test_the_old_version_answers_what_it_accepted_before_it_is_closed(shelf: Shelf) -> None:
+    old, new = FakeEngine(), FakeEngine()
+    shelf.put(version("1"), old)
+    async with running_server(shelf=shelf) as server:
+        old.open.clear()
+        accepted = [asyncio.ensure_future(server.vision.Classify(classify_request(0)))]
+        await old.begun()
+        accepted.append(asyncio.ensure_future(server.vision.Classify(classify_request(1))))
+        await scraped(server, 'zfserve_queue_depth{model="fake",version="1"} 1.0')
+        shelf.put(version("2"), new)
+        server.look.set()
+        ready, retiring = pb.MODEL_STATE_READY, pb.MODEL_STATE_RETIRING
+        await until(server, lambda listed: listed == [("fake", "2", ready), ("fake", "1", retiring)])
+        assert await answered_by(server) == "fake 2"
+        assert not old.closed
+        old.open.set()
+        assert {(await answer).model.version for answer in accepted} == {"1"}
+        await until_ready(server, "2")
+        assert old.closed
+        assert 'version="1"' not in await scraped(server, 'zfserve_model_loads_total{model="fake",result="ready"} 2.0')
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BundleError("model.onnx in /shelf/fake/2 differs from its digest"), "model.onnx in fake 2 differs"),
+        (EngineUnavailable("/tmp/cache/a.plan: probabilities are 0.3 away from the golden ones"), "a.plan: prob"),
+        (OSError(28, "No space left on device"), "cannot be read or written: No space left on device"),
+        (ZeroDivisionError("/secret"), "nobody foresaw (ZeroDivisionError)"),
+    ],
+)
+async def test_a_bad_version_is_refused_and_tried_again_when_it_has_changed(
+    shelf: Shelf, error: Exception, reason: str
+) -> None:
+    good = FakeEngine()
+    shelf.put(version("1"), good)
+    async with running_server(shelf=shelf, reload_interval=0.01) as server:
+        shelf.put(version("2"), error=error)
+        failed = [("fake", "2", pb.MODEL_STATE_FAILED), ("fake", "1", pb.MODEL_STATE_READY)]
+        await until(server, lambda listed: listed == failed)
+        described = await server.vision.DescribeModel(pb.DescribeModelRequest())
+        assert (described.model.version, described.versions[0].version) == ("1", "2")
+        assert reason in described.versions[0].reason
+        assert "/" not in described.versions[0].reason
+        await scraped(server, 'zfserve_model_refused{model="fake",version="2"} 1.0')
+        looks = shelf.looks
+        await until(server, lambda _: shelf.looks > looks + 3)
+        assert shelf.opened == [("fake", "1"), ("fake", "2")]
+        assert await answered_by(server) == "fake 1"
+        assert isinstance(await refusal(answered_by(server, version="2")), NotFound)
+        shelf.put(version("2"), FakeEngine())
+        await until_ready(server, "2")
+        assert good.closed
+        assert "zfserve_model_refused{" not in await scraped(server, 'result="refused"} 1.0')
+
+
+async def test_whoever_asks_for_a_look_has_what_was_refused_tried_again(shelf: Shelf) -> None:
+    shelf.put(version("1"), FakeEngine())
+    async with running_server(shelf=shelf, reload_interval=0) as server:
+        shelf.put(version("2"), error=OSError(28, "No space left on device"))
+        for _ in range(2):
+            await look(server, shelf)
+        await until(server, lambda _: shelf.opened.count(("fake", "2")) == 2)
+
+
+async def test_a_version_that_is_taken_away_rolls_back_and_the_last_one_stays(shelf: Shelf) -> None:
+    first, second = FakeEngine(), FakeEngine()
+    shelf.put(version("1"), first)
+    shelf.put(version("2"), second)
+    async with running_server(shelf=shelf) as server:
+        assert await statuses(server) == [("fake", "2", pb.MODEL_STATE_READY)]
+        assert shelf.opened == [("fake", "2")]
+        shelf.take(version("2"))
+        server.look.set()
+        await until_ready(server, "1")
+        assert second.closed
+        for fault in (None, OSError("the volume is gone")):
+            shelf.fault = fault
+            if fault is None:
+                shelf.take(version("1"))
+            await look(server, shelf)
+            assert await answered_by(server) == "fake 1"
+        assert not first.closed
+
+
+async def test_a_version_replaced_in_place_takes_over_from_itself(shelf: Shelf) -> None:
+    before, after = FakeEngine(), FakeEngine()
+    shelf.put(version("1"), before)
+    async with running_server(shelf=shelf) as server:
+        shelf.put(version("1", fingerprint="0" * 64), after)
+        server.look.set()
+        await until(server, lambda _: before.closed)
+        assert (await server.vision.Classify(classify_request(3))).model.fingerprint == "0" * 64
+        await until_ready(server, "1")
+        assert not after.closed
+
+
+async def test_several_models_and_versions_are_chosen_by_the_request(shelf: Shelf) -> None:
+    for number in "123":
+        shelf.put(version(number, "birds"), FakeEngine())
+    shelf.put(version("7", "fish"), FakeEngine())
+    shelf.put(version("1", "fish"), FakeEngine(), pinned=True)
+    async with running_server(shelf=shelf, keep_versions=2) as server:
+        assert await answered_by(server) == "birds 3"
+        assert await answered_by(server, version="2") == "birds 2"
+        assert await answered_by(server, name="fish") == "fish 7"
+        assert await answered_by(server, name="fish", version="1") == "fish 1"
+        for selector in ({"version": "1"}, {"name": "bird"}, {"name": "fish", "version": "2"}):
+            assert isinstance(await refusal(answered_by(server, **selector)), NotFound)
+        shelf.put(version("2", "cats"), FakeEngine())
+        server.look.set()
+        await until(server, lambda listed: ("cats", "2", pb.MODEL_STATE_READY) in listed)
+        assert await answered_by(server) == "birds 3"
+    async with running_server(shelf=shelf, default_model="fish") as server:
+        assert await answered_by(server) == "fish 7"
+
+
+async def test_the_start_is_strict_unless_told_otherwise(shelf: Shelf) -> None:
+    shelf.put(version("1", "birds"), FakeEngine())
+    shelf.put(version("2", "birds"), error=BundleError("a bad one, but there is another"))
+    shelf.put(version("1", "fish"), error=EngineUnavailable("no engine can serve"))
+    with pytest.raises(EngineUnavailable, match="no engine can serve"):
+        async with running_server(shelf=shelf):
+            pass
+    async with running_server(shelf=shelf, strict_readiness=False) as server:
+        assert await answered_by(server) == "birds 1"
+        assert isinstance(await refusal(answered_by(server, name="fish")), NotFound)
+
+
+async def test_a_device_lost_while_a_version_is_loaded_ends_the_server(shelf: Shelf) -> None:
+    shelf.put(version("1"), FakeEngine())
+    async with running_server(shelf=shelf) as server:
+        shelf.put(version("2"), error=EngineLost("the card fell off the bus"))
+        server.look.set()
+        await asyncio.wait([server.ended])
+        assert isinstance(server.ended.exception(), EngineLost)
+
+
+async def test_a_reference_belongs_to_the_version_that_gave_it_out(shelf: Shelf, tmp_path: Path) -> None:
+    small = version("1", "small", input=MANIFEST.input.model_copy(update={"height": 4, "width": 4}))
+    shelf.put(version("1"), FakeEngine())
+    shelf.put(small, FakeEngine())
+    worker, address = FakeWorker(fingerprint=None), f"unix:{tmp_path}/worker.sock"
+    async with (
+        worker.listening(address),
+        running_server(shelf=shelf, keep_versions=2, worker=True, worker_address=address) as server,
+    ):
+        await until(server, lambda _: {*worker.announced} == {version("1").fingerprint, small.fingerprint})
+        first = (await server.vision.Classify(classify_request(3))).image_reference
+        shelf.put(version("2"), FakeEngine())
+        server.look.set()
+        await until(server, lambda listed: ("fake", "2", pb.MODEL_STATE_READY) in listed)
+
+        def project(**selector: str) -> pb.ProjectRequest:
+            image = pb.Image(reference=first)
+            return pb.ProjectRequest(image=image, layer="conv1", strongest=1, model=pb.ModelSelector(**selector))
+
+        answer = await server.vision.Project(project()).read()
+        assert (answer.model.version, worker.requests[0].fingerprint) == ("1", version("1").fingerprint)
+        for other in ({"name": "small"}, {"name": "fake"}):
+            error = await refusal(server.vision.Project(project(**other)).read())
+            assert isinstance(error, InvalidInput)
+            assert (error.field, "was given out by fake 1" in error.message) == ("image.reference", True)
+        classify = pb.ClassifyRequest(image=pb.Image(reference=first))
+        assert (await server.vision.Classify(classify)).model.version == "1"
+        shelf.put(version("3"), FakeEngine())
+        server.look.set()
+        await until(server, lambda _: version("1").fingerprint not in worker.announced)
+        error = await refusal(server.vision.Project(project()).read())
+        assert isinstance(error, NotFound)
+        assert "not served any more" in error.message
+        assert (await server.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1")).read()).total == 6
