@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 
-.PHONY: help demo serve test test-gpu check bench protos format clean
+.PHONY: help demo serve test test-gpu check bench audit protos format clean
 
 help:
 	@grep -E '^# `make' Makefile | sed 's/^# //'
@@ -57,6 +57,15 @@ check: $(BIN)/.installed
 bench: $(BIN)/.installed models/zfnet
 	$(BIN)/zfserve bench
 
+# `make audit`   known vulnerabilities in the pinned versions; needs pypi.org or api.osv.dev
+audit: .audit/bin/pip-audit
+	$(PYTHON) tools/audit.py .audit/bin/pip-audit constraints.txt
+
+# Apart from .venv: what it needs is no part of this project.
+.audit/bin/pip-audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install -q pip-audit==2.10.1
+
 # `make protos`  regenerate the stubs
 protos: $(BIN)/.installed
 	$(BIN)/python tools/generate_stubs.py
@@ -67,4 +76,4 @@ format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv demo-output models runs
+	rm -rf .venv .audit demo-output models runs

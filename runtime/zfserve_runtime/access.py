@@ -71,11 +71,11 @@ class Access:
 
         async def answer(requests: Any, context: Context) -> Any:
             _caller.set(self.admit(method, context))  # each call is a task of its own
-            return await serve(await read(requests), context)
+            return await serve(await read(requests, context), context)
 
         async def stream(requests: Any, context: Context) -> None:
             _caller.set(self.admit(method, context))
-            served = serve(await read(requests), context)
+            served = serve(await read(requests, context), context)
             if inspect.isawaitable(served):
                 await served
                 return
@@ -83,11 +83,13 @@ class Access:
                 async for message in messages:
                     await context.write(message)
 
-        if handler.response_streaming:
-            wrap: Any = grpc.stream_stream_rpc_method_handler
-            return wrap(stream, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
-        wrap = grpc.stream_unary_rpc_method_handler
-        return wrap(answer, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+        wrap: Callable[..., MethodHandler]
+        wrap, guarded = (
+            (grpc.stream_stream_rpc_method_handler, stream)
+            if handler.response_streaming
+            else (grpc.stream_unary_rpc_method_handler, answer)
+        )
+        return wrap(guarded, handler.request_deserializer, handler.response_serializer)
 
     def admit(self, method: str, context: Context) -> Caller:
         """The caller of `method`.
@@ -102,9 +104,8 @@ class Access:
         return caller
 
     def _recognise(self, context: Context) -> Caller:
-        names = list(_certificate_names(context))
         if self._callers is None:
-            return Caller(names[0] if names else "")
+            return Caller(next(_certificate_names(context), ""))
         if (now_s := self._clock()) - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now_s
             self._callers.look()
@@ -113,6 +114,7 @@ class Access:
             if (caller := callers.with_token(token)) is None:
                 raise Unauthenticated("this service does not know the token; ask its operator for another")
             return caller
+        names = list(_certificate_names(context))
         if (caller := callers.with_certificate(names)) is None:
             raise Unauthenticated(
                 f"this service does not know the certificate of {names[0]}; ask its operator to permit it"
@@ -139,12 +141,12 @@ def _certificate_names(context: Context) -> Iterator[str]:
             yield name.decode(errors="replace")
 
 
-async def _only(requests: Any) -> Any:
-    request = await anext(requests, None)
-    if request is None:
+async def _only(requests: Any, context: Context) -> Any:
+    request = await context.read()  # by way of `requests` it would take two more steps of coroutines
+    if request is grpc.aio.EOF:
         raise InvalidInput("the call ended before its request was sent")
     return request
 
 
-async def _all_of(requests: Any) -> Any:
+async def _all_of(requests: Any, context: Context) -> Any:
     return requests

@@ -73,6 +73,14 @@ async def test_strangers_are_refused_and_their_requests_not_even_read(
         assert probe.read == []
 
 
+async def test_a_call_without_a_request_is_told_so(file: Path) -> None:
+    token = write_callers(file, shop="all")["shop"]
+    async with guarded_probe(Access(file)) as probe:
+        refused = await refusal(probe.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
+        assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.details() == "the call ended before its request was sent"
+
+
 async def test_the_digest_is_no_token(file: Path) -> None:
     write_callers(file, shop="all")
     digest = read_callers_file(file).callers[0].token_sha256
