@@ -185,18 +185,26 @@ def started(buildah: Buildah, image: str, extra: tuple[str, ...], models: Path) 
                 yield
             finally:
                 # buildah does not pass signals on; the program itself is the last of its line.
-                os.kill(innermost(process.pid), signal.SIGTERM)
+                program = innermost(process.pid)
+                peak_mb = peak_megabytes(program)
+                os.kill(program, signal.SIGTERM)
                 status = process.wait(60)
         require(status == 0, f"{name} ends with 0 after SIGTERM, not with {status}; see {log}")
         for folder in OWN[1:]:
             require(not list((root / folder[1:]).glob("*")), f"{name} writes nothing to {folder}")
-        say(f"    {name} ended with 0 after SIGTERM; it wrote to /tmp only")
+        say(f"    {name} ended with 0 after SIGTERM; it wrote to /tmp only, and took {peak_mb} MB of memory at most")
 
 
 def innermost(pid: int) -> int:
     """Child of child, to the last."""
     children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
     return innermost(int(children[0])) if children else pid
+
+
+def peak_megabytes(pid: int) -> int:
+    """Of memory; 0 for a process that has ended."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return round(int(status.get("VmHWM", "0 kB").split()[0]) / 1000)
 
 
 def wait_until_healthy(buildah: Buildah, container: str, image: str) -> None:

@@ -61,6 +61,10 @@ def test_the_worker_listens_where_the_server_looks(overlay: str) -> None:
     assert sought is not None
     if sought.startswith("unix:"):
         assert arguments.listen == sought
+        program, *command = worker["livenessProbe"]["exec"]["command"]
+        asked = arguments_of({"args": command})
+        assert (program, asked.address, asked.service) == ("zfserve", sought, SERVER)
+        assert "readinessProbe" not in worker, "it would take the classifying server down with it"
         folder = str(Path(sought.removeprefix("unix:")).parent)
         (volumes,) = {
             frozenset(mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == folder)
