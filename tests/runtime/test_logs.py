@@ -1,10 +1,13 @@
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from contextvars import copy_context
 
 import pytest
 from zfserve_runtime.logs import LogFormat, configure_logging
+from zfserve_runtime.request_id import enter_request
 
 
 @pytest.fixture
@@ -49,3 +52,23 @@ def test_console_shows_fields_beside_the_message() -> None:
     assert lines[0].endswith("INFO    served 3  request_id=abc  duration_ms=1.5")
     assert lines[1].endswith("ERROR   failed")
     assert lines[2].startswith("Traceback")
+
+
+@pytest.mark.usefixtures("_root_as_it_was")
+def test_lines_of_a_call_carry_its_id_whoever_logs_them_and_in_threads_that_work_for_it() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+
+    def serve() -> None:
+        enter_request("r1")
+        logging.getLogger("somebody.elses").warning("odd")
+        logging.getLogger("ours").warning("told by hand", extra={"request_id": "r2"})
+        thread = threading.Thread(target=copy_context().run, args=(logging.getLogger("deep").warning, "from a thread"))
+        thread.start()
+        thread.join()
+
+    copy_context().run(serve)
+    logging.getLogger("ours").warning("of no call")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("request_id") for line in lines] == ["r1", "r2", "r1", None]
+    assert all("trace_id" not in line for line in lines)
