@@ -241,7 +241,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         )
 
     RepositoryModelLoad = RepositoryModelUnload = _refusing(
-        "models are not loaded or unloaded by call; the server serves the versions that lie in its model folder"
+        "models are not loaded or unloaded by call; put versions into the model's folder or take them out"
     )
     SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refusing(
         "system shared memory is not supported; send tensors in the request"

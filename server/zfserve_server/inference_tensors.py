@@ -112,7 +112,7 @@ def _contents(request: pb.ModelInferRequest, tensor: Tensor) -> bytes | pb.Infer
     raw = len(request.raw_input_contents)
     if not raw:
         return tensor.contents
-    if raw > 1 or tensor.HasField("contents"):
+    if raw > 1 or tensor.contents.ByteSize():  # MLServer's client sends empty contents beside raw ones
         raise InvalidInput(
             "send the input's values once: in one entry of raw_input_contents, or typed in its contents",
             field="raw_input_contents",

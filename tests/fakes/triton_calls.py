@@ -5,7 +5,6 @@ process holds only one of each name.
 """
 
 import queue
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -27,8 +26,7 @@ def client_process() -> Iterator[ProcessPoolExecutor]:
 
 
 def _import_client() -> None:
-    with warnings.catch_warnings(action="ignore"):  # its stubs are older than this protobuf, and work with it
-        import tritonclient.grpc  # noqa: F401
+    import tritonclient.grpc  # noqa: F401
 
 
 def describe(address: str) -> dict[str, Any]:

@@ -21,9 +21,14 @@ from fakes.inference_requests import (
     typed_request,
 )
 from fakes.serving import CLASSES, FakeEngine, Running, classify_request, running_server
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from zfserve_runtime.errors import EngineFailed, InvalidInput, NotFound, Overloaded, ServiceError, Unimplemented
+from zfserve_runtime.health import INFERENCE_SERVICE
 from zfserve_runtime.status import from_call_error
 
 if TYPE_CHECKING:
@@ -303,3 +308,32 @@ async def test_a_client_that_leaves_its_stream_frees_its_places(engine: FakeEngi
         await told(server, 'zfserve_in_flight{method="/inference.GRPCInferenceService/ModelStreamInfer"} 0.0')
         engine.open.set()
         assert floats(await stub(server).ModelInfer(raw_request(3, 4)), 1)[:, 0].tolist() == [3, 4]
+
+
+async def test_a_generic_client_needs_nothing_but_reflection(server: Running) -> None:
+    """As grpcurl and ghz call: messages and methods are learned from the server."""
+
+    def call() -> Any:
+        with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            assert INFERENCE_SERVICE in database.get_services()
+            pool = DescriptorPool(database)
+            method = pool.FindServiceByName(INFERENCE_SERVICE).FindMethodByName("ModelInfer")
+            request = GetMessageClass(method.input_type)()
+            ParseDict(
+                {
+                    "modelName": "fake",
+                    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "contents": {}}],
+                    "outputs": [{"name": "probabilities", "parameters": {"classification": {"int64Param": 1}}}],
+                },
+                request,
+            )
+            request.inputs[0].contents.bytes_contents.append(png(3))
+            answer = GetMessageClass(method.output_type)
+            infer: Any = channel.unary_unary(
+                f"/{INFERENCE_SERVICE}/{method.name}", type(request).SerializeToString, answer.FromString
+            )
+            return infer(request, timeout=30)
+
+    answer = await asyncio.to_thread(call)
+    assert list(answer.outputs[0].contents.bytes_contents) == [b"0.550000:3:class 3"]

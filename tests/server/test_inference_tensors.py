@@ -27,7 +27,11 @@ def of_tensor(*tensors: pb.ModelInferRequest.InferInputTensor, raw: tuple[bytes,
     return pb.ModelInferRequest(inputs=tensors, raw_input_contents=raw)
 
 
-@pytest.mark.parametrize("request_", [raw_request(263, 5), typed_request(263, 5)])
+BESIDE_EMPTY = raw_request(263, 5, inputs=[tensor("pixels", "UINT8", 2, *ONE[1:], contents=Contents())])
+"""As MLServer's client sends raw values."""
+
+
+@pytest.mark.parametrize("request_", [raw_request(263, 5), typed_request(263, 5), BESIDE_EMPTY])
 def test_pixels(request_: pb.ModelInferRequest) -> None:
     assert check_input(request_, MANIFEST.input, MOST) == 2
     np.testing.assert_array_equal(np.asarray(read_rows(request_)), batch_of(263, 5))
