@@ -197,15 +197,17 @@ async def _companion(
     if not config.worker:
         return None, []
     address = config.worker_address
-    supervisor: Supervisor | None = None
+    supervised = address is None
     if address is None:
         # Only this user may enter the folder, and so reach the worker.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zfserve-"))
         address = f"unix:{folder}/worker.sock"
-        supervisor = Supervisor(worker_command(config, address), metrics)
     channel = await stack.enter_async_context(_worker_channel(address, config))
     client = WorkerClient(channel, metrics, LONGEST_PROJECTION_S, on_change)
-    return client, [client.watch] if supervisor is None else [client.watch, supervisor.run]
+    if not supervised:
+        return client, [client.watch]
+    supervisor = Supervisor(worker_command(config, address), metrics, answers=client.answers)
+    return client, [client.watch, supervisor.run]
 
 
 def worker_command(config: ServerConfig, address: str) -> list[str]:
@@ -213,7 +215,7 @@ def worker_command(config: ServerConfig, address: str) -> list[str]:
     return [
         *(sys.executable, "-m", "zfserve_worker"),
         *(part for folder in config.model for part in ("--model", str(folder))),
-        *("--networks", "1"),
+        *("--spare-networks", "0"),
         *("--listen", address),
         *("--log-format", config.log_format),
         *(("--otlp-endpoint", config.otlp_endpoint) if config.otlp_endpoint is not None else ()),

@@ -174,6 +174,6 @@ def test_the_worker_is_started_on_the_folders_that_are_served() -> None:
     config = ServerConfig.model_validate({"model": "models/fake,elsewhere/other/7"})
     command = worker_command(config, "unix:/somewhere")
     assert command[1:] == [
-        *("-m", "zfserve_worker", "--model", "models/fake", "--model", "elsewhere/other/7", "--networks", "1"),
+        *("-m", "zfserve_worker", "--model", "models/fake", "--model", "elsewhere/other/7", "--spare-networks", "0"),
         *("--listen", "unix:/somewhere", "--log-format", "console", "--exit-with-parent"),
     ]

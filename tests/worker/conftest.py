@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,25 @@ from zfserve_runtime.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle, Manifest, 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("bundle")
+    return write_bundle(tmp_path_factory.mktemp("bundle"), version="1")
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The next version of the same model, with other weights."""
+    return write_bundle(tmp_path_factory.mktemp("bundle"), version="2")
+
+
+def write_bundle(folder: Path, version: str) -> Bundle:
     spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=16)
-    network = build_network(spec, torch.Generator().manual_seed(7)).eval()
+    network = build_network(spec, torch.Generator().manual_seed(6 + int(version))).eval()
     preprocessing = Preprocessing()
     checkpoint = Checkpoint(network, ("n01", "n02"), ("cat", "dog"), preprocessing)
     save_checkpoint(checkpoint, folder / WEIGHTS, torch.float32)
     (folder / GOLDEN).write_bytes(b"for engines; the worker never reads it")
     manifest = {
         "name": "tiny",
-        "version": "1",
+        "version": version,
         "architecture": spec.architecture,
         "hidden_width": spec.hidden_width,
         "contrast_norm": spec.contrast_norm,

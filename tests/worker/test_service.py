@@ -82,6 +82,21 @@ async def test_describe_names_the_network(worker: RunningWorker, bundle: Bundle)
     assert (model.name, model.version, model.fingerprint) == ("tiny", "1", bundle.manifest.fingerprint)
 
 
+async def test_two_networks_are_held_and_told_apart_by_their_weights(
+    start_worker: StartWorker, bundle: Bundle, other_bundle: Bundle, request_for: RequestFor
+) -> None:
+    fingerprints = [bundle.manifest.fingerprint, other_bundle.manifest.fingerprint]
+    async with start_worker(models=(bundle.folder, other_bundle.folder), spare_networks=0) as worker:
+        answer = await worker.stub.Describe(worker_pb2.DescribeRequest(fingerprints=fingerprints))
+        assert {model.fingerprint for model in answer.models} == {*fingerprints}
+        answers = [
+            (await project(worker, request_for(fingerprint=fingerprint, strongest=1)))[0]
+            for fingerprint in fingerprints
+        ]
+        assert [answer.model.version for answer in answers] == ["1", "2"]
+        assert answers[0].activation != answers[1].activation
+
+
 async def test_health_is_serving_and_ends_with_the_process(start_worker: StartWorker) -> None:
     async with start_worker() as worker:
         watching = health_pb2_grpc.HealthStub(worker.channel).Watch(

@@ -41,7 +41,7 @@ class WorkerConfig:
         threads: CPU threads of one torch operation.
         queue: projection calls admitted at a time.
         cache: forward passes kept of each network.
-        networks: held, beside those that a server has announced.
+        spare_networks: held beside those that a server has announced.
         grace_s: how long a stopping worker waits for its calls.
         metrics_port: of the Prometheus endpoint; None for none.
         metrics_host: its address.
@@ -56,7 +56,7 @@ class WorkerConfig:
     queue: int
     cache: int
     grace_s: float
-    networks: int = 2
+    spare_networks: int = 1
     metrics_port: int | None = None
     metrics_host: str = LOOPBACK
     tls: TlsFiles | None = None
@@ -83,7 +83,8 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         torch_thread = TorchThread(config.threads, config.queue)
         stack.callback(torch_thread.close)
         open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics)
-        networks = Networks(ModelFolders(config.models).look, open_bundle, torch_thread, config.networks, metrics)
+        look = ModelFolders(config.models).look
+        networks = Networks(look, open_bundle, torch_thread, config.spare_networks, metrics)
         await networks.start()
 
         health = Health(SERVER, WORKER_SERVICE)

@@ -23,9 +23,6 @@ from zfserve_worker.torch_thread import TorchThread
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
-"""At most this often are the folders looked at for a network that is not there."""
-
 
 class Networks:
     """Use from the event loop's thread only.
@@ -33,7 +30,9 @@ class Networks:
     Args:
         look: every version there is; blocks.
         open_projector: runs in the torch thread. Raises BundleError where the weights cannot be used.
-        room: for how many networks, beside those that a server has announced to ask for.
+        spare: how many networks to hold beside those that a server has announced, or beside one: others may still ask
+            for the version before.
+        look_every_s: at most this often are the folders looked at for a network that is not there.
     """
 
     def __init__(
@@ -41,14 +40,16 @@ class Networks:
         look: Callable[[], Sequence[FoundVersion]],
         open_projector: Callable[[Bundle], Projector],
         torch_thread: TorchThread,
-        room: int,
+        spare: int,
         metrics: Metrics,
+        look_every_s: float = 1.0,
     ) -> None:
         self._look = look
         self._open_projector = open_projector
         self._torch_thread = torch_thread
-        self._room = room
+        self._spare = spare
         self._metrics = metrics
+        self._look_every_s = look_every_s
         self._announced: frozenset[str] = frozenset()
         self._held: OrderedDict[str, Projector] = OrderedDict()  # the least recently used first
         self._found: Sequence[FoundVersion] = ()
@@ -71,7 +72,7 @@ class Networks:
         errors: list[BundleError] = []
         for versions in by_model(self._found).values():
             for found in versions:
-                if len(self._held) == self._room:
+                if len(self._held) == self._room():
                     return
                 try:
                     await self._load(found)
@@ -84,7 +85,8 @@ class Networks:
     async def announce(self, fingerprints: Collection[str]) -> None:
         """What a server will ask for, and all of it. Loads what is missing, as far as it can be found."""
         self._announced = frozenset(fingerprints)
-        for fingerprint in fingerprints:
+        # Those that are held first, so that none of them makes way for the others.
+        for fingerprint in sorted(fingerprints, key=lambda fingerprint: fingerprint not in self._held):
             await self._obtain(fingerprint)
         self._make_room()
 
@@ -111,7 +113,7 @@ class Networks:
 
     async def _search(self, fingerprint: str) -> None:
         async with self._loading:
-            if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
+            if time.monotonic() - self._looked_s >= self._look_every_s:
                 try:
                     self._found = await asyncio.to_thread(self._look)
                 except (BundleError, OSError) as error:
@@ -142,8 +144,11 @@ class Networks:
         _log.info("network loaded", extra={**about, "seconds": round(time.monotonic() - began_s, 3)})
         self._make_room()
 
+    def _room(self) -> int:
+        return max(1, len(self._announced)) + self._spare
+
     def _make_room(self) -> None:
-        while len(self._held) > max(self._room, len(self._announced)):
+        while len(self._held) > self._room():
             _, projector = self._held.popitem(last=False)
             name, version = projector.manifest.name, projector.manifest.version
             self._metrics.forget_model(name, version)

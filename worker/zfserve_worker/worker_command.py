@@ -49,10 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", type=_positive, default=8, help="forward passes kept of a network (default: %(default)s)"
     )
     parser.add_argument(
-        "--networks",
-        type=_positive,
-        default=2,
-        help="held, unless a server announces that it will ask for more (default: %(default)s)",
+        "--spare-networks",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="held beside those that a server has announced: others may still ask for the version before "
+        "(default: %(default)s)",
     )
     parser.add_argument("--drain-grace", type=_seconds, default=30.0, help="seconds to finish calls when stopping")
     parser.add_argument("--log-format", choices=get_args(LogFormat), default="console")
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads or available_cpus(),
             queue=arguments.queue,
             cache=arguments.cache,
-            networks=arguments.networks,
+            spare_networks=arguments.spare_networks,
             grace_s=arguments.drain_grace,
             metrics_port=arguments.metrics_port,
             metrics_host=arguments.metrics_host,
@@ -109,6 +111,12 @@ async def _serve_until_signal(config: WorkerConfig) -> None:
     stop = StopRequest()
     with stop.on_signals():
         await serve(config, stop)
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
 
 
 def _positive(text: str) -> int:
