@@ -37,7 +37,7 @@ def mutate(corpus: Sequence[bytes], seed: int, index: int) -> bytes:
     return bytes(data)
 
 
-def number_fields(data: bytes) -> list[Field]:
+def number_fields(data: bytes | bytearray) -> list[Field]:
     """The lengths, sizes, counts and offsets by which the format of `data` says where the rest of it is."""
     if data.startswith(b"\xff\xd8"):
         return list(_jpeg_fields(data))
@@ -146,7 +146,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+def png_chunks(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Where each whole chunk begins, and the length of its content."""
     place = len(_PNG_SIGNATURE)
     while place + 12 <= len(data):
@@ -157,13 +157,13 @@ def png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
         place += length + 12
 
 
-def _png_fields(data: bytes, begin: int, length: int) -> Iterator[Field]:
+def _png_fields(data: bytes | bytearray, begin: int, length: int) -> Iterator[Field]:
     yield Field(begin, 4, "big")
     if data[begin + 4 : begin + 8] in (b"IHDR", b"fcTL", b"acTL"):
         yield from (Field(begin + 8 + offset, 4, "big") for offset in range(0, length - 3, 4))
 
 
-def _jpeg_fields(data: bytes) -> Iterator[Field]:
+def _jpeg_fields(data: bytes | bytearray) -> Iterator[Field]:
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
@@ -176,7 +176,7 @@ def _jpeg_fields(data: bytes) -> Iterator[Field]:
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
 
 
-def _riff_fields(data: bytes) -> Iterator[Field]:
+def _riff_fields(data: bytes | bytearray) -> Iterator[Field]:
     yield Field(4, 4, "little")
     place = 12
     while place + 8 <= len(data):
@@ -186,7 +186,7 @@ def _riff_fields(data: bytes) -> Iterator[Field]:
         place += 8 + length + length % 2
 
 
-def _tiff_fields(data: bytes) -> Iterator[Field]:
+def _tiff_fields(data: bytes | bytearray) -> Iterator[Field]:
     order: ByteOrder = "little" if data[:2] == b"II" else "big"
     # Ordinary, or BigTIFF with numbers twice as wide.
     size, entry, first, count_size = (4, 12, 4, 2) if b"*" in data[2:4] else (8, 20, 8, 8)
@@ -201,7 +201,7 @@ def _tiff_fields(data: bytes) -> Iterator[Field]:
         yield from (Field(begin + 4, size, order), Field(begin + 4 + size, size, order))
 
 
-def _gif_fields(data: bytes) -> Iterator[Field]:
+def _gif_fields(data: bytes | bytearray) -> Iterator[Field]:
     yield from (Field(6, 2, "little"), Field(8, 2, "little"), Field(10, 1, "little"))
     for begin in (place for place in range(13, len(data)) if data[place] in (0x2C, 0x21)):
         # The byte may be another's; a lie there is a flip.

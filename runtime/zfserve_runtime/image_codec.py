@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base as ExifTag
 from PIL.GifImagePlugin import GifImageFile
@@ -119,7 +119,7 @@ def silence_decoders() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # libtiff writes by itself, and Pillow has no switch for it. Its functions are found by way of what links them.
-    libtiff = ctypes.CDLL(Image.core.__file__)
+    libtiff = ctypes.CDLL(_imaging.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         if hasattr(libtiff, name):  # Pillow may have been built without
             getattr(libtiff, name)(None)

@@ -8,6 +8,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -42,8 +43,8 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     paths = [file for file in (files.certificate, files.key, files.client_ca) if file is not None]
     configuration = Reloaded("TLS certificate", paths, lambda: _read_configuration(files))
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Called by gRPC, in threads of its own, before each handshake. None: as before."""
+    def fetch() -> Any:  # the stubs leave out None: as before
+        """Called by gRPC, in threads of its own, before each handshake."""
         return configuration.value if configuration.look() else None
 
     return grpc.dynamic_ssl_server_credentials(
@@ -79,8 +80,8 @@ def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
         for content in (certificate, key):
             descriptors.append(os.memfd_create("pem"))
             os.write(descriptors[-1], content)
-        names = [f"/proc/self/fd/{descriptor}" for descriptor in descriptors]
-        context.load_cert_chain(*names, password=_refuse_passphrase)
+        certificate_file, key_file = (f"/proc/self/fd/{descriptor}" for descriptor in descriptors)
+        context.load_cert_chain(certificate_file, key_file, password=_refuse_passphrase)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -30,7 +30,7 @@ def test_the_methods_are_found() -> None:
 
 
 def test_words_become_methods() -> None:
-    assert permitted_methods(("classify", "/a.B/C")) == {"/zfserve.v1.VisionService/Classify", "/a.B/C"}
+    assert permitted_methods(("classify", "/a.B/C")) == frozenset({"/zfserve.v1.VisionService/Classify", "/a.B/C"})
     assert permitted_methods(("classify", "all")) is None
     with pytest.raises(ValueError, match=r"Classify, a\.B/C permits nothing"):
         permitted_methods(("Classify", "a.B/C"))

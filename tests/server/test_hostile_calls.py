@@ -44,11 +44,13 @@ async def answer_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
     """Each with the codes that may answer it."""
-    known, vision = {"metadata": bearer(token)}, server.vision
+    known: dict[str, Any] = {"metadata": bearer(token)}
+    vision = server.vision
     infer = GRPCInferenceServiceStub(server.channel)
 
     def raw(method: str, data: bytes) -> Any:
-        return server.channel.unary_unary(method)(data, **known)
+        call: Any = server.channel.unary_unary(method)
+        return call(data, **known)
 
     def classify(image: pb.Image, **fields: Any) -> Any:
         return vision.Classify(pb.ClassifyRequest(image=image, **fields), **known)

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.callers import TLS, write_callers
@@ -12,7 +13,7 @@ from zfserve_runtime.callers_file import CallersFileError
 from zfserve_runtime.health import PROJECTION
 from zfserve_runtime.tls import TlsFiles
 
-PAIR = {"tls_cert": TLS / "server.pem", "tls_key": TLS / "server.key"}
+PAIR: dict[str, Any] = {"tls_cert": TLS / "server.pem", "tls_key": TLS / "server.key"}
 TRUST = TlsOptions(ca=TLS / "ca.pem")
 OURSELVES = TlsOptions(TLS / "ca.pem", TLS / "client.pem", TLS / "client.key")
 
@@ -46,7 +47,7 @@ async def test_a_certificate_is_enough_where_the_server_asks_for_one() -> None:
 
 
 async def test_projections_come_from_a_worker_behind_mutual_tls() -> None:
-    towards = {
+    towards: dict[str, Any] = {
         "worker_tls_ca": TLS / "ca.pem",
         "worker_tls_cert": TLS / "client.pem",
         "worker_tls_key": TLS / "client.key",
