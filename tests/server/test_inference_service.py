@@ -20,13 +20,15 @@ from fakes.inference_requests import (
     tensor,
     typed_request,
 )
-from fakes.serving import CLASSES, FakeEngine, Running, classify_request, running_server
+from fakes.serving import CLASSES, MANIFEST, FakeEngine, Running, classify_request, running_server
+from fakes.shelf import Shelf
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineFailed, InvalidInput, NotFound, Overloaded, ServiceError, Unimplemented
 from zfserve_runtime.health import INFERENCE_SERVICE
 from zfserve_runtime.status import from_call_error
@@ -249,6 +251,33 @@ async def test_the_server_and_its_model_are_described(server: Running) -> None:
     assert [(each.name, each.version, each.state) for each in index.models] == [("fake", "7", "READY")]
 
 
+async def test_several_models_and_versions() -> None:
+    shelf, older, newer = Shelf(), FakeEngine(), FakeEngine()
+    shelf.put(MANIFEST, older)
+    shelf.put(MANIFEST.model_copy(update={"version": "8"}), newer)
+    shelf.put(MANIFEST.model_copy(update={"name": "bad"}), error=BundleError("its engine is stale"))
+    async with running_server(shelf=shelf, strict_readiness=False, keep_versions=2, default_model="fake") as server:
+        service = stub(server)
+        for version, answered, engine in (("", "8", newer), ("8", "8", newer), ("7", "7", older)):
+            engine.batches.clear()
+            answer = await service.ModelInfer(raw_request(5, model_version=version))
+            assert answer.model_version == answered
+            assert engine.batches == [[5]]
+        assert list((await service.ModelMetadata(pb.ModelMetadataRequest(name="fake"))).versions) == ["7", "8"]
+        counted = (await service.ModelStatistics(pb.ModelStatisticsRequest(name="fake"))).model_stats
+        assert {each.version: each.inference_count for each in counted} == {"7": 1, "8": 2}
+        index = (await service.RepositoryIndex(pb.RepositoryIndexRequest())).models
+        assert {(each.name, each.version): each.state for each in index} == {
+            ("fake", "7"): "READY",
+            ("fake", "8"): "READY",
+            ("bad", "7"): "UNAVAILABLE",
+        }
+        assert [each.reason for each in index if each.name == "bad"] != [""]
+        ready = (await service.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
+        assert {each.name for each in ready} == {"fake"}
+        assert not (await service.ModelReady(pb.ModelReadyRequest(name="bad"))).ready
+
+
 async def test_what_is_left_out_says_so(server: Running) -> None:
     service = stub(server)
     for call in (
@@ -319,7 +348,7 @@ async def test_a_generic_client_needs_nothing_but_reflection(server: Running) ->
             assert INFERENCE_SERVICE in database.get_services()
             pool = DescriptorPool(database)
             method = pool.FindServiceByName(INFERENCE_SERVICE).FindMethodByName("ModelInfer")
-            request = GetMessageClass(method.input_type)()
+            request: Any = GetMessageClass(method.input_type)()
             ParseDict(
                 {
                     "modelName": "fake",
