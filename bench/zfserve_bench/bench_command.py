@@ -15,6 +15,7 @@ from zfserve_runtime.bundle import BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
 
+from zfserve_bench.capacity import measure_capacity
 from zfserve_bench.decode import measure_decode
 from zfserve_bench.engines import measure_engines
 from zfserve_bench.findings import Report, missed
@@ -23,6 +24,9 @@ from zfserve_bench.latency import measure_latency
 from zfserve_bench.load import LoadFailed
 from zfserve_bench.machine import Machine, describe_machine
 from zfserve_bench.projection import CaptumDisagrees, measure_projection
+from zfserve_bench.rolling import measure_rolling
+from zfserve_bench.scale import measure_scale
+from zfserve_bench.soak import measure_soak
 from zfserve_bench.startup import measure_startup
 from zfserve_bench.subject import QUICK, THOROUGH, Subject
 from zfserve_bench.tables import print_machine, print_report
@@ -36,7 +40,14 @@ BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
     "startup": measure_startup,
     "engines": measure_engines,
     "gpu": measure_gpu,
+    "scale": measure_scale,
+    "rolling": measure_rolling,
+    "soak": measure_soak,
+    "capacity": measure_capacity,
 }
+ONLY_BY_NAME = {"scale", "rolling", "soak", "capacity"}
+"""They take long, or several processes; the others are run where none is named."""
+
 DEFAULT_PHOTOS = Path("samples")
 
 TABLE_WIDTH = 120
@@ -46,7 +57,9 @@ HELD, MISSED, UNUSABLE = 0, 1, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    usual = [name for name in BENCHMARKS if name not in ONLY_BY_NAME]
+    names = f"of {', '.join(BENCHMARKS)} (default: {usual[0]} to {usual[-1]})"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of the engine (default: %(default)s)")
     parser.add_argument(
@@ -58,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="photos in <class id>/ or val/<class id>/, to measure accuracy of engines",
     )
+    parser.add_argument("--minutes", type=float, default=20.0, help="that `soak` lasts (default: %(default)g)")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="write what `soak` sees there too, as CSV")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
 
@@ -74,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
                 QUICK if arguments.quick else THOROUGH,
                 Path(folder),
                 arguments.data,
+                arguments.minutes * 60,
+                arguments.samples,
             )
             machine = describe_machine()
             reports = measure(subject, names, Console(width=TABLE_WIDTH), messages, machine)
@@ -91,7 +108,7 @@ class UnknownBenchmark(ValueError):
 
 
 def choose(names: Sequence[str]) -> list[str]:
-    """The benchmarks asked for, in the order of the table; all where none is named.
+    """The benchmarks asked for, in the order of the table; all but those `ONLY_BY_NAME` where none is named.
 
     Raises:
         UnknownBenchmark: there is no such.
@@ -99,7 +116,7 @@ def choose(names: Sequence[str]) -> list[str]:
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         raise UnknownBenchmark(f"no benchmark is called {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
-    return [name for name in BENCHMARKS if name in names or not names]
+    return [name for name in BENCHMARKS if name in names or not (names or name in ONLY_BY_NAME)]
 
 
 def measure(

@@ -8,12 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit; "" where it has none, as a ratio."""
+    """A number with its unit; "" where it has none, as a ratio. What is counted is an int."""
 
     value: float
     unit: str = ""
 
     def __str__(self) -> str:
+        if isinstance(self.value, int):
+            return f"{self.value:,} {self.unit}".rstrip()
         size = abs(self.value)
         digits = ",.0f" if size >= 100 else ",.1f" if size >= 10 else ".2f" if size >= 0.01 or size == 0 else ".0e"
         return f"{self.value:{digits}} {self.unit}".rstrip()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 import grpc
+from zfserve_client.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
 
 METHOD = "/zfserve.v1.VisionService/Classify"
 CALL_TIMEOUT_S = 60.0
@@ -32,7 +33,7 @@ class Order:
     """What to measure.
 
     Attributes:
-        clients: callers at a time, each on a connection of its own.
+        clients: callers at a time, each on a connection of its own; of several servers, on one to each of them.
         warm_up: calls answered before the clock starts.
         calls: calls answered while it runs.
     """
@@ -64,7 +65,7 @@ class LoadGenerator:
     """The process, as seen by the benchmark that started it. Leaving the block ends it.
 
     Args:
-        target: address of the server.
+        target: address of the server, or of several, parted by commas.
         requests: serialised, sent in turn.
         folder: for the file that hands them over.
     """
@@ -149,15 +150,12 @@ async def drive(calls: Sequence[Call], requests: Sequence[bytes], order: Order) 
 
 
 async def _obey(target: str, requests: Sequence[bytes]) -> None:
-    channels: list[grpc.aio.Channel] = []
     calls: list[Call] = []
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = Order(**json.loads(line))
         while len(calls) < order.clients:
-            # Channels of one process share a connection otherwise.
-            channels.append(grpc.aio.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]))
-            calls.append(channels[-1].unary_unary(METHOD))
+            calls.append(calls[0] if calls and "," in target else _connect(target).unary_unary(METHOD))
         try:
             answer = asdict(await drive(calls, requests, order))
         except* grpc.aio.AioRpcError as errors:
@@ -165,6 +163,14 @@ async def _obey(target: str, requests: Sequence[bytes]) -> None:
             answer = {"error": f"a call failed: {first}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _connect(target: str) -> grpc.aio.Channel:
+    if "," not in target:
+        # Channels of one process share a connection otherwise.
+        return grpc.aio.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+    several = channel_target(target)
+    return grpc.aio.insecure_channel(several, channel_options(several, MAX_MESSAGE_BYTES, None))
 
 
 if __name__ == "__main__":

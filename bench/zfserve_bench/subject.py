@@ -1,6 +1,7 @@
 """What all benchmarks have in common: the bundle under test, how thorough to be, a service, and images to send."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Subject:
         photos: JPEG files, or none.
         folder: to put files in while measuring.
         data: labelled photos to measure accuracy on; None: the manifest's figures are shown.
+        soak_s: seconds that a soak lasts.
+        samples: file for what a soak sees as it goes on; None for none.
     """
 
     bundle: Bundle
@@ -60,6 +63,8 @@ class Subject:
     effort: Effort
     folder: Path
     data: Path | None = None
+    soak_s: float = 20 * 60.0
+    samples: Path | None = None
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -71,6 +76,11 @@ class Subject:
         created = self.folder / name
         created.mkdir()
         return created
+
+
+def available() -> list[int]:
+    """Numbers of the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0))
 
 
 @contextmanager

@@ -47,6 +47,6 @@ def row(finding: Finding) -> tuple[str, ...]:
     return (
         *cells,
         f"{sign} {limit.bound:g} {finding.figure.unit}".rstrip(),
-        f"{finding.figure.value / limit.bound:.2f}",
+        f"{finding.figure.value / limit.bound:.2f}" if limit.bound else "",
         verdict,
     )

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +30,27 @@ class ServiceProcess:
     """A service that is ready.
 
     Attributes:
-        address: of its gRPC port, on loopback.
+        address, metrics_address: of its ports, on loopback.
         starting_s: from the start of the process until requests were answered.
     """
 
     pid: int
     address: str
+    metrics_address: str
     starting_s: float
+    log: Path
 
 
 @contextmanager
-def running_service(model: Path, folder: Path, *flags: str) -> Iterator[ServiceProcess]:
+def running_service(
+    model: Path, folder: Path, *flags: str, cpus: Collection[int] | None = None
+) -> Iterator[ServiceProcess]:
     """Serve `model` on a free port of loopback; stopped, with its worker, when the block ends.
 
     Args:
         folder: for its log and ready file; a new one for each service.
         flags: more of `zfserve serve`.
+        cpus: the only ones it may use; None for all that this process may.
 
     Raises:
         ServiceFailed: it did not get ready.
@@ -57,10 +62,14 @@ def running_service(model: Path, folder: Path, *flags: str) -> Iterator[ServiceP
     with log.open("wb") as output:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment())
+    if cpus is not None:
+        os.sched_setaffinity(process.pid, cpus)  # before it has threads, which inherit it
     try:
         _wait_for(ready, process, log)
         starting_s = time.perf_counter() - began
-        yield ServiceProcess(process.pid, f"127.0.0.1:{json.loads(ready.read_text())['port']}", starting_s)
+        ports = json.loads(ready.read_text())
+        port, metrics_port = (f"127.0.0.1:{ports[name]}" for name in ("port", "metrics_port"))
+        yield ServiceProcess(process.pid, port, metrics_port, starting_s, log)
     finally:
         process.terminate()
         try:

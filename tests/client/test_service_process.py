@@ -37,16 +37,19 @@ def test_the_service_runs_while_it_is_needed_and_no_longer(
     body = """
     signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("stopped").touch(), os._exit(0)))
     ready = pathlib.Path(arguments.ready_file)
-    told = {"port": 1234, "pid": os.getpid(), "environment": dict(os.environ)}
+    told = {"port": 1234, "metrics_port": 5678, "pid": os.getpid(), "environment": dict(os.environ)}
+    told["cpus"] = list(os.sched_getaffinity(0))
     ready.with_name("partial").write_text(json.dumps(told))
     ready.with_name("partial").replace(ready)
     threading.Event().wait()"""
     stand_in.write_text(STAND_IN.format(body=body))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZFSERVE_PORT", "1")
-    with running_service(Path("models/zfnet"), tmp_path) as service:
-        assert service.address == "127.0.0.1:1234"
+    one_cpu = [min(os.sched_getaffinity(0))]
+    with running_service(Path("models/zfnet"), tmp_path, cpus=one_cpu) as service:
+        assert (service.address, service.metrics_address) == ("127.0.0.1:1234", "127.0.0.1:5678")
         told = json.loads((tmp_path / "service.ready").read_text())
+        assert told["cpus"] == one_cpu
         pid = told["pid"]
         os.kill(pid, 0)
         assert not any(name.startswith("ZFSERVE_") for name in told["environment"])
@@ -74,7 +77,7 @@ def test_a_service_that_is_never_ready_is_stopped(
 
 
 def test_the_body_may_fail_and_the_service_is_stopped(stand_in: Path, tmp_path: Path) -> None:
-    body = 'pathlib.Path(arguments.ready_file).write_text(json.dumps({"port": os.getpid()})); threading.Event().wait()'
+    body = 'pathlib.Path(arguments.ready_file).write_text(json.dumps({"port": os.getpid(), "metrics_port": 1})); threading.Event().wait()'
     stand_in.write_text(STAND_IN.format(body=body))
     with suppress(KeyboardInterrupt), running_service(Path("m"), tmp_path) as service:
         pid = int(service.address.split(":")[1])

@@ -1,0 +1,113 @@
+"""A rolling restart under load: replicas behind client-side round robin are stopped and started one after the other,
+and no call may fail."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zfserve_bench.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.fleet import Replica, address_of, running_fleet
+from zfserve_bench.load import LoadGenerator, Order
+from zfserve_bench.steady import Kind, Record, SteadyLoad
+from zfserve_bench.subject import Subject, available, noise, raw_request
+
+REPLICAS = 3
+
+SHARE_OF_CAPACITY = 0.4
+"""That is asked for: one replica is away, and another's start takes a core meanwhile."""
+
+PROBE = Order(clients=8, warm_up=8, calls=64)
+
+NONE_FAILED = Limit("at most", 0)
+
+
+class Restart(NamedTuple):
+    """By `time.monotonic`: asked to stop, ended, ready again."""
+
+    asked_s: float
+    ended_s: float
+    ready_s: float
+
+
+def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
+    folder = subject.scratch("rolling-load")
+    requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
+    cpus = available()
+    with running_fleet(
+        subject, "rolling", [cpus[number % len(cpus)] for number in range(count)], "--log-format", "json"
+    ) as replicas:
+        with LoadGenerator(address_of(replicas), requests, folder) as generator:
+            per_s = SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s
+        with SteadyLoad(address_of(replicas), {Kind.RAW: requests}, {Kind.RAW: per_s}, folder) as load:
+            restarts = [
+                _restart(replica, subject.effort.round_s) for _ in range(subject.effort.rounds) for replica in replicas
+            ]
+            records = load.finish()
+        again = sum(earlier_attempts(start.log.read_text()) for replica in replicas for start in replica.starts)
+    return Report(
+        f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls a second",
+        "otherwise",
+        "figure",
+        tuple(find(records, restarts, again, subject.effort.judged)),
+        (
+            f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
+            f"The load is {SHARE_OF_CAPACITY:.0%} of what all of them do at best, sent at a steady rate whatever comes "
+            "back, through one channel with the options of `zfserve_client.Client`.",
+            "Tried again: calls that servers saw for a second time, by the channel's retry policy.",
+        ),
+        measured="during a restart",
+    )
+
+
+def _restart(replica: Replica, pause_s: float) -> Restart:
+    """Stop, start, and let the others rest for a while."""
+    asked_s = time.monotonic()
+    replica.stop()
+    ended_s = time.monotonic()
+    replica.start()
+    ready_s = time.monotonic()
+    time.sleep(pause_s)
+    return Restart(asked_s, ended_s, ready_s)
+
+
+def find(records: Sequence[Record], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
+    """What became of the calls, apart for those that began during a restart and those that did not.
+
+    Args:
+        again: calls that were tried again.
+    """
+    during = [one for one in records if any(each.asked_s <= one.began_s <= each.ready_s for each in restarts)]
+    otherwise = [one for one in records if one not in set(during)]
+    failed = [sum(not one.as_expected for one in part) for part in (during, otherwise)]
+    findings = [
+        _counted("calls", len(during), len(otherwise)),
+        _counted("failed calls", *failed, limit=NONE_FAILED if judged else None),
+    ]
+    for name, percent in (("latency, median", 50), ("latency, 99th percentile", 99)):
+        measured = Quantity(percentile_ms(during, percent), "ms")
+        reference = Quantity(percentile_ms(otherwise, percent), "ms") if len(otherwise) > 1 else None
+        findings.append(Finding(name, measured, reference, measured))
+    for name, seconds in (
+        ("calls tried again", Quantity(again)),
+        ("to stop, longest", Quantity(max(each.ended_s - each.asked_s for each in restarts), "s")),
+        ("to be ready again, longest", Quantity(max(each.ready_s - each.ended_s for each in restarts), "s")),
+    ):
+        findings.append(Finding(name, seconds, None, seconds))
+    return findings
+
+
+def _counted(name: str, during: int, otherwise: int, limit: Limit | None = None) -> Finding:
+    return Finding(name, Quantity(during), Quantity(otherwise), Quantity(during + otherwise), limit)
+
+
+def percentile_ms(records: Sequence[Record], percent: int) -> float:
+    """Of two calls or more, whatever became of them."""
+    return statistics.quantiles([one.seconds * 1e3 for one in records], n=100)[percent - 1]
+
+
+def earlier_attempts(log: str) -> int:
+    """Calls in a server's log that gRPC's retries had made before."""
+    calls = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
+    return sum("earlier_attempts" in call for call in calls)
