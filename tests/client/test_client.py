@@ -89,8 +89,8 @@ def test_every_call_says_which_model_it_is_for(
     ask(address, "classify_many", [b"1"], **chosen)
     ask(address, "project", b"1", "conv5", strongest=1, **chosen)
     ask(address, "describe", **chosen)
-    requests = (*service.classify_requests, *service.project_requests)
-    asked = [*(request.model for request in requests), *service.described]
+    asked = [request.model for request in service.classify_requests]
+    asked += [*(request.model for request in service.project_requests), *service.described]
     assert [(selector.name, selector.version) for selector in asked] == [sent] * 4
 
 

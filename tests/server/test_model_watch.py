@@ -122,7 +122,7 @@ async def test_the_old_version_answers_what_it_accepted_before_it_is_closed(shel
         ready, retiring = pb.MODEL_STATE_READY, pb.MODEL_STATE_RETIRING
         await until(server, lambda listed: listed == [("fake", "2", ready), ("fake", "1", retiring)])
         assert await answered_by(server) == "fake 2"
-        assert not old.closed
+        assert [old.closed, new.closed] == [False, False]
         old.open.set()
         assert {(await answer).model.version for answer in accepted} == {"1"}
         await until_ready(server, "2")
@@ -265,7 +265,7 @@ async def test_a_reference_belongs_to_the_version_that_gave_it_out(shelf: Shelf,
             image = pb.Image(reference=first)
             return pb.ProjectRequest(image=image, layer="conv1", strongest=1, model=pb.ModelSelector(**selector))
 
-        answer = await server.vision.Project(project()).read()
+        (answer,) = [message async for message in server.vision.Project(project())]
         assert (answer.model.version, worker.requests[0].fingerprint) == ("1", version("1").fingerprint)
         for other in ({"name": "small"}, {"name": "fake"}):
             error = await refusal(server.vision.Project(project(**other)).read())
@@ -279,4 +279,5 @@ async def test_a_reference_belongs_to_the_version_that_gave_it_out(shelf: Shelf,
         error = await refusal(server.vision.Project(project()).read())
         assert isinstance(error, NotFound)
         assert "not served any more" in error.message
-        assert (await server.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1")).read()).total == 6
+        newest = server.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1"))
+        assert len([message async for message in newest]) == 6

@@ -17,7 +17,7 @@ def served(name: str, version: str) -> ServedModel:
     engine = FakeEngine()
     metrics = Metrics().of_model(name, version)
     batcher = Batcher([engine], (8, 8, 3), metrics, lambda: None)
-    return ServedModel(manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, 0.1), metrics, 0.0)
+    return ServedModel(manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, batcher.pace), metrics, 0.0)
 
 
 @pytest.fixture
