@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -164,7 +164,7 @@ class Client:
         span = CallSpan(CLASSIFY, self._tracer_provider)
         metadata = (*self._metadata, *span.metadata)
         call = self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
-        call.add_done_callback(lambda done: span.end(done.code()))
+        call.add_done_callback(lambda done: span.end(cast("grpc.Call", done).code()))
         return call
 
     def project(

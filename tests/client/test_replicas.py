@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from zfserve_client import top_command, traffic
 from zfserve_client.replicas import Replicas
 from zfserve_client.top_screen import draw, sparkline
-from zfserve_client.traffic import STEPS, Percentiles
+from zfserve_client.traffic import STEPS
 from zfserve_runtime.metrics import Metrics
 
 CLASSIFY = 'method="/zfserve.v1.VisionService/Classify"'
@@ -121,7 +122,7 @@ def test_replicas_are_told_apart_and_added_up(pages: Pages, two: tuple[str, str]
     assert busy.per_s == {"OK": 40.0}
     assert total.per_s == {"OK": 50.0, "RESOURCE_EXHAUSTED": 5.0}
     # 80 of the first's 80 + 20 calls took at most 10 ms; the other 20 lie between 10 and 20.
-    assert total.latency == Percentiles(pytest.approx(0.00625), pytest.approx(0.0175), pytest.approx(0.0195))
+    assert astuple(total.latency) == pytest.approx((0.00625, 0.0175, 0.0195))
     (method,) = total.methods
     assert (method.per_s, method.failed_per_s, method.in_flight) == (55.0, 5.0, 4.0)
     assert (total.batch_size, total.batch_fill, total.images_per_s) == (4.0, 0.5, 50.0)

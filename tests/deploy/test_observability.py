@@ -73,6 +73,7 @@ def selectors(expression: Any) -> list[Selector]:
 
     def visit(node: Any) -> None:
         if isinstance(node, promql_parser.VectorSelector):
+            assert node.name is not None, "a metric is named"
             found.append(Selector(node.name, node.matchers.matchers))
 
     promql_parser.walk(expression, visit)

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from fakes.collector import Collector
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import Service, running_service, zfserve
 from zfserve_client import Client
@@ -109,13 +111,33 @@ def test_a_dead_worker_comes_back_and_classification_never_stops(bundle: Path, t
         assert len(list(client.project(PHOTO, "conv1", strongest=2))) == 2
 
 
-def test_the_service_ends_with_its_worker(bundle: Path, tmp_path: Path) -> None:
-    with running_service(bundle, tmp_path) as service, Client(service.address) as client:
+def test_the_service_ends_with_its_worker_and_both_have_sent_their_part_of_a_trace(
+    bundle: Path, tmp_path: Path
+) -> None:
+    collector, application = Collector(), TracerProvider(shutdown_on_exit=False)
+    with (
+        collector.listening() as endpoint,
+        running_service(bundle, tmp_path, "--otlp-endpoint", endpoint) as service,
+        Client(service.address, tracer_provider=application) as client,
+    ):
         wait_for_projections(client)
+        with application.get_tracer("test").start_as_current_span("look") as look:
+            assert len(list(client.project(PHOTO, "conv3", strongest=1))) == 1
         worker = child_of(service.process.pid)
         service.process.terminate()
         assert service.process.wait(60) == 0
         assert not Path(f"/proc/{worker}").exists()
+    trace = f"{look.get_span_context().trace_id:032x}"
+    asked, served = collector.named("zfserve.worker.v1.WorkerService/Project")
+    if asked.kind == "SERVER":
+        asked, served = served, asked
+    call = collector.only("zfserve.v1.VisionService/Project")
+    assert (call.service, asked.service, served.service) == ("zfserve-server", "zfserve-server", "zfserve-worker")
+    assert {span.trace for span in (call, asked, served)} == {trace}
+    assert (asked.parent, served.parent) == (call.id, asked.id)
+    assert collector.children(call) == ["decode", asked.name]
+    assert collector.children(served) == ["forward pass", "projection", "render"]
+    assert len({span.attributes["zfserve.request.id"] for span in (call, served)}) == 1
 
 
 def test_metrics_tell_what_happened(service: Service) -> None:

@@ -1,9 +1,10 @@
 """An OpenTelemetry collector that keeps what it is sent, to look at the traces of processes as their operator would."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -29,7 +30,7 @@ class SeenSpan:
     id: str
     parent: str
     links: frozenset[str]
-    attributes: dict[str, str | int | float]
+    attributes: dict[str, Any]
     failed: bool
     began_ns: int
     ended_ns: int
@@ -60,7 +61,7 @@ class Collector(TraceServiceServicer):
     def listening(self) -> Iterator[str]:
         """The endpoint."""
         server = grpc.server(ThreadPoolExecutor(1))
-        add_TraceServiceServicer_to_server(self, server)
+        add_TraceServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
@@ -97,5 +98,5 @@ def _seen(service: str, span: Span) -> SeenSpan:
     )
 
 
-def _attributes(pairs: "Iterator[KeyValue] | object") -> dict[str, str | int | float]:
-    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}  # type: ignore[attr-defined]
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value") or "string_value") for pair in pairs}

@@ -144,8 +144,7 @@ async def test_the_call_to_the_worker_is_part_of_the_trace(
     address = f"unix:{tmp_path}/worker.sock"
     worker = FakeWorker()
     async with worker.listening(address):
-        settings = {"worker": True, "worker_address": address, "otlp_endpoint": endpoint}
-        async with running_server(engine, **settings) as server:
+        async with running_server(engine, worker=True, worker_address=address, otlp_endpoint=endpoint) as server:
             watch = health_pb2_grpc.HealthStub(server.channel).Watch(
                 health_pb2.HealthCheckRequest(service="zfserve.v1.VisionService/Project")
             )

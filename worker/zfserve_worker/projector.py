@@ -69,7 +69,7 @@ class Projector:
         maps = self._choose_maps(request, traced)
         projections = project(traced, request.layer, maps, _unit_rule(request.unit))
         for rank, index in enumerate(maps):
-            about = {"zfserve.layer": request.layer, "zfserve.map": index}
+            about: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
             with span("projection", about):
                 projection = next(projections)
             with span("render", about):

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -78,11 +79,12 @@ class TorchThread:
 
     async def _next(self, steps: Generator[tuple[T], None, None], deadline: Deadline) -> tuple[T] | None:
         deadline.check()
+        # It works in the context of its call: what it logs carries the request's id, and its spans are that request's.
+        step = partial(copy_context().run, partial(next, steps, None))
         try:
             async with asyncio.timeout(deadline.remaining_s()) as timer:
-                # Cancelled while it waits for the thread, a step is never begun. It works in the context of its call:
-                # what it logs carries the request's id, and its spans are that request's.
-                return await asyncio.wrap_future(self._executor.submit(copy_context().run, next, steps, None))
+                # Cancelled while it waits for the thread, a step is never begun.
+                return await asyncio.wrap_future(self._executor.submit(step))
         except TimeoutError as error:
             if not timer.expired():
                 raise
