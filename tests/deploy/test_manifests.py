@@ -244,19 +244,39 @@ def test_the_loader_writes_to_the_claim_that_is_served() -> None:
     assert pod["spec"]["containers"][0]["securityContext"] == server["securityContext"]
 
 
-@pytest.mark.parametrize("overlay", sorted({*OVERLAYS} - {"kserve"}))
-def test_the_component_for_tls_encrypts_and_asks_encrypted(overlay: str, tmp_path: Path) -> None:
-    deploy = os.path.relpath((ROOT / "deploy").resolve(), tmp_path.resolve())
-    kustomization = {"resources": [f"{deploy}/overlays/{overlay}"], "components": [f"{deploy}/tls"]}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    built = kustomized(tmp_path)
+def server_with(overlay: str, components: list[str], folder: Path) -> Document:
+    """The pod of the server in an overlay that has these components added to it."""
+    deploy = os.path.relpath((ROOT / "deploy").resolve(), folder.resolve())
+    added = [f"{deploy}/{component}" for component in components]
+    kustomization = {"resources": [f"{deploy}/overlays/{overlay}"], "components": added}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     (deployment,) = [
         document
-        for document in built
+        for document in kustomized(folder)
         if document["metadata"]["name"] == "zfserve-server" and document["kind"] == "Deployment"
     ]
     kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    pod: Document = deployment["spec"]["template"]["spec"]
+    return pod
+
+
+def test_the_component_for_tokens_has_them_asked_for(tmp_path: Path) -> None:
+    pod = server_with("cpu", ["tls", "tokens"], tmp_path)
+    (container,) = pod["containers"]
+    config = server_config(container)
+    assert config.tokens is not None
+    assert config.tls is not None, "a token is not to be read on its way"
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "tokens"]
+    assert Path(mount["mountPath"]) == config.tokens.parent
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "tokens"]
+    # The key in the Secret becomes the file, and the component says how the Secret is made.
+    told = (ROOT / "deploy" / "tokens" / "kustomization.yaml").read_text()
+    assert f"secret generic {volume['secret']['secretName']} --from-file={config.tokens.name}" in told
+
+
+@pytest.mark.parametrize("overlay", sorted({*OVERLAYS} - {"kserve"}))
+def test_the_component_for_tls_encrypts_and_asks_encrypted(overlay: str, tmp_path: Path) -> None:
+    (container,) = server_with(overlay, ["tls"], tmp_path)["containers"]
     config = server_config(container)
     assert not config.allow_insecure
     assert config.tls is not None
