@@ -51,7 +51,7 @@ def test_half_copied_and_bad_versions_are_refused_and_good_ones_take_over(
                 shutil.copy(file, model / "2")
             assert wait_for(client, "2", "ready").is_default
             _falsify_golden(bad)
-            shutil.copytree(bad.folder, model / "3")
+            shutil.copytree(bad.folder, model / ".3").rename(model / "3")
             assert "differs from the recorded outputs" in wait_for(client, "3", "failed").reason
             shutil.rmtree(model / "3")
             shutil.rmtree(model / "2")
