@@ -73,9 +73,12 @@ async def check(channel: grpc.aio.Channel, **call: object) -> int:
 
 
 @asynccontextmanager
-async def limited_server(max_connections: int) -> AsyncIterator[str]:
-    server = grpc.aio.server(options=server_options(max_connections=max_connections))
-    add_health_and_reflection(server, Health(SERVER))
+async def limited_server(
+    max_connections: int, health: Health | None = None, max_connection_age_s: float | None = None
+) -> AsyncIterator[str]:
+    options = server_options(max_connections=max_connections, max_connection_age_s=max_connection_age_s)
+    server = grpc.aio.server(options=options)
+    add_health_and_reflection(server, health or Health(SERVER))
     port = open_port(server, "127.0.0.1:0", None, callers_known=False)
     await server.start()
     try:
@@ -105,6 +108,19 @@ async def test_metadata_is_bounded() -> None:
         assert await check(channel) == 2
 
 
+async def test_an_old_connection_takes_no_new_calls_and_loses_none() -> None:
+    health = Health(SERVER)
+    async with (
+        limited_server(9, health, max_connection_age_s=0.1) as address,
+        grpc.aio.insecure_channel(address, ALONE) as channel,
+    ):
+        watch = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # the server asks to connect anew
+        assert await check(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+        health.serving(SERVER)
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
+
+
 def test_a_connection_ages_only_where_it_is_told_to() -> None:
     assert "grpc.max_connection_age_ms" not in dict(server_options())
-    assert dict(server_options(max_connection_age_s=300))["grpc.max_connection_age_ms"] == 300_000
