@@ -22,13 +22,13 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 FROM build AS server-build
 COPY --from=wheel /wheels /wheels
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server]" \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server,tracing]" \
     && sh /build/slim_environment.sh /opt/zfserve
 
 FROM build AS server-gpu-build
 COPY --from=wheel /wheels /wheels
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server-gpu,tensorrt-rtx]" \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server-gpu,tensorrt-rtx,tracing]" \
     && sh /build/slim_environment.sh /opt/zfserve
 
 # Only torch itself is looked up in its own index; --no-deps, as that index has old copies of what it needs.
@@ -41,7 +41,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 FROM torch-build AS worker-build
 COPY --from=wheel /wheels /wheels
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[worker]" \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[worker,tracing]" \
     && sh /build/slim_environment.sh /opt/zfserve
 
 FROM torch-build AS export-build

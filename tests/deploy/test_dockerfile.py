@@ -39,7 +39,7 @@ def test_the_four_images_are_there_and_run_as_nobody_in_particular() -> None:
 def test_the_extras_exist_and_the_server_is_without_torch() -> None:
     extras = set(re.findall(r"\[([a-z,-]+)\]\"", DOCKERFILE))
     named = {extra for some in extras for extra in some.split(",")}
-    assert named == {"server", "server-gpu", "tensorrt-rtx", "worker", "export"}
+    assert named == {"server", "server-gpu", "tensorrt-rtx", "worker", "export", "tracing"}
     assert named <= PROJECT["project"]["optional-dependencies"].keys()
     assert re.search(r"^FROM build AS server-build$", DOCKERFILE, re.MULTILINE)
     assert re.search(r"^FROM torch-build AS worker-build$", DOCKERFILE, re.MULTILINE)

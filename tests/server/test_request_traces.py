@@ -143,16 +143,18 @@ async def test_the_call_to_the_worker_is_part_of_the_trace(
 ) -> None:
     address = f"unix:{tmp_path}/worker.sock"
     worker = FakeWorker()
-    async with worker.listening(address):
-        async with running_server(engine, worker=True, worker_address=address, otlp_endpoint=endpoint) as server:
-            watch = health_pb2_grpc.HealthStub(server.channel).Watch(
-                health_pb2.HealthCheckRequest(service="zfserve.v1.VisionService/Project")
-            )
-            async for health in watch:
-                if health.status == health_pb2.HealthCheckResponse.SERVING:
-                    break
-            request = pb.ProjectRequest(image=png(), layer="conv1", strongest=2)
-            assert len([answer async for answer in server.vision.Project(request, metadata=TRACED)]) == 2
+    async with (
+        worker.listening(address),
+        running_server(engine, worker=True, worker_address=address, otlp_endpoint=endpoint) as server,
+    ):
+        watch = health_pb2_grpc.HealthStub(server.channel).Watch(
+            health_pb2.HealthCheckRequest(service="zfserve.v1.VisionService/Project")
+        )
+        async for health in watch:
+            if health.status == health_pb2.HealthCheckResponse.SERVING:
+                break
+        request = pb.ProjectRequest(image=png(), layer="conv1", strongest=2)
+        assert len([answer async for answer in server.vision.Project(request, metadata=TRACED)]) == 2
     asked = collector.only("zfserve.worker.v1.WorkerService/Project")
     call = collector.only("zfserve.v1.VisionService/Project")
     assert (asked.kind, asked.parent) == ("CLIENT", call.id)
