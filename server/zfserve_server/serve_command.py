@@ -142,6 +142,7 @@ def _greet(console: Console, config: ServerConfig, model: ServedModel, ports: Po
     address = f"{config.host}:{ports.grpc}"
     info = choice.instances[0].info
     option = "" if address == CLIENTS_DEFAULT else f" --address {address}"
+    option += " --tls" * (config.tls is not None) + " --token-file FILE" * (config.tokens is not None)
     console.print(
         f"[bold green]ready[/] {manifest.name} {manifest.version} ({choice.name}, {info.precision}, {info.device}) "
         f"on [bold]{address}[/]\n"
