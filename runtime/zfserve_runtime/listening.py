@@ -37,12 +37,13 @@ def exposure_fault(flag: str, address: str, encrypted: bool, allow_insecure: boo
     )
 
 
-def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, callers_known: bool) -> int:
+def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, *, callers_known: bool, flag: str) -> int:
     """Listen on `address`, and say so in the log where strangers can call or listen in; returns the port.
 
     Args:
         tls: None for an unencrypted port.
         callers_known: whether callers must show a token or a certificate.
+        flag: by which the address can be changed.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -55,7 +56,7 @@ def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, calle
             else server.add_secure_port(address, server_credentials(tls))
         )
     except RuntimeError as error:  # gRPC's own, without a cause
-        raise OSError(f"cannot listen on {address}; is it in use, or not HOST:PORT or unix:PATH?") from error
+        raise OSError(f"cannot listen on {address}; is it in use? choose another with {flag}") from error
     if not is_local(address):
         if tls is None:
             _log.warning("without TLS on a public address: anyone on the way can listen in", extra={"address": address})

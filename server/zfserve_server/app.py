@@ -125,7 +125,9 @@ async def serve(
         inference = InferenceService(models, decoding, senders, health, metrics)
         add_GRPCInferenceServiceServicer_to_server(inference, server)
         add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
-        port = open_port(server, f"{config.host}:{config.port}", config.tls, callers_known=access is not None)
+        port = open_port(
+            server, f"{config.host}:{config.port}", config.tls, callers_known=access is not None, flag="--port"
+        )
         endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(run()) for run in background]

@@ -11,6 +11,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from fakes.shelf import Shelf
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
@@ -25,7 +27,7 @@ from zfserve_runtime.bundle import (
     ParityEntry,
 )
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
-from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.interceptor import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.listening import open_port
@@ -199,7 +201,7 @@ class FakeWorker(WorkerServiceServicer):
         server = InterceptingServer(Metrics())
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
-        port = open_port(server, address, tls, callers_known=False)
+        port = open_port(server, address, tls, callers_known=False, flag="--listen")
         await server.start()
         self.health.serving(SERVER, WORKER_SERVICE)
         try:
@@ -252,3 +254,13 @@ async def running_server(
             if not task.done():  # else the test looked at how it ended
                 stop.ask("the test is over")
                 await task
+
+
+async def projection_is(server: Running, serving: bool) -> None:
+    """Wait until the server's health says whether projections can be had."""
+    watch = HealthStub(server.channel).Watch(HealthCheckRequest(service=PROJECTION), timeout=60)
+    async for health in watch:
+        if (health.status == HealthCheckResponse.SERVING) is serving:
+            watch.cancel()
+            return
+    raise AssertionError("the watch ended")

@@ -59,7 +59,7 @@ async def test_strangers_ears_are_told_of(
     address: str, callers_known: bool, warnings: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = grpc.aio.server()
-    assert open_port(server, address, None, callers_known) > 0
+    assert open_port(server, address, None, callers_known=callers_known, flag="--host") > 0
     await server.start()
     await server.stop(None)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -79,7 +79,7 @@ async def limited_server(
     options = server_options(max_connections=max_connections, max_connection_age_s=max_connection_age_s)
     server = grpc.aio.server(options=options)
     add_health_and_reflection(server, health or Health(SERVER))
-    port = open_port(server, "127.0.0.1:0", None, callers_known=False)
+    port = open_port(server, "127.0.0.1:0", None, callers_known=False, flag="--port")
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

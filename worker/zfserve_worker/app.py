@@ -116,7 +116,6 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
 def _listen(server: grpc.aio.Server, config: WorkerConfig) -> str:
     """Bind, and say where: with the port that was taken where the address leaves the choice open."""
     address = config.listen
-    port = open_port(
-        server, address, config.tls, callers_known=config.tls is not None and config.tls.client_ca is not None
-    )
+    callers_known = config.tls is not None and config.tls.client_ca is not None
+    port = open_port(server, address, config.tls, callers_known=callers_known, flag="--listen HOST:PORT or unix:PATH")
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
