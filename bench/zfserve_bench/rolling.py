@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zfserve_client.service_process import ServiceFailed
+
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.fleet import Replica, address_of, running_fleet
 from zfserve_bench.load import LoadGenerator, Order
-from zfserve_bench.steady import Kind, Record, SteadyLoad
+from zfserve_bench.steady import Kind, Record, SteadyLoad, tally
 from zfserve_bench.subject import Subject, available, noise, raw_request
 
 REPLICAS = 3
@@ -18,17 +20,24 @@ REPLICAS = 3
 SHARE_OF_CAPACITY = 0.4
 """That is asked for: one replica is away, and another's start takes a core meanwhile."""
 
+MOST_PER_S = 100.0
+"""Of a tiny network more could be asked for, and would measure the load generator."""
+
 PROBE = Order(clients=8, warm_up=8, calls=64)
+
+LOOK_EVERY_S = 0.2
+CALLED_AGAIN_S = 60.0
 
 NONE_FAILED = Limit("at most", 0)
 
 
 class Restart(NamedTuple):
-    """By `time.monotonic`: asked to stop, ended, ready again."""
+    """By `time.monotonic`: asked to stop, ended, ready again, called again by the client."""
 
     asked_s: float
     ended_s: float
     ready_s: float
+    called_s: float
 
 
 def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
@@ -39,7 +48,7 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
         subject, "rolling", [cpus[number % len(cpus)] for number in range(count)], "--log-format", "json"
     ) as replicas:
         with LoadGenerator(address_of(replicas), requests, folder) as generator:
-            per_s = SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s
+            per_s = min(MOST_PER_S, SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s)
         with SteadyLoad(address_of(replicas), {Kind.RAW: requests}, {Kind.RAW: per_s}, folder) as load:
             restarts = [
                 _restart(replica, subject.effort.round_s) for _ in range(subject.effort.rounds) for replica in replicas
@@ -53,8 +62,10 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
         tuple(find(records, restarts, again, subject.effort.judged)),
         (
             f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
-            f"The load is {SHARE_OF_CAPACITY:.0%} of what all of them do at best, sent at a steady rate whatever comes "
+            "The next one waits until this one is called again, as `minReadySeconds` has Kubernetes wait.",
+            f"The load is at most {SHARE_OF_CAPACITY:.0%} of what all do at best, sent at a steady rate whatever comes "
             "back, through one channel with the options of `zfserve_client.Client`.",
+            f"Calls: {tally(records)}.",
             "Tried again: calls that servers saw for a second time, by the channel's retry policy.",
         ),
         measured="during a restart",
@@ -62,14 +73,19 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
 
 
 def _restart(replica: Replica, pause_s: float) -> Restart:
-    """Stop, start, and let the others rest for a while."""
+    """Stop, start, wait until calls come again, and let all rest for a while. Raises ServiceFailed."""
     asked_s = time.monotonic()
     replica.stop()
     ended_s = time.monotonic()
     replica.start()
     ready_s = time.monotonic()
+    while not replica.answered():
+        if time.monotonic() - ready_s > CALLED_AGAIN_S:
+            raise ServiceFailed(f"a restarted replica was not called within {CALLED_AGAIN_S:.0f} s")
+        time.sleep(LOOK_EVERY_S)
+    called_s = time.monotonic()
     time.sleep(pause_s)
-    return Restart(asked_s, ended_s, ready_s)
+    return Restart(asked_s, ended_s, ready_s, called_s)
 
 
 def find(records: Sequence[Record], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
@@ -78,12 +94,13 @@ def find(records: Sequence[Record], restarts: Sequence[Restart], again: int, jud
     Args:
         again: calls that were tried again.
     """
-    during = [one for one in records if any(each.asked_s <= one.began_s <= each.ready_s for each in restarts)]
-    otherwise = [one for one in records if one not in set(during)]
+    during = [one for one in records if any(each.asked_s <= one.began_s <= each.called_s for each in restarts)]
+    apart = set(during)
+    otherwise = [one for one in records if one not in apart]
     failed = [sum(not one.as_expected for one in part) for part in (during, otherwise)]
     findings = [
         _counted("calls", len(during), len(otherwise)),
-        _counted("failed calls", *failed, limit=NONE_FAILED if judged else None),
+        _counted("failed calls", failed[0], failed[1], NONE_FAILED if judged else None),
     ]
     for name, percent in (("latency, median", 50), ("latency, 99th percentile", 99)):
         measured = Quantity(percentile_ms(during, percent), "ms")
@@ -93,6 +110,7 @@ def find(records: Sequence[Record], restarts: Sequence[Restart], again: int, jud
         ("calls tried again", Quantity(again)),
         ("to stop, longest", Quantity(max(each.ended_s - each.asked_s for each in restarts), "s")),
         ("to be ready again, longest", Quantity(max(each.ready_s - each.ended_s for each in restarts), "s")),
+        ("to be called again then, longest", Quantity(max(each.called_s - each.ready_s for each in restarts), "s")),
     ):
         findings.append(Finding(name, seconds, None, seconds))
     return findings

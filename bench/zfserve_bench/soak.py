@@ -19,7 +19,7 @@ from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.fleet import LOOK_S
 from zfserve_bench.load import LoadGenerator, Order
 from zfserve_bench.startup import await_projection, resident_bytes, status_number, worker_pid
-from zfserve_bench.steady import Kind, Record, SteadyLoad
+from zfserve_bench.steady import Kind, Record, SteadyLoad, tally
 from zfserve_bench.subject import Subject, jpeg, noise, raw_request
 
 RATES = {
@@ -191,14 +191,6 @@ def _parts(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Of the straight line through the points by least squares."""
     return float(np.polyfit(xs, ys, 1)[0])
-
-
-def tally(records: Sequence[Record]) -> str:
-    """How many calls of each kind ended how."""
-    counts: dict[tuple[str, str], int] = {}
-    for one in records:
-        counts[one.kind, one.status] = counts.get((one.kind, one.status), 0) + 1
-    return ", ".join(f"{kind} {status} {count}" for (kind, status), count in sorted(counts.items()))
 
 
 def drawn(samples: Sequence[Sample]) -> list[str]:

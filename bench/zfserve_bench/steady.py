@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_client.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
 
-from zfserve_bench.load import METHOD, read_requests, write_requests
+from zfserve_bench.load import METHOD, Call, read_requests, write_requests
 
 CALL_TIMEOUT_S = 30.0
 MOST_UNDER_WAY = 512
@@ -124,16 +124,24 @@ def read_records(text: str) -> Iterator[Record]:
             yield Record(kind, float(began_s), float(seconds), status)
 
 
+def tally(records: Sequence[Record]) -> str:
+    """How many calls of each kind ended how."""
+    counts: dict[tuple[str, str], int] = {}
+    for one in records:
+        counts[one.kind, one.status] = counts.get((one.kind, one.status), 0) + 1
+    return ", ".join(f"{kind} {status} {count}" for (kind, status), count in sorted(counts.items()))
+
+
 class Caller:
     """Makes one call of any kind, and says how it ended. Every method returns the name of a status, or raises."""
 
-    def __init__(self, address: str, requests: Mapping[str, Sequence[bytes]]) -> None:
+    def __init__(self, address: str, requests: Mapping[Kind, Sequence[bytes]]) -> None:
         self._target = channel_target(address)
         self._options = channel_options(self._target, MAX_MESSAGE_BYTES, None)
         self._channel = grpc.aio.insecure_channel(self._target, self._options)
-        self._classify = self._channel.unary_unary(METHOD)
-        self._project = self._channel.unary_stream(PROJECT)
-        self._describe = self._channel.unary_unary(DESCRIBE)
+        self._classify: Call = self._channel.unary_unary(METHOD)
+        self._project: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(PROJECT)
+        self._describe: Call = self._channel.unary_unary(DESCRIBE)
         self._requests = {kind: cycle(messages) for kind, messages in requests.items()}
 
     def ways(self) -> dict[Kind, Callable[[], Awaitable[str]]]:

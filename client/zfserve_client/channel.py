@@ -195,7 +195,9 @@ def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None)
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # A server that was restarted, or replaced under its name, has calls again before the next one is restarted.
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         # What is for this machine does not go by way of a proxy that the environment names.
         ("grpc.enable_http_proxy", 0 if _is_local(target) else 1),
         ("grpc.primary_user_agent", f"zfserve/{importlib.metadata.version('zfserve')}"),

@@ -5,9 +5,9 @@ from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.machine import Machine
 from zfserve_bench.tables import print_machine, print_report, row
 
-HELD = Finding("held", Quantity(50, "ms"), Quantity(49, "ms"), Quantity(1.0, "ms"), Limit("at most", 1.5))
-MISSED = Finding("missed", Quantity(46), Quantity(50), Quantity(0.9), Limit("at least", 0.92))
-FREE = Finding("free [x]", Quantity(3, "s"), None, Quantity(3, "s"))
+HELD = Finding("held", Quantity(50.0, "ms"), Quantity(49.0, "ms"), Quantity(1.0, "ms"), Limit("at most", 1.5))
+MISSED = Finding("missed", Quantity(46.0), Quantity(50.0), Quantity(0.9), Limit("at least", 0.92))
+FREE = Finding("free [x]", Quantity(3.0, "s"), None, Quantity(3.0, "s"))
 
 
 def console() -> Console:
@@ -41,7 +41,7 @@ def test_a_report_is_a_markdown_table_with_its_notes() -> None:
 
 def test_without_limits_there_are_no_columns_for_them_and_details_follow_the_figure() -> None:
     on = console()
-    timed = Finding("a", Quantity(20), Quantity(40), Quantity(0.5), details=(Quantity(3e-7), None))
+    timed = Finding("a", Quantity(20.0), Quantity(40.0), Quantity(0.5), details=(Quantity(3e-7), None))
     print_report(on, Report("Title", "at best", "share", (timed,), measured="images/s", details=("off by", "top-1")))
     lines = [line.strip() for line in printed(on).splitlines() if line.strip()]
     heading, _, only = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:])

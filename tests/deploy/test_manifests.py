@@ -22,6 +22,8 @@ from fakes.manifests import (
     programs,
     server_config,
 )
+from zfserve_client import channel
+from zfserve_runtime import grpc_options
 from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
 from zfserve_runtime.metrics import Metrics
@@ -141,6 +143,16 @@ def test_the_grace_period_holds_the_drain(overlay: str) -> None:
         if container["args"][0] == "serve":
             drain_s += server_config(container).drain_delay
         assert pod["spec"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 5
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_callers_find_a_new_pod_before_the_next_old_one_goes(overlay: str) -> None:
+    backoff_ms = max(
+        dict(options)["grpc.max_reconnect_backoff_ms"]
+        for options in (channel.channel_options("dns:///zfserve:8500", 1, None), grpc_options.channel_options())
+    )
+    for deployment in of_kind(overlay, "Deployment"):  # KServe's own follows KServe
+        assert deployment["spec"]["minReadySeconds"] > 1.2 * int(backoff_ms) / 1e3, "and 20 % by chance"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
