@@ -27,7 +27,7 @@ USER = 10001
 OWN = "/tmp", "/var/tmp", "/run/lock"
 """What Debian lets everyone write to; only the first is written to here."""
 NAMESPACE = "zfserve-images"
-START_S = 180
+START_S = 600
 
 
 class Failure(Exception):
