@@ -9,23 +9,21 @@ one that is refused, nor because its folder is gone, which on a network volume m
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from zfserve_runtime.bundle import BundleError
-from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.engine_catalogue import Step
-from zfserve_runtime.errors import EngineLost, ServiceError
+from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.model_folders import FoundVersion, Listing, by_model
+from zfserve_runtime.model_folders import FoundVersion, by_model
 
 from zfserve_server.allocator import release_freed_memory
 from zfserve_server.model_loader import ModelLoader
 from zfserve_server.models import Models, ModelState, ModelStatus
+from zfserve_server.refused_versions import RefusedVersions
 from zfserve_server.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -35,21 +33,11 @@ _Key = tuple[str, str]
 
 OnStep = Callable[[FoundVersion, Step], None]
 
-_DIRECTORIES = re.compile(r"(?<![\w.:/-])(?:/[\w.@+-]+)+/(?=[\w.@+-])")
-"""Of absolute paths. An answer tells nobody where things lie."""
-
 
 @dataclass(frozen=True)
 class _Served:
     model: ServedModel
     content: str
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    found: FoundVersion
-    status: ModelStatus
-    error: Exception
 
 
 class ModelWatch:
@@ -80,8 +68,7 @@ class ModelWatch:
         self._served: dict[_Key, _Served] = {}
         self._loading: _Key | None = None
         self._retiring: set[asyncio.Task[None]] = set()
-        self._refused: dict[Path, _Refusal] = {}
-        self._seen: Mapping[Path, Listing] = {}  # in the last look
+        self._refused = RefusedVersions(models, metrics)
         self._fault = ""  # of the last look
         self._lost = False
         self._on_step: OnStep = _LoggedSteps()
@@ -98,7 +85,7 @@ class ModelWatch:
         self._on_step = logged
         without = [name for name in by_model(found) if not any(name == served for served, _ in self._served)]
         if without and (strict or not self._served):
-            raise _unservable([refusal for refusal in self._refused.values() if refusal.found.name in without])
+            raise self._refused.error(without)
 
     async def run(self, interval_s: float, asked: asyncio.Event) -> None:
         """Look every `interval_s` seconds (0: never) and whenever `asked` is set, until cancelled.
@@ -142,13 +129,10 @@ class ModelWatch:
     async def _settle_all(self, found: Sequence[FoundVersion], retry: bool) -> None:
         versions = by_model(found)
         for due in self._due(versions, retry):
-            self._tell(due, ModelState.LOADING, "it waits for others to be loaded")
+            self._tell_loading(due, "it waits for others to be loaded")
         for of_one in versions.values():
             await self._settle(of_one, retry)
-        present = {version.folder for version in found}
-        for folder in self._refused.keys() - present:
-            self._forgive(folder)
-        self._seen = {version.folder: version.files for version in found}
+        self._refused.forgive_absent(found)
 
     def _due(self, versions: Mapping[str, Sequence[FoundVersion]], retry: bool) -> Iterator[FoundVersion]:
         """What has to be loaded, unless something is refused on the way."""
@@ -168,7 +152,9 @@ class ModelWatch:
                 continue
             if (same := kept.get(_key(found))) is not None:
                 if found.files != same.files and not self._is_refused(found, retry):  # else a link to the same folder
-                    self._refuse(found, BundleError(f"it lies in two folders; only {same.folder.name} is looked at"))
+                    self._refused.refuse(
+                        found, BundleError(f"it lies in two folders; only {same.folder.name} is looked at")
+                    )
             elif await self._serve(found, retry):
                 kept[_key(found)] = found
                 newest += not found.pinned
@@ -179,7 +165,7 @@ class ModelWatch:
     async def _serve(self, found: FoundVersion, retry: bool) -> bool:
         """Whether that version is served in the end, if only as it was before its files changed."""
         if self._serves(found):
-            self._forgive(found.folder)
+            self._refused.forgive(found.folder)
             return True
         before = self._served.get(_key(found))
         if self._is_refused(found, retry):
@@ -190,11 +176,11 @@ class ModelWatch:
         except EngineLost:
             raise
         except Exception as error:
-            self._refuse(found, error)
+            self._refused.refuse(found, error)
             return before is not None
         finally:
             self._loading = None
-        self._forgive(found.folder)
+        self._refused.forgive(found.folder)
         self._served[_key(found)] = _Served(model, found.content)
         self._models.add(model)
         if before is not None:
@@ -215,7 +201,7 @@ class ModelWatch:
 
     def _enter(self, found: FoundVersion, step: Step) -> None:
         share = "" if step.share is None else f" ({step.share:.0%})"
-        self._tell(found, ModelState.LOADING, f"{step.phase} the engine {step.engine}{share}")
+        self._tell_loading(found, f"{step.phase} the engine {step.engine}{share}")
         self._on_step(found, step)
 
     def _retire(self, model: ServedModel) -> None:
@@ -240,39 +226,15 @@ class ModelWatch:
         await asyncio.to_thread(release_freed_memory)
         logger.info("model version retired", extra={"model": name, "version": version})
 
-    def _refuse(self, found: FoundVersion, error: Exception) -> None:
-        if not isinstance(error, BundleError | EngineUnavailable | ServiceError | OSError):
-            logger.error("a model version failed to load", extra=_about(found), exc_info=error)
-        self._forgive(found.folder)
-        reason = _reason(found, error)
-        status = self._tell(found, ModelState.FAILED, reason)
-        self._refused[found.folder] = _Refusal(found, status, error)
-        self._metrics.model_refused.labels(*_key(found)).set(1)
-        self._metrics.model_loads.labels(found.name, "refused").inc()
-        logger.error("model version refused", extra={**_about(found), "reason": reason})
-
-    def _forgive(self, folder: Path) -> None:
-        refusal = self._refused.pop(folder, None)
-        if refusal is not None:
-            self._models.forget(refusal.status)
-            self._metrics.model_refused.remove_by_labels(_about(refusal.found))
-
     def _is_refused(self, found: FoundVersion, retry: bool) -> bool:
-        refusal = self._refused.get(found.folder)
-        if refusal is None or retry:
-            return False
-        # Files that change from look to look are still being copied.
-        at_rest = self._seen.get(found.folder) == found.files
-        return refusal.found.files == found.files or not at_rest
+        return not retry and self._refused.holds(found)
 
     def _serves(self, found: FoundVersion) -> bool:
         served = self._served.get(_key(found))
         return served is not None and served.content == found.content
 
-    def _tell(self, found: FoundVersion, state: ModelState, reason: str) -> ModelStatus:
-        status = ModelStatus(found.name, found.version, state, reason, found.fingerprint)
-        self._models.tell(status)
-        return status
+    def _tell_loading(self, found: FoundVersion, what: str) -> None:
+        self._models.tell(ModelStatus(found.name, found.version, ModelState.LOADING, what, found.fingerprint))
 
     def _fingerprints(self) -> set[str]:
         return {served.model.manifest.fingerprint for served in self._served.values()}
@@ -297,20 +259,3 @@ def _key(found: FoundVersion) -> _Key:
 
 def _about(found: FoundVersion) -> dict[str, str]:
     return {"model": found.name, "version": found.version}
-
-
-def _reason(found: FoundVersion, error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"its files cannot be read or written: {error.strerror or type(error).__name__}"
-    if not isinstance(error, BundleError | EngineUnavailable | ServiceError):
-        return f"it failed in a way nobody foresaw ({type(error).__name__}); the log says more"
-    said = str(error).replace(str(found.folder), f"{found.name} {found.version}")
-    return _DIRECTORIES.sub("", said)
-
-
-def _unservable(refusals: Sequence[_Refusal]) -> Exception:
-    """What keeps the server from starting."""
-    if len(refusals) == 1:
-        return refusals[0].error
-    said = "; ".join(f"{refusal.found.name} {refusal.found.version}: {refusal.error}" for refusal in refusals)
-    return BundleError(f"no version of these can serve: {said}")

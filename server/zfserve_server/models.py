@@ -167,18 +167,20 @@ class Models:
                 return model
         if not len(self):
             raise self._refusal()
-        loading = [
-            status.version
-            for status in self._told.values()
-            if status.name == name and status.state is ModelState.LOADING and version in ("", status.version)
-        ]
-        if loading:
-            raise Starting(
-                f"{name} {loading[0]} is being loaded; try again in {_RETRY_AFTER_S:.0f} s",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+        for status in self._told.values():
+            if status.name == name and version in ("", status.version):
+                raise _not_ready(status)
         if not versions:
             served = ", ".join(name for name, held in self._versions.items() if held)
             raise NotFound(f"there is no model {name!r} here, only {served}", field="model.name")
         held = ", ".join(model.manifest.version for model in versions)
         raise NotFound(f"{name} is not served in version {version!r}, only in {held}", field="model.version")
+
+
+def _not_ready(status: ModelStatus) -> ServiceError:
+    which = f"{status.name} {status.version}"
+    if status.state is ModelState.LOADING:
+        return Starting(f"{which} is being loaded; try again in {_RETRY_AFTER_S:.0f} s", retry_after_s=_RETRY_AFTER_S)
+    if status.state is ModelState.FAILED:
+        return NotFound(f"{which} cannot be served: {status.reason}", field="model.version")
+    return NotFound(f"{which} is not served any more", field="model.version")

@@ -1,4 +1,4 @@
-"""What the server's health says, from what is served and from how that fares. Built by `app`, which tells it of changes.
+"""What the server's health says, from what is served and how that fares. Built by `app`, which tells it of changes.
 
 Gone for good is what `Health.drain` says; nothing here takes that back.
 """

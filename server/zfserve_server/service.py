@@ -16,11 +16,11 @@ from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.projection_request import check_projection_request
 
 from zfserve_server.admission import Admission
-from zfserve_server.batcher import Answer
 from zfserve_server.decoding import Decoding, Photo
+from zfserve_server.entries import Answer
 from zfserve_server.models import Models, ModelState, ModelStatus
 from zfserve_server.pace import Pace
-from zfserve_server.projection import add_source_box, worker_request
+from zfserve_server.projection import add_source_box, check_projection, worker_request
 from zfserve_server.senders import Senders
 from zfserve_server.served_model import ServedModel
 from zfserve_server.worker_client import WorkerClient
@@ -113,6 +113,7 @@ class VisionService(VisionServiceServicer):
             forwarded = worker_request(request, photo.image, manifest)
             async with aclosing(self._worker.project(forwarded, deadline)) as projections:
                 async for projection in projections:
+                    check_projection(projection, request.layer, manifest)
                     projection.model.CopyFrom(model.identity)  # another version may have the same weights
                     add_source_box(projection, photo.image)
                     yield projection

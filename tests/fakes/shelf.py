@@ -29,19 +29,24 @@ class Shelf:
     _puts: int = 0
 
     def put(
-        self, manifest: Manifest, *engines: Engine, error: Exception | None = None, pinned: bool = False
+        self,
+        manifest: Manifest,
+        *engines: Engine,
+        error: Exception | None = None,
+        pinned: bool = False,
+        folder: str | None = None,
     ) -> FoundVersion:
         """From the next look on that version lies there, with those engines; or it fails to open with `error`.
 
-        Put again, its files have changed.
+        Put again, its files have changed. Its folder is called like the version, unless it is given.
         """
         self._puts += 1
-        folder = Path("/shelf", manifest.name, manifest.version)
+        place = Path("/shelf", manifest.name, folder or manifest.version)
         files = (("manifest.json", 1, self._puts, 1),)
         found = FoundVersion(
-            folder, manifest.name, manifest.version, manifest.fingerprint, f"content {self._puts}", files, pinned
+            place, manifest.name, manifest.version, manifest.fingerprint, f"content {self._puts}", files, pinned
         )
-        self._lying[folder] = found, manifest, engines, error
+        self._lying[place] = found, manifest, engines, error
         return found
 
     def take(self, manifest: Manifest) -> None:

@@ -205,6 +205,16 @@ async def test_a_version_replaced_in_place_takes_over_from_itself(shelf: Shelf) 
         assert not after.closed
 
 
+async def test_a_version_that_lies_in_two_folders_is_served_from_one(shelf: Shelf) -> None:
+    shelf.put(version("1"), FakeEngine())
+    shelf.put(version("1"), FakeEngine(), folder="2")  # copied, and its manifest not changed
+    async with running_server(shelf=shelf, keep_versions=2) as server:
+        assert shelf.opened == [("fake", "1")]
+        (status,) = (await server.vision.ListModels(pb.ListModelsRequest())).models
+        assert (status.state, status.is_default) == (pb.MODEL_STATE_READY, True)
+        assert "lies in two folders" in status.reason
+
+
 async def test_several_models_and_versions_are_chosen_by_the_request(shelf: Shelf) -> None:
     for number in "123":
         shelf.put(version(number, "birds"), FakeEngine())

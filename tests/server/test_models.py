@@ -8,7 +8,7 @@ from zfserve_runtime.metrics import Metrics
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
 from zfserve_server.engine_choice import EngineChoice
-from zfserve_server.models import Models
+from zfserve_server.models import Models, ModelState, ModelStatus
 from zfserve_server.served_model import ServedModel
 
 
@@ -60,6 +60,40 @@ def test_what_is_not_served_is_refused_with_what_is(
 def test_before_the_first_model_the_start_is_told_of() -> None:
     with pytest.raises(Starting):
         Models(lambda: Starting("the service is starting")).find()
+
+
+def test_what_is_known_of_versions_that_do_not_serve(models: Models) -> None:
+    loading = ModelStatus("birds", "10", ModelState.LOADING, "compiling")
+    failed = ModelStatus("fish", "6", ModelState.FAILED, "model.onnx is missing")
+    for status in (loading, failed):
+        models.tell(status)
+    listed = [(status.name, status.version, status.state, status.is_default) for status in models.statuses()]
+    assert listed == [
+        ("birds", "10", "loading", False),
+        ("birds", "2", "ready", True),
+        ("birds", "1", "ready", False),
+        ("fish", "6", "failed", False),
+        ("fish", "5", "ready", False),
+    ]
+    with pytest.raises(Starting, match="birds 10 is being loaded"):
+        models.find("birds", "10")
+    with pytest.raises(NotFound, match=r"fish 6 cannot be served: model\.onnx is missing"):
+        models.find("fish", "6")
+    models.add(served("birds", "10"))
+    assert models.find().manifest.version == "10"
+    models.forget(loading)  # which is not what is known any more
+    models.forget(failed)
+    assert [status.version for status in models.statuses()] == ["10", "2", "1", "5"]
+
+
+def test_a_version_that_is_put_in_again_is_found_in_place_of_the_first(models: Models) -> None:
+    first, again = models.find("fish"), served("fish", "5")
+    models.add(again)
+    models.remove(first)
+    assert models.find("fish") is again
+    models.remove(again)
+    with pytest.raises(NotFound, match="only birds"):
+        models.find("fish")
 
 
 async def test_a_request_names_its_model(server: Running) -> None:
