@@ -1,10 +1,16 @@
 """A Project request on its way to the worker, and the worker's answer on its way back. Called by the service."""
 
+import logging
+import math
+
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Manifest
+from zfserve_runtime.errors import EngineFailed
 from zfserve_runtime.images import InputImage
 from zfserve_runtime.projection_request import DEFAULT_STRONGEST
+
+logger = logging.getLogger(__name__)
 
 
 def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Manifest) -> worker_pb2.ProjectRequest:
@@ -27,6 +33,22 @@ def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Mani
         assert layer is not None, "check_projection_request comes first"
         forwarded.strongest = request.strongest or min(DEFAULT_STRONGEST, layer.channels)
     return forwarded
+
+
+def check_projection(projection: pb.ProjectResponse, layer: str, manifest: Manifest) -> None:
+    """Raises EngineFailed where the worker's answer cannot be a projection of that layer."""
+    entry, spec, box = manifest.layer(layer), manifest.input, projection.box
+    assert entry is not None, "check_projection_request comes first"
+    if not (
+        projection.map < entry.channels
+        and projection.rank < projection.total
+        and box.left < box.right <= spec.width
+        and box.top < box.bottom <= spec.height
+        and math.isfinite(projection.activation)
+        and projection.WhichOneof("picture")
+    ):
+        logger.error("the worker's answer makes no sense", extra={"map": projection.map, "rank": projection.rank})
+        raise EngineFailed("the worker's answer to this projection makes no sense; try again")
 
 
 def add_source_box(projection: pb.ProjectResponse, image: InputImage) -> None:

@@ -18,6 +18,11 @@ class Supervisor:
         first_delay_s: before the first restart; doubled with every further one, up to `longest_delay_s`.
         stable_s: a process that lived this long starts the delays anew.
         grace_s: from SIGTERM to SIGKILL when stopped.
+        answers: asks the process a question and waits for the answer, up to the seconds given; False where none came.
+            One that is stopped (SIGSTOP) or hangs is killed then, and started again. None: nobody asks.
+        starting_s: how long the first answer may take.
+        silence_s: how long every other may.
+        look_every_s: between an answer and the next question.
         pause: waits for some seconds.
     """
 
@@ -30,6 +35,10 @@ class Supervisor:
         longest_delay_s: float = 30.0,
         stable_s: float = 60.0,
         grace_s: float = 10.0,
+        answers: Callable[[float], Awaitable[bool]] | None = None,
+        starting_s: float = 300.0,
+        silence_s: float = 20.0,
+        look_every_s: float = 5.0,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._command = tuple(command)
@@ -38,6 +47,10 @@ class Supervisor:
         self._longest_delay_s = longest_delay_s
         self._stable_s = stable_s
         self._grace_s = grace_s
+        self._answers = answers
+        self._starting_s = starting_s
+        self._silence_s = silence_s
+        self._look_every_s = look_every_s
         self._pause = pause
 
     async def run(self) -> None:
@@ -60,13 +73,28 @@ class Supervisor:
             *self._command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         logger.info("started the worker", extra={"worker_pid": process.pid})
+        watching = (
+            None if self._answers is None else asyncio.create_task(self._kill_once_silent(process, self._answers))
+        )
         try:
             return await process.wait()
         finally:
+            if watching is not None:
+                watching.cancel()
             if process.returncode is None:
                 await self._stop(process)
             if process.stdin is not None:
                 process.stdin.close()
+
+    async def _kill_once_silent(
+        self, process: asyncio.subprocess.Process, answers: Callable[[float], Awaitable[bool]]
+    ) -> None:
+        patience_s = self._starting_s
+        while await answers(patience_s):
+            patience_s = self._silence_s
+            await asyncio.sleep(self._look_every_s)
+        logger.error("the worker does not answer; killing it", extra={"silence_s": patience_s})
+        process.kill()
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
         process.terminate()

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -31,6 +32,8 @@ from zfserve_runtime.status import from_call_error
 from zfserve_runtime.tracing import calling
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M")
 
 _RETRY_AFTER_S = 2.0
 """A worker that is restarted at once is back in about this time: importing torch and loading the weights."""
@@ -89,7 +92,7 @@ class WorkerClient:
         """What is served from now on. A worker that is up has loaded it when this returns, where it can."""
         self._served = frozenset(fingerprints)
         if self._held is not None:
-            with suppress(grpc.aio.AioRpcError):  # `watch` hears of a worker that went away
+            with suppress(grpc.aio.AioRpcError, EngineFailed):  # `watch` hears of a worker that went away
                 await self._ask()
         self._settle()
 
@@ -111,14 +114,22 @@ class WorkerClient:
                 # Waits in the channel, which reconnects by itself, for as long as the worker is away.
                 async for health in self._health.Watch(request, wait_for_ready=True):
                     self._held = None
-                    if health.status == health_pb2.HealthCheckResponse.SERVING:
+                    if _understood(health).status == health_pb2.HealthCheckResponse.SERVING:
                         await self._ask()
                     self._settle()
-            except grpc.aio.AioRpcError as error:
-                logger.info("lost the worker", extra={"status": error.code().name})
+            except (grpc.aio.AioRpcError, EngineFailed) as error:
+                logger.info("lost the worker", extra={"error": _in_short(error)})
             self._held = None
             self._settle()
             await asyncio.sleep(_PAUSE_S)
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether the worker says anything within that time, which includes the time until it listens."""
+        try:
+            await self._health.Check(health_pb2.HealthCheckRequest(), timeout=within_s, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        return True
 
     async def project(
         self, request: worker_pb2.ProjectRequest, deadline: Deadline
@@ -138,7 +149,7 @@ class WorkerClient:
             call = self._worker.Project(request, timeout=timeout_s, metadata=metadata)
             try:
                 async for message in call:
-                    yield message.projection
+                    yield _understood(message).projection
             except grpc.aio.AioRpcError as error:
                 raise _translate(error) from error
             finally:
@@ -150,7 +161,7 @@ class WorkerClient:
             self._asked_s = time.monotonic()
             wanted = worker_pb2.DescribeRequest(fingerprints=sorted(self._served))
             answer = await self._worker.Describe(wanted, timeout=_DESCRIBE_S)
-            self._held = frozenset(model.fingerprint for model in answer.models)
+            self._held = frozenset(model.fingerprint for model in _understood(answer).models)
 
     def _settle(self) -> None:
         before, self._pairing = self._pairing, self._pair()
@@ -167,6 +178,17 @@ class WorkerClient:
             return Pairing.READY
         logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - self._held)})
         return Pairing.MISMATCH
+
+
+def _understood(message: M | None) -> M:
+    """Raises EngineFailed for None, which is what gRPC gives for bytes that are no such message."""
+    if message is None:
+        raise EngineFailed("the worker's answer cannot be read; try again")
+    return message
+
+
+def _in_short(error: grpc.aio.AioRpcError | EngineFailed) -> str:
+    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else error.message
 
 
 def _translate(error: grpc.aio.AioRpcError) -> ServiceError:

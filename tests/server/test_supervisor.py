@@ -83,6 +83,37 @@ async def test_delays_double_up_to_a_limit_and_begin_anew_after_a_stable_run(
     assert slept == delays
 
 
+async def test_a_process_that_does_not_answer_is_killed_and_started_again(tmp_path: Path) -> None:
+    """The first answer may take long, the others may not."""
+    patience: list[float] = []
+    asked = asyncio.Event()
+
+    async def answers(within_s: float) -> bool:
+        patience.append(within_s)
+        if len(patience) == 4:
+            asked.set()
+            await asyncio.Event().wait()
+        await marks(tmp_path / "marks", 1)
+        return len(patience) < 3
+
+    supervisor = Supervisor(
+        marking(tmp_path / "marks", STAY),
+        Metrics(),
+        first_delay_s=0.01,
+        answers=answers,
+        starting_s=300.0,
+        silence_s=20.0,
+        look_every_s=0.0,
+    )
+    task = asyncio.create_task(supervisor.run())
+    first, second = await marks(tmp_path / "marks", 2)
+    await asked.wait()
+    assert patience == [300.0, 20.0, 20.0, 300.0]
+    assert not is_alive(first)
+    assert is_alive(second)
+    await stop(task)
+
+
 async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     ignoring = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     command = [sys.executable, "-S", "-c", f"{ignoring}; exec({marking(tmp_path / 'marks', STAY)[3]!r})"]
