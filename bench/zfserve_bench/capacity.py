@@ -40,7 +40,7 @@ MEMORY_MARGIN = 1.5
 CPUS_A_NODE = 15
 """Of a node with 16: one is for the node's own agents."""
 
-CLIENTS_A_REPLICA = 32
+CLIENTS_A_REPLICA = 16
 MAPS = 9
 WIDTH, HEIGHT, QUALITY = 500, 375, 92
 

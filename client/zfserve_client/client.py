@@ -183,7 +183,8 @@ class Client:
         """For each feature map, the pixels that drove it, as they arrive. Closing the generator stops the work.
 
         Args:
-            image: as for `classify`; `Classification.image_reference` spares sending the photo again.
+            image: as for `classify`; `Classification.image_reference` spares sending the photo again, to the one
+                server that keeps it: behind round robin, send the photo.
             model, version: as for `classify`.
             layer: a layer's name as `describe` gives it, such as "conv5".
             strongest: how many maps, those with the strongest single activation.
