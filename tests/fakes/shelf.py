@@ -1,5 +1,6 @@
 """Models on a shelf in memory, in place of those in folders: a test puts versions there and takes them away."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +19,13 @@ class Shelf:
         opened: name and version of everything that was opened, in order, whether that succeeded or not.
         looks: that were taken.
         fault: raised by the next looks, until cleared.
+        reopen: opens engines in place of those that hang; None: none can be had.
     """
 
     opened: list[tuple[str, str]] = field(default_factory=list)
     looks: int = 0
     fault: Exception | None = None
+    reopen: Callable[[], Engine] | None = None
     _lying: dict[Path, tuple[FoundVersion, Manifest, tuple[Engine, ...], Exception | None]] = field(
         default_factory=dict
     )
@@ -71,4 +74,4 @@ class Shelf:
         report(Step("onnx-cpu", Phase.LOADING))
         if error is not None:
             raise error
-        return OpenedVersion(manifest, EngineChoice("onnx-cpu", engines))
+        return OpenedVersion(manifest, EngineChoice("onnx-cpu", engines, reopen=self.reopen))

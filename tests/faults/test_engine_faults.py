@@ -1,0 +1,66 @@
+"""An engine that raises, hangs, or computes nonsense, seen by whoever calls; how, is in tests/server/test_watchdog.py
+and test_batcher.py."""
+
+import asyncio
+
+import grpc
+import pytest
+from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
+from fakes.shelf import Shelf
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from zfserve_runtime.errors import EngineFailed, EngineHung, EngineLost, ServiceError
+from zfserve_runtime.health import VISION_SERVICE
+from zfserve_runtime.status import from_call_error
+
+
+async def error_of(server: Running, identity: int) -> ServiceError | None:
+    try:
+        await server.vision.Classify(classify_request(identity))
+    except grpc.aio.AioRpcError as error:
+        return from_call_error(error)
+    return None
+
+
+async def test_bad_images_fail_alone_whoever_shares_their_batch(engine: FakeEngine) -> None:
+    async with running_server(engine) as server:
+        engine.open.clear()
+        first = asyncio.create_task(error_of(server, 0))
+        await engine.begun()
+        engine.poison, engine.endless = {3}, {5}
+        calls = [asyncio.create_task(error_of(server, identity)) for identity in range(1, 9)]
+        engine.open.set()
+        outcomes = [await first, *await asyncio.gather(*calls)]
+        assert [type(outcome) for outcome in outcomes] == [
+            EngineFailed if identity in (3, 5) else type(None) for identity in range(9)
+        ]
+
+
+@pytest.mark.parametrize("fresh_hangs_too", [False, True])
+async def test_an_engine_that_hangs_is_replaced_and_health_says_so(engine: FakeEngine, fresh_hangs_too: bool) -> None:
+    fresh = FakeEngine()
+    shelf = Shelf(reopen=lambda: fresh)
+    shelf.put(MANIFEST, engine)
+    async with running_server(shelf=shelf, engine_timeout=0.4) as server:
+        watch = HealthStub(server.channel).Watch(HealthCheckRequest(service=VISION_SERVICE))
+        statuses = aiter(watch)
+        assert (await anext(statuses)).status == HealthCheckResponse.SERVING
+        engine.open.clear()
+        if fresh_hangs_too:
+            fresh.open.clear()
+        caught = asyncio.create_task(error_of(server, 1))
+        await engine.begun()
+        waiting = asyncio.create_task(error_of(server, 2))
+        assert (await anext(statuses)).status == HealthCheckResponse.NOT_SERVING
+        assert type(await caught) is EngineHung
+        if not fresh_hangs_too:
+            assert (await anext(statuses)).status == HealthCheckResponse.SERVING
+            assert await waiting is None
+            assert await error_of(server, 3) is None
+        else:
+            assert type(await waiting) is EngineHung
+            await asyncio.wait([server.ended])
+            assert isinstance(server.ended.exception(), EngineLost)
+        for held in (engine, fresh):
+            held.open.set()
+        watch.cancel()
