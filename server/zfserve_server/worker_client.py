@@ -62,19 +62,27 @@ class WorkerClient:
     Args:
         longest_s: bound on one projection request whose caller set no deadline.
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
+        persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, metrics: Metrics, longest_s: float, on_change: Callable[[bool], None]
+        self,
+        channel: grpc.aio.Channel,
+        metrics: Metrics,
+        longest_s: float,
+        on_change: Callable[[bool], None],
+        persist_s: float = 5.0,
     ) -> None:
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         self._metrics = metrics
         self._longest_s = longest_s
         self._on_change = on_change
+        self._persist_s = persist_s
         self._served: frozenset[str] = frozenset()
         self._held: frozenset[str] | None = None  # by the worker; None: it is down
         self._asking = asyncio.Lock()
+        self._lacking = asyncio.Event()  # set while the worker is up and lacks what is served
         self._asked_s = -math.inf
         self._pairing = Pairing.DOWN
         for state in Pairing:
@@ -108,6 +116,11 @@ class WorkerClient:
 
     async def watch(self) -> None:
         """Follow the worker's health and pair with it whenever it comes up. Runs until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._persist())
+
+    async def _follow(self) -> None:
         request = health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
         while True:
             try:
@@ -122,6 +135,14 @@ class WorkerClient:
             self._held = None
             self._settle()
             await asyncio.sleep(_PAUSE_S)
+
+    async def _persist(self) -> None:
+        """Ask again, now and then, for weights that the worker lacks: its volume may be behind this server's."""
+        while True:
+            await self._lacking.wait()
+            await asyncio.sleep(self._persist_s)
+            if self._lacking.is_set():
+                await self.serve(self._served)
 
     async def answers(self, within_s: float) -> bool:
         """Whether the worker says anything within that time, which includes the time until it listens."""
@@ -158,10 +179,12 @@ class WorkerClient:
     async def _ask(self) -> None:
         """Have the worker look for what is served, and learn what it holds."""
         async with self._asking:
-            self._asked_s = time.monotonic()
-            wanted = worker_pb2.DescribeRequest(fingerprints=sorted(self._served))
-            answer = await self._worker.Describe(wanted, timeout=_DESCRIBE_S)
-            self._held = frozenset(model.fingerprint for model in _understood(answer).models)
+            asked: frozenset[str] | None = None
+            while asked != self._served:  # which may have changed while the worker looked
+                self._asked_s, asked = time.monotonic(), self._served
+                wanted = worker_pb2.DescribeRequest(fingerprints=sorted(asked))
+                answer = await self._worker.Describe(wanted, timeout=_DESCRIBE_S)
+                self._held = frozenset(model.fingerprint for model in _understood(answer).models)
 
     def _settle(self) -> None:
         before, self._pairing = self._pairing, self._pair()
@@ -169,15 +192,15 @@ class WorkerClient:
             self._metrics.worker_pairing.labels(before.name.lower()).set(0)
             self._metrics.worker_pairing.labels(self._pairing.name.lower()).set(1)
             logger.info("the worker changed", extra={"pairing": self._pairing.name})
+            if self._pairing is Pairing.MISMATCH:
+                logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - (self._held or set()))})
+            (self._lacking.set if self._pairing is Pairing.MISMATCH else self._lacking.clear)()
             self._on_change(self.ready)
 
     def _pair(self) -> Pairing:
         if self._held is None:
             return Pairing.DOWN
-        if self._served <= self._held:
-            return Pairing.READY
-        logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - self._held)})
-        return Pairing.MISMATCH
+        return Pairing.READY if self._served <= self._held else Pairing.MISMATCH
 
 
 def _understood(message: M | None) -> M:

@@ -1,6 +1,7 @@
 """The client of the worker by itself; through the whole service it is tested in test_projection."""
 
 import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -29,6 +30,47 @@ async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(t
         with pytest.raises(DeadlineExceeded):
             await anext(client.project(request, Deadline()))
         await worker.cancelled.wait()
+        watching.cancel()
+
+
+@dataclass
+class SlowWorker(FakeWorker):
+    """Finds whatever it is asked for, once it is let."""
+
+    let: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> worker_pb2.DescribeResponse:
+        self.asked.set()
+        await self.let.wait()
+        return await super().Describe(request, context)
+
+
+async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker, changes = SlowWorker(fingerprint=None), asyncio.Queue[bool]()
+    async with worker.listening(address), grpc.aio.insecure_channel(address) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        watching = asyncio.create_task(client.watch())
+        await worker.asked.wait()
+        await client.serve([FINGERPRINT])
+        worker.let.set()
+        assert await changes.get()
+        assert client.holds(FINGERPRINT)
+        watching.cancel()
+
+
+async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker, changes = FakeWorker(fingerprint="e" * 64), asyncio.Queue[bool]()
+    async with worker.listening(address), grpc.aio.insecure_channel(address) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
+        await client.serve([FINGERPRINT])
+        watching = asyncio.create_task(client.watch())
+        assert not await changes.get()
+        worker.fingerprint = FINGERPRINT
+        assert await changes.get()
         watching.cancel()
 
 
