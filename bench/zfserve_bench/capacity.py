@@ -50,6 +50,7 @@ class Measured:
     """What one machine does.
 
     Attributes:
+        precision: of the graph that was served.
         images_per_s: JPEG files classified by replicas with one CPU each on all of `cpus`.
         cpus: logical ones; two may be one core's.
         explanations_per_s: photos with their nine strongest projections, by one worker that has all of `cpus`.
@@ -57,6 +58,7 @@ class Measured:
         bytes_an_image: of a request and its answer.
     """
 
+    precision: str
     images_per_s: float
     cpus: int
     explanations_per_s: float
@@ -115,8 +117,8 @@ def measure_capacity(subject: Subject) -> Report:
         "busy CPUs",
         findings,
         (
-            f"Measured here: {measured.images_per_s:.1f} images/s on {measured.cpus} logical CPUs, JPEG files of "
-            f"{WIDTH} x {HEIGHT}; {measured.explanations_per_s:.2f} photos/s explained with {MAPS} projections each; "
+            f"Measured here: {measured.images_per_s:.1f} images/s in {measured.precision} on {measured.cpus} logical CPUs, "
+            f"JPEG files of {WIDTH} x {HEIGHT}; {measured.explanations_per_s:.2f} photos/s explained with {MAPS} projections each; "
             f"{measured.server_mb:.0f} MB a server, {measured.worker_mb:.0f} MB a worker; "
             f"{measured.bytes_an_image / 1e3:.1f} KB an image, request and answer.",
             f"Planned for {UTILISATION:.0%} of that; {EXPLAINED:.0%} of photos explained; {CPUS_A_REPLICA} CPUs a "
@@ -157,8 +159,10 @@ def _measure(subject: Subject) -> Measured:
         vision = VisionServiceStub(channel)
         answers = [vision.Classify(pb.ClassifyRequest(image=image), timeout=30) for image in images]
         explanations_per_s = _explained_per_s(subject, vision, images)
+        precision = vision.DescribeModel(pb.DescribeModelRequest(), timeout=30).engine.precision
         server_mb, worker_mb = resident_bytes(service.pid) / 1e6, resident_bytes(worker_pid(service)) / 1e6
     return Measured(
+        precision,
         images_per_s,
         len(available()),
         explanations_per_s,
