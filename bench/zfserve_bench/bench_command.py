@@ -17,12 +17,14 @@ from zfserve_runtime.errors import EngineFailed
 
 from zfserve_bench.capacity import measure_capacity
 from zfserve_bench.decode import measure_decode
+from zfserve_bench.drain import measure_drain
 from zfserve_bench.engines import measure_engines
 from zfserve_bench.findings import Report, missed
 from zfserve_bench.gpu import measure_gpu
 from zfserve_bench.latency import measure_latency
 from zfserve_bench.load import LoadFailed
 from zfserve_bench.machine import Machine, describe_machine
+from zfserve_bench.overload import measure_overload
 from zfserve_bench.projection import CaptumDisagrees, measure_projection
 from zfserve_bench.rolling import measure_rolling
 from zfserve_bench.scale import measure_scale
@@ -44,8 +46,10 @@ BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
     "rolling": measure_rolling,
     "soak": measure_soak,
     "capacity": measure_capacity,
+    "overload": measure_overload,
+    "drain": measure_drain,
 }
-ONLY_BY_NAME = {"scale", "rolling", "soak", "capacity"}
+ONLY_BY_NAME = {"scale", "rolling", "soak", "capacity", "overload", "drain"}
 """They take long, or several processes; the others are run where none is named."""
 
 DEFAULT_PHOTOS = Path("samples")
@@ -73,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--minutes", type=float, default=20.0, help="that `soak` lasts (default: %(default)g)")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="write what `soak` sees there too, as CSV")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that `overload` lasts (default: %(default)g)")
+    parser.add_argument("--repeats", type=int, default=50, help="that `drain` does (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
 
@@ -91,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.data,
                 arguments.minutes * 60,
                 arguments.samples,
+                arguments.seconds,
+                arguments.repeats,
             )
             machine = describe_machine()
             reports = measure(subject, names, Console(width=TABLE_WIDTH), messages, machine)

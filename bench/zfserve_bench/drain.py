@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_client.service_process import running_service
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
-from zfserve_bench.load import METHOD
+from zfserve_bench.load import METHOD, Call
 from zfserve_bench.subject import Subject, noise, raw_request
 
 CALLERS = 16
@@ -68,7 +68,7 @@ def measure_drain(subject: Subject) -> Report:
     flags = ("--engine", "onnx-cpu", "--precision", subject.precisions[-1], "--threads", str(subject.threads))
     drains = [
         drain_once(subject.bundle.folder, subject.scratch(f"drain-{number}"), requests, bool(number % 2), *flags)
-        for number in range(subject.repeats)
+        for number in range(subject.repeats if subject.effort.judged else 1)
     ]
     return report(drains, judged=subject.effort.judged)
 
@@ -127,7 +127,7 @@ async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], wa
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         options += [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]
         async with grpc.aio.insecure_channel(address, options) as channel:
-            classify = channel.unary_unary(METHOD)
+            classify: Call = channel.unary_unary(METHOD)
             for turn in range(1_000_000):
                 name = f"{number}-{turn}"
                 try:

@@ -55,6 +55,8 @@ class Subject:
         data: labelled photos to measure accuracy on; None: the manifest's figures are shown.
         soak_s: seconds that a soak lasts.
         samples: file for what a soak sees as it goes on; None for none.
+        overload_s: seconds that an overload lasts.
+        repeats: how often a service is stopped under load.
     """
 
     bundle: Bundle
@@ -65,6 +67,8 @@ class Subject:
     data: Path | None = None
     soak_s: float = 20 * 60.0
     samples: Path | None = None
+    overload_s: float = 60.0
+    repeats: int = 50
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -26,7 +26,7 @@ CLIENT_SHARE = 8
 
 NO_DEADLINE = Deadline()
 
-_SMOOTHING = 0.05
+_SMOOTHING = 0.1
 """Weight of the newest answer in the share of bulk."""
 
 

@@ -97,7 +97,7 @@ class Batcher:
             ShuttingDown: the batcher is closed.
         """
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
-        future = self._loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
         entry = Entry(pixels, deadline, sender, time.monotonic(), future, current_request_id(), current_trace())
         if self._refusal is not None:
             raise self._refusal()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineLost, ShuttingDown
 from zfserve_runtime.metrics import Metrics
-from zfserve_server.batcher import Answer, Batcher
+from zfserve_server.batcher import Batcher
+from zfserve_server.entries import Answer
 
 ROW_SHAPE = (SIDE, SIDE, 3)
 NEVER = Deadline()

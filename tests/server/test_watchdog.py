@@ -13,7 +13,8 @@ from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.engine import Engine, EngineUnavailable
 from zfserve_runtime.errors import EngineHung, EngineLost
 from zfserve_runtime.metrics import Metrics
-from zfserve_server.batcher import Answer, Batcher
+from zfserve_server.batcher import Batcher
+from zfserve_server.entries import Answer
 from zfserve_server.watchdog import MOST_HUNG, Care
 
 TIMEOUT_S = 0.4

@@ -1,0 +1,113 @@
+"""A load that does not wait: calls begin at their time, whatever became of those before. A process of its own.
+
+`python -m zfserve_bench.open_load TARGET REQUESTS ORDER`, started by `offer`. It prints a line of JSON. Like `load` it
+is kept lean, as it shares the cores with what it measures: requests are bytes, and so are answers.
+"""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import grpc
+
+from zfserve_bench.load import METHOD, LoadFailed, read_requests, write_requests
+
+Calling: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+
+OK, REFUSED, LATE = "OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one client sends; its calls arrive at random (a Poisson process)."""
+
+    client: str
+    priority: str
+    calls_per_s: float
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What to send, and for how long; no call is tried again."""
+
+    streams: tuple[Stream, ...]
+    seconds: float
+    deadline_s: float
+
+
+class Call(NamedTuple):
+    """How one ended: the status's name, and seconds from when it began."""
+
+    client: str
+    status: str
+    seconds: float
+
+
+class Offered(NamedTuple):
+    """What became of an offer.
+
+    Attributes:
+        seconds: from the first call to the last one's beginning.
+        cpu_s: CPU time that the generator itself took.
+    """
+
+    calls: list[Call]
+    seconds: float
+    cpu_s: float
+
+
+def offer(target: str, requests: Sequence[bytes], folder: Path, offer: Offer) -> Offered:
+    """Run the process to its end. Raises LoadFailed where it fails itself."""
+    file = folder / "open-requests"
+    write_requests(file, requests)
+    command = [sys.executable, "-m", "zfserve_bench.open_load", target, str(file), json.dumps(asdict(offer))]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ended.returncode:
+        raise LoadFailed(f"the load generator ended with status {ended.returncode}")
+    document = json.loads(ended.stdout)
+    return Offered([Call(*call) for call in document["calls"]], document["seconds"], document["cpu_s"])
+
+
+async def send(target: str, requests: Sequence[bytes], offer: Offer) -> Offered:
+    """Send all of it, and wait for what is under way at its end."""
+    calls: list[Call] = []
+    began = time.perf_counter()
+
+    async def call(stream: Stream, classify: Calling, request: bytes) -> None:
+        metadata = (("x-client-id", stream.client), ("x-priority", stream.priority))
+        sent = time.perf_counter()
+        try:
+            await classify(request, timeout=offer.deadline_s, metadata=metadata)
+            status = OK
+        except grpc.aio.AioRpcError as error:
+            status = error.code().name
+        calls.append(Call(stream.client, status, time.perf_counter() - sent))
+
+    async def run(stream: Stream) -> None:
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        chance, due, turn = random.Random(stream.client), began, 0
+        async with grpc.aio.insecure_channel(target, options) as channel, asyncio.TaskGroup() as under_way:
+            classify: Calling = channel.unary_unary(METHOD)
+            while (due := due + chance.expovariate(stream.calls_per_s)) < began + offer.seconds:
+                await asyncio.sleep(due - time.perf_counter())
+                under_way.create_task(call(stream, classify, requests[turn % len(requests)]))
+                turn += 1
+
+    async with asyncio.TaskGroup() as streams:
+        for stream in offer.streams:
+            streams.create_task(run(stream))
+    return Offered(calls, offer.seconds, time.process_time())
+
+
+if __name__ == "__main__":
+    _document = json.loads(sys.argv[3])
+    _streams = tuple(Stream(**stream) for stream in _document.pop("streams"))
+    _offered = asyncio.run(send(sys.argv[1], read_requests(Path(sys.argv[2])), Offer(_streams, **_document)))
+    sys.stdout.write(json.dumps(_offered._asdict()) + "\n")

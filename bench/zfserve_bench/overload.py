@@ -1,0 +1,133 @@
+"""Overload: four times what the service can do, for a minute, with deadlines. What it takes on it must do in time, and
+it must do as much as without the crowd."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.bundle import InputSpec, Precision
+
+from zfserve_bench.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.load import LoadGenerator, Order
+from zfserve_bench.open_load import LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
+from zfserve_bench.subject import Subject, classifying_service, jpeg
+from zfserve_bench.throughput import whole_bursts
+
+TIMES = 4.0
+"""Offered, over what the service can do."""
+
+CLIENTS = 32
+"""Of the closed loop that measures what it can do."""
+
+DEADLINE_IMAGES = 64
+"""The deadline is what so many images take, but at least a second: a few of the largest batches."""
+
+LEAST_GOODPUT = 0.90
+LEAST_KEPT = 0.99
+LEAST_BULK = 0.10
+LEAST_OF_MOST = Limit("at least", 0.8)
+LONGEST_REFUSAL_MS = 50.0
+
+JPEG_QUALITY = 80
+
+CROWD = (
+    ("greedy", "interactive", 0.5),
+    ("modest-1", "interactive", 0.125),
+    ("modest-2", "interactive", 0.125),
+    ("archive", "bulk", 0.25),
+)
+"""Who sends, how urgent, and which share of the load: each interactive client alone sends more than its share of the
+engine."""
+
+
+def measure_overload(subject: Subject) -> Report:
+    if not subject.photos:
+        return Report("Overload", "", "", (), ("skipped: no photos to send; name a folder with --photos",))
+    findings: list[Finding] = []
+    notes: list[str] = []
+    for precision in subject.precisions:
+        capacity, deadline_s, offered = _overload(subject, precision)
+        findings += find(precision, capacity, offered, subject.effort.judged)
+        notes.append(
+            f"{precision}: {len(offered.calls) / offered.seconds:.0f} calls/s offered for {offered.seconds:.0f} s with "
+            f"deadlines of {deadline_s:.1f} s; the load generator took "
+            f"{offered.cpu_s / len(offered.calls) * 1e3:.2f} ms of CPU time a call, on the same cores."
+        )
+    return Report(
+        f"Overload: {TIMES:.0f} times what the service can do, by four clients, one of them greedy and one of bulk",
+        "without the crowd, or the most",
+        "figure",
+        tuple(findings),
+        tuple(notes),
+    )
+
+
+def _overload(subject: Subject, precision: Precision) -> tuple[float, float, Offered]:
+    """What the service can do, in images a second; the deadline; and what became of the crowd's calls."""
+    spec, effort = subject.bundle.manifest.input, subject.effort
+    requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
+    with classifying_service(subject, precision, folder) as service:
+        with LoadGenerator(service.address, requests, folder) as generator:
+            guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
+            order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
+            capacity = generator.measure(order).calls_per_s
+        deadline_s = max(1.0, DEADLINE_IMAGES / capacity)
+        streams = tuple(Stream(client, priority, share * TIMES * capacity) for client, priority, share in CROWD)
+        crowd = Offer(streams, subject.overload_s if effort.judged else effort.round_s, deadline_s)
+        return capacity, deadline_s, offer(service.address, requests, folder, crowd)
+
+
+def photo_requests(subject: Subject, spec: InputSpec) -> list[bytes]:
+    """JPEG files of the input's size, as clients send them that think of the network: what is refused is small."""
+    files = [jpeg(photo, spec.width, spec.height, JPEG_QUALITY) for photo in subject.photos]
+    return [pb.ClassifyRequest(image=pb.Image(encoded=file)).SerializeToString() for file in files]
+
+
+def find(precision: str, capacity: float, offered: Offered, judged: bool = True) -> list[Finding]:
+    """What is asked of an overloaded service, and what its clients see of it."""
+    by_status = Counter(call.status for call in offered.calls)
+    answered = Counter(call.client for call in offered.calls if call.status == OK)
+    interactive = [answered[client] / offered.seconds for client in _clients("interactive")]
+    bulk = sum(answered[client] for client in _clients("bulk"))
+    goodput = by_status[OK] / offered.seconds
+    refusals = sorted(call.seconds for call in offered.calls if call.status == REFUSED)
+
+    def finding(
+        name: str, measured: Quantity, limit: Limit | None = None, reference: Quantity | None = None
+    ) -> Finding:
+        figure = measured if reference is None else Quantity(measured.value / max(reference.value, 1e-9))
+        return Finding(f"{precision}, {name}", measured, reference, figure, limit if judged else None)
+
+    kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
+    return [
+        finding("goodput", _rate(goodput), Limit("at least", LEAST_GOODPUT), _rate(capacity)),
+        finding("accepted that kept their deadline", Quantity(kept), Limit("at least", LEAST_KEPT)),
+        finding("the least of three clients", _rate(min(interactive)), LEAST_OF_MOST, _rate(max(interactive))),
+        finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", LEAST_BULK)),
+        finding("neither answered, refused nor late", Quantity(_others(by_status), "calls"), Limit("at most", 0)),
+        finding("refusal, median", _percentile(refusals, 0.5), Limit("at most", LONGEST_REFUSAL_MS)),
+        finding("refusal, 99 %", _percentile(refusals, 0.99)),
+        finding("answer, interactive, median", _latency(offered.calls, "interactive")),
+        finding("answer, bulk, median", _latency(offered.calls, "bulk")),
+    ]
+
+
+def _clients(priority: str) -> list[str]:
+    return [client for client, wanted, _ in CROWD if wanted == priority]
+
+
+def _rate(value: float) -> Quantity:
+    return Quantity(value, "images/s")
+
+
+def _percentile(ordered: Sequence[float], share: float) -> Quantity:
+    return Quantity(ordered[int(share * len(ordered))] * 1e3 if ordered else float("nan"), "ms")
+
+
+def _latency(calls: Sequence[Call], priority: str) -> Quantity:
+    clients = _clients(priority)
+    return _percentile(sorted(call.seconds for call in calls if call.status == OK and call.client in clients), 0.5)
+
+
+def _others(by_status: Counter[str]) -> int:
+    return sum(count for status, count in by_status.items() if status not in (OK, REFUSED, LATE))

@@ -1,0 +1,94 @@
+"""What is made of an overload and of stops under load: figures by hand, and one quick crowd for real."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from zfserve_bench.drain import Drain, Outcome, report
+from zfserve_bench.open_load import LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
+from zfserve_bench.overload import find
+from zfserve_bench.subject import Subject, classifying_service, noise, raw_request
+from zfserve_runtime.bundle import Bundle
+
+
+def calls(client: str, status: str, count: int, seconds: float = 0.5) -> list[Call]:
+    return [Call(client, status, seconds)] * count
+
+
+def test_figures_of_an_overload() -> None:
+    """100 images in ten seconds, of a service that can do 12.5 a second."""
+    offered = Offered(
+        [
+            *calls("greedy", OK, 32),
+            *calls("modest-1", OK, 28),
+            *calls("modest-2", OK, 24),
+            *calls("archive", OK, 16, 2.0),
+            *calls("archive", LATE, 25),
+            *calls("greedy", REFUSED, 300, 0.004),
+            *calls("modest-1", REFUSED, 10, 0.02),
+            *calls("greedy", "UNAVAILABLE", 1),
+        ],
+        seconds=10.0,
+        cpu_s=1.0,
+    )
+    found = {finding.name.removeprefix("fp32, "): finding for finding in find("fp32", 12.5, offered)}
+    figures = {name: finding.figure.value for name, finding in found.items()}
+    assert figures == pytest.approx(
+        {
+            "goodput": 0.8,
+            "accepted that kept their deadline": 0.8,
+            "the least of three clients": 0.75,
+            "bulk among the answered": 0.16,
+            "neither answered, refused nor late": 1,
+            "refusal, median": 4.0,
+            "refusal, 99 %": 20.0,
+            "answer, interactive, median": 500.0,
+            "answer, bulk, median": 2000.0,
+        }
+    )
+    assert {name: finding.holds for name, finding in found.items() if finding.holds is not None} == {
+        "goodput": False,
+        "accepted that kept their deadline": False,
+        "the least of three clients": False,
+        "bulk among the answered": True,
+        "neither answered, refused nor late": False,
+        "refusal, median": True,
+    }
+
+
+def drained(**changes: object) -> Drain:
+    outcomes = {"1": Outcome.ANSWERED, "2": Outcome.REFUSED, "3": Outcome.CANCELLED}
+    fields: dict[str, object] = {"outcomes": outcomes, "seconds": 1.0, "status": 0, "told_s": 0.1, "refused_s": 0.5}
+    return Drain(**fields | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        ({}, []),
+        ({"lost": ["7"]}, ["accepted and not answered"]),
+        ({"seconds": 31.0}, ["slowest end"]),
+        ({"status": 3}, ["ends with another status than 0"]),
+        ({"refused_s": 0.05}, ["refused before health said so"]),
+        ({"refused_s": 0.05, "told_s": None}, []),
+    ],
+)
+def test_a_stop_under_load_is_judged_by_what_was_accepted(changes: dict[str, object], missed: list[str]) -> None:
+    found = report([drained(), drained(**changes)]).findings
+    assert [finding.name for finding in found if finding.holds is False] == missed
+
+
+def test_calls_are_offered_whatever_becomes_of_them(
+    colour_bundle: Callable[..., Bundle], subject_of: Callable[[Bundle], Subject], tmp_path: Path
+) -> None:
+    subject = subject_of(colour_bundle())
+    requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
+    streams = (Stream("one", "interactive", 100.0), Stream("two", "bulk", 50.0), Stream("three", "urgent", 20.0))
+    with classifying_service(subject, "fp32", tmp_path) as service:
+        offered = offer(service.address, requests, tmp_path, Offer(streams, seconds=1.0, deadline_s=30.0))
+    by_client = {stream.client: [call for call in offered.calls if call.client == stream.client] for stream in streams}
+    for stream in streams:
+        expected = stream.calls_per_s
+        assert abs(len(by_client[stream.client]) - expected) < 5 * expected**0.5
+    assert {call.status for call in by_client["one"] + by_client["two"]} == {OK}
+    assert {call.status for call in by_client["three"]} == {"INVALID_ARGUMENT"}
