@@ -117,9 +117,9 @@ def measure_capacity(subject: Subject) -> Report:
         "busy CPUs",
         findings,
         (
-            f"Measured here: {measured.images_per_s:.1f} images/s in {measured.precision} on {measured.cpus} logical CPUs, "
-            f"JPEG files of {WIDTH} x {HEIGHT}; {measured.explanations_per_s:.2f} photos/s explained with {MAPS} projections each; "
-            f"{measured.server_mb:.0f} MB a server, {measured.worker_mb:.0f} MB a worker; "
+            f"Measured here: {measured.images_per_s:.1f} images/s in {measured.precision} on {measured.cpus} logical "
+            f"CPUs, JPEG files of {WIDTH} x {HEIGHT}; {measured.explanations_per_s:.2f} photos/s explained with {MAPS} "
+            f"projections each; {measured.server_mb:.0f} MB a server, {measured.worker_mb:.0f} MB a worker; "
             f"{measured.bytes_an_image / 1e3:.1f} KB an image, request and answer.",
             f"Planned for {UTILISATION:.0%} of that; {EXPLAINED:.0%} of photos explained; {CPUS_A_REPLICA} CPUs a "
             f"replica, {CPUS_A_WORKER} a worker, {CPUS_A_NODE} of a node's 16; memory times {MEMORY_MARGIN:g}.",
