@@ -77,7 +77,10 @@ def test_a_service_that_is_never_ready_is_stopped(
 
 
 def test_the_body_may_fail_and_the_service_is_stopped(stand_in: Path, tmp_path: Path) -> None:
-    body = 'pathlib.Path(arguments.ready_file).write_text(json.dumps({"port": os.getpid(), "metrics_port": 1})); threading.Event().wait()'
+    body = """
+    ports = {"port": os.getpid(), "metrics_port": 1}
+    pathlib.Path(arguments.ready_file).write_text(json.dumps(ports))
+    threading.Event().wait()"""
     stand_in.write_text(STAND_IN.format(body=body))
     with suppress(KeyboardInterrupt), running_service(Path("m"), tmp_path) as service:
         pid = int(service.address.split(":")[1])
