@@ -43,10 +43,17 @@ class Offer:
 
 
 class Call(NamedTuple):
-    """How one ended: the status's name, and seconds from when it began."""
+    """How one ended.
+
+    Attributes:
+        status: its name.
+        began_s: since the first could begin.
+        seconds: from then to its end.
+    """
 
     client: str
     status: str
+    began_s: float
     seconds: float
 
 
@@ -54,7 +61,7 @@ class Offered(NamedTuple):
     """What became of an offer.
 
     Attributes:
-        seconds: from the first call to the last one's beginning.
+        seconds: in which calls began.
         cpu_s: CPU time that the generator itself took.
     """
 
@@ -88,7 +95,7 @@ async def send(target: str, requests: Sequence[bytes], offer: Offer) -> Offered:
             status = OK
         except grpc.aio.AioRpcError as error:
             status = error.code().name
-        calls.append(Call(stream.client, status, time.perf_counter() - sent))
+        calls.append(Call(stream.client, status, sent - began, time.perf_counter() - sent))
 
     async def run(stream: Stream) -> None:
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]

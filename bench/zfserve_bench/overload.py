@@ -89,7 +89,8 @@ def find(precision: str, capacity: float, offered: Offered, judged: bool = True)
     answered = Counter(call.client for call in offered.calls if call.status == OK)
     interactive = [answered[client] / offered.seconds for client in _clients("interactive")]
     bulk = sum(answered[client] for client in _clients("bulk"))
-    goodput = by_status[OK] / offered.seconds
+    # Not those that were answered when the crowd had gone.
+    in_time = [call for call in offered.calls if call.status == OK and call.began_s + call.seconds <= offered.seconds]
     refusals = sorted(call.seconds for call in offered.calls if call.status == REFUSED)
 
     def finding(
@@ -100,7 +101,7 @@ def find(precision: str, capacity: float, offered: Offered, judged: bool = True)
 
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
-        finding("goodput", _rate(goodput), Limit("at least", LEAST_GOODPUT), _rate(capacity)),
+        finding("goodput", _rate(len(in_time) / offered.seconds), Limit("at least", LEAST_GOODPUT), _rate(capacity)),
         finding("accepted that kept their deadline", Quantity(kept), Limit("at least", LEAST_KEPT)),
         finding("the least of three clients", _rate(min(interactive)), LEAST_OF_MOST, _rate(max(interactive))),
         finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", LEAST_BULK)),

@@ -26,9 +26,6 @@ CLIENT_SHARE = 8
 
 NO_DEADLINE = Deadline()
 
-_SMOOTHING = 0.1
-"""Weight of the newest answer in the share of bulk."""
-
 
 class Admission:
     """Bounds the images that are accepted and not yet answered.
@@ -46,7 +43,6 @@ class Admission:
         self._empty = asyncio.Event()
         self._empty.set()
         self._bulk = 0
-        self._bulk_share = 1.0  # of the images answered of late while bulk was under way
 
     @property
     def accepted(self) -> int:
@@ -80,17 +76,17 @@ class Admission:
             )
         return _Places(self, sender, rows)
 
-    def _ahead(self, sender: Sender, held: int) -> float:
+    def _ahead(self, sender: Sender, held: int) -> int:
         """Images that come before the next one of `sender`, who has `held` under way, while everyone who has some
         goes on to send more."""
-        interactive, bulk = self._held[Priority.INTERACTIVE], self._held[Priority.BULK]
         rivals = self._held[sender.priority]
         clients = len(rivals) + (sender.client not in rivals)
         ahead = (held + 1) * clients - 1
         if sender.priority is Priority.INTERACTIVE:
-            return ahead + min(self._bulk, (ahead + 1) // (BULK_EVERY - 1)) if bulk else ahead
-        before = min(self._accepted - self._bulk, (BULK_EVERY - 1) * (ahead + 1)) if interactive else 0
-        return max(ahead + before, (ahead + 1) / max(self._bulk_share, 1 / BULK_EVERY) - 1)
+            return ahead + min(self._bulk, (ahead + 1) // (BULK_EVERY - 1))
+        turns, under_way = (BULK_EVERY - 1) * (ahead + 1), self._accepted - self._bulk
+        # More than a batch is a crowd, and others will follow them.
+        return ahead + (turns if under_way > self._pace.rows else min(under_way, turns))
 
     def _hold(self, sender: Sender, rows: int) -> None:
         """Or give up, where `rows` is negative."""
@@ -103,10 +99,6 @@ class Admission:
         held[sender.client] = held.get(sender.client, 0) + rows
         if not held[sender.client]:
             del held[sender.client]
-
-    def _answered(self, sender: Sender) -> None:
-        if self._bulk:
-            self._bulk_share += _SMOOTHING * ((sender.priority is Priority.BULK) - self._bulk_share)
 
 
 class _Places:
@@ -123,8 +115,6 @@ class _Places:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self._admission._answered(self._sender)
         self._admission._hold(self._sender, -self._rows)
 
 

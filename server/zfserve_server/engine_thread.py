@@ -113,7 +113,7 @@ class EngineThread:
                 for row, entry in zip(rows, batch, strict=False):
                     row[:] = entry.pixels
                 self._run(batch, rows[: len(batch)])
-                self._batch = ()
+                self._batch = batch = []  # an idle engine holds nothing
         except BaseException:
             logger.exception("the engine is lost", extra=about(self._batch))
             self._soon(self._lose, self._batch)

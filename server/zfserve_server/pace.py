@@ -40,6 +40,11 @@ class Pace:
         machine nor a lucky batch counts."""
         return self._row_s
 
+    @property
+    def rows(self) -> float:
+        """Of a batch, on average."""
+        return self._rows
+
     def observe(self, rows: int, seconds: float) -> None:
         """One batch, from when the engine could have begun it to its end."""
         self._batches.append((rows, seconds))

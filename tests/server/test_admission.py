@@ -170,16 +170,16 @@ def test_bulk_that_waits_hardly_delays_what_is_interactive() -> None:
             admission.admit(BULK, Deadline.after(60.0))
 
 
-def test_bulk_counts_on_the_share_that_it_gets() -> None:
-    """One in eight where the others keep pressing: nine ahead of it are then 72 images away."""
+def test_bulk_counts_on_the_share_that_it_gets_where_a_crowd_is_interactive() -> None:
+    """Then nine ahead of it and itself take eighty turns, and else those under way are all that come before it."""
     admission = Admission(1000, measured(1.0))
     with ExitStack() as stack:
         for _ in range(9):
             stack.enter_context(admission.admit(BULK))
-        stack.enter_context(admission.admit(BULK, Deadline.after(12.0)))  # nobody else is there
-        for _ in range(200):  # answered meanwhile
-            with admission.admit():
-                pass
+        stack.enter_context(admission.admit())
+        with admission.admit(BULK, Deadline.after(11.5)):
+            pass
+        stack.enter_context(admission.admit())  # more than a batch, of one, holds
         with pytest.raises(Overloaded):
-            admission.admit(BULK, Deadline.after(60.0))
-        stack.enter_context(admission.admit(BULK, Deadline.after(100.0)))
+            admission.admit(BULK, Deadline.after(79.0))
+        stack.enter_context(admission.admit(BULK, Deadline.after(81.0)))
