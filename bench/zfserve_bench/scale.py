@@ -26,6 +26,7 @@ def measure_scale(subject: Subject) -> Report:
         "Each replica is a process with one engine thread on a CPU of its own; two CPUs may be one core's. One client "
         "process goes round robin over all of them, on the same CPUs.",
         f"Engines alone: as many processes on the same CPUs, batches of {BATCH} that are in memory.",
+        "Times one: throughput over that of one replica; per replica: that over their number.",
         "Least share: of all calls, what the replica with fewest answered, times the number of replicas; 1 is even.",
     )
     return Report(
@@ -34,7 +35,8 @@ def measure_scale(subject: Subject) -> Report:
         "share",
         tuple(findings),
         notes,
-        details=("times one", "of so many times one", "least share"),
+        measured="images/s",
+        details=("times one", "per replica", "least share"),
     )
 
 
@@ -76,8 +78,8 @@ def _compare(
     times_one = images / (so_far[0].measured.value if so_far else images)
     return Finding(
         f"{precision}, {count} replica{'s'[: count > 1]}",
-        Quantity(images, "images/s"),
-        Quantity(statistics.median(alone), "images/s"),
+        Quantity(images),
+        Quantity(statistics.median(alone)),
         Quantity(median_ratio(alone, served)),
         LEAST_SHARE[precision] if effort.judged else None,
         (Quantity(times_one), Quantity(times_one / count), Quantity(least_share(answered))),

@@ -1,11 +1,12 @@
 """The verdict of a soak, on samples and records made by hand."""
 
 import csv
+import os
 from dataclasses import replace
 
 import pytest
 from zfserve_bench.findings import Finding
-from zfserve_bench.soak import BARS, Sample, find, queue_depth, slope, sparkline, to_csv
+from zfserve_bench.soak import BARS, Sample, find, held_bytes, queue_depth, slope, sparkline, to_csv
 from zfserve_bench.steady import Kind, Record, tally
 from zfserve_client.metrics_text import parse_metrics
 
@@ -65,9 +66,15 @@ def test_one_call_that_ended_wrongly_is_too_many() -> None:
     assert tally(records) == "bad input INVALID_ARGUMENT 1, classify raw INTERNAL 1"
 
 
-def test_the_slope_is_that_of_least_squares() -> None:
+def test_the_slope_is_that_of_most_pairs() -> None:
     assert slope([0, 1, 2], [1, 3, 5]) == pytest.approx(2)
     assert slope([0, 1, 2], [1, 4, 4]) == pytest.approx(1.5)
+    assert slope(range(8), [1, 1, 6, 6, 6, 6, 6, 6]) == 0, "one step is no slope"
+    assert slope(range(9), [1, 1, 1, 2, 2, 2, 3, 3, 3]) == pytest.approx(0.25, abs=0.1), "a staircase is one"
+
+
+def test_reads_the_memory_of_a_process() -> None:
+    assert 1e6 < held_bytes(os.getpid()) < 1e11
 
 
 def test_bars_from_the_least_to_the_greatest() -> None:
