@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 
 import grpc
@@ -14,7 +15,10 @@ from fakes.serving import FakeEngine, FakeWorker, classify_request, running_serv
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.bundle import InputSpec
+from zfserve_runtime.images import ImageLimits, InputImage, decode_image
 from zfserve_runtime.logs import configure_logging
+from zfserve_server import decoding
 
 CLASSIFY = "zfserve.v1.VisionService/Classify"
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -163,8 +167,14 @@ async def test_the_call_to_the_worker_is_part_of_the_trace(
 
 
 async def test_every_line_of_a_call_carries_its_id_even_from_the_decoding_thread(
-    engine: FakeEngine, endpoint: str, log: io.StringIO
+    engine: FakeEngine, endpoint: str, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def decode_aloud(data: bytes, spec: InputSpec, limits: ImageLimits) -> InputImage:
+        assert threading.current_thread() is not threading.main_thread()
+        logging.getLogger("decoder").info("decoding")
+        return decode_image(data, spec, limits)
+
+    monkeypatch.setattr(decoding, "decode_image", decode_aloud)
     async with running_server(engine, otlp_endpoint=endpoint) as server:
         metadata = (*TRACED, ("x-request-id", "r1"))
         await server.vision.Classify(pb.ClassifyRequest(image=png()), metadata=metadata)
@@ -172,8 +182,8 @@ async def test_every_line_of_a_call_carries_its_id_even_from_the_decoding_thread
         with pytest.raises(grpc.aio.AioRpcError):
             await server.vision.Classify(classify_request(1), metadata=(("x-request-id", "r2"),))
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
-    during = [line for line in lines if line["logger"].startswith("PIL.") or line["message"] == "call"]
-    assert {line["logger"].partition(".")[0] for line in during} == {"PIL", "zfserve_runtime"}
+    during = [line for line in lines if line["logger"] == "decoder" or line["message"] == "call"]
+    assert [line["message"] for line in during] == ["decoding", "call", "call"]
     assert {(line["request_id"], line.get("trace_id") == TRACE) for line in during} == {("r1", True), ("r2", False)}
     (failed,) = [line for line in lines if line["message"] == "the engine failed"]
     assert failed["request_ids"] == ["r2"], "an engine's thread works for many calls"
