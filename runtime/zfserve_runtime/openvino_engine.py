@@ -12,6 +12,7 @@ import numpy.typing as npt
 from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, EngineUnavailable, OnWarming
 from zfserve_runtime.errors import EngineFailed
+from zfserve_runtime.signal_stack import kept_signal_stack
 from zfserve_runtime.warm_up import cpu_sizes, warm_up
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class OpenVinoEngine:
     ) -> None:
         self._manifest = bundle.manifest
         self._info = EngineInfo("openvino", f"CPU {arithmetic}", precision, max_batch_size, threads)
-        self._request = _open_request(bundle, precision, threads, arithmetic)
+        with kept_signal_stack():
+            self._request = _open_request(bundle, precision, threads, arithmetic)
         warm_up(self, bundle.manifest, cpu_sizes(max_batch_size), on_warming)
 
     @property
