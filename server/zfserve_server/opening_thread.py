@@ -4,12 +4,12 @@ Used by `model_loader`.
 """
 
 import asyncio
-import concurrent.futures
 import threading
 from collections.abc import Callable
 
 from zfserve_runtime.engine_catalogue import Report, Step
 
+from zfserve_server.daemon_thread import run_in_daemon
 from zfserve_server.model_source import OpenedVersion
 
 Open = Callable[[Report], OpenedVersion]
@@ -63,20 +63,11 @@ class OpeningThread:
             self._opening.result().close()
 
     def _start(self, open_version: Open, on_step: Callable[[Step], None]) -> "asyncio.Future[OpenedVersion]":
-        # A daemon: an opening that hears of nothing must not hold up the process.
         loop = asyncio.get_running_loop()
-        outcome: concurrent.futures.Future[OpenedVersion] = concurrent.futures.Future()
 
         def report(step: Step) -> None:
             if self._cancelled.is_set():
                 raise OpeningCancelled
             loop.call_soon_threadsafe(on_step, step)
 
-        def run() -> None:
-            try:
-                outcome.set_result(open_version(report))
-            except BaseException as error:
-                outcome.set_exception(error)
-
-        threading.Thread(target=run, name="opening", daemon=True).start()
-        return asyncio.wrap_future(outcome)
+        return run_in_daemon(lambda: open_version(report), "opening", OpenedVersion.close)

@@ -1,15 +1,14 @@
 """The watchdog: notices an engine whose run does not end, and puts a fresh one in its place. Built by the batcher."""
 
 import asyncio
-import concurrent.futures
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zfserve_runtime.engine import Engine
 
+from zfserve_server.daemon_thread import run_in_daemon
 from zfserve_server.engine_thread import EngineThread
 
 logger = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ class Watchdog:
     async def _replace(self, reopen: Callable[[], Engine]) -> None:
         try:
             async with asyncio.timeout(REOPENING_S):
-                engine = await _in_thread(reopen)
+                engine = await run_in_daemon(reopen, "reopening", lambda late: late.close())
         except Exception:  # whatever keeps it from opening
             logger.exception("no fresh engine can be had")
             self._give_up()
@@ -121,23 +120,3 @@ def _is_alive(thread: EngineThread) -> bool:
 def _hung_at_once(thread: EngineThread, fresh: Sequence[EngineThread]) -> bool:
     """Whether it is a fresh engine, and hung before it had answered anything."""
     return thread in fresh and not thread.proven
-
-
-def _in_thread(reopen: Callable[[], Engine]) -> "asyncio.Future[Engine]":
-    # A daemon: an opening that hangs in its turn must not hold up the process.
-    opened: concurrent.futures.Future[Engine] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            engine = reopen()
-        except BaseException as error:
-            if opened.set_running_or_notify_cancel():
-                opened.set_exception(error)
-        else:
-            if opened.set_running_or_notify_cancel():
-                opened.set_result(engine)
-            else:
-                engine.close()
-
-    threading.Thread(target=run, name="reopening", daemon=True).start()
-    return asyncio.wrap_future(opened)
