@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from zfserve_runtime.health import Health
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 
 _log = logging.getLogger(__name__)
 

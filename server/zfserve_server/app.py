@@ -27,7 +27,7 @@ from zfserve_runtime.health import (
     add_health_and_reflection,
 )
 from zfserve_runtime.images import ImageLimits
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint

@@ -10,7 +10,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from zfserve_runtime.access import Access, current_caller
 from zfserve_runtime.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.tls import TlsFiles, server_credentials
 

@@ -28,7 +28,7 @@ from zfserve_runtime.bundle import (
 )
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics

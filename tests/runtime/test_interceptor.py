@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from zfserve_runtime import errors
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import current_request_id
 from zfserve_runtime.status import error_classes, from_call_error

@@ -10,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.errors import ShuttingDown
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain, sigterm_as_exit
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import from_call_error

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.tls import TlsError, TlsFiles, server_credentials
 

@@ -14,7 +14,7 @@ from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime import errors
 from zfserve_runtime.bundle import Bundle, Manifest
 from zfserve_runtime.health import WORKER_SERVICE
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import from_call_error

@@ -11,7 +11,7 @@ import grpc
 from zfserve_protos.worker.v1 import worker_pb2_grpc
 from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.interceptor import InterceptingServer
+from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import LOOPBACK, open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint

@@ -1,0 +1,175 @@
+"""The gRPC server of both processes, which surrounds every handler with what `interceptor` does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from zfserve_runtime.access import Access
+from zfserve_runtime.gate import Gate
+from zfserve_runtime.grpc_options import Options
+from zfserve_runtime.interceptor import Call, Context, is_quiet
+from zfserve_runtime.metrics import Metrics
+
+if TYPE_CHECKING:
+    from zfserve_runtime.otlp import Tracing
+
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
+
+
+class InterceptingServer(grpc.aio.Server):
+    """A gRPC server that gives each call its request id, measures and logs it, and answers errors by
+    `zfserve_runtime.status`.
+
+    The id comes from the metadata `x-request-id` where that is sane, and goes back under the same name in the
+    trailing metadata. Handlers must be `async def`, with or without `yield`.
+
+    They are surrounded once, when they are added. gRPC's own interceptors are looked up by coroutines for every call,
+    which cost a lone request 0.2 ms (`zfserve bench latency`).
+
+    Args:
+        tracing: traces calls; None for none.
+        access: says who may call what; None: anyone everything.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        options: Options | None = None,
+        tracing: Tracing | None = None,
+        access: Access | None = None,
+    ) -> None:
+        self._server = grpc.aio.server(options=options)
+        self._access = access
+        self._credentials: list[grpc.ServerCredentials] = []
+        self._metrics = metrics
+        self._tracing = tracing
+        self._gate = Gate()
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers([_Surrounded(each, self._surround) for each in generic_rpc_handlers])
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, MethodHandler]) -> None:
+        """Leaves them to the generic handlers, which the stubs add too.
+
+        grpc.aio waits for the next call of every registered method apart: that is slower for each method there is, and
+        a call that comes in as the server stops, while the wait for another method ends, is never answered.
+        """
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        self._credentials.append(server_credentials)  # gRPC calls into them at each handshake, and keeps none of them
+        return self._server.add_secure_port(address, server_credentials)
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    def refuse_calls(self) -> None:
+        """From now on answer every call UNAVAILABLE, but those for health and reflection, while those accepted go on.
+
+        Unlike `stop`, which has gRPC end calls CANCELLED that it has taken in and no handler has seen yet.
+        """
+        self._gate.close()
+
+    async def finished(self) -> None:
+        """Once calls are refused: wait until none is under way, and those that come are refused and not cut off, but no
+        longer than two seconds for who keeps coming. Calls for health and reflection do not count."""
+        await self._gate.quiet()
+
+    async def stop(self, grace: float | None) -> None:
+        await self._server.stop(grace)
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        return await self._server.wait_for_termination(timeout)
+
+    def _surround(self, handler: MethodHandler, method: str) -> MethodHandler:
+        if self._access is not None:
+            handler = self._access.guard(handler, method)
+        tracing, gate = (None, Gate()) if is_quiet(method) else (self._tracing, self._gate)
+        in_flight = self._metrics.in_flight.labels(method)
+
+        def surround(context: Context) -> Call:
+            return Call(method, context, gate, self._metrics, in_flight, tracing)
+
+        return (
+            self._stream_handler(handler, surround)
+            if handler.response_streaming
+            else self._unary_handler(handler, surround)
+        )
+
+    def _unary_handler(self, handler: MethodHandler, surround: Callable[[Context], Call]) -> MethodHandler:
+        serve: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        wrap = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+
+        async def call(request: Any, context: Context) -> Any:
+            with surround(context) as surrounded:
+                surrounded.check(request)
+                return await serve(request, context)
+            return await surrounded.answer()
+
+        return wrap(call, _deserializer(handler), handler.response_serializer)
+
+    def _stream_handler(self, handler: MethodHandler, surround: Callable[[Context], Call]) -> MethodHandler:
+        serve: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        wrap = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+
+        # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
+        # suspended at its yield would hear of it only when it is collected.
+        async def call(request: Any, context: Context) -> None:
+            with surround(context) as surrounded:
+                surrounded.check(request)
+                if inspect.iscoroutinefunction(serve):
+                    await serve(request, context)
+                    return
+                async with aclosing(serve(request, context)) as messages:
+                    async for message in messages:
+                        await context.write(message)
+                return
+            await surrounded.answer()
+
+        return wrap(call, _deserializer(handler), handler.response_serializer)
+
+
+class _Surrounded(grpc.GenericRpcHandler):
+    """`inner`, whose handlers are surrounded when they are first asked for."""
+
+    def __init__(self, inner: grpc.GenericRpcHandler, surround: Callable[[MethodHandler, str], MethodHandler]) -> None:
+        self._inner = inner
+        self._surround = surround
+        self._handlers: dict[str, MethodHandler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
+        method = handler_call_details.method
+        if method not in self._handlers:
+            handler = self._inner.service(handler_call_details)
+            if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+                return None
+            self._handlers[method] = self._surround(handler, method)
+        return self._handlers[method]
+
+
+def _deserializer(handler: MethodHandler) -> Any:
+    """That of `handler`, which gives a DecodeError where gRPC would meet it before us: it would answer with its text,
+    and log a traceback for whatever bytes a client likes to send."""
+    deserialize: Any = handler.request_deserializer
+    if handler.request_streaming or deserialize is None:
+        return deserialize
+
+    def request_or_error(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return error
+
+    return request_or_error
