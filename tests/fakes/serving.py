@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -223,6 +224,22 @@ class Running:
     @property
     def vision(self) -> "VisionServiceAsyncStub":
         return VisionServiceStub(self.channel)
+
+    async def scrape(self) -> str:
+        """The metrics, as Prometheus reads them."""
+
+        def read() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.metrics}/metrics") as answer:
+                return str(answer.read(), "utf-8")
+
+        return await asyncio.to_thread(read)
+
+    async def told(self, line: str) -> str:
+        """The metrics, once they hold that line."""
+        async with asyncio.timeout(60):
+            while line not in (text := await self.scrape()):
+                pass
+        return text
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import socket
-import urllib.request
 from pathlib import Path
 
 import grpc
@@ -84,18 +83,7 @@ async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseExcep
 
 async def in_flight(server: Running, count: int) -> None:
     """Wait until the server has accepted that many calls of Classify."""
-    wanted = f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0'
-    async with asyncio.timeout(30):
-        while wanted not in await scrape(server):
-            pass
-
-
-async def scrape(server: Running) -> str:
-    def read() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics") as answer:
-            return str(answer.read(), "utf-8")
-
-    return await asyncio.to_thread(read)
+    await server.told(f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0')
 
 
 async def test_metrics_tell_of_requests_batches_and_the_model(server: Running) -> None:
@@ -103,7 +91,7 @@ async def test_metrics_tell_of_requests_batches_and_the_model(server: Running) -
         await server.vision.Classify(classify_request(identity))
     with pytest.raises(grpc.aio.AioRpcError):
         await server.vision.Classify(pb.ClassifyRequest())
-    text = await scrape(server)
+    text = await server.scrape()
     for line in (
         'zfserve_requests_total{method="/zfserve.v1.VisionService/Classify",status="OK"} 3.0',
         'zfserve_requests_total{method="/zfserve.v1.VisionService/Classify",status="INVALID_ARGUMENT"} 1.0',

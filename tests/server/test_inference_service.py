@@ -1,7 +1,6 @@
 """The Open Inference Protocol through a real channel, with a fake engine."""
 
 import asyncio
-import urllib.request
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -172,21 +171,9 @@ async def test_rows_of_several_requests_share_a_batch(server: Running, engine: F
     assert [floats(answer, 1)[:, 0].tolist() for answer in answers] == [[1, 2, 3], [4, 5, 6, 7]]
 
 
-async def told(server: Running, line: str) -> None:
-    """Wait until the metrics say so."""
-
-    def read() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics") as answer:
-            return str(answer.read(), "utf-8")
-
-    async with asyncio.timeout(30):
-        while line not in await asyncio.to_thread(read):
-            pass
-
-
 async def waiting(server: Running, images: int) -> None:
     """Wait until so many images wait for the engine."""
-    await told(server, f'zfserve_queue_depth{{model="fake",version="7"}} {images}.0')
+    await server.told(f'zfserve_queue_depth{{model="fake",version="7"}} {images}.0')
 
 
 async def test_images_and_not_requests_take_the_places(engine: FakeEngine) -> None:
@@ -334,7 +321,7 @@ async def test_a_client_that_leaves_its_stream_frees_its_places(engine: FakeEngi
         await stream.write(raw_request(1, 2))
         await engine.begun()
         stream.cancel()
-        await told(server, 'zfserve_in_flight{method="/inference.GRPCInferenceService/ModelStreamInfer"} 0.0')
+        await server.told('zfserve_in_flight{method="/inference.GRPCInferenceService/ModelStreamInfer"} 0.0')
         engine.open.set()
         assert floats(await stub(server).ModelInfer(raw_request(3, 4)), 1)[:, 0].tolist() == [3, 4]
 

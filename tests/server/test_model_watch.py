@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -55,19 +54,6 @@ async def look(server: Running, shelf: Shelf) -> None:
     await until(server, lambda _: shelf.looks > looks)
 
 
-async def scraped(server: Running, line: str) -> str:
-    """The metrics, once they hold that line."""
-
-    def read() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics") as answer:
-            return str(answer.read(), "utf-8")
-
-    async with asyncio.timeout(60):
-        while line not in (text := await asyncio.to_thread(read)):
-            pass
-    return text
-
-
 async def answered_by(server: Running, **selector: str) -> str:
     request = classify_request(3)
     request.model.MergeFrom(pb.ModelSelector(**selector))
@@ -116,7 +102,7 @@ async def test_the_old_version_answers_what_it_accepted_before_it_is_closed(shel
         accepted = [asyncio.ensure_future(server.vision.Classify(classify_request(0)))]
         await old.begun()
         accepted.append(asyncio.ensure_future(server.vision.Classify(classify_request(1))))
-        await scraped(server, 'zfserve_queue_depth{model="fake",version="1"} 1.0')
+        await server.told('zfserve_queue_depth{model="fake",version="1"} 1.0')
         shelf.put(version("2"), new)
         server.look.set()
         ready, retiring = pb.MODEL_STATE_READY, pb.MODEL_STATE_RETIRING
@@ -127,7 +113,7 @@ async def test_the_old_version_answers_what_it_accepted_before_it_is_closed(shel
         assert {(await answer).model.version for answer in accepted} == {"1"}
         await until_ready(server, "2")
         assert old.closed
-        assert 'version="1"' not in await scraped(server, 'zfserve_model_loads_total{model="fake",result="ready"} 2.0')
+        assert 'version="1"' not in await server.told('zfserve_model_loads_total{model="fake",result="ready"} 2.0')
 
 
 @pytest.mark.parametrize(
@@ -152,7 +138,7 @@ async def test_a_bad_version_is_refused_and_tried_again_when_it_has_changed(
         assert (described.model.version, described.versions[0].version) == ("1", "2")
         assert reason in described.versions[0].reason
         assert "/" not in described.versions[0].reason
-        await scraped(server, 'zfserve_model_refused{model="fake",version="2"} 1.0')
+        await server.told('zfserve_model_refused{model="fake",version="2"} 1.0')
         looks = shelf.looks
         await until(server, lambda _: shelf.looks > looks + 3)
         assert shelf.opened == [("fake", "1"), ("fake", "2")]
@@ -161,7 +147,7 @@ async def test_a_bad_version_is_refused_and_tried_again_when_it_has_changed(
         shelf.put(version("2"), FakeEngine())
         await until_ready(server, "2")
         assert good.closed
-        assert "zfserve_model_refused{" not in await scraped(server, 'result="refused"} 1.0')
+        assert "zfserve_model_refused{" not in await server.told('result="refused"} 1.0')
 
 
 async def test_whoever_asks_for_a_look_has_what_was_refused_tried_again(shelf: Shelf) -> None:
