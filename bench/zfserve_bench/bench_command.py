@@ -54,7 +54,7 @@ ONLY_BY_NAME = {"scale", "rolling", "soak", "capacity", "overload", "drain"}
 
 DEFAULT_PHOTOS = Path("samples")
 
-TABLE_WIDTH = 120
+TABLE_WIDTH = 1000
 """Whatever the terminal's: a table that is cut to fit cannot be pasted."""
 
 HELD, MISSED, UNUSABLE = 0, 1, 2

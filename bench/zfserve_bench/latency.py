@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from itertools import cycle
 from typing import TypeAlias
 
 import grpc
 from zfserve_runtime.bundle import Precision
 from zfserve_runtime.onnx_engine import OnnxEngine
 
+from zfserve_bench.bare_server import bare_server
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.load import METHOD
-from zfserve_bench.rounds import alternate, median_difference
+from zfserve_bench.rounds import alternate, differences
 from zfserve_bench.subject import Subject, classifying_service, noise, raw_request
 
 MOST_ADDED = Limit("at most", 1.5)
@@ -28,16 +30,18 @@ Classify: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"  # generic in
 
 
 def measure_latency(subject: Subject) -> Report:
-    findings = tuple(_compare(subject, precision) for precision in subject.precisions)
-    note = (
+    findings = tuple(finding for precision in subject.precisions for finding in _compare(subject, precision))
+    notes = (
         f"Blocks of {CALLS} calls and {CALLS} in-process runs take turns, on the same engine with the same settings; "
-        "the figure is the median over blocks of the difference between the blocks' medians."
+        "the figure is the median over blocks of the difference between a block's median and those around it.",
+        "The bare server is grpc.aio with uvloop around one thread that runs the engine, and nothing else: the least "
+        "that gRPC costs in Python on this machine.",
     )
     title = "Latency: Classify with raw pixels, one client, beside in-process inference of one image"
-    return Report(title, "in process", "added", findings, (note,))
+    return Report(title, "in process", "added", findings, notes, measured="served")
 
 
-def _compare(subject: Subject, precision: Precision) -> Finding:
+def _compare(subject: Subject, precision: Precision) -> tuple[Finding, Finding]:
     images = noise(subject.bundle.manifest.input)
     requests = [raw_request(image) for image in images]
     engine = OnnxEngine(subject.bundle, precision, threads=subject.threads, max_batch_size=1)
@@ -45,22 +49,30 @@ def _compare(subject: Subject, precision: Precision) -> Finding:
     with (
         closing(engine),
         classifying_service(subject, precision, folder) as service,
+        bare_server(subject, precision) as bare,
         grpc.insecure_channel(service.address) as channel,
+        grpc.insecure_channel(bare) as bare_channel,
     ):
-        classify: Classify = channel.unary_unary(METHOD)
-        blocks = subject.effort.rounds * BLOCKS_A_ROUND
+        servers = cycle([channel, bare_channel])
+
+        def call() -> float:
+            classify: Classify = next(servers).unary_unary(METHOD)
+            return _median_ms([partial(classify, request, timeout=10) for request in requests])
+
         in_process, served = alternate(
             lambda: _median_ms([partial(engine.run, image[None]) for image in images]),
-            lambda: _median_ms([partial(classify, request, timeout=10) for request in requests]),
-            blocks,
+            call,
+            2 * BLOCKS_A_ROUND * subject.effort.rounds,
         )
-    return Finding(
-        f"{precision}, median",
-        Quantity(statistics.median(served), "ms"),
-        Quantity(statistics.median(in_process), "ms"),
-        Quantity(median_difference(in_process, served), "ms"),
-        MOST_ADDED if subject.effort.judged else None,
-    )
+    added = differences(in_process, served)
+    limit = MOST_ADDED if subject.effort.judged else None
+
+    def finding(name: str, first: int, limit: Limit | None) -> Finding:
+        figures = served[first::2], in_process, added[first::2]
+        measured, reference, figure = (Quantity(statistics.median(values), "ms") for values in figures)
+        return Finding(f"{precision}, {name}, median", measured, reference, figure, limit)
+
+    return finding("zfserve", 0, limit), finding("a bare server", 1, None)
 
 
 def _median_ms(calls: list[Callable[[], object]]) -> float:

@@ -30,6 +30,6 @@ def median_ratio(baselines: Sequence[float], values: Sequence[float]) -> float:
     return statistics.median(value / around for value, around in zip(values, neighbours(baselines), strict=True))
 
 
-def median_difference(baselines: Sequence[float], values: Sequence[float]) -> float:
-    """Median of each value less the baseline around it; `baselines` has one more entry."""
-    return statistics.median(value - around for value, around in zip(values, neighbours(baselines), strict=True))
+def differences(baselines: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Each value less the baseline around it; `baselines` has one more entry."""
+    return [value - around for value, around in zip(values, neighbours(baselines), strict=True)]

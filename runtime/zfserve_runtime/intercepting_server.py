@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -13,8 +14,9 @@ from google.protobuf.message import DecodeError
 from zfserve_runtime.access import Access
 from zfserve_runtime.gate import Gate
 from zfserve_runtime.grpc_options import Options
-from zfserve_runtime.interceptor import Call, Context, is_quiet
+from zfserve_runtime.interceptor import Call, Context, Method, is_quiet
 from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.overload_log import OverloadLog
 
 if TYPE_CHECKING:
     from zfserve_runtime.otlp import Tracing
@@ -50,6 +52,7 @@ class InterceptingServer(grpc.aio.Server):
         self._metrics = metrics
         self._tracing = tracing
         self._gate = Gate()
+        self._overload_log = OverloadLog()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         self._server.add_generic_rpc_handlers([_Surrounded(each, self._surround) for each in generic_rpc_handlers])
@@ -93,11 +96,7 @@ class InterceptingServer(grpc.aio.Server):
         if self._access is not None:
             handler = self._access.guard(handler, method)
         tracing, gate = (None, Gate()) if is_quiet(method) else (self._tracing, self._gate)
-        in_flight = self._metrics.in_flight.labels(method)
-
-        def surround(context: Context) -> Call:
-            return Call(method, context, gate, self._metrics, in_flight, tracing)
-
+        surround = partial(Call, Method(method, gate, self._metrics, tracing, self._overload_log))
         return (
             self._stream_handler(handler, surround)
             if handler.response_streaming

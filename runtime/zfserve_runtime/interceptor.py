@@ -10,17 +10,19 @@ import logging
 import random
 import re
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError
-from prometheus_client import Gauge
+from prometheus_client import Counter
 
 from zfserve_runtime.access import current_caller
-from zfserve_runtime.errors import InvalidInput, ServiceError
+from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
 from zfserve_runtime.gate import Gate
 from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.overload_log import OverloadLog
 from zfserve_runtime.request_id import REQUEST_ID_KEY, enter_request
 from zfserve_runtime.status import to_status
 
@@ -40,6 +42,47 @@ def is_quiet(method: str) -> bool:
     return method.startswith(("/grpc.health.", "/grpc.reflection."))
 
 
+class Method:
+    """What all calls of one method have in common. Made once: no call looks its metrics up by their labels.
+
+    Args:
+        name: as gRPC has it, "/package.Service/Method".
+        tracing: None where its calls are not traced.
+    """
+
+    def __init__(
+        self, name: str, gate: Gate, metrics: Metrics, tracing: Tracing | None, overload_log: OverloadLog
+    ) -> None:
+        self.name = name
+        self.quiet = is_quiet(name)
+        self.gate = gate
+        self.tracing = tracing
+        self.overload_log = overload_log
+        self.in_flight = metrics.in_flight.labels(name)
+        self._seconds = metrics.request_seconds.labels(name)
+        self._ended = _Children(lambda status: metrics.requests.labels(name, status))
+        self._refused = _Children(lambda reason: metrics.refusals.labels(name, reason))
+
+    def measure(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
+        """Count a call that ended."""
+        self._ended[status.name].inc()
+        self._seconds.observe(duration_s)
+        if isinstance(error, ServiceError):
+            self._refused[error.reason].inc()
+
+
+class _Children(dict[str, Counter]):
+    """Counters by the label that tells them apart."""
+
+    def __init__(self, make: Callable[[str], Counter]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, label: str) -> Counter:
+        self[label] = self._make(label)
+        return self[label]
+
+
 class Call:
     """One call, as a context around its handler. Errors that the client is to be told of end in it: `answer` follows.
 
@@ -47,21 +90,9 @@ class Call:
     client and its answer.
     """
 
-    def __init__(
-        self,
-        method: str,
-        context: Context,
-        gate: Gate,
-        metrics: Metrics,
-        in_flight: Gauge,
-        tracing: Tracing | None,
-    ) -> None:
+    def __init__(self, method: Method, context: Context) -> None:
         self._method = method
-        self._gate = gate
         self._context = context
-        self._metrics = metrics
-        self._in_flight = in_flight
-        self._tracing = tracing
         self._trace: CallTrace | None = None
         self._request_id = _request_id_of(context)
         self._started_s = time.perf_counter()
@@ -69,12 +100,12 @@ class Call:
 
     def __enter__(self) -> Call:
         enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
-        if self._tracing is not None:
+        if self._method.tracing is not None:
             metadata = self._context.invocation_metadata()
-            self._trace = self._tracing.begin_call(self._method, self._request_id, metadata)
+            self._trace = self._method.tracing.begin_call(self._method.name, self._request_id, metadata)
         self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
-        self._in_flight.inc()
-        self._gate.enter()
+        self._method.in_flight.inc()
+        self._method.gate.enter()
         return self
 
     def __exit__(
@@ -82,8 +113,8 @@ class Call:
     ) -> bool:
         status = self._judge(error)
         duration_s = time.perf_counter() - self._started_s
-        self._in_flight.dec()
-        self._gate.leave()
+        self._method.in_flight.dec()
+        self._method.gate.leave()
         if error is None:
             asyncio.get_running_loop().call_soon(self._record, status, duration_s, None)
         else:  # measured and logged by the time the client knows
@@ -92,7 +123,7 @@ class Call:
 
     def check(self, request: Any) -> None:
         """Raises ShuttingDown where calls are refused, and a `request` that is the error of reading it."""
-        self._gate.check()
+        self._method.gate.check()
         if isinstance(request, DecodeError):
             raise request
 
@@ -140,17 +171,14 @@ class Call:
     def _record(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
         if self._trace is not None:
             self._trace.end(status.name, duration_s)
-        self._metrics.requests.labels(self._method, status.name).inc()
-        self._metrics.request_seconds.labels(self._method).observe(duration_s)
-        if isinstance(error, ServiceError):
-            self._metrics.refusals.labels(self._method, error.reason).inc()
+        self._method.measure(status, duration_s, error)
         is_fault = status in _SERVER_FAULTS
-        level = logging.ERROR if is_fault else logging.DEBUG if is_quiet(self._method) else logging.INFO
-        if not _log.isEnabledFor(level):
+        level = logging.ERROR if is_fault else logging.DEBUG if self._method.quiet else logging.INFO
+        if not _log.isEnabledFor(level) or (isinstance(error, Overloaded) and not self._method.overload_log.has_room()):
             return
         fields = {
             "request_id": self._request_id,
-            "method": self._method,
+            "method": self._method.name,
             "status": status.name,
             "duration_ms": round(duration_s * 1e3, 3),
             "peer": self._context.peer(),

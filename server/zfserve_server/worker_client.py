@@ -42,6 +42,10 @@ _PAUSE_S = 1.0
 """Between two attempts to watch a worker that answers but refuses, and between two questions for weights that it lacks;
 one that cannot be reached is awaited instead."""
 
+_WATCH_S = 60.0
+"""Then the watch begins anew. A worker asks now and then to be called over a new connection, and would have to keep the
+old one open for as long as a watch that began there."""
+
 _DESCRIBE_S = 60.0
 """Time for a worker to say which weights it holds, once it has loaded those that it lacked."""
 
@@ -63,6 +67,7 @@ class WorkerClient:
         longest_s: bound on one projection request whose caller set no deadline.
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
         persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
+        watch_s: that one watch of the worker's health lasts.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class WorkerClient:
         longest_s: float,
         on_change: Callable[[bool], None],
         persist_s: float = 5.0,
+        watch_s: float = _WATCH_S,
     ) -> None:
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
@@ -79,6 +85,7 @@ class WorkerClient:
         self._longest_s = longest_s
         self._on_change = on_change
         self._persist_s = persist_s
+        self._watch_s = watch_s
         self._served: frozenset[str] = frozenset()
         self._held: frozenset[str] | None = None  # by the worker; None: it is down
         self._asking = asyncio.Lock()
@@ -123,14 +130,19 @@ class WorkerClient:
     async def _follow(self) -> None:
         request = health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
         while True:
+            # Waits in the channel, which reconnects by itself, for as long as the worker is away.
+            watch = self._health.Watch(request, timeout=self._watch_s, wait_for_ready=True)
             try:
-                # Waits in the channel, which reconnects by itself, for as long as the worker is away.
-                async for health in self._health.Watch(request, wait_for_ready=True):
-                    self._held = None
+                async for health in watch:
                     if _understood(health).status == health_pb2.HealthCheckResponse.SERVING:
                         await self._ask()
+                    else:
+                        self._held = None
                     self._settle()
             except (grpc.aio.AioRpcError, EngineFailed) as error:
+                if watch.done() and await watch.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    continue  # it lasted as long as it may, which says nothing of the worker
+                watch.cancel()
                 logger.info("lost the worker", extra={"error": _in_short(error)})
             self._held = None
             self._settle()

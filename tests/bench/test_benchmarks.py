@@ -70,10 +70,11 @@ def test_throughput(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
 
 @pytest.mark.usefixtures("_leaves_nothing_running")
 def test_latency(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
-    (finding,) = measure_latency(subject_of(colour_bundle())).findings
-    assert finding.reference is not None
-    assert finding.measured.value > finding.reference.value > 0, "a mean over three channels is no match for a network"
-    assert finding.figure.value > 0
+    report = measure_latency(subject_of(colour_bundle()))
+    assert list(figures(report)) == ["fp32, zfserve, median", "fp32, a bare server, median"]
+    for finding in report.findings:
+        assert finding.reference is not None
+        assert finding.measured.value > finding.reference.value > 0, "a mean over three channels is no match for a call"
 
 
 def test_decode(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:

@@ -1,5 +1,5 @@
 import pytest
-from zfserve_bench.rounds import alternate, median_difference, median_ratio, neighbours
+from zfserve_bench.rounds import alternate, differences, median_ratio, neighbours
 
 
 def test_alternate_puts_every_measurement_between_two_of_the_baseline() -> None:
@@ -25,9 +25,14 @@ def test_a_machine_that_slows_steadily_does_not_change_the_ratio() -> None:
 def test_one_disturbed_round_does_not_count() -> None:
     baselines = [10.0, 10.0, 10.0, 10.0]
     assert median_ratio(baselines, [9.0, 2.0, 9.0]) == pytest.approx(0.9)
-    assert median_difference(baselines, [11.0, 55.0, 11.0]) == pytest.approx(1.0)
+
+
+def test_differences_are_from_the_baseline_at_their_time() -> None:
+    assert differences([10.0, 20.0, 40.0], [16.0, 30.0]) == [1, 0]
 
 
 def test_measurements_without_their_baselines_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         median_ratio([10.0, 10.0], [9.0, 9.0])
+    with pytest.raises(ValueError, match="zip"):
+        differences([10.0, 10.0], [9.0, 9.0])

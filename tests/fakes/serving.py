@@ -28,6 +28,7 @@ from zfserve_runtime.bundle import (
     ParityEntry,
 )
 from zfserve_runtime.engine import EngineInfo, EngineOutputs
+from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest
@@ -197,9 +198,11 @@ class FakeWorker(WorkerServiceServicer):
             raise
 
     @asynccontextmanager
-    async def listening(self, address: str, tls: TlsFiles | None = None) -> AsyncIterator[int]:
+    async def listening(
+        self, address: str, tls: TlsFiles | None = None, options: Options | None = None
+    ) -> AsyncIterator[int]:
         """Serve on `address`, and tell the port; at the end stop at once, as a process that dies."""
-        server = InterceptingServer(Metrics())
+        server = InterceptingServer(Metrics(), options)
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
         port = open_port(server, address, tls, callers_known=False, flag="--listen")

@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from zfserve_runtime import errors
+from zfserve_runtime import errors, overload_log
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import current_request_id
@@ -257,6 +257,39 @@ async def test_one_log_line_per_call(probe: Probe, caplog: pytest.LogCaptureFixt
     assert (fields["request_id"], fields["reason"]) == ("abc-3", "OVERLOADED")
     assert fields["duration_ms"] >= 0
     assert record.exc_info is None
+
+
+async def test_of_many_refusals_only_the_first_have_a_line_in_the_log(
+    probe: Probe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(overload_log, "SECOND", 60.0)
+
+    def lines() -> int:
+        return sum(record.getMessage() == "call" for record in caplog.records)
+
+    probe.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
+    refused = overload_log.LINES + 5
+    await asyncio.gather(*(failure_of(probe.unary(Empty())) for _ in range(refused)))
+    assert lines() == overload_log.LINES
+    assert probe.count("RESOURCE_EXHAUSTED") == refused, "the metrics have them all"
+    probe.behaviour = raising(errors.InvalidInput("Send an image."))
+    await failure_of(probe.unary(Empty()))
+    assert lines() == overload_log.LINES + 1, "other errors have their lines"
+
+
+async def test_refusals_without_a_line_are_counted_once_a_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(overload_log, "SECOND", 0.01)
+    log = overload_log.OverloadLog()
+    for more in (0, 7):
+        assert [log.has_room() for _ in range(overload_log.LINES + more)].count(False) == more
+        await asyncio.sleep(overload_log.SECOND)
+    (record,) = caplog.records
+    assert (record.getMessage(), vars(record)["calls"]) == ("refused more calls", 7)
+    assert log.has_room()
 
 
 async def test_successful_calls_are_measured(probe: Probe) -> None:

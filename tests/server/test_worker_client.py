@@ -1,16 +1,20 @@
 """The client of the worker by itself; through the whole service it is tested in test_projection."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from fakes.serving import FINGERPRINT, FakeWorker
+from grpc_health.v1 import health_pb2
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, WorkerUnavailable
-from zfserve_runtime.grpc_options import channel_options
+from zfserve_runtime.grpc_options import channel_options, server_options
+from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health
 from zfserve_runtime.metrics import Metrics
 from zfserve_server.worker_client import WorkerClient
 
@@ -72,6 +76,43 @@ async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_
         worker.fingerprint = FINGERPRINT
         assert await changes.get()
         watching.cancel()
+
+
+async def test_the_watch_leaves_an_old_connection_and_nobody_sees_the_worker_go() -> None:
+    worker, health = FakeWorker(), PeersOfWatch(SERVER, WORKER_SERVICE)
+    worker.health = health
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    aged = server_options(max_connection_age_s=0.1)
+    async with (
+        worker.listening("127.0.0.1:0", options=aged) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", channel_options()) as channel,
+    ):
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, watch_s=0.2)
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        await health.third.wait()
+        assert changes.empty()
+        assert client.ready
+        assert len(set(health.peers)) > 1
+        watching.cancel()
+
+
+class PeersOfWatch(Health):
+    """Notes from which connections it is watched."""
+
+    def __init__(self, *services: str) -> None:
+        super().__init__(*services)
+        self.peers: list[str] = []
+        self.third = asyncio.Event()
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        self.peers.append(context.peer())
+        if len(self.peers) == 3:
+            self.third.set()
+        async for message in super().Watch(request, context):
+            yield message
 
 
 async def test_all_workers_of_an_address_are_asked() -> None:
