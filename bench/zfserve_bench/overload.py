@@ -63,18 +63,23 @@ def measure_overload(subject: Subject) -> Report:
 
 
 def _overload(subject: Subject, precision: Precision) -> tuple[float, float, Offered]:
-    """What the service can do, in images a second; the deadline; and what became of the crowd's calls."""
+    """What the service can do, in images a second; the deadline; and what became of the crowd's calls.
+
+    The first is measured before the crowd and after it, as the machine's own pace changes meanwhile.
+    """
     spec, effort = subject.bundle.manifest.input, subject.effort
     requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
     with classifying_service(subject, precision, folder) as service:
         with LoadGenerator(service.address, requests, folder) as generator:
             guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
             order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
-            capacity = generator.measure(order).calls_per_s
-        deadline_s = max(1.0, DEADLINE_IMAGES / capacity)
-        streams = tuple(Stream(client, priority, share * TIMES * capacity) for client, priority, share in CROWD)
-        crowd = Offer(streams, subject.overload_s if effort.judged else effort.round_s, deadline_s)
-        return capacity, deadline_s, offer(service.address, requests, folder, crowd)
+            before = generator.measure(order).calls_per_s
+            deadline_s = max(1.0, DEADLINE_IMAGES / before)
+            streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
+            crowd = Offer(streams, subject.overload_s if effort.judged else effort.round_s, deadline_s)
+            offered = offer(service.address, requests, folder, crowd)
+            after = generator.measure(order).calls_per_s
+    return (before + after) / 2, deadline_s, offered
 
 
 def photo_requests(subject: Subject, spec: InputSpec) -> list[bytes]:
