@@ -69,16 +69,18 @@ def _overload(subject: Subject, precision: Precision) -> tuple[float, float, Off
     """
     spec, effort = subject.bundle.manifest.input, subject.effort
     requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
-    with classifying_service(subject, precision, folder) as service:
-        with LoadGenerator(service.address, requests, folder) as generator:
-            guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
-            order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
-            before = generator.measure(order).calls_per_s
-            deadline_s = max(1.0, DEADLINE_IMAGES / before)
-            streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
-            crowd = Offer(streams, subject.overload_s if effort.judged else effort.round_s, deadline_s)
-            offered = offer(service.address, requests, folder, crowd)
-            after = generator.measure(order).calls_per_s
+    with (
+        classifying_service(subject, precision, folder) as service,
+        LoadGenerator(service.address, requests, folder) as generator,
+    ):
+        guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
+        order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
+        before = generator.measure(order).calls_per_s
+        deadline_s = max(1.0, DEADLINE_IMAGES / before)
+        streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
+        crowd = Offer(streams, subject.overload_s if effort.judged else effort.round_s, deadline_s)
+        offered = offer(service.address, requests, folder, crowd)
+        after = generator.measure(order).calls_per_s
     return (before + after) / 2, deadline_s, offered
 
 
