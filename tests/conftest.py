@@ -1,5 +1,6 @@
 """A bundle small enough to compute by hand, for every room's tests."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, Laye
 from zfserve_runtime.golden import Golden, write_golden
 
 ColourBundle = Callable[..., Bundle]
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts its background jobs so, and they their children: those that tests interrupt would not hear of it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

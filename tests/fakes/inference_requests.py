@@ -1,14 +1,18 @@
-"""Requests of the Open Inference Protocol for the fake network."""
+"""Requests of the Open Inference Protocol for the fake network, and how their answers are read."""
 
 import io
 import struct
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
+import pytest
 from fakes.serving import SIDE, pixels_of
 from PIL import Image
 from zfserve_protos.inference import grpc_service_pb2 as pb
+from zfserve_runtime.errors import ServiceError
+from zfserve_runtime.status import from_call_error
 
 Parameter = pb.InferParameter
 Contents = pb.InferTensorContents
@@ -58,3 +62,16 @@ def prefixed(*elements: bytes) -> bytes:
 def of_files(*files: bytes) -> pb.ModelInferRequest:
     inputs = [tensor("image", "BYTES", len(files))]
     return pb.ModelInferRequest(inputs=inputs, raw_input_contents=[prefixed(*files)])
+
+
+def floats(answer: pb.ModelInferResponse, index: int) -> npt.NDArray[np.float32]:
+    """An output of a raw answer."""
+    return np.frombuffer(answer.raw_output_contents[index], "<f4").reshape(tuple(answer.outputs[index].shape))
+
+
+async def error_of(call: "grpc.aio.UnaryUnaryCall[Any, Any]") -> ServiceError:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call
+    error = from_call_error(failed.value)
+    assert error is not None, failed.value
+    return error

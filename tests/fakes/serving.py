@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fakes.shelf import Shelf
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
@@ -40,6 +41,7 @@ from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
 
 if TYPE_CHECKING:
+    from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
 
 SIDE = 8
@@ -227,6 +229,14 @@ class Running:
     @property
     def vision(self) -> "VisionServiceAsyncStub":
         return VisionServiceStub(self.channel)
+
+    @property
+    def inference(self) -> "GRPCInferenceServiceAsyncStub":
+        return GRPCInferenceServiceStub(self.channel)
+
+    async def queued(self, images: int) -> None:
+        """Wait until so many images wait for the engine."""
+        await self.told(f'zfserve_queue_depth{{model="fake",version="7"}} {images}.0')
 
     async def scrape(self) -> str:
         """The metrics, as Prometheus reads them."""
