@@ -129,14 +129,14 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
     assert all("*Look:*" in section and "*Do:*" in section for section in sections)
 
 
-def built(tmp_path: Path, component: str) -> list[dict[str, Any]]:
-    """The CPU overlay with a component of this folder."""
+def built(tmp_path: Path, *components: str, on: str = "overlays/cpu") -> list[dict[str, Any]]:
+    """An overlay with components, both of the folder `deploy`."""
     deploy = os.path.relpath(ROOT / "deploy", tmp_path)
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [f"{deploy}/overlays/cpu"],
-        "components": [f"{deploy}/{component}"],
+        "resources": [f"{deploy}/{on}"],
+        "components": [f"{deploy}/{component}" for component in components],
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     command = [str(Path(sys.executable).parent / "kubectl"), "kustomize", str(tmp_path)]
@@ -164,14 +164,28 @@ def test_the_component_watches_every_pod_and_brings_the_dashboard(tmp_path: Path
         assert end["port"] in {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
 
 
-def test_the_tracing_component_switches_traces_on_and_opens_the_way(tmp_path: Path) -> None:
-    documents = built(tmp_path, "observability/tracing")
+@pytest.mark.parametrize(
+    ("on", "components"),
+    [
+        ("overlays/cpu", ["observability/tracing"]),
+        ("overlays/single-pod", ["observability/tracing"]),
+        ("base", ["sidecar", "observability/tracing"]),  # as added to single-pod itself
+    ],
+)
+def test_the_tracing_component_switches_traces_on_and_opens_the_way(
+    tmp_path: Path, on: str, components: list[str]
+) -> None:
+    documents = built(tmp_path, *components, on=on)
     for document in documents:
         kubernetes_validate.validate(document, "1.37", strict=True)
     (policy,) = [document for document in documents if document["metadata"]["name"] == "zfserve-traces"]
+    traced = []
     for pod in pods(documents):
-        environment = {entry["name"]: entry.get("value", "") for entry in pod["spec"]["containers"][0]["env"]}
-        endpoint = endpoint_in(environment)
-        assert endpoint is not None
-        assert int(endpoint.rpartition(":")[2]) == policy["spec"]["egress"][0]["ports"][0]["port"]
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        for container in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())):
+            environment = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+            endpoint = endpoint_in(environment)
+            assert endpoint is not None
+            assert int(endpoint.rpartition(":")[2]) == policy["spec"]["egress"][0]["ports"][0]["port"]
+            traced.append(container["args"][0])
+    assert sorted(traced) == ["serve", "worker"]
