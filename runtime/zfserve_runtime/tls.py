@@ -1,7 +1,7 @@
-"""TLS of the servers, from PEM files that may be replaced while they serve.
+"""TLS of the servers, and of the server towards its worker, from PEM files that may be replaced while they are used.
 
-Faults of the files are found at start and not at the first handshake. The files are looked at when a client connects:
-a certificate that was renewed serves the next connection, and those that are open stay as they are.
+Faults of the files are found at start and not at the first handshake. A server looks at its files when a client
+connects: a certificate that was renewed serves the next connection, and those that are open stay as they are.
 """
 
 import os
@@ -34,6 +34,20 @@ class TlsFiles:
     client_ca: Path | None = None
 
 
+@dataclass(frozen=True)
+class ClientTlsFiles:
+    """What the server needs for TLS towards its worker.
+
+    Attributes:
+        ca: PEM, the authorities that the worker's certificate may be signed by.
+        certificate, key: PEM, to show to the worker (mTLS); both or neither.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Credentials that follow `files`: see the module. Keep them as long as the server, which does not.
 
@@ -52,22 +66,48 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
+def channel_credentials(files: ClientTlsFiles) -> Reloaded[grpc.ChannelCredentials]:
+    """Credentials of a channel. One that is open keeps its own: whoever has it looks, and opens another.
+
+    Raises:
+        TlsError: as `server_credentials`.
+    """
+    paths = [file for file in (files.ca, files.certificate, files.key) if file is not None]
+    return Reloaded("TLS towards the worker", paths, lambda: _read_channel_credentials(files))
+
+
 def _read_configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    certificate, key = _read(files.certificate, "certificate"), _read(files.key, "key")
-    client_ca = None if files.client_ca is None else _read(files.client_ca, "client CA")
-    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate, key = _read_pair(files.certificate, files.key)
+    client_ca = None if files.client_ca is None else _read_authority(files.client_ca, "client CA")
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
+
+
+def _read_channel_credentials(files: ClientTlsFiles) -> grpc.ChannelCredentials:
+    ca = _read_authority(files.ca, "CA")
+    if files.certificate is None or files.key is None:
+        return grpc.ssl_channel_credentials(ca)
+    certificate, key = _read_pair(files.certificate, files.key)
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _read_pair(certificate_file: Path, key_file: Path) -> tuple[bytes, bytes]:
+    certificate, key = _read(certificate_file, "certificate"), _read(key_file, "key")
     try:
-        _load_pair(trial, certificate, key)
+        _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
     except (ssl.SSLError, ValueError) as error:
         raise TlsError(
-            f"the certificate {files.certificate} and the key {files.key} are not a pair of PEM files: {error}"
+            f"the certificate {certificate_file} and the key {key_file} are not a pair of PEM files: {error}"
         ) from error
-    if client_ca is not None:
-        try:
-            trial.load_verify_locations(cadata=client_ca.decode("ascii"))
-        except (ssl.SSLError, ValueError) as error:
-            raise TlsError(f"the client CA {files.client_ca} is not a PEM file of certificates: {error}") from error
-    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
+    return certificate, key
+
+
+def _read_authority(file: Path, what: str) -> bytes:
+    authority = _read(file, what)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authority.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsError(f"the {what} {file} is not a PEM file of certificates: {error}") from error
+    return authority
 
 
 def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

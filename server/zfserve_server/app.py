@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-import grpc
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
 from zfserve_runtime.access import Access
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc_options import channel_options, server_options
+from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import (
     INFERENCE_SERVICE,
     PROJECTION,
@@ -31,6 +30,7 @@ from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.tls import ClientTlsFiles
 from zfserve_runtime.tracing import open_tracing
 
 from zfserve_server.config import ServerConfig
@@ -47,6 +47,7 @@ from zfserve_server.served_model import ServedModel
 from zfserve_server.service import VisionService
 from zfserve_server.startup import Startup, phase_service
 from zfserve_server.supervisor import Supervisor
+from zfserve_server.worker_channel import WorkerChannel
 from zfserve_server.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
@@ -204,8 +205,9 @@ async def _companion(
         # Only this user may enter the folder, and so reach the worker.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zfserve-"))
         address = f"unix:{folder}/worker.sock"
-    channel = await stack.enter_async_context(_worker_channel(address, config))
-    client = WorkerClient(channel, metrics, LONGEST_PROJECTION_S, on_change)
+    channel = WorkerChannel(address, _worker_tls(config), LONGEST_PROJECTION_S)
+    stack.push_async_callback(channel.close)
+    client = WorkerClient(channel.current, metrics, LONGEST_PROJECTION_S, on_change, renewed=channel.renewed)
     if not supervised:
         return client, [client.watch]
     supervisor = Supervisor(worker_command(config, address), metrics, answers=client.answers)
@@ -230,15 +232,10 @@ def _access(config: ServerConfig) -> Access | None:
     return None if config.tokens is None and config.tls_client_ca is None else Access(config.tokens)
 
 
-def _worker_channel(address: str, config: ServerConfig) -> grpc.aio.Channel:
-    """Raises OSError where a file of the TLS towards the worker cannot be read."""
+def _worker_tls(config: ServerConfig) -> ClientTlsFiles | None:
     if config.worker_tls_ca is None:
-        return grpc.aio.insecure_channel(address, channel_options())
-    ca, key, certificate = (
-        None if file is None else file.read_bytes()
-        for file in (config.worker_tls_ca, config.worker_tls_key, config.worker_tls_cert)
-    )
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate), channel_options())
+        return None
+    return ClientTlsFiles(config.worker_tls_ca, config.worker_tls_cert, config.worker_tls_key)
 
 
 def _metrics_endpoint(metrics: Metrics, config: ServerConfig) -> MetricsEndpoint:

@@ -43,8 +43,8 @@ _PAUSE_S = 1.0
 one that cannot be reached is awaited instead."""
 
 _WATCH_S = 60.0
-"""Then the watch begins anew. A worker asks now and then to be called over a new connection, and would have to keep the
-old one open for as long as a watch that began there."""
+"""Then the watch begins anew: over a new channel, where there is one, and else over the latest connection. A worker
+asks for a new one now and then, and has to keep the old one open for as long as a watch that began there."""
 
 _DESCRIBE_S = 60.0
 """Time for a worker to say which weights it holds, once it has loaded those that it lacked."""
@@ -68,6 +68,7 @@ class WorkerClient:
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
         persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
         watch_s: that one watch of the worker's health lasts.
+        renewed: asked before each watch; a channel to use in place of the one before, or None.
     """
 
     def __init__(
@@ -78,14 +79,15 @@ class WorkerClient:
         on_change: Callable[[bool], None],
         persist_s: float = 5.0,
         watch_s: float = _WATCH_S,
+        renewed: Callable[[], grpc.aio.Channel | None] = lambda: None,
     ) -> None:
-        self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
+        self._use(channel)
         self._metrics = metrics
         self._longest_s = longest_s
         self._on_change = on_change
         self._persist_s = persist_s
         self._watch_s = watch_s
+        self._renewed = renewed
         self._served: frozenset[str] = frozenset()
         self._held: frozenset[str] | None = None  # by the worker; None: it is down
         self._asking = asyncio.Lock()
@@ -127,9 +129,15 @@ class WorkerClient:
             tasks.create_task(self._follow())
             tasks.create_task(self._persist())
 
+    def _use(self, channel: grpc.aio.Channel) -> None:
+        self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
+        self._health = health_pb2_grpc.HealthStub(channel)
+
     async def _follow(self) -> None:
         request = health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
         while True:
+            if (channel := self._renewed()) is not None:
+                self._use(channel)
             # Waits in the channel, which reconnects by itself, for as long as the worker is away.
             watch = self._health.Watch(request, timeout=self._watch_s, wait_for_ready=True)
             try:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.tls import TlsError, TlsFiles, server_credentials
+from zfserve_runtime.tls import ClientTlsFiles, TlsError, TlsFiles, channel_credentials, server_credentials
 
 FILES = Path(__file__).parent / "tls"
 SERVER_PAIR = TlsFiles(FILES / "server.pem", FILES / "server.key")
@@ -76,6 +76,21 @@ async def test_mutual_tls_refuses_a_client_without_a_certificate() -> None:
 def test_unusable_files_are_named(certificate: str, key: str, client_ca: str | None, message: str) -> None:
     with pytest.raises(TlsError, match=message):
         server_credentials(TlsFiles(FILES / certificate, FILES / key, FILES / client_ca if client_ca else None))
+
+
+@pytest.mark.parametrize(
+    ("ca", "certificate", "key", "message"),
+    [
+        ("missing.pem", None, None, "CA .*missing.pem cannot be read: No such file"),
+        ("README.md", None, None, "CA .*README.md is not a PEM file"),
+        ("ca.pem", "client.pem", "server.key", "client.pem and the key .*server.key are not a pair"),
+        ("ca.pem", "client.pem", "locked.key", "passphrase"),
+    ],
+)
+def test_unusable_files_of_a_client_are_named(ca: str, certificate: str | None, key: str | None, message: str) -> None:
+    pair = (None if name is None else FILES / name for name in (certificate, key))
+    with pytest.raises(TlsError, match=message):
+        channel_credentials(ClientTlsFiles(FILES / ca, *pair))
 
 
 async def shown_at(address: str) -> bytes:

@@ -1,0 +1,48 @@
+"""The channel to the worker, and a new one when the files of its TLS were replaced. Opened by `app`, used by
+`worker_client`."""
+
+import asyncio
+
+import grpc
+from zfserve_runtime.grpc_options import channel_options
+from zfserve_runtime.tls import ClientTlsFiles, channel_credentials
+
+
+class WorkerChannel:
+    """gRPC's channels keep the credentials they were opened with, so new ones need another channel.
+
+    Args:
+        address: gRPC's name of one worker or of several.
+        tls: None for none.
+        grace_s: for calls under way on a channel that was replaced.
+
+    Raises:
+        TlsError: a file of the TLS cannot be used.
+    """
+
+    def __init__(self, address: str, tls: ClientTlsFiles | None, grace_s: float) -> None:
+        self._address = address
+        self._credentials = None if tls is None else channel_credentials(tls)
+        self._grace_s = grace_s
+        self._closing: set[asyncio.Task[None]] = set()
+        self.current = self._open()
+
+    def renewed(self) -> grpc.aio.Channel | None:
+        """A channel by the files as they are now, where those have changed; the one before it ends with its calls."""
+        if self._credentials is None or not self._credentials.look():
+            return None
+        closing = asyncio.ensure_future(self.current.close(self._grace_s))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self.current = self._open()
+        return self.current
+
+    async def close(self) -> None:
+        for closing in self._closing:
+            closing.cancel()
+        await self.current.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._address, channel_options())
+        return grpc.aio.secure_channel(self._address, self._credentials.value, channel_options())
