@@ -1,15 +1,20 @@
 """`make audit`: are there known vulnerabilities in the versions that constraints.txt pins?
 
-Runs pip-audit against PyPI and, where that has no answer, against OSV. Fails with one line where neither has: what was
-not looked up is not reported as sound.
+Runs pip-audit against PyPI and, where that has no answer, against OSV. A mirror of PyPI may have no pages of single
+versions, which pip-audit reads; its pages of projects tell of the vulnerabilities of the latest version, so those that
+are pinned to it are looked up there. Fails where anything was not looked up: it is not reported as sound.
 
-usage: python tools/audit.py PIP_AUDIT CONSTRAINTS
+usage: python tools/audit.py PIP_AUDIT CONSTRAINTS [INDEX]
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +23,22 @@ SERVICES = {"pypi": "pypi.org", "osv": "api.osv.dev"}
 SOUND, VULNERABLE, UNKNOWN = 0, 1, 2
 
 
-def main(pip_audit: str, constraints: str) -> int:
+INDEX = "https://pypi.org"
+CONNECTIONS = 4
+TIMEOUT_S = 60
+
+Dependency = dict[str, Any]
+
+
+def main(pip_audit: str, constraints: str, index: str = INDEX) -> int:
     for service in SERVICES:
         dependencies = ask(service, pip_audit, constraints)
         if any("vulns" in one for one in dependencies):
             return tell(dependencies)
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        dependencies = list(threads.map(lambda pin: ask_page(index, *pin), pins(Path(constraints))))
+    if any("vulns" in one for one in dependencies):
+        return tell(dependencies)
     hosts = " nor ".join(SERVICES.values())
     sys.stderr.write(
         f"audit: neither {hosts} answers for the versions pinned; run it where one of them can be reached\n"
@@ -30,33 +46,56 @@ def main(pip_audit: str, constraints: str) -> int:
     return UNKNOWN
 
 
-def ask(service: str, pip_audit: str, constraints: str) -> list[dict[str, Any]]:
+def ask(service: str, pip_audit: str, constraints: str) -> list[Dependency]:
     """What the service knows of each version: `vulns`, or a `skip_reason`. Nothing where it cannot be reached."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [pip_audit, "--requirement", constraints, "--no-deps", "--disable-pip", "--progress-spinner", "off"]
         command += ["--vulnerability-service", service, "--format", "json", "--output", str(report)]
         subprocess.run(command, capture_output=True, check=False)  # its status is 1 for what it found and for all else
-        found: list[dict[str, Any]] = json.loads(report.read_text())["dependencies"] if report.exists() else []
+        found: list[Dependency] = json.loads(report.read_text())["dependencies"] if report.exists() else []
         return found
 
 
-def tell(dependencies: list[dict[str, Any]]) -> int:
+def pins(constraints: Path) -> Iterator[tuple[str, str]]:
+    """Name and version of each line that pins one."""
+    for line in constraints.read_text(encoding="utf-8").splitlines():
+        if pin := re.match(r"([A-Za-z0-9._-]+)==([^\s;+]+)", line):
+            yield pin[1], pin[2]
+
+
+def ask_page(index: str, name: str, version: str) -> Dependency:
+    """What the project's page at the index tells of its latest version, if that is this one."""
+    try:
+        with urllib.request.urlopen(f"{index}/pypi/{name}/json", timeout=TIMEOUT_S) as answer:
+            page = json.load(answer)
+        latest, known = page["info"]["version"], page["vulnerabilities"]
+    except (OSError, ValueError, KeyError) as error:
+        return {"name": name, "skip_reason": f"{index} has no page of it ({error})"}
+    if latest != version:
+        return {"name": name, "skip_reason": f"{version} is pinned, and {index} tells of {latest} only"}
+    found = [{"id": one["id"], "fix_versions": one["fixed_in"]} for one in known if not one.get("withdrawn")]
+    return {"name": name, "version": version, "vulns": found}
+
+
+def tell(dependencies: list[Dependency]) -> int:
     """Print a line for each vulnerability and each version that is not known; returns the exit status."""
     status = SOUND
+    looked_up = sum("vulns" in one for one in dependencies)
     for one in dependencies:
         if "vulns" not in one:
-            status = max(status, UNKNOWN)
+            status = status or UNKNOWN
             sys.stdout.write(f"{one['name']}: not looked up: {one.get('skip_reason', 'no reason given')}\n")
         for vulnerability in one.get("vulns", ()):
-            status = max(status, VULNERABLE)
+            status = VULNERABLE
             fixed = ", ".join(vulnerability.get("fix_versions") or ()) or "none yet"
             sys.stdout.write(f"{one['name']} {one['version']}: {vulnerability['id']}; fixed in: {fixed}\n")
-    sys.stdout.write(f"audit: {len(dependencies)} versions, {'no' if status == SOUND else 'with'} findings\n")
+    vulnerable = sum(bool(one.get("vulns")) for one in dependencies)
+    sys.stdout.write(f"audit: {looked_up} of {len(dependencies)} versions looked up, {vulnerable} vulnerable\n")
     return status
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))
