@@ -7,10 +7,11 @@ of a real service run on machines of their own, so what they do with an answer m
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -68,13 +69,18 @@ class LoadGenerator:
         target: address of the server, or of several, parted by commas.
         requests: serialised, sent in turn.
         folder: for the file that hands them over.
+        cpus: the only ones it may use; None for all that this process may.
     """
 
-    def __init__(self, target: str, requests: Sequence[bytes], folder: Path) -> None:
+    def __init__(
+        self, target: str, requests: Sequence[bytes], folder: Path, cpus: Collection[int] | None = None
+    ) -> None:
         file = folder / "requests"
         write_requests(file, requests)
         command = [sys.executable, "-m", "zfserve_bench.load", target, str(file)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if cpus is not None:
+            os.sched_setaffinity(self._process.pid, cpus)  # before it has threads, which inherit it
 
     def measure(self, order: Order) -> Load:
         """Raises LoadFailed where any call fails."""

@@ -6,11 +6,12 @@ is kept lean, as it shares the cores with what it measures: requests are bytes, 
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -70,15 +71,20 @@ class Offered(NamedTuple):
     cpu_s: float
 
 
-def offer(target: str, requests: Sequence[bytes], folder: Path, offer: Offer) -> Offered:
-    """Run the process to its end. Raises LoadFailed where it fails itself."""
+def offer(
+    target: str, requests: Sequence[bytes], folder: Path, offer: Offer, cpus: Collection[int] | None = None
+) -> Offered:
+    """Run the process to its end, on those CPUs only. Raises LoadFailed where it fails itself."""
     file = folder / "open-requests"
     write_requests(file, requests)
     command = [sys.executable, "-m", "zfserve_bench.open_load", target, str(file), json.dumps(asdict(offer))]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode:
-        raise LoadFailed(f"the load generator ended with status {ended.returncode}")
-    document = json.loads(ended.stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        if cpus is not None:
+            os.sched_setaffinity(process.pid, cpus)  # before it has threads, which inherit it
+        said, _ = process.communicate()
+    if process.returncode:
+        raise LoadFailed(f"the load generator ended with status {process.returncode}")
+    document = json.loads(said)
     return Offered([Call(*call) for call in document["calls"]], document["seconds"], document["cpu_s"])
 
 

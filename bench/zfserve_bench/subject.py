@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +88,20 @@ def available() -> list[int]:
 
 
 @contextmanager
-def classifying_service(subject: Subject, precision: Precision, folder: Path) -> Iterator[ServiceProcess]:
-    """A service of that precision, without a worker. Its answers were compared at its start, with golden inputs."""
-    flags = ("--no-worker", "--engine", "onnx-cpu", "--precision", precision, "--threads", str(subject.threads))
-    with running_service(subject.bundle.folder, folder, *flags) as service:
+def classifying_service(
+    subject: Subject, precision: Precision, folder: Path, cpus: Collection[int] | None = None
+) -> Iterator[ServiceProcess]:
+    """A service of that precision, without a worker. Its answers were compared at its start, with golden inputs.
+
+    Args:
+        cpus: the only ones it may use, with a thread for each at most; None for all that this process may.
+    """
+    threads = subject.threads if cpus is None else min(subject.threads, len(cpus))
+    flags = ("--no-worker", "--engine", "onnx-cpu", "--precision", precision, "--threads", str(threads))
+    with running_service(subject.bundle.folder, folder, *flags, cpus=cpus) as service:
         with grpc.insecure_channel(service.address) as channel:
             engine = VisionServiceStub(channel).DescribeModel(pb.DescribeModelRequest(), timeout=10).engine
-        assert (engine.runtime, engine.precision, engine.threads) == ("onnxruntime", precision, subject.threads), engine
+        assert (engine.runtime, engine.precision, engine.threads) == ("onnxruntime", precision, threads), engine
         yield service
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
+Watch: TypeAlias = "grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
+
 _RETRY_AFTER_S = 2.0
 """A worker that is restarted at once is back in about this time: importing torch and loading the weights."""
 
@@ -43,8 +45,9 @@ _PAUSE_S = 1.0
 one that cannot be reached is awaited instead."""
 
 _WATCH_S = 60.0
-"""Then the watch begins anew: over a new channel, where there is one, and else over the latest connection. A worker
-asks for a new one now and then, and has to keep the old one open for as long as a watch that began there."""
+"""Without a word; then the watch begins anew: over a new channel, where there is one, and else over the latest
+connection. A worker asks for a new one now and then, and has to keep the old one open for as long as a watch that began
+there."""
 
 _DESCRIBE_S = 60.0
 """Time for a worker to say which weights it holds, once it has loaded those that it lacked."""
@@ -67,7 +70,7 @@ class WorkerClient:
         longest_s: bound on one projection request whose caller set no deadline.
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
         persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
-        watch_s: that one watch of the worker's health lasts.
+        watch_s: that a watch of the worker's health may hear nothing before it begins anew.
         renewed: asked before each watch; a channel to use in place of the one before, or None.
     """
 
@@ -139,22 +142,29 @@ class WorkerClient:
             if (channel := self._renewed()) is not None:
                 self._use(channel)
             # Waits in the channel, which reconnects by itself, for as long as the worker is away.
-            watch = self._health.Watch(request, timeout=self._watch_s, wait_for_ready=True)
+            watch = self._health.Watch(request, wait_for_ready=True)
             try:
-                async for health in watch:
+                while (health := await self._next_of(watch)) is not grpc.aio.EOF:
                     if _understood(health).status == health_pb2.HealthCheckResponse.SERVING:
                         await self._ask()
                     else:
                         self._held = None
                     self._settle()
+            except TimeoutError:
+                continue  # nothing was heard, and so nothing has changed
             except (grpc.aio.AioRpcError, EngineFailed) as error:
-                if watch.done() and await watch.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    continue  # it lasted as long as it may, which says nothing of the worker
-                watch.cancel()
                 logger.info("lost the worker", extra={"error": _in_short(error)})
+            finally:
+                watch.cancel()
             self._held = None
             self._settle()
             await asyncio.sleep(_PAUSE_S)
+
+    async def _next_of(self, watch: Watch) -> Any:
+        """What the worker says next. Ended here and not by a deadline, which the worker would keep too, so that its end
+        of an old connection might come first."""
+        async with asyncio.timeout(self._watch_s):
+            return await watch.read()
 
     async def _persist(self) -> None:
         """Ask again, now and then, for weights that the worker lacks: its volume may be behind this server's."""

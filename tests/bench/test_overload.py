@@ -1,13 +1,14 @@
 """What is made of an overload and of stops under load: figures by hand, and one quick crowd for real."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from zfserve_bench.drain import Drain, Outcome, report
 from zfserve_bench.open_load import LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
-from zfserve_bench.overload import find
-from zfserve_bench.subject import Subject, classifying_service, noise, raw_request
+from zfserve_bench.overload import find, share_out
+from zfserve_bench.subject import Subject, available, classifying_service, noise, raw_request
 from zfserve_runtime.bundle import Bundle
 
 
@@ -57,6 +58,11 @@ def test_figures_of_an_overload() -> None:
     }
 
 
+def test_the_load_generator_has_a_cpu_of_its_own() -> None:
+    assert share_out([0, 1, 5]) == ([0, 1], [5])
+    assert share_out([3]) == ([3], [3])
+
+
 def drained(**changes: object) -> Drain:
     outcomes = {"1": Outcome.ANSWERED, "2": Outcome.REFUSED, "3": Outcome.CANCELLED}
     fields: dict[str, object] = {"outcomes": outcomes, "seconds": 1.0, "status": 0, "told_s": 0.1, "refused_s": 0.5}
@@ -85,8 +91,11 @@ def test_calls_are_offered_whatever_becomes_of_them(
     subject = subject_of(colour_bundle())
     requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
     streams = (Stream("one", "interactive", 100.0), Stream("two", "bulk", 50.0), Stream("three", "urgent", 20.0))
-    with classifying_service(subject, "fp32", tmp_path) as service:
-        offered = offer(service.address, requests, tmp_path, Offer(streams, seconds=1.0, deadline_s=30.0))
+    own, generators = share_out(available())
+    with classifying_service(subject, "fp32", tmp_path, own) as service:
+        assert os.sched_getaffinity(service.pid) == set(own)
+        crowd = Offer(streams, seconds=1.0, deadline_s=30.0)
+        offered = offer(service.address, requests, tmp_path, crowd, generators)
     by_client = {stream.client: [call for call in offered.calls if call.client == stream.client] for stream in streams}
     for stream in streams:
         expected = stream.calls_per_s
