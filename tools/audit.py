@@ -80,19 +80,16 @@ def ask_page(index: str, name: str, version: str) -> Dependency:
 
 def tell(dependencies: list[Dependency]) -> int:
     """Print a line for each vulnerability and each version that is not known; returns the exit status."""
-    status = SOUND
-    looked_up = sum("vulns" in one for one in dependencies)
     for one in dependencies:
         if "vulns" not in one:
-            status = status or UNKNOWN
             sys.stdout.write(f"{one['name']}: not looked up: {one.get('skip_reason', 'no reason given')}\n")
         for vulnerability in one.get("vulns", ()):
-            status = VULNERABLE
             fixed = ", ".join(vulnerability.get("fix_versions") or ()) or "none yet"
             sys.stdout.write(f"{one['name']} {one['version']}: {vulnerability['id']}; fixed in: {fixed}\n")
+    looked_up = sum("vulns" in one for one in dependencies)
     vulnerable = sum(bool(one.get("vulns")) for one in dependencies)
     sys.stdout.write(f"audit: {looked_up} of {len(dependencies)} versions looked up, {vulnerable} vulnerable\n")
-    return status
+    return VULNERABLE if vulnerable else UNKNOWN if looked_up < len(dependencies) else SOUND
 
 
 if __name__ == "__main__":

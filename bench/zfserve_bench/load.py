@@ -7,7 +7,6 @@ of a real service run on machines of their own, so what they do with an answer m
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Self, TypeAlias
 
 import grpc
 from zfserve_client.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
+from zfserve_client.service_process import confine
 
 METHOD = "/zfserve.v1.VisionService/Classify"
 CALL_TIMEOUT_S = 60.0
@@ -79,8 +79,7 @@ class LoadGenerator:
         write_requests(file, requests)
         command = [sys.executable, "-m", "zfserve_bench.load", target, str(file)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if cpus is not None:
-            os.sched_setaffinity(self._process.pid, cpus)  # before it has threads, which inherit it
+        confine(self._process, cpus)
 
     def measure(self, order: Order) -> Load:
         """Raises LoadFailed where any call fails."""

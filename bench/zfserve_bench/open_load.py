@@ -6,7 +6,6 @@ is kept lean, as it shares the cores with what it measures: requests are bytes, 
 
 import asyncio
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import grpc
+from zfserve_client.service_process import confine
 
 from zfserve_bench.load import METHOD, LoadFailed, read_requests, write_requests
 
@@ -79,8 +79,7 @@ def offer(
     write_requests(file, requests)
     command = [sys.executable, "-m", "zfserve_bench.open_load", target, str(file), json.dumps(asdict(offer))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        if cpus is not None:
-            os.sched_setaffinity(process.pid, cpus)  # before it has threads, which inherit it
+        confine(process, cpus)
         said, _ = process.communicate()
     if process.returncode:
         raise LoadFailed(f"the load generator ended with status {process.returncode}")

@@ -48,7 +48,7 @@ def measure_overload(subject: Subject) -> Report:
     own, generators = share_out(available())
     where = "on the same CPU" if own == generators else f"on CPU {generators[0]}, which the service leaves to it"
     for precision in subject.precisions:
-        capacity, deadline_s, offered = _overload(subject, precision)
+        capacity, deadline_s, offered = _overload(subject, precision, own, generators)
         findings += find(precision, capacity, offered, subject.effort.judged)
         notes.append(
             f"{precision}: {len(offered.calls) / offered.seconds:.0f} calls/s offered for {offered.seconds:.0f} s with "
@@ -64,14 +64,15 @@ def measure_overload(subject: Subject) -> Report:
     )
 
 
-def _overload(subject: Subject, precision: Precision) -> tuple[float, float, Offered]:
-    """What the service can do, in images a second; the deadline; and what became of the crowd's calls.
+def _overload(
+    subject: Subject, precision: Precision, own: Sequence[int], generators: Sequence[int]
+) -> tuple[float, float, Offered]:
+    """What the service can do on its own CPUs, in images a second; the deadline; and what became of the crowd's calls.
 
     The first is measured before the crowd and after it, as the machine's own pace changes meanwhile.
     """
     spec, effort = subject.bundle.manifest.input, subject.effort
     requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
-    own, generators = share_out(available())
     with (
         classifying_service(subject, precision, folder, own) as service,
         LoadGenerator(service.address, requests, folder, generators) as generator,

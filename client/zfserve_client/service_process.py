@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STARTING_S = 120.0
 """The longest that a service may take to be ready, and its worker after it; seconds suffice on an idle machine."""
@@ -62,8 +63,7 @@ def running_service(
     with log.open("wb") as output:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment())
-    if cpus is not None:
-        os.sched_setaffinity(process.pid, cpus)  # before it has threads, which inherit it
+    confine(process, cpus)
     try:
         _wait_for(ready, process, log)
         starting_s = time.perf_counter() - began
@@ -78,6 +78,13 @@ def running_service(
             process.kill()
             process.wait()
         ready.unlink(missing_ok=True)
+
+
+def confine(process: "subprocess.Popen[Any]", cpus: Collection[int] | None) -> None:
+    """Let a process that has just begun use these CPUs only: it has no threads yet, and those to come inherit it. With
+    None it may use all that this process may."""
+    if cpus is not None:
+        os.sched_setaffinity(process.pid, cpus)
 
 
 def run_zfserve(*arguments: str) -> int:

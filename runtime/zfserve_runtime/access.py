@@ -3,18 +3,17 @@
 `InterceptingServer` guards its methods with an `Access`; where there is none, nobody is asked and nothing is spent.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import aclosing
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 
 from zfserve_runtime.callers_file import Caller, Callers, read_callers_file
 from zfserve_runtime.errors import InvalidInput, PermissionDenied, Unauthenticated
+from zfserve_runtime.method_handlers import MethodHandler, behaviour_of, wrapped, write_all
 from zfserve_runtime.permissions import is_open
 from zfserve_runtime.reloaded import Reloaded
 
@@ -24,7 +23,6 @@ LOOK_EVERY_S = 1.0
 """How old the answer may be to whether the file of callers has changed: a revoked token is refused after this time."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
-MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
 
 _NOBODY = Caller()
 _caller: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
@@ -62,11 +60,7 @@ class Access:
         """
         if is_open(method):
             return handler
-        serve: Any = (
-            (handler.stream_stream if handler.request_streaming else handler.unary_stream)
-            if handler.response_streaming
-            else (handler.stream_unary if handler.request_streaming else handler.unary_unary)
-        )
+        serve = behaviour_of(handler)
         read = _all_of if handler.request_streaming else _only
 
         async def answer(requests: Any, context: Context) -> Any:
@@ -75,21 +69,10 @@ class Access:
 
         async def stream(requests: Any, context: Context) -> None:
             _caller.set(self.admit(method, context))
-            served = serve(await read(requests, context), context)
-            if inspect.isawaitable(served):
-                await served
-                return
-            async with aclosing(served) as messages:
-                async for message in messages:
-                    await context.write(message)
+            await write_all(serve(await read(requests, context), context), context)
 
-        wrap: Callable[..., MethodHandler]
-        wrap, guarded = (
-            (grpc.stream_stream_rpc_method_handler, stream)
-            if handler.response_streaming
-            else (grpc.stream_unary_rpc_method_handler, answer)
-        )
-        return wrap(guarded, handler.request_deserializer, handler.response_serializer)
+        guarded = stream if handler.response_streaming else answer
+        return wrapped(handler, guarded, handler.request_deserializer, request_streaming=True)
 
     def admit(self, method: str, context: Context) -> Caller:
         """The caller of `method`.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,13 +13,12 @@ from zfserve_runtime.access import Access
 from zfserve_runtime.gate import Gate
 from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.interceptor import Call, Context, Method, is_quiet
+from zfserve_runtime.method_handlers import MethodHandler, behaviour_of, wrapped, write_all
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.overload_log import OverloadLog
 
 if TYPE_CHECKING:
     from zfserve_runtime.otlp import Tracing
-
-MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
 
 
 class InterceptingServer(grpc.aio.Server):
@@ -97,47 +94,24 @@ class InterceptingServer(grpc.aio.Server):
             handler = self._access.guard(handler, method)
         tracing, gate = (None, Gate()) if is_quiet(method) else (self._tracing, self._gate)
         surround = partial(Call, Method(method, gate, self._metrics, tracing, self._overload_log))
-        return (
-            self._stream_handler(handler, surround)
-            if handler.response_streaming
-            else self._unary_handler(handler, surround)
-        )
+        serve = behaviour_of(handler)
 
-    def _unary_handler(self, handler: MethodHandler, surround: Callable[[Context], Call]) -> MethodHandler:
-        serve: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        wrap = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-
-        async def call(request: Any, context: Context) -> Any:
+        async def answer(request: Any, context: Context) -> Any:
             with surround(context) as surrounded:
                 surrounded.check(request)
                 return await serve(request, context)
             return await surrounded.answer()
 
-        return wrap(call, _deserializer(handler), handler.response_serializer)
-
-    def _stream_handler(self, handler: MethodHandler, surround: Callable[[Context], Call]) -> MethodHandler:
-        serve: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        wrap = (
-            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-        )
-
         # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
         # suspended at its yield would hear of it only when it is collected.
-        async def call(request: Any, context: Context) -> None:
+        async def stream(request: Any, context: Context) -> None:
             with surround(context) as surrounded:
                 surrounded.check(request)
-                if inspect.iscoroutinefunction(serve):
-                    await serve(request, context)
-                    return
-                async with aclosing(serve(request, context)) as messages:
-                    async for message in messages:
-                        await context.write(message)
+                await write_all(serve(request, context), context)
                 return
             await surrounded.answer()
 
-        return wrap(call, _deserializer(handler), handler.response_serializer)
+        return wrapped(handler, stream if handler.response_streaming else answer, _deserializer(handler))
 
 
 class _Surrounded(grpc.GenericRpcHandler):

@@ -10,13 +10,12 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError
-from prometheus_client import Counter
 
 from zfserve_runtime.access import current_caller
 from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
@@ -60,27 +59,15 @@ class Method:
         self.overload_log = overload_log
         self.in_flight = metrics.in_flight.labels(name)
         self._seconds = metrics.request_seconds.labels(name)
-        self._ended = _Children(lambda status: metrics.requests.labels(name, status))
-        self._refused = _Children(lambda reason: metrics.refusals.labels(name, reason))
+        self._ended = cache(lambda status: metrics.requests.labels(name, status))
+        self._refused = cache(lambda reason: metrics.refusals.labels(name, reason))
 
     def measure(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
         """Count a call that ended."""
-        self._ended[status.name].inc()
+        self._ended(status.name).inc()
         self._seconds.observe(duration_s)
         if isinstance(error, ServiceError):
-            self._refused[error.reason].inc()
-
-
-class _Children(dict[str, Counter]):
-    """Counters by the label that tells them apart."""
-
-    def __init__(self, make: Callable[[str], Counter]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, label: str) -> Counter:
-        self[label] = self._make(label)
-        return self[label]
+            self._refused(error.reason).inc()
 
 
 class Call:

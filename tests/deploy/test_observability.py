@@ -16,6 +16,7 @@ import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
+from fakes.manifests import kustomized
 from prometheus_client.metrics import MetricWrapperBase
 from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.metrics import Metrics
@@ -139,9 +140,7 @@ def built(tmp_path: Path, *components: str, on: str = "overlays/cpu") -> list[di
         "components": [f"{deploy}/{component}" for component in components],
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    command = [str(Path(sys.executable).parent / "kubectl"), "kustomize", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return list(yaml.safe_load_all(done.stdout))
+    return kustomized(tmp_path)
 
 
 def pods(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
