@@ -208,23 +208,23 @@ class ModelWatch:
         """From now on nobody finds `model`; it is closed when it has answered all that it accepted."""
         self._models.remove(model)
         manifest = model.manifest
+        status = ModelStatus(manifest.name, manifest.version, ModelState.RETIRING, fingerprint=manifest.fingerprint)
+        if (manifest.name, manifest.version) not in self._served:
+            self._models.tell(status)  # in the same step: at no moment is it unknown and still at work
         self._metrics.model_info.remove(manifest.name, manifest.version, manifest.fingerprint)
-        task = asyncio.create_task(self._close(model))
+        task = asyncio.create_task(self._close(model, status))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _close(self, model: ServedModel) -> None:
-        name, version = key = model.manifest.name, model.manifest.version
-        status = ModelStatus(name, version, ModelState.RETIRING, fingerprint=model.manifest.fingerprint)
-        if key not in self._served:
-            self._models.tell(status)
+    async def _close(self, model: ServedModel, status: ModelStatus) -> None:
+        key = status.name, status.version
         await model.close()
         self._models.forget(status)
         if key not in self._served and key != self._loading:
             self._metrics.forget_model(*key)
         await self._prepare(self._fingerprints())
         await asyncio.to_thread(release_freed_memory)
-        logger.info("model version retired", extra={"model": name, "version": version})
+        logger.info("model version retired", extra={"model": status.name, "version": status.version})
 
     def _is_refused(self, found: FoundVersion, retry: bool) -> bool:
         return not retry and self._refused.holds(found)

@@ -14,6 +14,9 @@ from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.errors import EngineLost, InvalidInput, NotFound, ServiceError
 from zfserve_runtime.status import from_call_error
+from zfserve_server import app
+from zfserve_server.models import Models, ModelState
+from zfserve_server.served_model import ServedModel
 
 Status = tuple[str, str, int]
 
@@ -114,6 +117,29 @@ async def test_the_old_version_answers_what_it_accepted_before_it_is_closed(shel
         await until_ready(server, "2")
         assert old.closed
         assert 'version="1"' not in await server.told('zfserve_model_loads_total{model="fake",result="ready"} 2.0')
+
+
+async def test_a_version_is_retiring_from_the_step_in_which_it_is_found_no_more(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[tuple[str, ModelState]]] = []
+
+    class Looking(Models):
+        def remove(self, model: ServedModel) -> None:
+            super().remove(model)
+            # Before any task that is begun after this.
+            asyncio.get_running_loop().call_soon(self._note)
+
+        def _note(self) -> None:
+            seen.append([(status.version, status.state) for status in self.statuses()])
+
+    monkeypatch.setattr(app, "Models", Looking)
+    shelf.put(version("1"), FakeEngine())
+    async with running_server(shelf=shelf) as server:
+        shelf.put(version("2"), FakeEngine())
+        server.look.set()
+        await until_ready(server, "2")
+    assert seen == [[("2", ModelState.READY), ("1", ModelState.RETIRING)]]
 
 
 @pytest.mark.parametrize(
