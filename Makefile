@@ -37,7 +37,8 @@ models/zfnet: | $(BIN)/.installed
 
 # `make test`    the whole suite
 test: $(BIN)/.installed
-	$(BIN)/pytest -n 2 -q
+# Two processes with a thread of torch's each: with two each they would wait for one another on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
 
 # `make test-gpu`  what only an NVIDIA GPU can show; fails where there is none. For its PyTorch, see TORCH_INDEX above
 test-gpu: $(BIN)/.installed

@@ -25,8 +25,8 @@ def subject_of(tmp_path: Path) -> Callable[[Bundle], Subject]:
 
 @pytest.fixture(scope="session")
 def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A whole bundle of the figure-3 network with random weights, for what needs weights and a worker."""
+    """A bundle of the figure-3 network with random weights, for what needs weights and a worker."""
     spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=16)
     network = build_network(spec, torch.Generator().manual_seed(5)).eval()
     checkpoint = Checkpoint(network.half().float(), ("n1", "n2"), ("one", "two"), Preprocessing())
-    return export_bundle(checkpoint, ExportPlan(models=tmp_path_factory.mktemp("models"), name="tiny"))
+    return export_bundle(checkpoint, ExportPlan(tmp_path_factory.mktemp("models"), "tiny", fp16=False))

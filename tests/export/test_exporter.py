@@ -113,7 +113,7 @@ def test_a_corrupt_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_past_the_tolerance_no_bundle_is_left(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    plan = ExportPlan(models=tmp_path / "models", name="tiny", tolerance=1e-12)
+    plan = ExportPlan(models=tmp_path / "models", name="tiny", tolerance=1e-12, fp16=False)
     with pytest.raises(ParityError, match=r"1e-12 is allowed \(--tolerance\); no bundle was written"):
         export_bundle(checkpoint, plan)
     assert list(tmp_path.iterdir()) == []
@@ -142,7 +142,7 @@ def test_an_interrupt_leaves_the_older_version_alone(
         if step == "INT8 calibration":
             raise KeyboardInterrupt
 
-    plan = ExportPlan(models=tmp_path, name="tiny", calibration=list_photos(photo_folder))
+    plan = ExportPlan(models=tmp_path, name="tiny", fp16=False, calibration=list_photos(photo_folder))
     with pytest.raises(KeyboardInterrupt):
         export_bundle(checkpoint, plan, interrupt)
     assert steps[-1] == "INT8 calibration"
