@@ -24,13 +24,13 @@ from zfserve_runtime.gpu import detect_gpu
 
 from zfserve_bench.findings import Finding, Quantity, Report
 from zfserve_bench.gpu import DTYPES, TorchClassifier, check_torch, without_tf32
-from zfserve_bench.limits import CpuLimits, GpuLimits, Limits, times_per_s
+from zfserve_bench.limits import Arithmetic, CpuLimits, GpuLimits, Limits, times_per_s
 from zfserve_bench.subject import Subject, noise
 from zfserve_bench.work import Work, count_work
 
 BATCH_SIZES = (1, 8, 32)
 
-ON_CPU: tuple[EngineName, ...] = ("onnx-cpu", "openvino")
+ON_CPU: tuple[EngineName, ...] = ("onnx-cpu", "openvino", "openvino-bf16")
 ON_GPU: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda")
 GPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 
@@ -43,6 +43,7 @@ class Contender:
     """Something that runs the network.
 
     Attributes:
+        arithmetic: that it computes in; of a graph in floats it may be coarser than the graph's.
         off_by: largest difference of a probability to those recorded of the fp32 graph, on the golden inputs.
         top1: share of photos that it classifies correctly; None where nobody measured it.
     """
@@ -52,6 +53,7 @@ class Contender:
     classify: Classify
     off_by: float
     top1: float | None
+    arithmetic: Arithmetic
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ class Round:
 
     Attributes:
         batch_s: seconds a batch, by contender (its place in the list) and batch size.
-        flops_per_s: of a large matrix product, by precision.
+        flops_per_s: of a large matrix product.
         bytes_per_s: of a large copy.
     """
 
     batch_s: Mapping[tuple[int, int], float]
-    flops_per_s: Mapping[Precision, float]
+    flops_per_s: Mapping[Arithmetic, float]
     bytes_per_s: float
 
 
@@ -129,7 +131,7 @@ def take_rounds(
     """Each measures everything once, one thing after the other."""
     seconds = subject.effort.try_s
     batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
-    precisions = {contender.precision for contender in contenders}
+    arithmetics = {contender.arithmetic for contender in contenders}
     return [
         Round(
             batch_s={
@@ -137,7 +139,7 @@ def take_rounds(
                 for size, batch in batches.items()
                 for place, contender in enumerate(contenders)
             },
-            flops_per_s={precision: limits.flops_per_s(precision, seconds) for precision in sorted(precisions)},
+            flops_per_s={each: limits.flops_per_s(each, seconds) for each in sorted(arithmetics)},
             bytes_per_s=limits.bytes_per_s(seconds),
         )
         for _ in range(subject.effort.rounds)
@@ -154,7 +156,7 @@ def find(place: int, contender: Contender, size: int, work: Work, rounds: Sequen
         return one.batch_s[place, size]
 
     def flops_per_s(one: Round) -> float:
-        return one.flops_per_s[contender.precision]
+        return one.flops_per_s[contender.arithmetic]
 
     def least_s(one: Round) -> float:
         return work.least_s(size, flops_per_s(one), one.bytes_per_s)
@@ -186,7 +188,7 @@ def _open_engines(
     opening = Opening(bundle, max(BATCH_SIZES), threads=subject.threads, instances=1, cache=None, on_refusal="rebuild")
     for name in names:
         for precision in precisions:
-            if precision not in bundle.manifest.artefacts:
+            if precision not in bundle.manifest.artefacts or (name == "openvino-bf16" and precision != "fp32"):
                 continue
             try:
                 (engine,) = OPENERS[name](opening, precision, lambda step: None)
@@ -195,7 +197,8 @@ def _open_engines(
             except (EngineUnavailable, EngineFailed, BundleError) as error:
                 notes.append(f"Not measured: {name}, {precision}: {error}.")
                 continue
-            yield _contender(name, precision, partial(_probabilities, engine), subject)
+            arithmetic: Arithmetic = "bf16" if engine.info.bf16 else precision
+            yield _contender(name, precision, partial(_probabilities, engine), subject, arithmetic)
 
 
 def _probabilities(engine: Engine, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -209,14 +212,17 @@ def _open_torch(subject: Subject) -> Iterator[Contender]:
             for compiled, name in ((False, "torch eager"), (True, "torch.compile")):
                 classifier = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=compiled)
                 check_torch(classifier, subject.bundle)
-                yield _contender(name, precision, classifier.run, subject)
+                yield _contender(name, precision, classifier.run, subject, precision)
 
 
-def _contender(name: str, precision: Precision, classify: Classify, subject: Subject) -> Contender:
+def _contender(
+    name: str, precision: Precision, classify: Classify, subject: Subject, arithmetic: Arithmetic
+) -> Contender:
     golden = load_golden(subject.bundle)
     found = np.concatenate([classify(row[None]) for row in golden.pixels])
     off_by = float(np.abs(found - golden.probabilities["fp32"]).max())
-    return Contender(name, precision, classify, off_by, _top1(classify, precision, subject))
+    top1 = None if arithmetic == "bf16" and subject.data is None else _top1(classify, precision, subject)
+    return Contender(name, precision, classify, off_by, top1, arithmetic)
 
 
 def _top1(classify: Classify, precision: Precision, subject: Subject) -> float | None:

@@ -2,9 +2,10 @@
 turn with what is held against them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from contextlib import contextmanager
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -15,12 +16,14 @@ from zfserve_runtime.bundle import Precision
 COPIED_BYTES = 2**28
 """More than caches hold."""
 
+Arithmetic: TypeAlias = Precision | Literal["bf16"]
+
 
 class Limits(Protocol):
     """Of the processor that engines run on."""
 
-    def flops_per_s(self, precision: Precision, seconds: float) -> float:
-        """Multiplications and additions of a large product in the arithmetic of `precision`."""
+    def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
+        """Multiplications and additions of a large product in that arithmetic."""
 
     def bytes_per_s(self, seconds: float) -> float:
         """Read and written by a large copy."""
@@ -29,7 +32,8 @@ class Limits(Protocol):
 
 
 class CpuLimits:
-    """ONNX Runtime's matrix products, which its engine is built on, and numpy's copy, each on `threads` threads.
+    """ONNX Runtime's matrix products, which its engine is built on, in bf16 PyTorch's, as ONNX Runtime has none, and
+    numpy's copy, each on `threads` threads.
 
     Which side of a matrix suits the caches is the machine's affair: the quickest of three counts. fp16 is computed in
     fp32 on a CPU.
@@ -38,6 +42,7 @@ class CpuLimits:
     SIDES = (256, 512, 1024)
 
     def __init__(self, threads: int) -> None:
+        self._threads = threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -51,10 +56,14 @@ class CpuLimits:
             for eight_bits in (False, True)
         }
 
-    def flops_per_s(self, precision: Precision, seconds: float) -> float:
-        products = self._products[precision.startswith("int8")]
+    def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
+        if arithmetic == "bf16":
+            products = {side: _bf16_product(side) for side in self.SIDES}
+        else:
+            products = self._products[arithmetic.startswith("int8")]
         share = seconds / len(products)
-        return max(2 * side**3 * times_per_s(product, share) for side, product in products.items())
+        with torch_threads(self._threads):
+            return max(2 * side**3 * times_per_s(product, share) for side, product in products.items())
 
     def bytes_per_s(self, seconds: float) -> float:
         def copy() -> None:
@@ -67,6 +76,14 @@ class CpuLimits:
         self._pool.shutdown()
 
 
+_ON_GPU: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+    "int8-symmetric": torch.int8,
+}
+
+
 class GpuLimits:
     """PyTorch's matrix products (cuBLAS) and its copy within the card's memory. Runs where there is a GPU only."""
 
@@ -74,18 +91,13 @@ class GpuLimits:
 
     def __init__(self) -> None:
         self._copied = [torch.ones(COPIED_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2)]
-        self._factors = {
+        self._factors: dict[Arithmetic, torch.Tensor] = {
             precision: torch.ones(self.SIDE, self.SIDE, dtype=dtype, device="cuda")
-            for precision, dtype in (
-                ("fp32", torch.float32),
-                ("fp16", torch.float16),
-                ("int8", torch.int8),
-                ("int8-symmetric", torch.int8),
-            )
+            for precision, dtype in _ON_GPU.items()
         }
 
-    def flops_per_s(self, precision: Precision, seconds: float) -> float:
-        factor = self._factors[precision]
+    def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
+        factor = self._factors[arithmetic]
         multiply = torch._int_mm if factor.dtype == torch.int8 else torch.mm
 
         def product() -> None:
@@ -108,6 +120,17 @@ class GpuLimits:
         self._factors.clear()
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within the block PyTorch works with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def times_per_s(work: Callable[[], object], seconds: float, now: Callable[[], float] = time.perf_counter) -> float:
     """Do `work` over and over for about `seconds`, at least once."""
     began = now()
@@ -116,6 +139,11 @@ def times_per_s(work: Callable[[], object], seconds: float, now: Callable[[], fl
         work()
         done += 1
     return done / elapsed
+
+
+def _bf16_product(side: int) -> Callable[[], object]:
+    factor = torch.ones(side, side, dtype=torch.bfloat16)
+    return lambda: torch.mm(factor, factor)
 
 
 def _product(side: int, eight_bits: bool, options: onnxruntime.SessionOptions) -> Callable[[], object]:

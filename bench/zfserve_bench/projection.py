@@ -6,7 +6,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from zfserve_model.networks import Network
 from zfserve_runtime.bundle import WEIGHTS, InputSpec
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.limits import torch_threads
 from zfserve_bench.subject import Subject, noise
 
 LAYER = "conv5"
@@ -106,16 +106,6 @@ def require_agreement(projections: list[Projection], gradients: list[Tensor]) ->
         difference = (projection.pixels - expected).abs().max() / expected.abs().max()
         if not difference <= CAPTUM_TOLERANCE:
             raise CaptumDisagrees(f"map {projection.map} of {LAYER} differs from captum's by {difference:.2g}")
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

@@ -40,8 +40,9 @@ from zfserve_export.quantize import quantize_files
 
 ARTEFACTS: dict[Precision, Artefact] = {
     # Summation order differs between CPUs (1e-6 measured), TF32 on a GPU rounds inputs to 11 bits (up to 1e-3);
-    # red and blue swapped give 0.4.
-    "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3),
+    # red and blue swapped give 0.4. bf16 rounds everything to 8 bits: 0.003 measured of the default network, 0.04 of
+    # one with random weights.
+    "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3, bf16_tolerance=5e-2),
     # Numbers have 11 bits: 5e-4 measured on a CPU, which rounds the fewest of them.
     "fp16": Artefact(file="model.fp16.onnx", golden_tolerance=1e-2),
     # Integer sums are the same everywhere, but roundings to 256 steps can flip (0.002 measured between kernels);

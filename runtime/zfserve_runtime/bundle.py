@@ -113,10 +113,12 @@ class Artefact(_Entry):
     Attributes:
         golden_tolerance: largest absolute difference of any probability that an engine may show on the golden
             inputs, against the outputs recorded for this artefact.
+        bf16_tolerance: the same of an engine that computes its floats in bfloat16; None where none may.
     """
 
     file: str
     golden_tolerance: float
+    bf16_tolerance: float | None = None
 
 
 class Manifest(_Entry):

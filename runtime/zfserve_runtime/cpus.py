@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use: what thread pools are sized by in both processes.
+"""What this process has of CPUs: how many it may really use, which thread pools are sized by, and what they can do.
 
 `os.cpu_count()` is the machine's; a container's quota is below it, and threads beyond the quota only wait for one
 another. Source: cgroup v2, section "CPU" of the kernel's cgroup-v2.rst; v1, sched-bwc.rst.
@@ -6,6 +6,8 @@ another. Source: cgroup v2, section "CPU" of the kernel's cgroup-v2.rst; v1, sch
 
 import os
 from pathlib import Path, PurePosixPath
+
+_BYTE_PRODUCTS = frozenset(("avx_vnni", "avx512_vnni", "amx_int8"))
 
 
 def available_cpus(root: Path = Path("/")) -> int:
@@ -17,6 +19,22 @@ def available_cpus(root: Path = Path("/")) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *(int(quota) for quota in quotas)]))
+
+
+def multiplies_bytes(root: Path = Path("/")) -> bool:
+    """Whether these CPUs are x86 with instructions that multiply 8-bit numbers and add up in 32 (VNNI, AMX).
+
+    Without them int8 takes detours, and its engines fare differently.
+
+    Args:
+        root: where `proc` is found; other than "/" in tests only.
+    """
+    try:
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not _BYTE_PRODUCTS.isdisjoint(flags)
 
 
 def _cgroup_folders(root: Path) -> list[Path]:

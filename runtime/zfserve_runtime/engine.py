@@ -36,6 +36,7 @@ class EngineInfo:
         max_batch_size: most photos that `run` takes at once.
         threads: that share one `run`.
         device: what computes: "CPU", or the card's name.
+        bf16: whether it computes in bfloat16 what the graph has in float32.
     """
 
     runtime: str
@@ -44,6 +45,7 @@ class EngineInfo:
     max_batch_size: int
     threads: int
     device: str = "CPU"
+    bf16: bool = False
 
     def check_batch(self, pixels: npt.NDArray[np.uint8], spec: InputSpec) -> None:
         """What `Engine.run` may rely on; a caller that breaks it has a bug."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zfserve_runtime.onnx_providers import OnnxProvider
     from zfserve_runtime.tensorrt_library import Library
 
-EngineName = Literal["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "openvino", "onnx-cpu"]
+EngineName = Literal["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "openvino", "openvino-bf16", "onnx-cpu"]
 
 OnRefusal = Literal["rebuild", "refuse"]
 """What to do where there is a compiled engine of the model that must not be used: stale, foreign or corrupted."""
@@ -189,6 +189,18 @@ def open_openvino(opening: Opening, precision: Precision, report: Report) -> lis
     return _several(Step("openvino", Phase.LOADING), OpenVinoEngine, opening, precision, report)
 
 
+def open_openvino_bf16(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+    """The fp32 graph, computed in bfloat16."""
+    from zfserve_runtime.openvino_engine import OpenVinoEngine
+
+    if precision != "fp32":
+        raise EngineUnavailable(
+            f"it runs the fp32 graph, in bf16; leave --precision out, or take openvino for {precision}"
+        )
+    new_engine = partial(OpenVinoEngine, arithmetic="bf16")
+    return _several(Step("openvino-bf16", Phase.LOADING), new_engine, opening, precision, report)
+
+
 def _several(
     first: Step, new_engine: Callable[..., Engine], opening: Opening, precision: Precision, report: Report
 ) -> list[Engine]:
@@ -216,5 +228,6 @@ OPENERS: Mapping[EngineName, Opener] = {
     "onnx-tensorrt": open_onnx_tensorrt,
     "onnx-cuda": open_onnx_cuda,
     "openvino": open_openvino,
+    "openvino-bf16": open_openvino_bf16,
     "onnx-cpu": open_onnx_cpu,
 }

@@ -70,12 +70,15 @@ def verify_engine(engine: Engine, bundle: Bundle) -> None:
 
     Raises:
         EngineDisagrees: some probability differs by more than the artefact's tolerance.
-        BundleError: there are no usable golden inputs.
+        BundleError: there are no usable golden inputs, or the bundle does not say what bfloat16 may be off by.
         EngineFailed: the engine gave up.
     """
     golden = load_golden(bundle)
     precision = engine.info.precision
-    tolerance = bundle.manifest.artefacts[precision].golden_tolerance
+    artefact = bundle.manifest.artefacts[precision]
+    tolerance = artefact.bf16_tolerance if engine.info.bf16 else artefact.golden_tolerance
+    if tolerance is None:
+        raise BundleError(f"the bundle does not say what its {precision} graph may be off by in bf16; export it again")
     expected = golden.probabilities[precision]
     for rows in _batches(len(golden.pixels), engine.info.max_batch_size):
         found = engine.run(golden.pixels[rows]).probabilities

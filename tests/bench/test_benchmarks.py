@@ -11,6 +11,7 @@ import torch
 from zfserve_bench.decode import measure_decode
 from zfserve_bench.findings import Report
 from zfserve_bench.latency import measure_latency
+from zfserve_bench.limits import torch_threads
 from zfserve_bench.projection import (
     CaptumDisagrees,
     captum_strongest,
@@ -18,7 +19,6 @@ from zfserve_bench.projection import (
     measure_projection,
     project_strongest,
     require_agreement,
-    torch_threads,
 )
 from zfserve_bench.startup import measure_startup, resident_bytes, status_number
 from zfserve_bench.subject import Subject, jpeg

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from zfserve_bench.engines import BATCH_SIZES, Contender, Round, find, measure_engines, take_rounds
 from zfserve_bench.findings import Quantity
+from zfserve_bench.limits import Arithmetic
 from zfserve_bench.subject import Subject, noise
 from zfserve_bench.work import Work
-from zfserve_runtime.bundle import AccuracyEntry, Bundle, Precision
+from zfserve_runtime.bundle import AccuracyEntry, Bundle
 
 ColourBundle = Callable[..., Bundle]
 SubjectOf = Callable[[Bundle], Subject]
@@ -24,8 +25,8 @@ class FakeLimits:
     def __init__(self, order: list[str]) -> None:
         self.order = order
 
-    def flops_per_s(self, precision: Precision, seconds: float) -> float:
-        self.order.append(precision)
+    def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
+        self.order.append(arithmetic)
         return 10.0
 
     def bytes_per_s(self, seconds: float) -> float:
@@ -37,7 +38,8 @@ class FakeLimits:
 
 
 def contender(classify: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]] | None = None) -> Contender:
-    return Contender("fake", "fp32", classify or (lambda pixels: np.zeros((len(pixels), 3), np.float32)), 2e-7, 0.832)
+    classify = classify or (lambda pixels: np.zeros((len(pixels), 3), np.float32))
+    return Contender("fake", "fp32", classify, 2e-7, 0.832, "fp32")
 
 
 def test_a_line_is_medians_of_what_was_compared_within_a_round() -> None:
@@ -60,6 +62,11 @@ def test_a_line_is_medians_of_what_was_compared_within_a_round() -> None:
     assert memory.value == pytest.approx(1 / 20)
     assert (str(off_by), str(top1)) == ("2e-07", "83.2 %")
     assert finding.limit is None
+
+
+def test_an_engine_is_held_against_the_arithmetic_it_computes_in() -> None:
+    rounds = [Round({(0, 10): 20.0}, {"fp32": 100.0, "bf16": 200.0}, 1e9)]
+    assert find(0, replace(contender(), arithmetic="bf16"), 10, WORK, rounds).figure == Quantity(1000 / 200 / 20)
 
 
 def test_accuracy_that_nobody_measured_is_left_open() -> None:
@@ -100,6 +107,8 @@ def test_engines_that_open_are_measured_and_others_are_named(
         assert off_by is not None
         assert off_by.value < 1e-5
         assert top1 == Quantity(75.0, "%")
+    # Where the CPU lacks it, or the bundle does not say what it may be off by, as this one does not.
+    assert any("openvino-bf16" in note for note in report.notes)
     assert any("tensorrt-rtx" in note for note in report.notes) or len(report.findings) > len(names)
 
 

@@ -37,9 +37,12 @@ def test_the_four_images_are_there_and_run_as_nobody_in_particular() -> None:
 
 
 def test_the_extras_exist_and_the_server_is_without_torch() -> None:
-    extras = set(re.findall(r"\[([a-z,-]+)\]\"", DOCKERFILE))
+    extras = set(re.findall(r"\[([a-z,-]+)\]\"", DOCKERFILE)) | set(
+        re.findall(r"^ARG SERVER_EXTRAS=(.*)$", DOCKERFILE, re.M)
+    )
     named = {extra for some in extras for extra in some.split(",")}
     assert named == {"server", "server-gpu", "tensorrt-rtx", "worker", "export", "tracing"}
+    assert '.whl)[${SERVER_EXTRAS}]"' in stage("server-build")
     assert named <= PROJECT["project"]["optional-dependencies"].keys()
     assert re.search(r"^FROM build AS server-build$", DOCKERFILE, re.MULTILINE)
     assert re.search(r"^FROM torch-build AS worker-build$", DOCKERFILE, re.MULTILINE)

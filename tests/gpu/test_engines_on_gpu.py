@@ -14,7 +14,7 @@ from zfserve_runtime.gpu import GpuFacts, detect_gpu
 
 pytestmark = pytest.mark.gpu
 
-ON_CPU: set[EngineName] = {"onnx-cpu", "openvino"}
+ON_CPU: set[EngineName] = {"onnx-cpu", "openvino", "openvino-bf16"}
 ON_GPU: list[EngineName] = [name for name in get_args(EngineName) if name not in ON_CPU]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.cpus import available_cpus, multiplies_bytes
 
 MACHINE = 8
 
@@ -62,3 +62,18 @@ def test_affinity_below_the_quota_counts(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "400000 100000"}
     assert available_cpus(layout(tmp_path, files)) == 1
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (None, False),
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_vnni amx_int8\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", False),
+    ],
+)
+def test_which_cpus_multiply_bytes(cpuinfo: str | None, expected: bool, tmp_path: Path) -> None:
+    root = layout(tmp_path, {} if cpuinfo is None else {"proc/cpuinfo": cpuinfo})
+    assert multiplies_bytes(root) is expected

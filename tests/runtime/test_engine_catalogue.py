@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import openvino
 import pytest
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.engine import EngineUnavailable
@@ -43,6 +44,21 @@ def test_a_cpu_opens_as_many_instances_as_asked_for_and_tells_its_steps(opening:
     assert steps[1:] == [Step(name, Phase.WARMING, share) for share in (0.0, 0.5)] * 2
     for engine in engines:
         engine.close()
+
+
+def test_bf16_is_for_the_fp32_graph_alone(opening: Opening) -> None:
+    with pytest.raises(EngineUnavailable, match="leave --precision out, or take openvino for int8"):
+        OPENERS["openvino-bf16"](opening, "int8", lambda step: None)
+
+
+@pytest.mark.skipif(
+    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="no bf16 here"
+)
+def test_bf16_opens_where_the_cpu_has_it(opening: Opening) -> None:
+    steps: list[Step] = []
+    engines = OPENERS["openvino-bf16"](opening, "fp32", steps.append)
+    assert [engine.info.provider for engine in engines] == ["CPU bf16"] * 2
+    assert {step.engine for step in steps} == {"openvino-bf16"}
 
 
 @pytest.mark.skipif(detect_gpu() is not None, reason="there is a GPU, and tests/gpu opens the engines on it")

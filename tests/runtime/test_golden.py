@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +61,22 @@ def test_rows_mixed_up_in_a_batch_are_found(colour_bundle: ColourBundle) -> None
     bundle = colour_bundle()
     with pytest.raises(EngineDisagrees, match="at batch size 3"):
         verify_engine(SlyEngine(bundle, lambda probabilities: probabilities[::-1], 4), bundle)
+
+
+def test_bfloat16_has_a_tolerance_of_its_own_or_may_not_serve(colour_bundle: ColourBundle) -> None:
+    def coarse(bundle: Bundle) -> SlyEngine:
+        engine = SlyEngine(bundle, lambda probabilities: probabilities + np.float32(0.01), 4)
+        engine.info = replace(engine.info, bf16=True)
+        return engine
+
+    silent = colour_bundle()
+    with pytest.raises(BundleError, match="does not say what its fp32 graph may be off by in bf16"):
+        verify_engine(coarse(silent), silent)
+    for tolerance, agrees in ((0.02, True), (0.005, False)):
+        artefact = Artefact(file="model.onnx", golden_tolerance=1e-5, bf16_tolerance=tolerance)
+        bundle = colour_bundle(f"bundle {tolerance}", artefacts={"fp32": artefact})
+        with nullcontext() if agrees else pytest.raises(EngineDisagrees, match=r"and 0\.005 is allowed"):
+            verify_engine(coarse(bundle), bundle)
 
 
 def test_numbers_that_are_none_are_found(colour_bundle: ColourBundle) -> None:

@@ -76,7 +76,11 @@ def test_bf16_is_refused_where_the_cpu_has_none(colour_bundle: ColourBundle) -> 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has none")
 def test_bf16_is_said_to_run(colour_bundle: ColourBundle) -> None:
     engine = OpenVinoEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, arithmetic="bf16")
-    assert engine.info.provider == "CPU bf16"
+    assert (engine.info.provider, engine.info.bf16, open_engine(colour_bundle("other")).info.bf16) == (
+        "CPU bf16",
+        True,
+        False,
+    )
 
 
 def test_a_file_that_is_no_graph(colour_bundle: ColourBundle) -> None:

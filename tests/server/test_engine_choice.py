@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -50,10 +50,14 @@ class Openers:
         return open_engines
 
     def choose(
-        self, opening: Opening, wanted: EngineName | None = None, report: Report = lambda step: None
+        self,
+        opening: Opening,
+        wanted: EngineName | None = None,
+        report: Report = lambda step: None,
+        vnni: bool = False,
     ) -> EngineChoice:
         openers = {name: self.opener(name) for name in get_args(EngineName)}
-        return choose_engine(wanted or "auto", "auto", opening, report, openers)
+        return choose_engine(wanted or "auto", "auto", opening, report, openers, lambda: vnni)
 
 
 def wrong_engine() -> FakeEngine:
@@ -78,16 +82,18 @@ def test_auto_takes_the_first_that_can_serve_and_says_why_not_the_others(
         NotTaken("tensorrt", "no tensorrt here"),
         NotTaken("tensorrt-rtx", "no fp16 here"),
         NotTaken("onnx-tensorrt", "no onnx-tensorrt here"),
+        NotTaken("openvino", "onnx-cuda comes before it and can serve"),
         NotTaken("onnx-cpu", "onnx-cuda comes before it and can serve"),
         NotTaken(
-            "openvino", "auto leaves it out, being no faster where it was measured; --engine openvino asks for it"
+            "openvino-bf16",
+            "auto leaves it out, as it rounds every number to 8 bits; --engine openvino-bf16 asks for it",
         ),
     )
     logged = [(record.message, vars(record)["engine"]) for record in caplog.records]
     assert logged == [
         *(("engine not taken", name) for name in ("tensorrt", "tensorrt-rtx", "onnx-tensorrt")),
         ("engine taken", "onnx-cuda"),
-        *(("engine not taken", name) for name in ("onnx-cpu", "openvino")),
+        *(("engine not taken", name) for name in ("openvino", "onnx-cpu", "openvino-bf16")),
     ]
 
 
@@ -122,6 +128,27 @@ def test_an_engine_asked_for_by_name_that_cannot_be_had_is_an_error_that_says_wh
     with pytest.raises(EngineUnavailable, match="the engine tensorrt cannot serve: no tensorrt here"):
         openers.choose(opening, "tensorrt")
     assert openers.tried == ["tensorrt"]
+
+
+def test_auto_takes_openvino_for_int8_on_cpus_that_multiply_bytes(opening: Opening, tmp_path: Path) -> None:
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    manifest = bundle_with(int8=0.87)
+    write_golden(Golden(pixels, dict.fromkeys(manifest.artefacts, FakeEngine().run(pixels).probabilities)), tmp_path)
+    eight_bits = replace(opening, bundle=Bundle(tmp_path, manifest))
+    for where, vnni, chosen, reason in (
+        (eight_bits, True, "openvino", "openvino comes before it"),
+        (eight_bits, False, "onnx-cpu", "auto takes it on CPUs with VNNI only"),
+        (opening, True, "onnx-cpu", "auto takes it for int8 only"),
+    ):
+        openers = Openers({"openvino": [FakeEngine()], "onnx-cpu": [FakeEngine()]})
+        choice = openers.choose(where, vnni=vnni)
+        assert choice.name == chosen
+        other = "openvino" if chosen == "onnx-cpu" else "onnx-cpu"
+        assert reason in next(entry.reason for entry in choice.not_taken if entry.engine == other)
+        assert (other in openers.tried) is False
+        assert choice.reopen is not None
+    asked = Openers({"openvino": [FakeEngine()]}).choose(opening, "openvino")
+    assert asked.name == "openvino", "by name it is taken anywhere"
 
 
 def test_where_none_can_serve_every_reason_is_told(opening: Opening) -> None:
@@ -175,6 +202,8 @@ def bundle_with(int8: float | None = None, fp16: float | None = None) -> Manifes
         ("auto", bundle_with(int8=0.87, fp16=0.875), "onnx-cpu", "int8"),
         ("auto", bundle_with(int8=0.87, fp16=0.875), "onnx-cuda", "fp16"),
         ("auto", bundle_with(int8=0.87, fp16=0.875), "tensorrt", "fp16"),
+        ("auto", bundle_with(int8=0.87), "openvino", "int8"),
+        ("auto", bundle_with(int8=0.87), "openvino-bf16", "fp32"),
         ("auto", bundle_with(int8=0.85), "onnx-cpu", "fp32"),
         ("auto", bundle_with(int8=0.87), "tensorrt", "fp32"),
         ("auto", bundle_with(fp16=0.85), "tensorrt", "fp32"),
