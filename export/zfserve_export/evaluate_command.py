@@ -16,9 +16,10 @@ from zfserve_model.imports import SUFFIXES as WEIGHTS_SUFFIXES
 from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import BundleError, InputSpec, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.engine import EngineUnavailable
+from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening
 from zfserve_runtime.errors import EngineFailed
 from zfserve_runtime.golden import verify_engine
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_export.evaluation import Classifier, Score, evaluate
 from zfserve_export.parity import network_outputs
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="a bundle folder, or weights (.safetensors, .pt, .pth)")
     parser.add_argument("--data", type=Path, required=True, help="folder with <class id>/ or val/<class id>/")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="which graph of a bundle")
+    parser.add_argument(
+        "--engine", choices=get_args(EngineName), default="onnx-cpu", help="that runs a bundle (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=available_cpus(), help="for the network of a bundle")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
@@ -67,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.batch_size,
                 lambda count: progress.advance(task, count),
             )
-    except (BundleError, CheckpointError, EngineFailed, LabelsError, PhotoError) as error:
+    except (BundleError, CheckpointError, EngineFailed, EngineUnavailable, LabelsError, PhotoError) as error:
         return _refuse(str(error))
     print_score(console, subject, score)
     if arguments.json:
@@ -83,11 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_subject(arguments: argparse.Namespace) -> Subject:
-    """A bundle through the engine that serves it, or weights through PyTorch; both get the server's photos.
+    """A bundle through an engine as it serves, or weights through PyTorch; both get the server's photos.
 
     Raises:
         BundleError, CheckpointError, LabelsError: the target cannot be used.
         EngineFailed: the engine does not start.
+        EngineUnavailable: it cannot be had here.
     """
     target: Path = arguments.target
     if target.suffix in WEIGHTS_SUFFIXES:
@@ -100,11 +105,12 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
             checkpoint.labels,
         )
     bundle, precision = load_bundle(target), arguments.precision
-    engine = OnnxEngine(bundle, precision, threads=arguments.threads, max_batch_size=arguments.batch_size)
+    opening = Opening(bundle, arguments.batch_size, arguments.threads, instances=1, cache=None, on_refusal="rebuild")
+    (engine,) = OPENERS[arguments.engine](opening, precision, lambda step: None)
     verify_engine(engine, bundle)
     manifest = bundle.manifest
     return Subject(
-        f"{manifest.name} {manifest.version}, {precision}",
+        f"{manifest.name} {manifest.version}, {precision} by {arguments.engine}",
         lambda pixels: engine.run(pixels).probabilities,
         manifest.input,
         tuple(entry.class_id for entry in manifest.classes),

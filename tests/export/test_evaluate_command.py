@@ -42,7 +42,7 @@ def test_a_bundle(
     status = evaluate(bundle.folder, "--data", photos, "--batch-size", "3", "--json", figures, "--confusion", picture)
     printed = capsys.readouterr().out
     assert status == 0
-    assert "colours 1, fp32" in printed
+    assert "colours 1, fp32 by onnx-cpu" in printed
     assert "75.00%" in printed
     assert "green taken for blue" in printed
     written = json.loads(figures.read_text())
@@ -77,6 +77,16 @@ def test_every_graph_of_a_bundle(
     printed = capsys.readouterr().out
     assert f"tiny 1, {precision}" in printed
     assert f"top-1 {figures.top1:.2%}" in printed
+
+
+def test_another_engine(colour_bundle: ColourBundle, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = colour_bundle()
+    assert evaluate(bundle.folder, "--data", photos, "--engine", "openvino") == 0
+    printed = capsys.readouterr().out
+    assert "colours 1, fp32 by openvino" in printed
+    assert "75.00%" in printed
+    assert evaluate(bundle.folder, "--data", photos, "--engine", "openvino-bf16", "--precision", "int8") == 2
+    assert "runs the fp32 graph" in capsys.readouterr().err
 
 
 def test_a_bare_state_dict(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
