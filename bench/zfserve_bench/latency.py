@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TypeAlias
 
 import grpc
@@ -25,6 +25,10 @@ CALLS = 10
 """In a block: a few in a row, as each first one meets cold caches."""
 
 BLOCKS_A_ROUND = 2
+
+WARM_UP = 256
+"""Calls before the first block: the service keeps so many photos for a later Project, and until then takes new memory
+for each."""
 
 Classify: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"  # generic in the stubs only
 
@@ -54,6 +58,10 @@ def _compare(subject: Subject, precision: Precision) -> tuple[Finding, Finding]:
         grpc.insecure_channel(bare) as bare_channel,
     ):
         servers = cycle([channel, bare_channel])
+        for each in (channel, bare_channel):
+            warming: Classify = each.unary_unary(METHOD)
+            for request in islice(cycle(requests), WARM_UP if subject.effort.judged else 1):
+                warming(request, timeout=10)
 
         def call() -> float:
             classify: Classify = next(servers).unary_unary(METHOD)
