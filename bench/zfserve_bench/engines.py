@@ -221,13 +221,12 @@ def _contender(
     golden = load_golden(subject.bundle)
     found = np.concatenate([classify(row[None]) for row in golden.pixels])
     off_by = float(np.abs(found - golden.probabilities["fp32"]).max())
-    top1 = None if arithmetic == "bf16" and subject.data is None else _top1(classify, precision, subject)
-    return Contender(name, precision, classify, off_by, top1, arithmetic)
+    return Contender(name, precision, classify, off_by, _top1(classify, arithmetic, subject), arithmetic)
 
 
-def _top1(classify: Classify, precision: Precision, subject: Subject) -> float | None:
+def _top1(classify: Classify, arithmetic: Arithmetic, subject: Subject) -> float | None:
     manifest = subject.bundle.manifest
     if subject.data is None:
-        return next((entry.top1 for entry in manifest.accuracy if entry.precision == precision), None)
+        return next((entry.top1 for entry in manifest.accuracy if entry.precision == arithmetic), None)
     photos = list_labelled_photos(subject.data, [entry.class_id for entry in manifest.classes])
     return evaluate(classify, manifest.input, photos, max(BATCH_SIZES)).top1

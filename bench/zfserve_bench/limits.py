@@ -2,7 +2,7 @@
 turn with what is held against them."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, Protocol, TypeAlias
@@ -76,14 +76,6 @@ class CpuLimits:
         self._pool.shutdown()
 
 
-_ON_GPU: Mapping[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "int8": torch.int8,
-    "int8-symmetric": torch.int8,
-}
-
-
 class GpuLimits:
     """PyTorch's matrix products (cuBLAS) and its copy within the card's memory. Runs where there is a GPU only."""
 
@@ -91,9 +83,14 @@ class GpuLimits:
 
     def __init__(self) -> None:
         self._copied = [torch.ones(COPIED_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2)]
-        self._factors: dict[Arithmetic, torch.Tensor] = {
+        self._factors = {
             precision: torch.ones(self.SIDE, self.SIDE, dtype=dtype, device="cuda")
-            for precision, dtype in _ON_GPU.items()
+            for precision, dtype in (
+                ("fp32", torch.float32),
+                ("fp16", torch.float16),
+                ("int8", torch.int8),
+                ("int8-symmetric", torch.int8),
+            )
         }
 
     def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:

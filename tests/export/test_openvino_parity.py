@@ -1,8 +1,8 @@
 """OpenVINO on our own networks: what ONNX Runtime recorded at export is what it must give."""
 
 import numpy as np
-import openvino
 import pytest
+from fakes.bf16 import needs_bf16
 from zfserve_runtime.bundle import Bundle, Precision
 from zfserve_runtime.golden import load_golden, verify_engine
 from zfserve_runtime.openvino_engine import OpenVinoEngine
@@ -13,9 +13,7 @@ def test_openvino_reproduces_the_golden_outputs(bundle: Bundle, precision: Preci
     verify_engine(OpenVinoEngine(bundle, precision, threads=1, max_batch_size=4), bundle)
 
 
-@pytest.mark.skipif(
-    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this CPU has no bf16"
-)
+@needs_bf16
 def test_bf16_is_close_to_the_golden_outputs_and_not_the_same(bundle: Bundle) -> None:
     engine = OpenVinoEngine(bundle, "fp32", threads=1, max_batch_size=4, arithmetic="bf16")
     golden = load_golden(bundle)

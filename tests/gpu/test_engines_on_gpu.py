@@ -11,10 +11,10 @@ from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening, Step
 from zfserve_runtime.golden import verify_engine
 from zfserve_runtime.gpu import GpuFacts, detect_gpu
+from zfserve_server.engine_choice import ON_CPU
 
 pytestmark = pytest.mark.gpu
 
-ON_CPU: set[EngineName] = {"onnx-cpu", "openvino", "openvino-bf16"}
 ON_GPU: list[EngineName] = [name for name in get_args(EngineName) if name not in ON_CPU]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-import openvino
 import pytest
+from fakes.bf16 import needs_bf16
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.engine_catalogue import (
@@ -51,9 +51,7 @@ def test_bf16_is_for_the_fp32_graph_alone(opening: Opening) -> None:
         OPENERS["openvino-bf16"](opening, "int8", lambda step: None)
 
 
-@pytest.mark.skipif(
-    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="no bf16 here"
-)
+@needs_bf16
 def test_bf16_opens_where_the_cpu_has_it(opening: Opening) -> None:
     steps: list[Step] = []
     engines = OPENERS["openvino-bf16"](opening, "fp32", steps.append)

@@ -3,8 +3,8 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-import openvino
 import pytest
+from fakes.bf16 import HAS_BF16, needs_bf16
 from zfserve_runtime.bundle import Artefact, Bundle, BundleError
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.errors import EngineFailed
@@ -13,8 +13,6 @@ from zfserve_runtime.onnx_engine import OnnxEngine
 from zfserve_runtime.openvino_engine import OpenVinoEngine
 
 ColourBundle = Callable[..., Bundle]
-
-HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def open_engine(bundle: Bundle) -> OpenVinoEngine:
@@ -73,7 +71,7 @@ def test_bf16_is_refused_where_the_cpu_has_none(colour_bundle: ColourBundle) -> 
         OpenVinoEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, arithmetic="bf16")
 
 
-@pytest.mark.skipif(not HAS_BF16, reason="this CPU has none")
+@needs_bf16
 def test_bf16_is_said_to_run(colour_bundle: ColourBundle) -> None:
     engine = OpenVinoEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, arithmetic="bf16")
     assert (engine.info.provider, engine.info.bf16, open_engine(colour_bundle("other")).info.bf16) == (

@@ -1,0 +1,8 @@
+"""Whether this CPU computes in bfloat16, as OpenVINO sees it. Some tests need one that does, one needs another."""
+
+import openvino
+import pytest
+
+HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
