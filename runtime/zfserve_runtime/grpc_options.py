@@ -3,6 +3,10 @@
 Source of the names: grpc/include/grpc/impl/channel_arg_names.h.
 """
 
+import json
+
+from zfserve_runtime.health import WORKER_SERVICE
+
 Options = list[tuple[str, int | str]]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -14,6 +18,9 @@ MAX_CONNECTIONS = 1000
 
 MAX_CALLS_OF_A_CONNECTION = 1000
 """Open at a time. Above what is admitted, so that a caller hears that the server is full and does not wait unheard."""
+
+ASK_THE_UNHEALTHY = ("grpc.inhibit_health_checking", 1)
+"""Added to a channel's options: its calls reach workers that do not serve, too."""
 
 HANDSHAKE_S = 20
 """For TLS and the first HTTP/2 frame: a connection that says nothing holds its place no longer. gRPC allows 120."""
@@ -50,12 +57,14 @@ def server_options(
     return options
 
 
-def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    """For the server's channel to its workers: pings while a call is open, and quick reconnection after a restart."""
+def worker_channel_options() -> Options:
+    """For the server's channel to its workers: each projection to the next of those that serve by their own health,
+    pings while a call is open, and quick reconnection after a restart."""
+    balancing = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": WORKER_SERVICE}}
     return [
-        *_message_sizes(max_message_bytes),
-        # Each projection to the next of the workers that the address resolves to, not all to the first.
-        ("grpc.lb_policy_name", "round_robin"),
+        *_message_sizes(MAX_MESSAGE_BYTES),
+        ("grpc.service_config", json.dumps(balancing)),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
@@ -47,7 +48,7 @@ from zfserve_server.served_model import ServedModel
 from zfserve_server.service import VisionService
 from zfserve_server.startup import Startup, phase_service
 from zfserve_server.supervisor import Supervisor
-from zfserve_server.worker_channel import WorkerChannel
+from zfserve_server.worker_channel import WorkerChannel, worker_answers
 from zfserve_server.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ async def _companion(
     client = WorkerClient(channel.current, metrics, LONGEST_PROJECTION_S, on_change, renewed=channel.renewed)
     if not supervised:
         return client, [client.watch]
-    supervisor = Supervisor(worker_command(config, address), metrics, answers=client.answers)
+    supervisor = Supervisor(worker_command(config, address), metrics, answers=partial(worker_answers, address))
     return client, [client.watch, supervisor.run]
 
 
@@ -220,6 +221,7 @@ def worker_command(config: ServerConfig, address: str) -> list[str]:
         *(sys.executable, "-m", "zfserve_worker"),
         *(part for folder in config.model for part in ("--model", str(folder))),
         *("--spare-networks", "0"),
+        *("--drain-delay", "0"),  # there is no other to turn to
         *("--listen", address),
         *("--log-format", config.log_format),
         *(("--otlp-endpoint", config.otlp_endpoint) if config.otlp_endpoint is not None else ()),

@@ -1,10 +1,11 @@
-"""The channel to the worker, and a new one when the files of its TLS were replaced. Opened by `app`, used by
-`worker_client`."""
+"""The channel to the workers, and a new one when the files of its TLS were replaced. Opened by `app`, used by
+`worker_client`; beside it, what the supervisor asks its own worker."""
 
 import asyncio
 
 import grpc
-from zfserve_runtime.grpc_options import channel_options
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_runtime.grpc_options import ASK_THE_UNHEALTHY, worker_channel_options
 from zfserve_runtime.tls import ClientTlsFiles, channel_credentials
 
 
@@ -44,5 +45,17 @@ class WorkerChannel:
 
     def _open(self) -> grpc.aio.Channel:
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self._address, channel_options())
-        return grpc.aio.secure_channel(self._address, self._credentials.value, channel_options())
+            return grpc.aio.insecure_channel(self._address, worker_channel_options())
+        return grpc.aio.secure_channel(self._address, self._credentials.value, worker_channel_options())
+
+
+async def worker_answers(address: str, within_s: float) -> bool:
+    """Whether the worker at `address` says anything within that time, which includes the time until it listens."""
+    options = [*worker_channel_options(), ASK_THE_UNHEALTHY]
+    async with grpc.aio.insecure_channel(address, options) as channel:
+        try:
+            stub = health_pb2_grpc.HealthStub(channel)
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=within_s, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+    return True

@@ -10,10 +10,9 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.deadline import Deadline
@@ -25,7 +24,6 @@ from zfserve_runtime.errors import (
     WorkerMismatch,
     WorkerUnavailable,
 )
-from zfserve_runtime.health import WORKER_SERVICE
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import REQUEST_ID_KEY, current_request_id
 from zfserve_runtime.status import from_call_error
@@ -35,19 +33,14 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
-Watch: TypeAlias = "grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
-
 _RETRY_AFTER_S = 2.0
 """A worker that is restarted at once is back in about this time: importing torch and loading the weights."""
 
 _PAUSE_S = 1.0
-"""Between two attempts to watch a worker that answers but refuses, and between two questions for weights that it lacks;
-one that cannot be reached is awaited instead."""
+"""Between two questions to a worker that is up and does not answer them, or lacks the weights that are asked for."""
 
-_WATCH_S = 60.0
-"""Without a word; then the watch begins anew: over a new channel, where there is one, and else over the latest
-connection. A worker asks for a new one now and then, and has to keep the old one open for as long as a watch that began
-there."""
+_RENEW_S = 60.0
+"""Between two looks for a new channel."""
 
 _DESCRIBE_S = 60.0
 """Time for a worker to say which weights it holds, once it has loaded those that it lacked."""
@@ -62,16 +55,20 @@ class Pairing(enum.Enum):
 
 
 class WorkerClient:
-    """Forwards projections to the worker behind `channel`, which it does not own.
+    """Forwards projections to the workers behind `channel`, which it does not own.
+
+    The channel asks each worker for its health (gRFC A17) and calls only those that serve: while one of several stops,
+    the others go on, and all that has to be known here is whether there is any.
 
     A network that classifies is known by its fingerprint; a worker that does not hold it is never asked to project it.
 
     Args:
+        channel: with `grpc_options.worker_channel_options`.
         longest_s: bound on one projection request whose caller set no deadline.
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
         persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
-        watch_s: that a watch of the worker's health may hear nothing before it begins anew.
-        renewed: asked before each watch; a channel to use in place of the one before, or None.
+        renew_s: between two calls of `renewed`.
+        renewed: a channel to use in place of the one before, or None.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class WorkerClient:
         longest_s: float,
         on_change: Callable[[bool], None],
         persist_s: float = 5.0,
-        watch_s: float = _WATCH_S,
+        renew_s: float = _RENEW_S,
         renewed: Callable[[], grpc.aio.Channel | None] = lambda: None,
     ) -> None:
         self._use(channel)
@@ -89,10 +86,11 @@ class WorkerClient:
         self._longest_s = longest_s
         self._on_change = on_change
         self._persist_s = persist_s
-        self._watch_s = watch_s
+        self._renew_s = renew_s
         self._renewed = renewed
         self._served: frozenset[str] = frozenset()
-        self._held: frozenset[str] | None = None  # by the worker; None: it is down
+        self._up = False  # whether any worker serves
+        self._held: frozenset[str] = frozenset()  # by the worker that answered last
         self._asking = asyncio.Lock()
         self._lacking = asyncio.Event()  # set while the worker is up and lacks what is served
         self._asked_s = -math.inf
@@ -106,65 +104,61 @@ class WorkerClient:
 
     def holds(self, fingerprint: str) -> bool:
         """Whether the worker can project that network."""
-        return self._held is not None and fingerprint in self._held
+        return self._up and fingerprint in self._held
 
     async def serve(self, fingerprints: Collection[str]) -> None:
         """What is served from now on. A worker that is up has loaded it when this returns, where it can."""
         self._served = frozenset(fingerprints)
-        if self._held is not None:
+        if self._up:
             with suppress(grpc.aio.AioRpcError, EngineFailed):  # `watch` hears of a worker that went away
                 await self._ask()
         self._settle()
 
     async def require(self, fingerprint: str) -> None:
         """Raises WorkerUnavailable or WorkerMismatch where that network cannot be projected now."""
-        lacking = self._held is not None and fingerprint not in self._held
+        lacking = self._up and fingerprint not in self._held
         if lacking and time.monotonic() - self._asked_s >= _PAUSE_S:
             await self.serve(self._served)  # it may have seen a new version later than this server did
-        if self._held is None:
+        if not self._up:
             raise _unavailable()
         if fingerprint not in self._held:
             raise _mismatch()
 
     async def watch(self) -> None:
-        """Follow the worker's health and pair with it whenever it comes up. Runs until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
-            tasks.create_task(self._persist())
+        """Follow the workers' health and pair with them whenever one comes up. Runs until cancelled."""
+        while True:
+            async with asyncio.TaskGroup() as tasks:
+                following = [tasks.create_task(self._follow(self._channel)), tasks.create_task(self._persist())]
+                while (channel := self._renewed()) is None:  # noqa: ASYNC110 - of files, which nobody tells of
+                    await asyncio.sleep(self._renew_s)
+                for task in following:
+                    task.cancel()
+            self._use(channel)
 
     def _use(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
 
-    async def _follow(self) -> None:
-        request = health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
+    async def _follow(self, channel: grpc.aio.Channel) -> None:
         while True:
-            if (channel := self._renewed()) is not None:
-                self._use(channel)
-            # Waits in the channel, which reconnects by itself, for as long as the worker is away.
-            watch = self._health.Watch(request, wait_for_ready=True)
-            try:
-                while (health := await self._next_of(watch)) is not grpc.aio.EOF:
-                    if _understood(health).status == health_pb2.HealthCheckResponse.SERVING:
-                        await self._ask()
-                    else:
-                        self._held = None
-                    self._settle()
-            except TimeoutError:
-                continue  # nothing was heard, and so nothing has changed
-            except (grpc.aio.AioRpcError, EngineFailed) as error:
-                logger.info("lost the worker", extra={"error": _in_short(error)})
-            finally:
-                watch.cancel()
-            self._held = None
-            self._settle()
-            await asyncio.sleep(_PAUSE_S)
+            state = channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                try:
+                    await self._ask()
+                except (grpc.aio.AioRpcError, EngineFailed) as error:
+                    logger.info("the worker cannot be asked", extra={"error": _in_short(error)})
+                    self._be(up=False)
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+                self._be(up=True)
+            elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                self._be(up=False)
+            # Else it connects, as a worker asks it to now and then: calls wait for that, and nothing has changed.
+            await channel.wait_for_state_change(state)
 
-    async def _next_of(self, watch: Watch) -> Any:
-        """What the worker says next. Ended here and not by a deadline, which the worker would keep too, so that its end
-        of an old connection might come first."""
-        async with asyncio.timeout(self._watch_s):
-            return await watch.read()
+    def _be(self, up: bool) -> None:
+        self._up = up
+        self._settle()
 
     async def _persist(self) -> None:
         """Ask again, now and then, for weights that the worker lacks: its volume may be behind this server's."""
@@ -173,14 +167,6 @@ class WorkerClient:
             await asyncio.sleep(self._persist_s)
             if self._lacking.is_set():
                 await self.serve(self._served)
-
-    async def answers(self, within_s: float) -> bool:
-        """Whether the worker says anything within that time, which includes the time until it listens."""
-        try:
-            await self._health.Check(health_pb2.HealthCheckRequest(), timeout=within_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
-        return True
 
     async def project(
         self, request: worker_pb2.ProjectRequest, deadline: Deadline
@@ -223,12 +209,12 @@ class WorkerClient:
             self._metrics.worker_pairing.labels(self._pairing.name.lower()).set(1)
             logger.info("the worker changed", extra={"pairing": self._pairing.name})
             if self._pairing is Pairing.MISMATCH:
-                logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - (self._held or set()))})
+                logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - self._held)})
             (self._lacking.set if self._pairing is Pairing.MISMATCH else self._lacking.clear)()
             self._on_change(self.ready)
 
     def _pair(self) -> Pairing:
-        if self._held is None:
+        if not self._up:
             return Pairing.DOWN
         return Pairing.READY if self._served <= self._held else Pairing.MISMATCH
 

@@ -142,6 +142,8 @@ def test_the_grace_period_holds_the_drain(overlay: str) -> None:
         drain_s = float(arguments.drain_grace)
         if container["args"][0] == "serve":
             drain_s += server_config(container).drain_delay
+        else:
+            drain_s += arguments.drain_delay
         assert pod["spec"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 5
 
 
@@ -149,7 +151,7 @@ def test_the_grace_period_holds_the_drain(overlay: str) -> None:
 def test_callers_find_a_new_pod_before_the_next_old_one_goes(overlay: str) -> None:
     backoff_ms = max(
         dict(options)["grpc.max_reconnect_backoff_ms"]
-        for options in (channel.channel_options("dns:///zfserve:8500", 1, None), grpc_options.channel_options())
+        for options in (channel.channel_options("dns:///zfserve:8500", 1, None), grpc_options.worker_channel_options())
     )
     for deployment in of_kind(overlay, "Deployment"):  # KServe's own follows KServe
         assert deployment["spec"]["minReadySeconds"] > 1.2 * int(backoff_ms) / 1e3, "and 20 % by chance"

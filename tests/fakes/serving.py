@@ -32,7 +32,7 @@ from zfserve_runtime.engine import EngineInfo, EngineOutputs
 from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import current_request_id
@@ -201,9 +201,13 @@ class FakeWorker(WorkerServiceServicer):
 
     @asynccontextmanager
     async def listening(
-        self, address: str, tls: TlsFiles | None = None, options: Options | None = None
+        self,
+        address: str,
+        tls: TlsFiles | None = None,
+        options: Options | None = None,
+        drain_delay_s: float | None = None,
     ) -> AsyncIterator[int]:
-        """Serve on `address`, and tell the port; at the end stop at once, as a process that dies."""
+        """Serve on `address`, and tell the port; at the end stop at once, as a process that dies, or else drain."""
         server = InterceptingServer(Metrics(), options)
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
@@ -213,7 +217,10 @@ class FakeWorker(WorkerServiceServicer):
         try:
             yield port
         finally:
-            await server.stop(None)
+            if drain_delay_s is None:
+                await server.stop(None)
+            else:
+                await drain(server, self.health, 30.0, StopRequest(), drain_delay_s)
 
 
 @dataclass

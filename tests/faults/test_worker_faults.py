@@ -23,12 +23,11 @@ from fakes.serving import (
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.errors import EngineFailed, ServiceError, WorkerUnavailable
-from zfserve_runtime.grpc_options import channel_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.status import from_call_error
 from zfserve_server.supervisor import Supervisor
-from zfserve_server.worker_client import WorkerClient
+from zfserve_server.worker_channel import worker_answers
 
 TESTS = Path(__file__).parent.parent
 REQUEST = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=3)
@@ -56,22 +55,18 @@ async def supervised(address: str, folder: Path) -> AsyncIterator[asyncio.Event]
     heard = asyncio.Event()
 
     async def answers(within_s: float) -> bool:
-        if answered := await asks.answers(within_s):
+        if answered := await worker_answers(address, within_s):
             heard.set()
         return answered
 
     command = [sys.executable, str(TESTS / "fakes" / "worker_process.py"), address, str(folder), FINGERPRINT]
-    async with grpc.aio.insecure_channel(address, channel_options()) as channel:
-        asks = WorkerClient(channel, Metrics(), 60.0, lambda ready: None)
-        supervisor = Supervisor(
-            command, Metrics(), first_delay_s=0.01, answers=answers, silence_s=2.0, look_every_s=0.05
-        )
-        task = asyncio.create_task(supervisor.run())
-        try:
-            yield heard
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
+    supervisor = Supervisor(command, Metrics(), first_delay_s=0.01, answers=answers, silence_s=2.0, look_every_s=0.05)
+    task = asyncio.create_task(supervisor.run())
+    try:
+        yield heard
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_a_worker_process_that_dies_or_stops_is_replaced(

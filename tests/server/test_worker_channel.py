@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import grpc
 from fakes.callers import TLS
 from fakes.serving import FINGERPRINT, FakeWorker
 from zfserve_protos.worker.v1 import worker_pb2
@@ -29,10 +30,11 @@ async def test_the_worker_is_found_once_the_files_are_replaced(tmp_path: Path) -
     async with FakeWorker().listening("localhost:0", WORKER_FILES) as port:
         channel = WorkerChannel(f"localhost:{port}", files, grace_s=60)
         client = WorkerClient(
-            channel.current, Metrics(), 60.0, changes.put_nowait, watch_s=0.2, renewed=channel.renewed
+            channel.current, Metrics(), 60.0, changes.put_nowait, renew_s=0.2, renewed=channel.renewed
         )
         watching = asyncio.create_task(client.watch())
-        assert not await client.answers(0.5)
+        while (state := channel.current.get_state()) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            await channel.current.wait_for_state_change(state)
         assert changes.empty()
         shutil.copy(TLS / "ca.pem", files.ca)
         assert await changes.get()

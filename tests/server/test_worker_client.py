@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, WorkerUnavailable
-from zfserve_runtime.grpc_options import channel_options, server_options
+from zfserve_runtime.grpc_options import server_options, worker_channel_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health
 from zfserve_runtime.metrics import Metrics
 from zfserve_server.worker_client import WorkerClient
@@ -24,7 +25,7 @@ async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(t
     worker = FakeWorker(answers=0)
     changes: asyncio.Queue[bool] = asyncio.Queue()
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
-    async with worker.listening(address), grpc.aio.insecure_channel(address) as channel:
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
         client = WorkerClient(channel, Metrics(), longest_s=0.1, on_change=changes.put_nowait)
         with pytest.raises(WorkerUnavailable):  # not paired yet
             await anext(client.project(request, Deadline()))
@@ -54,7 +55,7 @@ class SlowWorker(FakeWorker):
 async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = SlowWorker(fingerprint=None), asyncio.Queue[bool]()
-    async with worker.listening(address), grpc.aio.insecure_channel(address) as channel:
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
         client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
         watching = asyncio.create_task(client.watch())
         await worker.asked.wait()
@@ -65,10 +66,31 @@ async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(
         watching.cancel()
 
 
+async def test_a_worker_that_answers_once_it_has_begun_to_stop_stays_away(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker, changes = SlowWorker(), asyncio.Queue[bool]()
+    worker.let.set()
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        worker.let.clear()
+        worker.asked.clear()
+        announcing = asyncio.create_task(client.serve([FINGERPRINT]))
+        await worker.asked.wait()
+        worker.health.not_serving(WORKER_SERVICE)
+        assert not await changes.get()
+        worker.let.set()
+        await announcing
+        assert not client.ready
+        assert not client.holds(FINGERPRINT)
+        watching.cancel()
+
+
 async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = FakeWorker(fingerprint="e" * 64), asyncio.Queue[bool]()
-    async with worker.listening(address), grpc.aio.insecure_channel(address) as channel:
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
         client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
         await client.serve([FINGERPRINT])
         watching = asyncio.create_task(client.watch())
@@ -78,16 +100,16 @@ async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_
         watching.cancel()
 
 
-async def test_the_watch_leaves_an_old_connection_and_nobody_sees_the_worker_go() -> None:
+async def test_health_is_watched_over_a_new_connection_and_nobody_sees_the_worker_go() -> None:
     worker, health = FakeWorker(), PeersOfWatch(SERVER, WORKER_SERVICE)
     worker.health = health
     changes: asyncio.Queue[bool] = asyncio.Queue()
     aged = server_options(max_connection_age_s=0.1)
     async with (
         worker.listening("127.0.0.1:0", options=aged) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}", channel_options()) as channel,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", worker_channel_options()) as channel,
     ):
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, watch_s=0.2)
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
         await health.third.wait()
@@ -121,7 +143,7 @@ async def test_all_workers_of_an_address_are_asked() -> None:
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     async with one.listening("127.0.0.1:0") as port, other.listening("127.0.0.1:0") as other_port:
         target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
-        async with grpc.aio.insecure_channel(target, channel_options()) as channel:
+        async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
             client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
             watching = asyncio.create_task(client.watch())
             assert await changes.get()
@@ -131,4 +153,40 @@ async def test_all_workers_of_an_address_are_asked() -> None:
                     break
             assert one.asked.is_set()
             assert other.asked.is_set()
+            watching.cancel()
+
+
+async def test_workers_that_are_restarted_in_turn_fail_no_projection() -> None:
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    async with AsyncExitStack() as one, AsyncExitStack() as other:
+        ports = [
+            await each.enter_async_context(FakeWorker().listening("127.0.0.1:0", drain_delay_s=0.5))
+            for each in (one, other)
+        ]
+        target = f"ipv4:{','.join(f'127.0.0.1:{port}' for port in ports)}"
+        async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
+            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+            watching = asyncio.create_task(client.watch())
+            assert await changes.get()
+            answered, over = 0, asyncio.Event()
+
+            async def caller() -> None:
+                nonlocal answered
+                while not over.is_set():
+                    assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+                    answered += 1
+                    await asyncio.sleep(0.005)
+
+            callers = [asyncio.create_task(caller()) for _ in range(4)]
+            for stack, port in zip((one, other), ports, strict=True):
+                before = answered
+                await stack.aclose()
+                assert answered > before
+                worker = FakeWorker()
+                await stack.enter_async_context(worker.listening(f"127.0.0.1:{port}", drain_delay_s=0.5))
+                await worker.asked.wait()
+            over.set()
+            await asyncio.gather(*callers)
+            assert changes.empty()
             watching.cancel()

@@ -40,18 +40,18 @@ class Worker:
         self.open.set()
         self.torch_thread = TorchThread(1, 1)
 
-    def write(self, version: str) -> str:
+    def write(self, version: str, name: str = "tiny") -> str:
         """A version on disk; returns its fingerprint."""
-        bundle = self.folder / "tiny" / version
+        bundle = self.folder / name / version
         bundle.mkdir(parents=True)
-        for name in (WEIGHTS, GOLDEN):
-            (bundle / name).write_text(version)
+        for file in (WEIGHTS, GOLDEN):
+            (bundle / file).write_text(version)
         fields = {
-            "name": "tiny",
+            "name": name,
             "version": version,
             "fingerprint": version * 64,
             "artefacts": {},
-            "files": {name: file_digest(bundle / name) for name in (WEIGHTS, GOLDEN)},
+            "files": {file: file_digest(bundle / file) for file in (WEIGHTS, GOLDEN)},
         }
         (bundle / "manifest.json").write_text(MANIFEST.model_copy(update=fields).model_dump_json())
         return version * 64
@@ -143,6 +143,14 @@ async def test_there_is_room_for_all_that_a_server_announces_and_no_longer(worke
     assert "2" in held(networks)
     await networks.announce([fingerprints[1]])
     assert held(networks) == ["2"]
+
+
+async def test_before_a_server_announces_anything_there_is_room_for_each_model(worker: Worker) -> None:
+    for version, name in (("1", "tiny"), ("2", "other"), ("3", "third")):
+        worker.write(version, name)
+    networks = worker.networks(spare=0)
+    await networks.start()
+    assert sorted(network.manifest.name for network in networks.held) == ["other", "third", "tiny"]
 
 
 async def test_folders_that_are_gone_cost_nothing_that_is_held(worker: Worker) -> None:

@@ -31,6 +31,7 @@ class RunningWorker:
     address: str
     channel: grpc.aio.Channel
     stub: Any
+    stop: StopRequest
 
 
 StartWorker = Callable[..., AbstractAsyncContextManager[RunningWorker]]
@@ -49,7 +50,7 @@ def start_worker(bundle: Bundle) -> StartWorker:
         if not ready.done():
             await serving
         async with grpc.aio.insecure_channel(ready.result()) as channel:
-            yield RunningWorker(ready.result(), channel, worker_pb2_grpc.WorkerServiceStub(channel))
+            yield RunningWorker(ready.result(), channel, worker_pb2_grpc.WorkerServiceStub(channel), stop)
         stop.ask("the test is over")
         await serving
 
@@ -103,6 +104,19 @@ async def test_health_is_serving_and_ends_with_the_process(start_worker: StartWo
             health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
         )
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_stopping_worker_takes_calls_until_servers_have_turned_away(
+    start_worker: StartWorker, request_for: RequestFor
+) -> None:
+    async with start_worker(delay_s=60.0) as worker:
+        watching = health_pb2_grpc.HealthStub(worker.channel).Watch(
+            health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
+        )
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+        worker.stop.ask("SIGTERM")
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert len(await project(worker, request_for(strongest=1))) == 1
 
 
 @pytest.mark.parametrize("layer", ["conv1", "relu1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"])

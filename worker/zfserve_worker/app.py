@@ -41,8 +41,9 @@ class WorkerConfig:
         threads: CPU threads of one torch operation.
         queue: projection calls admitted at a time.
         cache: forward passes kept of each network.
-        spare_networks: held beside those that a server has announced.
+        spare_networks: held beside those that a server has announced, or beside one of each model.
         grace_s: how long a stopping worker waits for its calls.
+        delay_s: before that, how long it still takes calls, for servers to turn to other workers.
         metrics_port: of the Prometheus endpoint; None for none.
         metrics_host: its address.
         tls: None for an unencrypted port.
@@ -56,6 +57,7 @@ class WorkerConfig:
     queue: int
     cache: int
     grace_s: float
+    delay_s: float = 0.0
     spare_networks: int = 1
     metrics_port: int | None = None
     metrics_host: str = LOOPBACK
@@ -110,7 +112,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         if ready is not None:
             ready.set_result(address)
         await stop.wait()
-        await drain(server, health, config.grace_s, stop)
+        await drain(server, health, config.grace_s, stop, config.delay_s)
 
 
 def _listen(server: grpc.aio.Server, config: WorkerConfig) -> str:

@@ -30,8 +30,8 @@ class Networks:
     Args:
         look: every version there is; blocks.
         open_projector: runs in the torch thread. Raises BundleError where the weights cannot be used.
-        spare: how many networks to hold beside those that a server has announced, or beside one: others may still ask
-            for the version before.
+        spare: how many networks to hold beside those that a server has announced: others may still ask for the version
+            before. Of several workers a server talks to one, so the others count one of each model as announced.
         look_every_s: at most this often are the folders looked at for a network that is not there.
     """
 
@@ -145,7 +145,7 @@ class Networks:
         self._make_room()
 
     def _room(self) -> int:
-        return max(1, len(self._announced)) + self._spare
+        return (len(self._announced) or max(1, len(by_model(self._found)))) + self._spare
 
     def _make_room(self) -> None:
         while len(self._held) > self._room():

@@ -53,7 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=1,
         metavar="N",
-        help="held beside those that a server has announced: others may still ask for the version before "
+        help="held beside those that a server has announced, or beside one of each model: others may still ask for "
+        "the version before "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drain-delay",
+        type=_seconds,
+        default=0.5,
+        help="seconds that calls are still taken when stopping, for servers to turn to other workers "
         "(default: %(default)s)",
     )
     parser.add_argument("--drain-grace", type=_seconds, default=30.0, help="seconds to finish calls when stopping")
@@ -76,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             cache=arguments.cache,
             spare_networks=arguments.spare_networks,
             grace_s=arguments.drain_grace,
+            delay_s=arguments.drain_delay,
             metrics_port=arguments.metrics_port,
             metrics_host=arguments.metrics_host,
             tls=_tls(arguments),
