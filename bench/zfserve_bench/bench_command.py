@@ -27,6 +27,7 @@ from zfserve_bench.machine import Machine, describe_machine
 from zfserve_bench.overload import measure_overload
 from zfserve_bench.projection import CaptumDisagrees, measure_projection
 from zfserve_bench.rolling import measure_rolling
+from zfserve_bench.rolling_workers import measure_rolling_workers
 from zfserve_bench.scale import measure_scale
 from zfserve_bench.soak import measure_soak
 from zfserve_bench.startup import measure_startup
@@ -44,12 +45,13 @@ BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
     "gpu": measure_gpu,
     "scale": measure_scale,
     "rolling": measure_rolling,
+    "rolling-workers": measure_rolling_workers,
     "soak": measure_soak,
     "capacity": measure_capacity,
     "overload": measure_overload,
     "drain": measure_drain,
 }
-ONLY_BY_NAME = {"scale", "rolling", "soak", "capacity", "overload", "drain"}
+ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "overload", "drain"}
 """They take long, or several processes; the others are run where none is named."""
 
 DEFAULT_PHOTOS = Path("samples")

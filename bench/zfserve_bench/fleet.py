@@ -1,7 +1,9 @@
-"""Several replicas of the service on this machine, each a process on CPUs of its own, behind one list of addresses."""
+"""Several replicas of the service or of its worker on this machine, each a process on a CPU of its own."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import TypeAlias
 
 from zfserve_client.metrics_text import Series
 from zfserve_client.replicas import fetch
@@ -9,25 +11,28 @@ from zfserve_client.service_process import ServiceProcess, running_service
 
 from zfserve_bench.load import METHOD
 from zfserve_bench.subject import Subject
+from zfserve_bench.worker_process import PROJECT, running_worker
 
 LOOK_S = 10.0
 """The longest that a replica's metrics may take."""
 
-ANSWERED = Series("zfserve_requests_total", frozenset({("method", METHOD), ("status", "OK")}))
+Starting: TypeAlias = Callable[[str, str], AbstractContextManager[ServiceProcess]]
+"""Given the name of a new folder and a port, "0" for a free one."""
 
 
 class Replica:
-    """One `zfserve serve` with a single thread and without a worker. Stopped and started again, it keeps its port.
+    """A process that keeps its port when it is stopped and started again.
 
     Args:
         name: unique in this run of the benchmarks; of the folders of its logs.
+        starting: how it is started.
+        method: whose calls `answered` counts.
     """
 
-    def __init__(self, subject: Subject, name: str, cpu: int, *flags: str) -> None:
-        self._subject = subject
+    def __init__(self, name: str, starting: Starting, method: str) -> None:
         self._name = name
-        self._cpu = cpu
-        self._flags = (*flags, "--no-worker", "--engine", "onnx-cpu", "--threads", "1")
+        self._starting = starting
+        self._answered = Series("zfserve_requests_total", frozenset({("method", method), ("status", "OK")}))
         self._running = ExitStack()
         self._port = "0"
         self.starts: list[ServiceProcess] = []
@@ -38,10 +43,8 @@ class Replica:
 
     def start(self) -> None:
         """Raises ServiceFailed where it does not get ready."""
-        folder = self._subject.scratch(f"{self._name}-{len(self.starts)}")
-        flags = (*self._flags, "--port", self._port)
-        service = running_service(self._subject.bundle.folder, folder, *flags, cpus=[self._cpu])
-        self.starts.append(self._running.enter_context(service))
+        starting = self._starting(f"{self._name}-{len(self.starts)}", self._port)
+        self.starts.append(self._running.enter_context(starting))
         self._port = self.address.rpartition(":")[2]
 
     def stop(self) -> None:
@@ -49,14 +52,36 @@ class Replica:
         self._running.close()
 
     def answered(self) -> float:
-        """Classify calls that it answered since it started, by its own metrics."""
-        return fetch(self.starts[-1].metrics_address, LOOK_S).get(ANSWERED, 0.0)
+        """Calls that it answered since it started, by its own metrics."""
+        return fetch(self.starts[-1].metrics_address, LOOK_S).get(self._answered, 0.0)
 
 
 @contextmanager
 def running_fleet(subject: Subject, name: str, cpus: Sequence[int], *flags: str) -> Iterator[list[Replica]]:
-    """One replica for each of `cpus`, which may name a CPU twice; all are stopped when the block ends."""
-    replicas = [Replica(subject, f"{name}-{number}", cpu, *flags) for number, cpu in enumerate(cpus)]
+    """For each of `cpus`, which may name a CPU twice, one `zfserve serve` with a single thread and without a worker;
+    all are stopped when the block ends."""
+    flags = (*flags, "--no-worker", "--engine", "onnx-cpu", "--threads", "1")
+
+    def start(cpu: int, folder: str, port: str) -> AbstractContextManager[ServiceProcess]:
+        return running_service(subject.bundle.folder, subject.scratch(folder), *flags, "--port", port, cpus=[cpu])
+
+    with _started([Replica(f"{name}-{at}", partial(start, cpu), METHOD) for at, cpu in enumerate(cpus)]) as replicas:
+        yield replicas
+
+
+@contextmanager
+def running_workers(subject: Subject, name: str, cpus: Sequence[int]) -> Iterator[list[Replica]]:
+    """The same of workers with a single thread."""
+
+    def start(cpu: int, folder: str, port: str) -> AbstractContextManager[ServiceProcess]:
+        return running_worker(subject.bundle.folder, subject.scratch(folder), port, "--threads", "1", cpus=[cpu])
+
+    with _started([Replica(f"{name}-{at}", partial(start, cpu), PROJECT) for at, cpu in enumerate(cpus)]) as workers:
+        yield workers
+
+
+@contextmanager
+def _started(replicas: list[Replica]) -> Iterator[list[Replica]]:
     with ExitStack() as stack:
         for replica in replicas:
             stack.callback(replica.stop)

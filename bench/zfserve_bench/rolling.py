@@ -51,7 +51,7 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
             per_s = min(MOST_PER_S, SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s)
         with SteadyLoad(address_of(replicas), {Kind.RAW: requests}, {Kind.RAW: per_s}, folder) as load:
             restarts = [
-                _restart(replica, subject.effort.round_s) for _ in range(subject.effort.rounds) for replica in replicas
+                restart(replica, subject.effort.round_s) for _ in range(subject.effort.rounds) for replica in replicas
             ]
             records = load.finish()
         again = sum(earlier_attempts(start.log.read_text()) for replica in replicas for start in replica.starts)
@@ -72,7 +72,7 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
     )
 
 
-def _restart(replica: Replica, pause_s: float) -> Restart:
+def restart(replica: Replica, pause_s: float) -> Restart:
     """Stop, start, wait until calls come again, and let all rest for a while. Raises ServiceFailed."""
     asked_s = time.monotonic()
     replica.stop()

@@ -104,17 +104,28 @@ def _rates(service: ServiceProcess, requests: dict[Kind, list[bytes]], folder: P
 
 
 def _requests(subject: Subject) -> dict[Kind, list[bytes]]:
-    files = [jpeg(photo, WIDTH, HEIGHT, QUALITY) for photo in subject.photos]
+    files = photo_files(subject)
     images = [pb.Image(encoded=file) for file in files]
-    highest = subject.bundle.manifest.layers[-1].name
-    projected = [pb.ProjectRequest(image=image, layer=highest, strongest=2) for image in images]
     return {
         Kind.RAW: [raw_request(image) for image in noise(subject.bundle.manifest.input)],
         Kind.JPEG: [pb.ClassifyRequest(image=image).SerializeToString() for image in images],
-        Kind.PROJECT: [request.SerializeToString() for request in projected],
+        Kind.PROJECT: projection_requests(subject),
         # A photo that breaks off before its size is told.
         Kind.BAD_INPUT: [pb.ClassifyRequest(image=pb.Image(encoded=file[:100])).SerializeToString() for file in files],
     }
+
+
+def photo_files(subject: Subject) -> list[bytes]:
+    return [jpeg(photo, WIDTH, HEIGHT, QUALITY) for photo in subject.photos]
+
+
+def projection_requests(subject: Subject) -> list[bytes]:
+    """Serialised, of the two strongest maps of the highest layer, for each photo."""
+    highest = subject.bundle.manifest.layers[-1].name
+    return [
+        pb.ProjectRequest(image=pb.Image(encoded=file), layer=highest, strongest=2).SerializeToString()
+        for file in photo_files(subject)
+    ]
 
 
 def _watch(

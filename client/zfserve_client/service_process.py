@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,19 +65,24 @@ def running_service(
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment())
     confine(process, cpus)
     try:
-        _wait_for(ready, process, log)
+        await_ready(ready.exists, process, log)
         starting_s = time.perf_counter() - began
         ports = json.loads(ready.read_text())
         port, metrics_port = (f"127.0.0.1:{ports[name]}" for name in ("port", "metrics_port"))
         yield ServiceProcess(process.pid, port, metrics_port, starting_s, log)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOPPING_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
         ready.unlink(missing_ok=True)
+
+
+def end(process: "subprocess.Popen[Any]") -> None:
+    """SIGTERM, and wait until it has ended; kill one that does not."""
+    process.terminate()
+    try:
+        process.wait(STOPPING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def confine(process: "subprocess.Popen[Any]", cpus: Collection[int] | None) -> None:
@@ -97,9 +102,10 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ZFSERVE_")}
 
 
-def _wait_for(ready: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def await_ready(is_ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Raises ServiceFailed where the process ends first, or needs too long."""
     deadline = time.monotonic() + STARTING_S
-    while not ready.exists():
+    while not is_ready():
         try:
             process.wait(LOOK_EVERY_S)
         except subprocess.TimeoutExpired:
