@@ -9,6 +9,7 @@ models/<name>/<version>/
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -225,8 +226,11 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+_DIGITS = re.compile(r"[0-9]{1,100}")
+"""More are a word: Python makes no numbers of thousands of digits."""
+
+
 def version_key(name: str) -> tuple[tuple[bool, int, str], ...]:
     """Sorts versions, the newest last: numbers compared as numbers, and higher than words."""
-    return tuple(
-        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.replace("-", ".").split(".")
-    )
+    parts = [(_DIGITS.fullmatch(part) is not None, part) for part in name.replace("-", ".").split(".")]
+    return tuple((is_number, int(part) if is_number else 0, part) for is_number, part in parts)

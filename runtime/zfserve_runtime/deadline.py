@@ -34,8 +34,9 @@ class Deadline:
         """Seconds left, never negative; None without a deadline. Fits `asyncio.timeout` and a call's `timeout`."""
         return None if self.at_s is None else max(0.0, self.at_s - time.monotonic())
 
-    def expired(self) -> bool:
-        return self.at_s is not None and time.monotonic() >= self.at_s
+    def expired(self, early_s: float = 0.0) -> bool:
+        """Whether it has passed, or will within `early_s`."""
+        return self.at_s is not None and time.monotonic() >= self.at_s - early_s
 
     def check(self) -> None:
         """Raises DeadlineExceeded where the deadline has passed."""

@@ -5,7 +5,9 @@ reads a manifest only when that has changed, and lists the rest, so it costs a f
 """
 
 import hashlib
+import logging
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +17,13 @@ from typing import NamedTuple
 
 from zfserve_runtime.bundle import MANIFEST, BundleError, Manifest, read_manifest, version_key
 
-Listing = tuple[tuple[str, int, int, int], ...]
-"""Of every file in a folder its name, size, time of modification (ns) and inode."""
+_log = logging.getLogger(__name__)
+
+Stamp = tuple[str, int, int, int, int]
+"""Of a file: its name, size, times of modification and of change (ns), which a new owner or mode is, and inode."""
+
+Listing = tuple[Stamp, ...]
+"""Of every file in a folder."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class FoundVersion:
 class _Read(NamedTuple):
     """A manifest as it was at `stamp`; None where it cannot be used."""
 
-    stamp: tuple[str, int, int, int]
+    stamp: Stamp
     content: str
     manifest: Manifest | None
 
@@ -51,12 +58,17 @@ class _Read(NamedTuple):
 class ModelFolders:
     """Looks at folders; each is that of a bundle, of a model (its versions below it) or of several models.
 
+    What cannot be looked at for the moment is taken to be as it was before, and told of in the log, once.
+
     Not for several threads at once.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._read: dict[Path, _Read] = {}
+        self._before: dict[Path, FoundVersion] = {}  # by its folder
+        self._held: set[Path] = set()  # those of `folders` that ever held something
+        self._unseen: dict[Path, str] = {}  # and why, in the last look
 
     def look(self) -> list[FoundVersion]:
         """What lies there: in the order of the folders, by name, the newest version first. Blocks.
@@ -64,36 +76,80 @@ class ModelFolders:
         A folder without a manifest is passed over, as one that is still being copied; so are hidden ones.
 
         Raises:
-            BundleError: one of the folders holds nothing, or cannot be read.
+            BundleError: one of the folders holds nothing and never did, or all of them hold nothing.
         """
+        told, self._unseen = self._unseen, {}
         found: list[FoundVersion] = []
         for folder in self._folders:
             here = [*self._versions(folder)]
-            if not here:
-                raise BundleError(f"there is no bundle at {folder}; `zfserve export` writes one")
+            if here:
+                self._held.add(folder)
+            elif folder not in self._held:
+                why = self._unseen.get(folder)
+                raise BundleError(
+                    f"there is no bundle at {folder}; `zfserve export` writes one"
+                    if why is None
+                    else f"the folder {folder} cannot be read: {why}"
+                )
+            else:
+                self._unseen.setdefault(folder, "there is no bundle any more")
             found += sorted(sorted(here, key=_newness, reverse=True), key=lambda version: version.name)
-        present = {version.folder for version in found}
-        self._read = {folder: read for folder, read in self._read.items() if folder in present}
+        for folder, why in self._unseen.items():
+            if told.get(folder) != why:
+                _log.warning("a folder cannot be looked at", extra={"folder": str(folder), "reason": why})
+        if not found:
+            raise BundleError(f"there is no bundle at {', '.join(map(str, self._folders))} any more")
+        self._before = {version.folder: version for version in found}
+        self._read = {folder: read for folder, read in self._read.items() if folder in self._before}
         return found
 
     def _versions(self, folder: Path) -> Iterator[FoundVersion]:
-        if (folder / MANIFEST).is_file():
+        if self._is_bundle(folder):
             yield from self._bundles([folder], folder.parent.name, pinned=True)
             return
-        inside = _folders_in(folder)
-        bundles = [entry for entry in inside if (entry / MANIFEST).is_file()]
+        inside = self._folders_in(folder)
+        bundles = [entry for entry in inside if self._is_bundle(entry)]
         if bundles:
             yield from self._bundles(bundles, folder.name, pinned=False)
             return
         for model in inside:
-            bundles = [entry for entry in _folders_in(model) if (entry / MANIFEST).is_file()]
+            bundles = [entry for entry in self._folders_in(model) if self._is_bundle(entry)]
             yield from self._bundles(bundles, model.name, pinned=False)
+
+    def _is_bundle(self, folder: Path) -> bool:
+        try:
+            return stat.S_ISREG((folder / MANIFEST).stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self._miss(folder, error)
+            return folder in self._before
+
+    def _folders_in(self, folder: Path) -> list[Path]:
+        """The visible ones, by name."""
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(folder / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self._miss(folder, error)
+            return sorted({known for known in self._before if known.parent == folder})
+
+    def _miss(self, folder: Path, error: OSError) -> None:
+        self._unseen[folder] = error.strerror or type(error).__name__
 
     def _bundles(self, folders: Sequence[Path], fallback: str, pinned: bool) -> Iterator[FoundVersion]:
         """Those of one model, whose manifests may be unreadable."""
         listed = []
         for folder in folders:
-            files = _list_files(folder)
+            try:
+                files = _list_files(folder)
+            except OSError as error:
+                self._miss(folder, error)
+                if folder in self._before:
+                    yield self._before[folder]
+                continue
             stamp = next((entry for entry in files if entry[0] == MANIFEST), None)
             if stamp is not None:  # else it was removed just now
                 listed.append((folder, files, self._manifest(folder, stamp)))
@@ -110,9 +166,9 @@ class ModelFolders:
                 pinned,
             )
 
-    def _manifest(self, folder: Path, stamp: tuple[str, int, int, int]) -> _Read:
+    def _manifest(self, folder: Path, stamp: Stamp) -> _Read:
         known = self._read.get(folder)
-        if known is None or known.stamp != stamp:
+        if known is None or known.stamp != stamp or known.manifest is None:
             known = self._read[folder] = _Read(stamp, *_read(folder / MANIFEST))
         return known
 
@@ -132,28 +188,18 @@ def _newness(found: FoundVersion) -> tuple[tuple[bool, int, str], ...]:
 def _read(file: Path) -> tuple[str, Manifest | None]:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest(), read_manifest(file)
-    except (OSError, BundleError):  # whoever loads it is told why
+    except (OSError, BundleError, RecursionError):  # whoever loads it is told why
         return "", None
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    """Raises BundleError where the folder cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise BundleError(f"the folder {folder} cannot be read: {error.strerror}") from error
-
-
 def _list_files(folder: Path) -> Listing:
-    """Of the files in the folder itself, links followed; none where it is gone."""
+    """Of the files in the folder itself, links followed; none where it is gone. Raises OSError where nobody can say."""
     listed = []
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(OSError):  # removed just now, or a link to nowhere
+            with suppress(FileNotFoundError):  # removed just now, or a link to nowhere
                 if entry.is_file():
                     status = entry.stat()
-                    listed.append((entry.name, status.st_size, status.st_mtime_ns, status.st_ino))
+                    times = status.st_mtime_ns, status.st_ctime_ns
+                    listed.append((entry.name, status.st_size, *times, status.st_ino))
     return tuple(sorted(listed))

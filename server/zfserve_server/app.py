@@ -15,9 +15,10 @@ from functools import partial
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
 from zfserve_runtime.access import Access
+from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.engine_catalogue import Phase
-from zfserve_runtime.errors import EngineLost
+from zfserve_runtime.errors import EngineLost, ServiceError
 from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import (
     INFERENCE_SERVICE,
@@ -31,6 +32,7 @@ from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.model_folders import by_model
 from zfserve_runtime.tls import ClientTlsFiles
 from zfserve_runtime.tracing import open_tracing
 
@@ -88,6 +90,7 @@ async def serve(
 
     Raises:
         BundleError, EngineUnavailable: what was found at the start cannot be served.
+        OSError: raised by `on_ready`; the server drained.
         EngineLost: an engine gave up for good; the server drained, and only a new process can serve again.
         StillOpening: `stop` was asked, and an engine that opens does not hear of it.
         OSError: an address cannot be listened on.
@@ -96,6 +99,7 @@ async def serve(
         TracingError: traces are wanted and cannot be sent.
     """
     found = await asyncio.to_thread(source.look)
+    _check_default(config.default_model, by_model(found))
     metrics = Metrics()
     health = Health(*SERVICES, PROJECTION, *map(phase_service, Phase))
     startup = Startup(metrics, health)
@@ -109,14 +113,13 @@ async def serve(
     async with AsyncExitStack() as stack:
         worker, background = await _companion(config, metrics, readiness.project, stack)
 
-        async def on_change(fingerprints: Collection[str]) -> None:
-            readiness.settle()
+        async def prepare(fingerprints: Collection[str]) -> None:
             if worker is not None:
                 await worker.serve(fingerprints)
 
         terms = Terms(config.max_queue, config.engine_timeout, on_death, lambda stalled: readiness.settle())
         loader = ModelLoader(source.open, terms, metrics)
-        watch = ModelWatch(source.look, loader, models, metrics, config.keep_versions, on_change)
+        watch = ModelWatch(source.look, loader, models, metrics, config.keep_versions, prepare, readiness.settle)
         stack.push_async_callback(watch.close)
         access = _access(config)
         server = _server(config, metrics, access, stack)
@@ -131,16 +134,21 @@ async def serve(
             server, f"{config.host}:{config.port}", config.tls, callers_known=access is not None, flag="--port"
         )
         endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
+        untold: OSError | None = None
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(run()) for run in background]
             await server.start()
             logger.info("listening", extra={"port": port, "metrics_port": endpoint.port})
             starting = asyncio.ensure_future(watch.start(found, startup.enter, config.strict_readiness))
             if await _succeeds(starting, stop):
-                default = models.find()
+                default = _default_or_any(models)
                 startup.ready(default.choice.name)
                 readiness.begin()
-                on_ready(Ports(port, endpoint.port), default)
+                try:
+                    on_ready(Ports(port, endpoint.port), default)
+                except OSError as error:
+                    untold = error
+                    stop.ask("nobody can be told that it is ready")
                 looking = tasks.create_task(_keep_looking(watch, config.reload_interval, look, on_death))
                 await stop.wait()
                 looking.cancel()
@@ -153,8 +161,24 @@ async def serve(
         await watch.close()
         if not starting.cancelled():
             starting.result()
+        if untold is not None:
+            raise untold
         if readiness.lost or watch.lost:
             raise EngineLost("an engine was lost; the log says how")
+
+
+def _check_default(name: str | None, found: Collection[str]) -> None:
+    """Raises BundleError where there is no such model."""
+    if name is not None and name not in found:
+        raise BundleError(f"--default-model is {name!r}, and there is only {', '.join(found)}")
+
+
+def _default_or_any(models: Models) -> ServedModel:
+    """The default one, unless it cannot be served and others can, which a start that is not strict is content with."""
+    try:
+        return models.find()
+    except ServiceError:
+        return next(iter(models))
 
 
 async def _succeeds(starting: "asyncio.Future[None]", stop: StopRequest) -> bool:

@@ -29,6 +29,8 @@ CLOSING_S = 5.0
 
 ENGINE_TIMEOUT_S = 30.0
 
+EARLY_S = 0.05
+
 
 class Batcher:
     """Runs every engine in a thread of its own; they share the line. The methods are called on the event loop.
@@ -105,7 +107,9 @@ class Batcher:
         try:
             return await future
         except asyncio.CancelledError:
-            self._line.withdraw(entry)
+            # gRPC cancels a call by its deadline, and the client may by its own clock, a little earlier.
+            if self._line.withdraw(entry) and deadline.expired(EARLY_S):
+                self._metrics.queue_expired.inc()
             raise
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision
+from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
 from zfserve_runtime.cpus import multiplies_bytes
 from zfserve_runtime.engine import Engine, EngineUnavailable
 from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opener, Opening, Phase, Report, Step
@@ -100,6 +100,13 @@ def choose_engine(
         return open_verified(name)
 
     def reopen(name: EngineName) -> Engine:
+        # What lies in the folder by now may be another network, which its own golden outputs would prove.
+        try:
+            same = load_bundle(opening.bundle.folder).manifest == opening.bundle.manifest
+        except BundleError as error:
+            raise EngineUnavailable(str(error)) from error
+        if not same:
+            raise EngineUnavailable(f"{opening.bundle.folder} holds another bundle than the one that was served")
         alone = replace(opening, instances=1, threads=opening.threads_each)
         (engine,) = open_verified(name, alone, lambda step: None)
         return engine

@@ -48,7 +48,7 @@ def _open(config: ServerConfig, found: FoundVersion, report: Report) -> OpenedVe
     bundle = load_bundle(found.folder)
     opening = Opening(
         bundle,
-        config.max_batch_size,
+        min(config.max_batch_size, config.max_queue),  # more are never admitted
         # Every model may use them all: they are seldom busy at once, and engines that wait do not spin.
         config.threads or available_cpus(),
         config.instances,

@@ -48,6 +48,7 @@ class ModelWatch:
         models: where services find them.
         keep: how many versions of every model to serve.
         prepare: called with the fingerprints of all that is served, before one is added and after one has gone.
+        on_change: called whenever a version is found from now on, or is not any more.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ModelWatch:
         metrics: Metrics,
         keep: int,
         prepare: Callable[[Collection[str]], Awaitable[None]],
+        on_change: Callable[[], None],
     ) -> None:
         self._look = look
         self._loader = loader
@@ -65,6 +67,7 @@ class ModelWatch:
         self._metrics = metrics
         self._keep = keep
         self._prepare = prepare
+        self._on_change = on_change
         self._served: dict[_Key, _Served] = {}
         self._loading: _Key | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -100,9 +103,14 @@ class ModelWatch:
             asked.clear()
             try:
                 found = await asyncio.to_thread(self._look)
-            except (BundleError, OSError) as error:
+            except Exception as error:  # whatever it is must not end what serves well
                 if str(error) != self._fault:
-                    logger.warning("the models cannot be looked at; what is served stays", extra={"reason": str(error)})
+                    expected = isinstance(error, BundleError | OSError)
+                    logger.warning(
+                        "the models cannot be looked at; what is served stays",
+                        extra={"reason": str(error)},
+                        exc_info=None if expected else error,
+                    )
                 self._fault = str(error)
                 continue
             self._fault = ""
@@ -161,6 +169,7 @@ class ModelWatch:
         gone = [key for key in self._served if key[0] == versions[0].name and key not in kept]
         for key in gone if kept else ():
             self._retire(self._served.pop(key).model)
+            self._on_change()
 
     async def _serve(self, found: FoundVersion, retry: bool) -> bool:
         """Whether that version is served in the end, if only as it was before its files changed."""
@@ -185,6 +194,7 @@ class ModelWatch:
         self._models.add(model)
         if before is not None:
             self._retire(before.model)
+        self._on_change()
         self._metrics.model_info.labels(*_key(found), model.manifest.fingerprint).set(1)
         self._metrics.model_loads.labels(found.name, "ready").inc()
         logger.info("model version served", extra={**_about(found), "seconds": round(model.startup_s, 3)})

@@ -1,6 +1,7 @@
 """One version of a model, ready to answer, and what the protocol says of it. Built by `app`, used by the services."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,12 +15,33 @@ from zfserve_server.batcher import Batcher
 from zfserve_server.engine_choice import EngineChoice
 
 
+class InUse:
+    """Counts the blocks that are in it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._count -= 1
+        self._changed.set()
+
+    async def ended(self) -> None:
+        while self._count:
+            self._changed.clear()
+            await self._changed.wait()
+
+
 @dataclass(frozen=True, eq=False)
 class ServedModel:
     """A bundle's manifest, the engine that runs one of its artefacts, and the way there.
 
     Attributes:
         admission: bounds the images that are accepted for it and not yet answered.
+        projecting: the projections under way, for which the worker has to hold its network.
         metrics: of this version.
         startup_s: seconds from when it was found until it served.
     """
@@ -30,10 +52,12 @@ class ServedModel:
     admission: Admission
     metrics: ModelMetrics
     startup_s: float
+    projecting: InUse = field(default_factory=InUse)
 
     async def close(self) -> None:
         """Once nobody finds it any more: answer what was accepted, then close the engines."""
         await self.admission.emptied()
+        await self.projecting.ended()
         await self.batcher.close()
 
     @cached_property

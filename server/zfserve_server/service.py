@@ -103,7 +103,7 @@ class VisionService(VisionServiceServicer):
         deadline = Deadline.of(context)
         model = self._find(request)
         manifest = model.manifest
-        with self._admission.admit(self._senders.recognise(context)):
+        with model.projecting, self._admission.admit(self._senders.recognise(context)):
             began, under_way = time.monotonic(), self._admission.accepted
             check_projection_request(request, manifest)
             if self._worker is None:

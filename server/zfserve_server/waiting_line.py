@@ -113,12 +113,15 @@ class WaitingLine(Generic[E]):
         self._arrived.append(entry)
         self._bell.put(None)
 
-    def withdraw(self, entry: E) -> None:
-        """Take it out, unless an engine has it."""
+    def withdraw(self, entry: E) -> bool:
+        """Take it out, unless an engine has it; whether it waited."""
         with self._ordering:
             self._put_in_order()
-            with suppress(ValueError):
+            try:
                 self._order.remove(entry)
+            except ValueError:
+                return False
+        return True
 
     def close(self, listeners: int) -> list[E]:
         """From now on nothing is taken; so many threads that wait, or will, hear of it. Returns what was left."""

@@ -45,7 +45,7 @@ class Shelf:
         """
         self._puts += 1
         place = Path("/shelf", manifest.name, folder or manifest.version)
-        files = (("manifest.json", 1, self._puts, 1),)
+        files = (("manifest.json", 1, self._puts, self._puts, 1),)
         found = FoundVersion(
             place, manifest.name, manifest.version, manifest.fingerprint, f"content {self._puts}", files, pinned
         )

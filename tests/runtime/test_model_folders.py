@@ -1,6 +1,8 @@
 """What is found in folders, and when it counts as changed."""
 
+import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,51 @@ def test_what_changed_can_be_told_from_what_was_only_touched(models: Path) -> No
     (bundle / "manifest.json").write_text(manifest.model_dump_json())
     assert look().content != first.content
     assert look().fingerprint == "0" * 64
+
+
+def test_a_new_mode_counts_as_a_change(models: Path) -> None:
+    folders = ModelFolders([models / "fish"])
+    (before,) = folders.look()
+    (models / "fish" / "1" / "manifest.json").chmod(0o600)
+    (after,) = folders.look()
+    assert after.files != before.files
+
+
+def test_what_cannot_be_looked_at_stays_as_it_was_and_hides_nothing_else(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = ModelFolders([models])
+    folders.look()
+    manifest = models / "birds" / "10" / "manifest.json"
+    manifest.unlink()
+    manifest.symlink_to(manifest)  # which not even root can follow
+    write(models / "fish" / "2", "fish", "2")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert names(folders.look()) == [("birds", "10"), ("birds", "9"), ("fish", "2"), ("fish", "1")]
+    (told,) = [record for record in caplog.records if record.message == "a folder cannot be looked at"]
+    assert told.__dict__["folder"] == str(manifest.parent)
+    assert names(ModelFolders([models]).look()) == [("birds", "9"), ("fish", "2"), ("fish", "1")]
+
+
+def test_one_of_several_folders_may_go_once_it_was_there(models: Path) -> None:
+    folders = ModelFolders([models / "fish", models / "birds"])
+    folders.look()
+    shutil.rmtree(models / "fish")
+    assert names(folders.look()) == [("birds", "10"), ("birds", "9")]
+    shutil.rmtree(models / "birds")
+    with pytest.raises(BundleError, match=r"there is no bundle at .* any more"):
+        folders.look()
+    write(models / "fish" / "3", "fish", "3")
+    assert names(folders.look()) == [("fish", "3")]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"schema_version": 1', ""])
+def test_whatever_a_manifest_holds_the_others_are_found(models: Path, text: str) -> None:
+    (models / "birds" / "10" / "manifest.json").write_text(text)
+    assert names(ModelFolders([models]).look()) == [("birds", "10"), ("birds", "9"), ("fish", "1")]
+
+
+def test_a_version_of_thousands_of_digits_is_a_word(models: Path) -> None:
+    write(models / "birds" / "long", "birds", "1" * 5000)
+    assert [version.version[:2] for version in ModelFolders([models / "birds"]).look()] == ["10", "9", "11"]

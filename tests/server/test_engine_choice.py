@@ -151,6 +151,23 @@ def test_auto_takes_openvino_for_int8_on_cpus_that_multiply_bytes(opening: Openi
     assert asked.name == "openvino", "by name it is taken anywhere"
 
 
+def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable[..., Bundle]) -> None:
+    bundle = colour_bundle()
+    opening = Opening(bundle, 4, threads=1, instances=1, cache=None, on_refusal="rebuild")
+    choice = choose_engine("onnx-cpu", "auto", opening, lambda step: None)
+    assert choice.reopen is not None
+    choice.reopen().close()
+    (bundle.folder / "weights.safetensors").write_bytes(b"others")
+    with pytest.raises(EngineUnavailable, match=r"weights\.safetensors .* differs from its digest"):
+        choice.reopen()
+    (bundle.folder / "weights.safetensors").write_bytes(b"no weights")
+    manifest = bundle.manifest.model_copy(update={"fingerprint": "0" * 64})
+    (bundle.folder / "manifest.json").write_text(manifest.model_dump_json())
+    with pytest.raises(EngineUnavailable, match="holds another bundle"):
+        choice.reopen()
+    choice.close()
+
+
 def test_where_none_can_serve_every_reason_is_told(opening: Opening) -> None:
     with pytest.raises(EngineUnavailable) as refused:
         Openers(failures={"onnx-cpu": EngineFailed("the CPU is tired")}).choose(opening)

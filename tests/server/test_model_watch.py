@@ -2,13 +2,25 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from fakes.serving import MANIFEST, FakeEngine, FakeWorker, Running, classify_request, raw_image, running_server
+from fakes.serving import (
+    MANIFEST,
+    FakeEngine,
+    FakeWorker,
+    Running,
+    classify_request,
+    projection_is,
+    raw_image,
+    running_server,
+)
 from fakes.shelf import Shelf
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.engine import EngineUnavailable
@@ -257,6 +269,73 @@ async def test_the_start_is_strict_unless_told_otherwise(shelf: Shelf) -> None:
     async with running_server(shelf=shelf, strict_readiness=False) as server:
         assert await answered_by(server) == "birds 1"
         assert isinstance(await refusal(answered_by(server, name="fish")), NotFound)
+
+
+async def test_a_start_that_is_not_strict_serves_what_comes_after_the_default(shelf: Shelf) -> None:
+    shelf.put(version("1", "birds"), error=BundleError("its files are damaged"))
+    shelf.put(version("1", "fish"), FakeEngine())
+    async with running_server(shelf=shelf, strict_readiness=False) as server:
+        assert await answered_by(server, name="fish") == "fish 1"
+        refused = await refusal(answered_by(server))
+        assert isinstance(refused, NotFound)
+        assert "its files are damaged" in refused.message
+
+
+async def test_a_default_model_that_is_not_there_is_an_error_at_the_start(shelf: Shelf) -> None:
+    shelf.put(version("1", "birds"), FakeEngine())
+    with pytest.raises(BundleError, match="--default-model is 'fish', and there is only birds"):
+        async with running_server(shelf=shelf, default_model="fish"):
+            pass
+
+
+async def test_projections_under_way_keep_their_version(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put(version("1"), FakeEngine())
+    address = f"unix:{tmp_path}/worker.sock"
+    worker = FakeWorker(fingerprint=None, answers=1)
+    request = pb.ProjectRequest(image=classify_request(3).image, layer="conv1", strongest=2)
+    async with (
+        worker.listening(address),
+        running_server(shelf=shelf, worker=True, worker_address=address) as server,
+    ):
+        await projection_is(server, serving=True)
+        call = server.vision.Project(request)
+        assert (await call.read()).model.version == "1"
+        shelf.put(version("2"), FakeEngine())
+        await look(server, shelf)
+        await until(server, lambda listed: ("fake", "2", pb.MODEL_STATE_READY) in listed)
+        assert ("fake", "1", pb.MODEL_STATE_RETIRING) in await statuses(server)
+        assert len(worker.announced) == 2, "the worker still has to hold the old version's network"
+        call.cancel()
+        await until_ready(server, "2")
+
+
+async def test_a_version_that_works_takes_over_health_from_one_that_stalls(shelf: Shelf) -> None:
+    stalled, fresh = FakeEngine(max_batch_size=1), threading.Event()
+
+    def reopen() -> FakeEngine:
+        fresh.wait(60)
+        return FakeEngine()
+
+    shelf.reopen = reopen
+    shelf.put(version("1"), stalled)
+    async with running_server(shelf=shelf, engine_timeout=0.2) as server:
+        health = HealthStub(server.channel)
+
+        async def until_health_is(status: int) -> None:
+            async with asyncio.timeout(60):
+                while (await health.Check(HealthCheckRequest())).status != status:
+                    pass
+
+        stalled.open.clear()
+        calls = [asyncio.ensure_future(server.vision.Classify(classify_request(value))) for value in (1, 2)]
+        await until_health_is(HealthCheckResponse.NOT_SERVING)
+        shelf.put(version("2"), FakeEngine())
+        server.look.set()
+        await until_health_is(HealthCheckResponse.SERVING)
+        assert ("fake", "1", pb.MODEL_STATE_RETIRING) in await statuses(server)
+        fresh.set()
+        stalled.open.set()
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_a_device_lost_while_a_version_is_loaded_ends_the_server(shelf: Shelf) -> None:

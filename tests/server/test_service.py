@@ -190,6 +190,7 @@ async def test_an_expired_request_is_never_run(server: Running, engine: FakeEngi
     await asyncio.gather(first, mate)
     assert [2] not in engine.batches
     assert all(2 not in batch for batch in engine.batches)
+    await server.told('zfserve_queue_expired_total{model="fake",version="7"} 1.0')
 
 
 async def test_a_failing_engine_fails_its_batch_and_serves_on(server: Running, engine: FakeEngine) -> None:

@@ -35,6 +35,7 @@ from zfserve_server.config import ServerConfig
 from zfserve_server.engine_choice import EngineChoice, NotTaken
 from zfserve_server.model_source import ModelSource, OpenedVersion
 from zfserve_server.opening_thread import StillOpening
+from zfserve_server.served_model import ServedModel
 from zfserve_server.startup import Startup, phase_service
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -317,3 +318,15 @@ def test_a_process_whose_engine_never_opens_ends_at_sigterm(colour_bundle: Colou
         process.terminate()
         assert process.wait(timeout=60) == -signal.SIGTERM
         assert "without waiting" in process.stderr.read()
+
+
+async def test_a_readiness_that_cannot_be_told_ends_the_server_with_its_error() -> None:
+    shelf = Shelf()
+    shelf.put(MANIFEST, FakeEngine())
+    config = ServerConfig.model_validate({"port": 0, "metrics_port": 0, "worker": False, "drain_delay": 0.0})
+
+    def on_ready(ports: Ports, model: ServedModel) -> None:
+        raise PermissionError("the ready file cannot be written")
+
+    with pytest.raises(PermissionError, match="ready file"):
+        await serve(config, shelf.source, StopRequest(), on_ready)
