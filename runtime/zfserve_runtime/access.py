@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,16 @@ class Access:
         if is_open(method):
             return handler
         serve = behaviour_of(handler)
-        read = _all_of if handler.request_streaming else _only
+
+        async def all_of(requests: Any, context: Context) -> Any:
+            async def permitted() -> AsyncIterator[Any]:
+                async for request in requests:
+                    self.admit(method, context)  # who may no longer call hears of it at the next request
+                    yield request
+
+            return permitted()
+
+        read = all_of if handler.request_streaming else _only
 
         async def answer(requests: Any, context: Context) -> Any:
             _caller.set(self.admit(method, context))  # each call is a task of its own
@@ -129,7 +138,3 @@ async def _only(requests: Any, context: Context) -> Any:
     if request is grpc.aio.EOF:
         raise InvalidInput("the call ended before its request was sent")
     return request
-
-
-async def _all_of(requests: Any, context: Context) -> Any:
-    return requests

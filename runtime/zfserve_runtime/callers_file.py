@@ -145,7 +145,7 @@ def read_callers_file(file: Path) -> CallersFile:
 def write_callers_file(file: Path, content: CallersFile) -> None:
     """Whole or not at all, and for this user's eyes only. Raises OSError."""
     text = json.dumps(content.model_dump(exclude_none=True), indent=2) + "\n"
-    write_durably(file, text.encode(), mode=0o600)
+    write_durably(file, text.encode(), mode=0o600, keep_owner=True)  # else the server might read it no more
 
 
 def new_token() -> tuple[str, str]:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ PARTIAL = ".partial"
 _DIGEST_BYTES = 32
 
 
-def write_durably(file: Path, content: bytes, mode: int = 0o666) -> None:
+def write_durably(file: Path, content: bytes, mode: int = 0o666, *, keep_owner: bool = False) -> None:
     """Replace `file` by way of a hidden one beside it, which is locked while it is written: one that is not locked was
     left by a process that died.
 
     Args:
         mode: who may do what with it, less what the umask takes away.
+        keep_owner: where `file` is there, its owner, group and mode stay, or it does.
 
     Raises:
         OSError: such as a full disk; `file` is as it was.
@@ -28,6 +30,10 @@ def write_durably(file: Path, content: bytes, mode: int = 0o666) -> None:
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as opened:  # noqa: PTH123
             fcntl.flock(opened, fcntl.LOCK_EX)
+            if keep_owner and file.exists():
+                before = file.stat()
+                os.fchown(opened.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(opened.fileno(), stat.S_IMODE(before.st_mode))
             opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())  # before the rename: after a power cut the name must not lead to half a file

@@ -4,6 +4,7 @@ Source: github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -26,6 +27,9 @@ the protocol, in one process, would be two of the same name."""
 
 WORKER_SERVICE: str = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
+WATCHES_OF_A_CONNECTION = 16
+"""They never end and anyone may ask for them: unbounded, strangers could fill the memory with them, at 26 KB each."""
+
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -42,6 +46,7 @@ class Health:
     def __init__(self, *services: str) -> None:
         self._statuses: dict[str, int] = dict.fromkeys(services, _Status.NOT_SERVING)
         self._changed = asyncio.Event()
+        self._watches: Counter[str] = Counter()  # by the connection
         self._draining = self._ended = False
         self.asked = False
 
@@ -94,12 +99,27 @@ class Health:
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         self.asked = True
+        peer = context.peer()
+        if self._watches[peer] == WATCHES_OF_A_CONNECTION:
+            text = f"this connection watches {WATCHES_OF_A_CONNECTION} services already; end one of its watches"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._watches[peer] += 1
+        try:
+            async for status in self._statuses_of(request.service):
+                yield _Status(status=status)
+        finally:
+            self._watches[peer] -= 1
+            if not self._watches[peer]:
+                del self._watches[peer]
+
+    async def _statuses_of(self, service: str) -> AsyncIterator[int]:
+        """The present one, and each that follows."""
         told: int | None = None
         while True:
             changed = self._changed  # taken before the status is read, so that no change in between is missed
-            status = self._statuses.get(request.service, _Status.SERVICE_UNKNOWN)
+            status = self._statuses.get(service, _Status.SERVICE_UNKNOWN)
             if status != told:
-                yield _Status(status=status)
+                yield status
                 told = status
             elif self._ended:
                 return

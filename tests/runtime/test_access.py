@@ -122,6 +122,19 @@ async def test_the_file_is_read_again_when_it_changed(file: Path) -> None:
         assert await probe.unary(*bearer(new)) == "market"
 
 
+async def test_a_stream_that_is_open_ends_at_the_next_request_once_its_token_is_gone(file: Path) -> None:
+    token, clock = write_callers(file, looker="describe")["looker"], Clock()
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with guarded_probe(Access(file, clock)) as probe:
+        call = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo(metadata=bearer(token))
+        await call.write(asked)
+        assert await call.read() is not grpc.aio.EOF
+        write_callers(file, other="describe")
+        clock.now_s += LOOK_EVERY_S
+        await call.write(asked)
+        assert (await refusal(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_broken_file_leaves_the_old_one_in_force(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     token, clock = write_callers(file, shop="all")["shop"], Clock()
     async with guarded_probe(Access(file, clock)) as probe:

@@ -1,4 +1,5 @@
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,14 @@ def test_a_token_pasted_for_its_digest_is_not_repeated(tmp_path: Path) -> None:
     assert "callers.0.token_sha256" in str(refused.value)
     assert token not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+def test_a_file_that_is_replaced_keeps_its_owner_and_mode(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    write_callers_file(file, CallersFile())
+    file.chmod(0o640)
+    owner = (12345, 54321) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(file, *owner)
+    write_callers_file(file, CallersFile())
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (*owner, 0o640)

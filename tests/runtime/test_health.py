@@ -1,14 +1,23 @@
 """The standard protocol, by the stubs that every client uses."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.health import (
+    PROJECTION,
+    SERVER,
+    VISION_SERVICE,
+    WATCHES_OF_A_CONNECTION,
+    Health,
+    add_health_and_reflection,
+)
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.metrics import Metrics
 
@@ -101,3 +110,18 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     listed = {service.name for service in (await call.read()).list_services_response.service}
     assert {VISION_SERVICE, "grpc.health.v1.Health"} <= listed
+
+
+async def test_a_connection_can_watch_only_so_much(health: Health, channel: grpc.aio.Channel) -> None:
+    watches = [watch(channel, SERVER) for _ in range(WATCHES_OF_A_CONNECTION)]
+    for each in watches:
+        assert (await each.read()).status == NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await watch(channel, SERVER).read()
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    watches[0].cancel()
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(grpc.aio.AioRpcError):
+                assert (await watch(channel, SERVER).read()).status == NOT_SERVING
+                return

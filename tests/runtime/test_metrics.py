@@ -1,8 +1,11 @@
+import socket
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from zfserve_runtime import metrics
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
 
 
@@ -69,3 +72,15 @@ def test_a_closed_endpoint_is_gone_and_a_taken_port_is_an_error() -> None:
         assert "zfserve_" in scrape(endpoint.port)
     with pytest.raises(urllib.error.URLError):
         scrape(endpoint.port)
+
+
+def test_connections_that_say_nothing_are_few_and_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.2)
+    with MetricsEndpoint(Metrics(), port=0, address="localhost") as endpoint, ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("localhost", endpoint.port), timeout=30))
+            for _ in range(metrics.MOST_SCRAPES + 1)
+        ]
+        for each in silent:
+            assert each.recv(1) == b"", "closed by the server: the last at once, the others after a while"
+        assert "zfserve_" in scrape(endpoint.port)

@@ -299,7 +299,9 @@ async def test_projections_under_way_keep_their_version(shelf: Shelf, tmp_path: 
     ):
         await projection_is(server, serving=True)
         call = server.vision.Project(request)
-        assert (await call.read()).model.version == "1"
+        first = await call.read()
+        assert isinstance(first, pb.ProjectResponse)
+        assert first.model.version == "1"
         shelf.put(version("2"), FakeEngine())
         await look(server, shelf)
         await until(server, lambda listed: ("fake", "2", pb.MODEL_STATE_READY) in listed)

@@ -126,7 +126,7 @@ class HandSetDeadline(Deadline):
 
     passed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def expired(self) -> bool:
+    def expired(self, early_s: float = 0.0) -> bool:
         return self.passed.is_set()
 
 
