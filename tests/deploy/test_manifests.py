@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from pathlib import Path, PurePosixPath
 
 import kubernetes_validate
@@ -305,6 +306,21 @@ def test_the_component_for_tls_encrypts_and_asks_encrypted(overlay: str, tmp_pat
         files.add(Path(asked.tls_ca))
     (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "tls"]
     assert {file.parent for file in files} == {Path(mount["mountPath"])}
+
+
+@pytest.mark.parametrize("component", ["tls", "tokens", "observability/tracing"])
+def test_a_component_that_finds_no_server_fails(component: str, tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        server_with("kserve", [component], tmp_path)
+    assert "no resource matches" in failed.value.stderr
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_service_sets_what_a_program_reads(overlay: str) -> None:
+    for pod in pods(overlay).values():
+        assert pod["spec"]["enableServiceLinks"] is False
+    for service in of_kind(overlay, "InferenceService"):
+        assert service["spec"]["predictor"]["enableServiceLinks"] is False
 
 
 def server_of(overlay: str) -> Document:

@@ -47,9 +47,11 @@ class Selector(NamedTuple):
 
 @cache
 def labels_of_series() -> dict[str, frozenset[str]]:
-    """The labels of every series that server and worker can show, by its name."""
+    """The labels of every series that server and worker can show, by its name; and `up`, which is Prometheus' own."""
     metrics = Metrics()
-    known = {sample.name: frozenset[str]() for family in metrics.registry.collect() for sample in family.samples}
+    known = {"up": frozenset[str]()} | {
+        sample.name: frozenset[str]() for family in metrics.registry.collect() for sample in family.samples
+    }
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             (family,) = metric.describe()
@@ -155,12 +157,17 @@ def test_the_component_watches_every_pod_and_brings_the_dashboard(tmp_path: Path
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(dashboard["data"]["zfserve.json"])["uid"] == "zfserve"
     monitor = kinds["PodMonitor"]["spec"]
-    (end,) = monitor["podMetricsEndpoints"]
+    ends = {end["port"] for end in monitor["podMetricsEndpoints"]}
+    with_sidecar = pods(built(tmp_path, "observability", on="overlays/single-pod"))
     assert len(pods(documents)) == 2
-    for pod in pods(documents):
+    assert len(with_sidecar) == 1
+    for pod in (*pods(documents), *with_sidecar):
         assert monitor["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
         assert pod["metadata"]["labels"][monitor["jobLabel"]].startswith("zfserve-")
-        assert end["port"] in {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+        programs = (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ()))
+        for program in programs:
+            assert any("metrics" in port["name"] for port in program["ports"])
+            assert len(ends & {port["name"] for port in program["ports"]}) == 1
 
 
 @pytest.mark.parametrize(
