@@ -1,8 +1,10 @@
 """The client over grpc.aio; requests, results and errors are those of `client`."""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -26,7 +28,7 @@ from zfserve_client.channel import (
     sender_metadata,
 )
 from zfserve_client.client import IN_FLIGHT, STRONGEST
-from zfserve_client.errors import ZfserveError, translated
+from zfserve_client.errors import Cancelled, Overloaded, ZfserveError, translated
 from zfserve_client.requests import (
     ImageSource,
     PictureFormat,
@@ -59,6 +61,7 @@ class AsyncClient:
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._timeout_s = timeout_s
+        self._closed = False
         self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
         target = channel_target(address)
@@ -81,9 +84,9 @@ class AsyncClient:
         """See `Client.classify`. A file is read in a thread."""
         request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        with traced(CLASSIFY, self._tracer_provider) as trace, translated():
+        with traced(CLASSIFY, self._tracer_provider) as trace, self._translated():
             metadata = (*self._metadata, *trace)
-            response = await self._stub.Classify(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+            response = await self._stub.Classify(request, timeout=self._within(timeout_s), metadata=metadata)
         return results.classification(response)
 
     async def classify_many(
@@ -99,13 +102,23 @@ class AsyncClient:
     ) -> AsyncGenerator[Classification | ZfserveError]:
         """See `Client.classify_many`."""
 
+        if in_flight < 1:
+            raise ValueError("in_flight must be at least 1")
+
         async def outcome(image: ImageSource) -> Classification | ZfserveError:
-            try:
-                return await self.classify(
-                    image, model=model, version=version, top_k=top_k, features=features, timeout_s=timeout_s
-                )
-            except ZfserveError as error:
-                return error
+            until_s = time.monotonic() + self._within(timeout_s)
+            while True:
+                left_s = max(0.0, until_s - time.monotonic())
+                try:
+                    return await self.classify(
+                        image, model=model, version=version, top_k=top_k, features=features, timeout_s=left_s
+                    )
+                except Overloaded as error:  # as in `client`
+                    if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= until_s:
+                        return error
+                    await asyncio.sleep(error.retry_after_s)
+                except ZfserveError as error:
+                    return error
 
         under_way: deque[asyncio.Task[Classification | ZfserveError]] = deque()
         try:
@@ -139,11 +152,12 @@ class AsyncClient:
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )
         request.model.MergeFrom(model_selector(model, version))
+        self._check_open()
         with traced(PROJECT, self._tracer_provider) as trace:
             metadata = (*self._metadata, *trace)
-            call = self._stub.Project(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+            call = self._stub.Project(request, timeout=self._within(timeout_s), metadata=metadata)
             try:
-                with translated():
+                with self._translated():
                     async for response in call:
                         yield results.projection(response)
             finally:
@@ -154,17 +168,17 @@ class AsyncClient:
     ) -> ModelDescription:
         """See `Client.describe`."""
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
-        with traced(DESCRIBE, self._tracer_provider) as trace, translated():
+        with traced(DESCRIBE, self._tracer_provider) as trace, self._translated():
             metadata = (*self._metadata, *trace)
-            response = await self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+            response = await self._stub.DescribeModel(request, timeout=self._within(timeout_s), metadata=metadata)
         return results.model_description(response)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
         """See `Client.list_models`."""
-        with traced(LIST, self._tracer_provider) as trace, translated():
+        with traced(LIST, self._tracer_provider) as trace, self._translated():
             response = await self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(),
-                timeout=timeout_s or self._timeout_s,
+                timeout=self._within(timeout_s),
                 metadata=(*self._metadata, *trace),
             )
         return tuple(map(results.model_status, response.models))
@@ -172,14 +186,35 @@ class AsyncClient:
     async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """See `Client.is_serving`."""
         request = health_pb2.HealthCheckRequest(service=service)
-        with translated():
+        with self._translated():
             answer = await health_pb2_grpc.HealthStub(self._health_channel).Check(
-                request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
+                request, timeout=self._within(timeout_s), metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
+    def _within(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("the client is closed; make another", grpc.StatusCode.CANCELLED)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raises what `Client` raises, also where the client is closed meanwhile, for which gRPC cancels the caller."""
+        self._check_open()
+        try:
+            with translated():
+                yield
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise Cancelled("the client was closed", grpc.StatusCode.CANCELLED) from error
+
     async def close(self) -> None:
-        """Ends the connection and cancels every call still under way."""
+        """See `Client.close`."""
+        self._closed = True
         await self._channel.close()
         await self._health_channel.close()
 

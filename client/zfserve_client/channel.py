@@ -51,8 +51,9 @@ _SERVICE_CONFIG = {
             },
         }
     ],
-    # When most calls fail, retries stop: they must not feed the overload they answer.
-    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.2},
+    # When more tries fail than succeed, retries stop: they must not feed the overload they answer. A call that a busy
+    # server paces, which fails once and then succeeds, is no such thing.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 1.0},  # gRPC reads 1 as 0.001
 }
 
 

@@ -111,7 +111,7 @@ def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace, messag
 def _overview(answers: list[tuple[Path, Classification]]) -> Table:
     table = Table(box=None, padding=(0, 1))
     for column in ("photo", "class", "", "", "runner-up", ""):
-        table.add_column(column, header_style="dim")
+        table.add_column(column, header_style="dim", overflow="fold")  # a name cut short names no photo
     for photo, answer in answers:
         best, *others = answer.classes
         row: list[RenderableType] = [Text(str(photo)), Text(best.label, "bold"), _bar(best, 0)]

@@ -2,14 +2,18 @@
 
 import argparse
 import difflib
+import errno
 import importlib
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 OK, FAILED, UNUSABLE, UNREACHABLE, NOT_INSTALLED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+_OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Command(NamedTuple):
@@ -58,7 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, as `zfserve --help` explains it.
     """
-    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text, and a terminal may lack letters
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _answer(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        sys.stdout.flush()  # at the interpreter's end a disk that is full would pass unnoticed
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        _drop_output()
+        return OK
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAULTS:
+            raise
+        _drop_output()
+        return _fail(f"the output cannot be written: {error.strerror}", FAILED)
+    return status
+
+
+def _answer(argv: list[str]) -> int:
+    name, *rest = argv
     if name in ("-h", "--help", "help"):
         _print(_help())
         return OK
@@ -80,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(
             f"`zfserve {name}` needs {missing}, which is not installed: pip install 'zfserve[{extra}]'", NOT_INSTALLED
         )
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+
+
+def _drop_output() -> None:
+    """What is left in the buffer goes nowhere, in place of failing once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(name: str, argv: Sequence[str]) -> int:

@@ -1,7 +1,10 @@
 """The client. `async_client` is the same over grpc.aio; only the calls themselves differ."""
 
+import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
@@ -24,7 +27,7 @@ from zfserve_client.channel import (
     channel_target,
     sender_metadata,
 )
-from zfserve_client.errors import ZfserveError, translated
+from zfserve_client.errors import Cancelled, Overloaded, ZfserveError, translated
 from zfserve_client.requests import (
     ImageSource,
     PictureFormat,
@@ -45,7 +48,7 @@ STRONGEST = 9
 IN_FLIGHT = 16
 """How many photos `classify_many` has under way; enough to fill a server's batch while the next is read."""
 
-_Started: TypeAlias = "grpc.Future[zfserve_pb2.ClassifyResponse] | ZfserveError"
+_Call: TypeAlias = "grpc.Future[zfserve_pb2.ClassifyResponse]"
 
 
 class Client:
@@ -81,6 +84,7 @@ class Client:
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._timeout_s = timeout_s
+        self._closed = False
         self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
         target = channel_target(address)
@@ -112,9 +116,9 @@ class Client:
         """
         request = classify_request(image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        with traced(CLASSIFY, self._tracer_provider) as trace, translated():
+        with traced(CLASSIFY, self._tracer_provider) as trace, self._translated():
             metadata = (*self._metadata, *trace)
-            response = self._stub.Classify(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+            response = self._stub.Classify(request, timeout=self._within(timeout_s), metadata=metadata)
         return results.classification(response)
 
     def classify_many(
@@ -130,17 +134,19 @@ class Client:
     ) -> Generator[Classification | ZfserveError]:
         """One result for each photo, in the order given, with up to `in_flight` of them under way at once.
 
-        A photo that fails yields its error in its place, so that one bad file does not end the others. Closing the
+        A photo that fails yields its error in its place, so that one bad file does not end the others. One that is
+        refused by a busy server, which says when to try again, is sent again then, within its time. Closing the
         generator cancels what is under way.
         """
-
+        if in_flight < 1:
+            raise ValueError("in_flight must be at least 1")
         selector = model_selector(model, version)
         under_way: deque[_Started] = deque()
         try:
             for image in images:
                 if len(under_way) == in_flight:
                     yield _outcome(under_way.popleft())
-                under_way.append(self._start(image, selector, top_k, features, timeout_s or self._timeout_s))
+                under_way.append(self._start(image, selector, top_k, features, self._within(timeout_s)))
             while under_way:
                 yield _outcome(under_way.popleft())
         finally:
@@ -159,13 +165,30 @@ class Client:
         try:
             request = classify_request(image, top_k, features, self._max_message_bytes)
             request.model.MergeFrom(selector)
+            return _Attempts(partial(self._call, request), timeout_s)
         except ZfserveError as error:
             return error
+
+    def _call(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> "_Call":
+        self._check_open()
         span = CallSpan(CLASSIFY, self._tracer_provider)
         metadata = (*self._metadata, *span.metadata)
         call = self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
         call.add_done_callback(lambda done: span.end(cast("grpc.Call", done).code()))
         return call
+
+    def _within(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("the client is closed; make another", grpc.StatusCode.CANCELLED)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        self._check_open()
+        with translated():
+            yield
 
     def project(
         self,
@@ -195,13 +218,14 @@ class Client:
         selected = strongest if maps is None else maps
         request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        return self._projections(request, timeout_s or self._timeout_s)
+        return self._projections(request, self._within(timeout_s))
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
+        self._check_open()
         with traced(PROJECT, self._tracer_provider) as trace:
             call = self._stub.Project(request, timeout=timeout_s, metadata=(*self._metadata, *trace))
             try:
-                with translated():
+                with self._translated():
                     for response in call:
                         yield results.projection(response)
             finally:
@@ -212,17 +236,17 @@ class Client:
     ) -> ModelDescription:
         """One version of a model: layers, classes, input, and figures measured at export."""
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
-        with traced(DESCRIBE, self._tracer_provider) as trace, translated():
+        with traced(DESCRIBE, self._tracer_provider) as trace, self._translated():
             metadata = (*self._metadata, *trace)
-            response = self._stub.DescribeModel(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+            response = self._stub.DescribeModel(request, timeout=self._within(timeout_s), metadata=metadata)
         return results.model_description(response)
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
         """Every version of every model that the server knows of; the default model first, and the newest of each."""
-        with traced(LIST, self._tracer_provider) as trace, translated():
+        with traced(LIST, self._tracer_provider) as trace, self._translated():
             response = self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(),
-                timeout=timeout_s or self._timeout_s,
+                timeout=self._within(timeout_s),
                 metadata=(*self._metadata, *trace),
             )
         return tuple(map(results.model_status, response.models))
@@ -231,14 +255,15 @@ class Client:
         """What the server's health says of one name: "" for the server, "zfserve.v1.VisionService/Project" for
         projections, and so on. A name it does not know raises `NotFound`."""
         request = health_pb2.HealthCheckRequest(service=service)
-        with translated():
+        with self._translated():
             answer = health_pb2_grpc.HealthStub(self._health_channel).Check(
-                request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
+                request, timeout=self._within(timeout_s), metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
-        """Ends the connection and cancels every call still under way."""
+        """Ends the connection and cancels every call still under way. From then on every call raises `Cancelled`."""
+        self._closed = True
         self._channel.close()
         self._health_channel.close()
 
@@ -257,11 +282,37 @@ def _connect(target: str, options: Options, tls: TlsOptions | None) -> grpc.Chan
     return grpc.secure_channel(target, tls.credentials(), options)
 
 
+class _Attempts:
+    """One photo's calls, of which the first is under way: another follows for as long as the server is busy, says when
+    to try again, and there is time."""
+
+    def __init__(self, call: Callable[[float], _Call], timeout_s: float) -> None:
+        self._call = call
+        self._until_s = time.monotonic() + timeout_s
+        self._current = call(timeout_s)
+
+    def outcome(self) -> Classification | ZfserveError:
+        while True:
+            try:
+                with translated():
+                    return results.classification(self._current.result())
+            except Overloaded as error:
+                if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= self._until_s:
+                    return error
+                time.sleep(error.retry_after_s)
+            except ZfserveError as error:
+                return error
+            try:
+                self._current = self._call(max(0.0, self._until_s - time.monotonic()))
+            except ZfserveError as error:
+                return error
+
+    def cancel(self) -> None:
+        self._current.cancel()
+
+
+_Started: TypeAlias = _Attempts | ZfserveError
+
+
 def _outcome(started: _Started) -> Classification | ZfserveError:
-    if isinstance(started, ZfserveError):
-        return started
-    try:
-        with translated():
-            return results.classification(started.result())
-    except ZfserveError as error:
-        return error
+    return started if isinstance(started, ZfserveError) else started.outcome()

@@ -1,6 +1,7 @@
 """What the commands that call the service share: where it is, and what to say when a call fails."""
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,17 @@ _CALLERS_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthe
 """What another try with the same arguments would meet again."""
 
 
+def seconds(text: str) -> float:
+    """Of an argument: finite and above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("connection")
     group.add_argument(
@@ -37,7 +49,7 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the service; several IP:PORT parted by commas, or unix:PATH (ZFSERVE_ADDRESS, else {DEFAULT_ADDRESS})",
     )
     group.add_argument(
-        "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S, help="seconds a call may take (%(default)g)"
+        "--timeout", metavar="S", type=seconds, default=DEFAULT_TIMEOUT_S, help="seconds a call may take (%(default)g)"
     )
     group.add_argument(
         "--token-file",
@@ -116,8 +128,6 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
         if isinstance(error, DeadlineExceeded):
             return f"no answer from {address} in time; give it longer with --timeout"
     parts = [error.message]
-    if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        parts.append(f"try again in {error.retry_after_s:.1f} s")
     if isinstance(error, Unauthenticated):
         parts.append("give one with --token-file or ZFSERVE_TOKEN")
     if error.request_id and not isinstance(error, _CALLERS_FAULTS):

@@ -3,8 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from zfserve_client.cli import OK, UNUSABLE
+from zfserve_client.cli import FAILED, OK, UNUSABLE
 from zfserve_client.client import STRONGEST, Client
 from zfserve_client.connection_arguments import (
     add_connection_arguments,
@@ -66,21 +66,43 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with client, closing(_projections(client, arguments, messages)) as projections:
             for projection in projections:
-                saved.append(save_projection(projection, arguments.layer, arguments.save))
+                with _saving():
+                    saved.append(save_projection(projection, arguments.layer, arguments.save))
                 if arguments.json:
                     sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
     except ZfserveError as error:
         messages.print(f"[red]error:[/] {escape(explain(error, arguments))}", soft_wrap=True)
         return exit_status(error)
+    except _NotSaved as error:
+        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return FAILED
     if not arguments.json:
         Console().print(projection_table(saved, f"{arguments.layer} of {arguments.photo.name}"))
     if arguments.save:
         sheet = arguments.save / f"{arguments.layer}-sheet.png"
-        save_sheet([entry.projection for entry in saved], f"{arguments.layer} of {arguments.photo.name}", sheet)
+        try:
+            with _saving():
+                save_sheet([entry.projection for entry in saved], f"{arguments.layer} of {arguments.photo.name}", sheet)
+        except _NotSaved as error:
+            messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+            return FAILED
         messages.print(
             f"{len(saved)} projections with their patches, and all of them on {escape(str(sheet))}", soft_wrap=True
         )
     return OK
+
+
+class _NotSaved(Exception):
+    """The message says what could not be written, and why."""
+
+
+@contextmanager
+def _saving() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise _NotSaved(f"a picture cannot be written{where}: {error.strerror or error}") from error
 
 
 def projection_table(saved: list[SavedProjection], title: str) -> Table:

@@ -74,28 +74,36 @@ def model_selector(model: str | None, version: str | None) -> zfserve_pb2.ModelS
 
 def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
     """Raises InvalidInput where `image` cannot be read, is of no known kind, or is over `max_bytes`."""
-    message = _convert(image)
-    if message.ByteSize() > max_bytes:
-        raise _invalid(
-            f"the photo takes {message.ByteSize():,} bytes, the client sends at most {max_bytes:,}; "
-            "scale it down or raise max_message_bytes",
-            "image",
-        )
+    try:
+        message = _convert(image, max_bytes)
+    except (OSError, ValueError, SyntaxError) as error:  # of Pillow and numpy, which say what is wrong in many ways
+        what = image if isinstance(image, str | os.PathLike) else "the photo"
+        raise _invalid(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}", "image") from error
+    _check_size(message.ByteSize(), max_bytes)
     return message
 
 
-def _convert(image: ImageSource) -> zfserve_pb2.Image:
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise _invalid(
+            f"the photo takes {size:,} bytes, the client sends at most {max_bytes:,}; "
+            "scale it down or raise max_message_bytes",
+            "image",
+        )
+
+
+def _convert(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
     match image:
         case ImageReference():
             return zfserve_pb2.Image(reference=image.value)
         case str() | os.PathLike():
-            try:
-                return zfserve_pb2.Image(encoded=Path(image).read_bytes())
-            except OSError as error:
-                raise _invalid(f"{image} cannot be read: {error.strerror or error}", "image") from error
+            file = Path(image)
+            _check_size(file.stat().st_size, max_bytes)  # before it is read, and made a message, which 2 GiB cannot be
+            return zfserve_pb2.Image(encoded=file.read_bytes())
         case Image.Image():
             return _from_pillow(image)
     view = _buffer(image)
+    _check_size(view.nbytes, max_bytes)
     if view.format == "B" and view.ndim == 1:
         return zfserve_pb2.Image(encoded=view.tobytes())
     if view.format == "B" and view.ndim == 3 and view.shape is not None and view.shape[2] == 3:

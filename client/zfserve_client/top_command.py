@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from zfserve_client.cli import FAILED, OK, UNREACHABLE
+from zfserve_client.connection_arguments import seconds
 from zfserve_client.replicas import Replicas, View
 from zfserve_client.top_screen import draw
 
@@ -34,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where a server or a worker shows its metrics; repeat it for more, or give a name that stands for all "
         f"(default: {DEFAULT_METRICS})",
     )
-    parser.add_argument("--interval", metavar="S", type=_seconds, default=1.0, help="between two looks (%(default)g)")
+    parser.add_argument("--interval", metavar="S", type=seconds, default=1.0, help="between two looks (%(default)g)")
     parser.add_argument(
-        "--window", metavar="S", type=_seconds, default=10.0, help="for rates and percentiles (%(default)g)"
+        "--window", metavar="S", type=seconds, default=10.0, help="for rates and percentiles (%(default)g)"
     )
-    parser.add_argument("--timeout", metavar="S", type=_seconds, default=2.0, help="for one replica (%(default)g)")
+    parser.add_argument("--timeout", metavar="S", type=seconds, default=2.0, help="for one replica (%(default)g)")
     parser.add_argument("--once", action="store_true", help="look twice, an interval apart, and end")
     parser.add_argument("--json", action="store_true", help="each look as a JSON object on a line of its own")
 
@@ -87,10 +88,3 @@ def _address(text: str) -> str:
     if not host or not port.isdigit():
         raise argparse.ArgumentTypeError(f"{text} is not of the form HOST:PORT")
     return address
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return seconds

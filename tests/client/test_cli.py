@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -266,3 +267,43 @@ def test_a_failed_projection(
 def test_unusable_arguments(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(*arguments) == UNUSABLE
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["info", "--json"]])
+def test_output_that_is_lost_is_told(address: str, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "zfserve_client.cli", *arguments]
+    environment = {**os.environ, "ZFSERVE_ADDRESS": address}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    assert done.returncode == FAILED
+    assert done.stderr == "zfserve: the output cannot be written: No space left on device\n"
+
+
+def test_names_that_are_no_text_and_long_ones_are_told_whole(address: str, tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.jpg"), f"{'long' * 30}.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"123")
+    command = [sys.executable, "-m", "zfserve_client.cli", "classify", str(tmp_path), "--address", address]
+    done = subprocess.run(
+        command, capture_output=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    )
+    assert done.returncode == OK, done.stderr
+    shown = done.stdout.decode()
+    assert "caf\\udce9.jpg" in shown
+    assert "long" * 30 in "".join(re.findall(r"^ (\S+)", shown, re.MULTILINE))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_times_are_finite_and_above_0(run: Run, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    with pytest.raises(SystemExit):
+        run("info", f"--timeout={value}")
+    assert "is not a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_saved_are_told(
+    run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for blocked in ("conv5-sheet.png", "conv5-01-map0000.png"):
+        (tmp_path / blocked / blocked).mkdir(parents=True)
+        assert run("project", photos[0], "--layer", "conv5", "--save", tmp_path / blocked) == FAILED
+        assert "a picture cannot be written" in capsys.readouterr().err

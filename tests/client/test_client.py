@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from contextlib import aclosing, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,8 @@ def test_a_deadline(ask: Ask, address: str, service: FakeVisionService) -> None:
         ask(address, "classify", b"1", timeout_s=0.05)
     with pytest.raises(DeadlineExceeded):
         ask(address, "classify", b"1", client={"timeout_s": 0.05})
+    with pytest.raises(DeadlineExceeded):
+        ask(address, "classify", b"1", timeout_s=0)
 
 
 def test_many_in_order_with_a_failure_in_its_place(
@@ -186,6 +188,32 @@ def test_many_in_order_with_a_failure_in_its_place(
     ]
     assert isinstance(answers[9], InvalidInput)
     assert service.most_at_once <= 4
+
+
+def test_many_are_sent_again_when_a_busy_server_says(ask: Ask, address: str, service: FakeVisionService) -> None:
+    busy = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.01, pushback_ms=-1)
+    service.failures = [busy] * 7
+    answers = ask(address, "classify_many", [b"1", b"22", b"333"])
+    assert [answer.image_reference for answer in answers] == [ImageReference(f"ref-{length}") for length in (1, 2, 3)]
+    assert len(service.classify_requests) == 10
+    service.failures = [replace(busy, retry_after_s=60.0)]
+    (refused,) = ask(address, "classify_many", [b"1"], timeout_s=5.0)
+    assert isinstance(refused, Overloaded), "there is no time left then"
+
+
+def test_retries_go_on_where_a_server_paces_its_client(ask: Ask, address: str, service: FakeVisionService) -> None:
+    async def many() -> None:
+        async with AsyncClient(address) as client:
+            for _ in range(150):
+                service.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)]
+                await client.classify(b"1")
+
+    asyncio.run(many())
+
+
+def test_many_need_a_place(ask: Ask, address: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        ask(address, "classify_many", [b"1"], in_flight=0)
 
 
 def test_many_are_under_way_at_once(ask: Ask, address: str, service: FakeVisionService) -> None:
@@ -230,6 +258,42 @@ def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisi
     (answer,) = answers
     closing_it.join()
     assert isinstance(answer, Cancelled)
+
+
+def test_closing_the_async_client_ends_calls_and_no_task(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+
+    async def closed() -> list[Classification | BaseException]:
+        client = AsyncClient(address)
+        calls = [asyncio.create_task(client.classify(b"1")) for _ in range(2)]
+        assert await asyncio.to_thread(service.arrived.acquire, timeout=30)
+        await client.close()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(answer) for answer in asyncio.run(closed())] == [Cancelled, Cancelled]
+
+
+def test_a_closed_client_says_so(address: str) -> None:
+    client = Client(address)
+    client.close()
+    for call in (
+        client.describe,
+        client.is_serving,
+        lambda: client.classify(b"1"),
+        lambda: [*client.project(b"1", "c")],
+    ):
+        with pytest.raises(Cancelled, match="the client is closed"):
+            call()
+    (answer,) = client.classify_many([b"1"])
+    assert isinstance(answer, Cancelled)
+
+    async def closed() -> None:
+        client = AsyncClient(address)
+        await client.close()
+        await client.describe()
+
+    with pytest.raises(Cancelled, match="the client is closed"):
+        asyncio.run(closed())
 
 
 def test_projections_arrive_typed(ask: Ask, address: str, service: FakeVisionService) -> None:

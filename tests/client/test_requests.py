@@ -81,12 +81,23 @@ def test_the_array_interface_serves_too() -> None:
         (None, "NoneType is no image"),
         ("nowhere/photo.jpg", "nowhere/photo.jpg cannot be read: No such file"),
         (bytes(2_000_000), "at most 1,000,000; scale it down"),
+        ("a\0b", "cannot be read: embedded null byte"),
+        (Image.new("HSV", (4, 4)), "cannot be read: cannot write mode HSV"),
+        (np.array(["2026-11-25"], "datetime64[D]"), "cannot be read: "),
     ],
-    ids=["float", "grey", "rgba", "number", "none", "no file", "too large"],
+    ids=["float", "grey", "rgba", "number", "none", "no file", "too large", "no path", "odd mode", "dates"],
 )
 def test_what_is_no_image_is_refused(image: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         classify_request(image, None, False, LIMIT)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "map.tif"
+    with file.open("wb") as opened:
+        opened.truncate(2**40)  # of holes
+    with pytest.raises(InvalidInput, match="takes 1,099,511,627,776 bytes"):
+        classify_request(file, None, False, LIMIT)
 
 
 def test_a_projection_of_the_strongest_maps() -> None:
