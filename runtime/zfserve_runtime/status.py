@@ -21,6 +21,10 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """What gRPC's own retries heed (gRFC A6)."""
 
 
+LONGEST_MESSAGE, LONGEST_FIELD = 1000, 200
+"""Bytes. Messages quote callers, and of a status whose metadata are over 8 KiB gRPC may keep not even the code."""
+
+
 @dataclass(frozen=True)
 class ErrorStatus:
     """What a failed call answers: a code, a sentence, google.rpc details, and when a retry can succeed."""
@@ -40,17 +44,24 @@ class ErrorStatus:
 def to_status(error: ServiceError, request_id: str) -> ErrorStatus:
     """The status of `error`: ErrorInfo always, BadRequest where it names a field, RetryInfo where a retry can help."""
     number: int = error.status.value[0]
-    status = status_pb2.Status(code=number, message=error.message)
+    message = _shortened(error.message, LONGEST_MESSAGE)
+    status = status_pb2.Status(code=number, message=message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id})
     status.details.add().Pack(info)
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        field = _shortened(error.field, LONGEST_FIELD)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return ErrorStatus(error.status, error.message, status, error.retry_after_s)
+    return ErrorStatus(error.status, message, status, error.retry_after_s)
+
+
+def _shortened(text: str, most: int) -> str:
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= most else encoded[:most].decode(errors="ignore") + "…"
 
 
 def from_call_error(call_error: grpc.aio.AioRpcError) -> ServiceError | None:

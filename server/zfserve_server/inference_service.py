@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
 from zfserve_runtime.deadline import Deadline
@@ -36,6 +37,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 STREAM_DEPTH = 32
 """Requests of one stream that are served at once; the next is read when the first has been answered."""
+
+
+NEWEST = "-1"
+"""A version as Triton's clients may name the newest."""
 
 
 class _Row(NamedTuple):
@@ -80,7 +85,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, context: Context, call_deadline: Deadline
     ) -> pb.ModelInferResponse:
-        model = self._models.find(request.model_name, request.model_version)
+        model = self._find(request.model_name, request.model_version)
         with model.metrics.statistics.request() as counted:
             sender = choose_priority(request, self._senders.recognise(context))
             deadline = narrow_deadline(request, call_deadline)
@@ -88,7 +93,8 @@ class InferenceService(GRPCInferenceServiceServicer):
             manifest = model.manifest
             images = check_input(request, manifest.input, model.choice.instances[0].info.max_batch_size)
             wanted, typed = read_outputs(request, manifest), wants_typed(request)
-            with model.admission.admit(sender, deadline, images):
+            # By the call's deadline: the parameter `timeout` bounds the wait alone, which the batcher keeps.
+            with model.admission.admit(sender, call_deadline, images):
                 contents = await asyncio.to_thread(read_rows, request) if is_typed(request) else read_rows(request)
                 rows = await self._answer_rows(model, contents, deadline, sender)
                 slowest = max(rows, key=lambda row: row.seconds)
@@ -141,10 +147,16 @@ class InferenceService(GRPCInferenceServiceServicer):
         begun: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_DEPTH)
 
+        fault: DecodeError | ServiceError | None = None
+
         async def read() -> None:
-            async for request in request_iterator:
-                await room.acquire()
-                begun.put_nowait(tasks.create_task(self._answer_in_stream(request, context, deadline)))
+            nonlocal fault
+            try:
+                async for request in request_iterator:
+                    await room.acquire()
+                    begun.put_nowait(tasks.create_task(self._answer_in_stream(request, context, deadline)))
+            except (DecodeError, ServiceError) as error:  # it cannot be read, or its caller may not call any more
+                fault = error
 
         async def read_until_drained() -> None:
             reading, draining = tasks.create_task(read()), tasks.create_task(self._health.wait_end())
@@ -158,8 +170,13 @@ class InferenceService(GRPCInferenceServiceServicer):
             while (answering := await begun.get()) is not None:
                 await context.write(await answering)
                 room.release()
+        if fault is not None:
+            raise fault
         if self._health.ended:
             raise ShuttingDown("the service is shutting down; open the stream anew, at another instance")
+
+    def _find(self, name: str, version: str) -> ServedModel:
+        return self._models.find(name, "" if version == NEWEST else version)
 
     async def _answer_in_stream(
         self, request: pb.ModelInferRequest, context: Context, deadline: Deadline
@@ -191,7 +208,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> pb.ModelReadyResponse:
         """Of a model that is not here too the answer is no, as Triton's is."""
         try:
-            self._models.find(request.name, request.version)
+            self._find(request.name, request.version)
         except ServiceError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -204,7 +221,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
-        model = self._models.find(request.name, request.version)
+        model = self._find(request.name, request.version)
         return describe_model(
             model,
             [each.manifest.version for each in self._models if each.manifest.name == model.manifest.name],
@@ -213,14 +230,14 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
-        return pb.ModelConfigResponse(config=configure_model(self._models.find(request.name, request.version)))
+        return pb.ModelConfigResponse(config=configure_model(self._find(request.name, request.version)))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         """Of the versions that are ready: of all models where none is named, of all of a model where no version is."""
         if request.name:
-            self._models.find(request.name, request.version)  # whether there is such a one
+            self._find(request.name, request.version)  # whether there is such a one
         return pb.ModelStatisticsResponse(
             model_stats=[
                 count_model(model)

@@ -214,3 +214,15 @@ async def test_a_generic_client_needs_nothing_but_reflection(server: Running) ->
 
     answer = await asyncio.to_thread(call)
     assert list(answer.outputs[0].contents.bytes_contents) == [b"0.550000:3:class 3"]
+
+
+async def test_a_long_quotation_keeps_its_status(server: Running) -> None:
+    for name in ("ü" * 1300, "x" * 100_000):
+        error = await error_of(server.inference.ModelInfer(raw_request(1, model_name=name)))
+        assert type(error) is NotFound
+        assert error.message.endswith("…")
+
+
+async def test_the_newest_version_may_be_called_minus_one(server: Running) -> None:
+    answer = await server.inference.ModelInfer(raw_request(3, model_version="-1"))
+    assert answer.model_version == "7"

@@ -53,3 +53,15 @@ async def test_a_client_that_leaves_its_stream_frees_its_places(engine: FakeEngi
         await server.told('zfserve_in_flight{method="/inference.GRPCInferenceService/ModelStreamInfer"} 0.0')
         engine.open.set()
         assert floats(await server.inference.ModelInfer(raw_request(3, 4)), 1)[:, 0].tolist() == [3, 4]
+
+
+async def test_what_cannot_be_read_ends_a_stream_once_all_before_it_is_answered(server: Running) -> None:
+    method = "/inference.GRPCInferenceService/ModelStreamInfer"
+    call: Any = server.channel.stream_stream(method)()
+    await call.write(raw_request(7).SerializeToString())
+    await call.write(b"\xff no message")
+    answered = pb.ModelStreamInferResponse.FromString(await call.read())
+    assert floats(answered.infer_response, 1)[0, 0] == 7
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await call.read()
+    assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT

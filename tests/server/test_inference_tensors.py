@@ -112,8 +112,14 @@ def read_all(request: pb.ModelInferRequest) -> None:
         pytest.param(
             raw_request(1, outputs=[output("features", classification=Parameter(int64_param=-1))]),
             "outputs[features]",
-            "-1",
+            "1 or more",
             id="classification",
+        ),
+        pytest.param(
+            raw_request(1, outputs=[output("features", classification=Parameter(string_param="3"))]),
+            "outputs[features]",
+            "as int64_param",
+            id="classification as text",
         ),
     ],
 )
