@@ -12,6 +12,11 @@ LOOPBACK = "127.0.0.1"
 _log = logging.getLogger(__name__)
 
 
+def host_and_port(host: str, port: int) -> str:
+    """As one address: an IPv6 host in brackets, whether it came in them or not."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def is_local(address: str) -> bool:
     """Whether `address` (HOST, HOST:PORT, [IPv6]:PORT or unix:PATH) can be reached from this machine only."""
     if address.startswith(("unix:", "unix-abstract:")):

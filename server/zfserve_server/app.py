@@ -30,7 +30,7 @@ from zfserve_runtime.health import (
 from zfserve_runtime.images import ImageLimits
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
-from zfserve_runtime.listening import open_port
+from zfserve_runtime.listening import host_and_port, open_port
 from zfserve_runtime.metrics import Metrics, MetricsEndpoint
 from zfserve_runtime.model_folders import by_model
 from zfserve_runtime.tls import ClientTlsFiles
@@ -131,7 +131,7 @@ async def serve(
         add_GRPCInferenceServiceServicer_to_server(inference, server)
         add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
         port = open_port(
-            server, f"{config.host}:{config.port}", config.tls, callers_known=access is not None, flag="--port"
+            server, host_and_port(config.host, config.port), config.tls, callers_known=access is not None, flag="--port"
         )
         endpoint = stack.enter_context(_metrics_endpoint(metrics, config))
         untold: OSError | None = None
@@ -266,7 +266,7 @@ def _worker_tls(config: ServerConfig) -> ClientTlsFiles | None:
 
 def _metrics_endpoint(metrics: Metrics, config: ServerConfig) -> MetricsEndpoint:
     try:
-        return MetricsEndpoint(metrics, config.metrics_port, config.metrics_host)
+        return MetricsEndpoint(metrics, config.metrics_port, config.metrics_host.strip("[]"))
     except OSError as error:
-        address = f"{config.metrics_host}:{config.metrics_port}"
+        address = host_and_port(config.metrics_host, config.metrics_port)
         raise OSError(f"cannot listen on {address}; is it in use? choose another with --metrics-port") from error

@@ -22,6 +22,7 @@ from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.image_codec import silence_decoders
 from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.listening import host_and_port
 from zfserve_runtime.logs import configure_logging
 from zfserve_runtime.tls import TlsError
 from zfserve_runtime.tracing import TracingError, endpoint_in
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         # An interpreter that ends while a library computes in a thread may crash; this end leaves nothing to it.
         logger.warning("the engine is still opening; the process ends without waiting for it")
         signal.raise_signal(signal.SIGTERM)
+        _end_at_once(128 + signal.SIGTERM)  # of a container's first process the kernel keeps signals away
     return 0
 
 
@@ -102,26 +104,33 @@ def read_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
         ConfigError: names every fault at once.
     """
     values: dict[str, object] = {}
+    variables = {
+        name: ENVIRONMENT_PREFIX + name.upper() for name in ServerConfig.model_fields if flags.get(name) is None
+    }
     for name in ServerConfig.model_fields:
         value = flags.get(name)
         if value is None:
-            value = environment.get(ENVIRONMENT_PREFIX + name.upper()) or None
+            value = environment.get(variables[name]) or None
         if value is not None:
             values[name] = value
     values.setdefault("otlp_endpoint", endpoint_in(environment))
     try:
         return ServerConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe_fault(fault["loc"], fault["msg"]) for fault in error.errors())) from error
+        told = {name: variable for name, variable in variables.items() if environment.get(variable)}
+        faults = (_describe_fault(fault["loc"], fault["msg"], told) for fault in error.errors())
+        raise ConfigError("; ".join(faults)) from error
 
 
 def write_ready_file(file: Path, ports: Ports, host: str) -> None:
     """Whole or not at all: whoever waits for the file can read it as soon as it is there."""
+    text = json.dumps({"host": host, "port": ports.grpc, "metrics_port": ports.metrics, "pid": os.getpid()})
+    if file.exists() and not file.is_file():  # a pipe or a device, which is not to be replaced
+        file.write_text(text)
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(
-        json.dumps({"host": host, "port": ports.grpc, "metrics_port": ports.metrics, "pid": os.getpid()})
-    )
+    partial.write_text(text)
     partial.replace(file)
 
 
@@ -139,7 +148,7 @@ async def _serve_until_signal(config: ServerConfig, console: Console) -> None:
 
 def _greet(console: Console, config: ServerConfig, model: ServedModel, ports: Ports) -> None:
     manifest, choice = model.manifest, model.choice
-    address = f"{config.host}:{ports.grpc}"
+    address = host_and_port(config.host, ports.grpc)
     info = choice.instances[0].info
     option = "" if address == CLIENTS_DEFAULT else f" --address {address}"
     option += " --tls" * (config.tls is not None) + " --token-file FILE" * (config.tokens is not None)
@@ -148,15 +157,19 @@ def _greet(console: Console, config: ServerConfig, model: ServedModel, ports: Po
         f"on [bold]{address}[/]\n"
         f"  zfserve classify photo.jpg{option}\n"
         f"  zfserve project photo.jpg --layer conv5 --top 9 --save out/{option}\n"
-        f"  metrics at http://{config.metrics_host}:{ports.metrics}/metrics; stop with Ctrl-C",
+        f"  metrics at http://{host_and_port(config.metrics_host, ports.metrics)}/metrics; stop with Ctrl-C",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _describe_fault(location: tuple[int | str, ...], message: str) -> str:
+def _describe_fault(location: tuple[int | str, ...], message: str, variables: Mapping[str, str]) -> str:
+    """Args: variables: of the environment that set something, by the setting."""
     message = message.removeprefix("Value error, ")
-    return f"--{str(location[0]).replace('_', '-')}: {message}" if location else message
+    if not location:
+        return message
+    name = str(location[0])
+    return f"{variables.get(name, '--' + name.replace('_', '-'))}: {message}"
 
 
 def _metavar(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.listening import exposure_fault, is_local, open_port
+from zfserve_runtime.listening import exposure_fault, host_and_port, is_local, open_port
 
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
 """Channels of one process share their connections otherwise."""
@@ -124,3 +124,12 @@ async def test_an_old_connection_takes_no_new_calls_and_loses_none() -> None:
 
 def test_a_connection_ages_only_where_it_is_told_to() -> None:
     assert "grpc.max_connection_age_ms" not in dict(server_options())
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_an_ipv6_host_may_stand_without_brackets(host: str) -> None:
+    assert host_and_port(host, 8500) == "[::1]:8500"
+    server = grpc.aio.server()
+    port = open_port(server, host_and_port(host, 0), None, callers_known=True, flag="--port")
+    assert port > 0
+    await server.stop(None)

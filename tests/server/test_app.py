@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 
 import grpc
@@ -156,6 +157,18 @@ def test_the_ready_file_is_whole(tmp_path: Path) -> None:
         "pid": os.getpid(),
     }
     assert [*file.parent.iterdir()] == [file]
+
+
+def test_the_ready_file_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "ready"
+    os.mkfifo(pipe)
+    reading = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    read: list[str] = []
+    reading.start()
+    write_ready_file(pipe, Ports(grpc=1, metrics=2), "localhost")
+    reading.join()
+    assert json.loads(read[0])["port"] == 1
+    assert pipe.is_fifo()
 
 
 def test_the_worker_is_started_on_the_folders_that_are_served() -> None:

@@ -132,3 +132,10 @@ def test_tls_towards_the_worker_is_whole_or_not_there() -> None:
         assert complaint in str(refused.value)
     with pytest.raises(ConfigError, match="needs --worker-address"):
         read_config(parse("--worker-tls-ca", "c"), {})
+
+
+def test_a_fault_of_the_environment_names_its_variable() -> None:
+    environment = {"ZFSERVE_PORT": "tcp://10.96.0.1:8500", "ZFSERVE_MAX_QUEUE": "many"}
+    with pytest.raises(ConfigError, match="ZFSERVE_PORT: .*; --max-queue: ") as refused:
+        read_config(parse("--max-queue", "0"), environment)
+    assert "--port" not in str(refused.value)
