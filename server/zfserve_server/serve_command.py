@@ -104,21 +104,18 @@ def read_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
         ConfigError: names every fault at once.
     """
     values: dict[str, object] = {}
-    variables = {
-        name: ENVIRONMENT_PREFIX + name.upper() for name in ServerConfig.model_fields if flags.get(name) is None
-    }
+    variables: dict[str, str] = {}  # of the environment that are heeded, by the setting
     for name in ServerConfig.model_fields:
-        value = flags.get(name)
-        if value is None:
-            value = environment.get(variables[name]) or None
+        value, variable = flags.get(name), ENVIRONMENT_PREFIX + name.upper()
+        if value is None and environment.get(variable):
+            value, variables[name] = environment[variable], variable
         if value is not None:
             values[name] = value
     values.setdefault("otlp_endpoint", endpoint_in(environment))
     try:
         return ServerConfig.model_validate(values)
     except ValidationError as error:
-        told = {name: variable for name, variable in variables.items() if environment.get(variable)}
-        faults = (_describe_fault(fault["loc"], fault["msg"], told) for fault in error.errors())
+        faults = (_describe_fault(fault["loc"], fault["msg"], variables) for fault in error.errors())
         raise ConfigError("; ".join(faults)) from error
 
 

@@ -136,6 +136,6 @@ def test_tls_towards_the_worker_is_whole_or_not_there() -> None:
 
 def test_a_fault_of_the_environment_names_its_variable() -> None:
     environment = {"ZFSERVE_PORT": "tcp://10.96.0.1:8500", "ZFSERVE_MAX_QUEUE": "many"}
-    with pytest.raises(ConfigError, match="ZFSERVE_PORT: .*; --max-queue: ") as refused:
+    with pytest.raises(ConfigError, match=r"ZFSERVE_PORT: .*; --max-queue: ") as refused:
         read_config(parse("--max-queue", "0"), environment)
     assert "--port" not in str(refused.value)
