@@ -47,6 +47,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         photos = find_photos([arguments.photos])
+        check_names(photos, arguments.output)
         arguments.output.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if (address := arguments.address) is None:
@@ -56,7 +57,7 @@ def main() -> int:
                 console.print("[green]✓[/] service ready")
             client = stack.enter_context(Client(address))
             page = explain_photos(client, photos, arguments.output, console)
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
     except (DemoFailed, ServiceFailed, ZfserveError) as error:
@@ -67,6 +68,16 @@ def main() -> int:
         return INTERRUPTED
     console.print(f"\nOpen [bold]{escape(str(page.resolve()))}[/] in a browser.", soft_wrap=True)
     return OK
+
+
+def check_names(photos: list[Path], output: Path) -> None:
+    """Raises ValueError where what is written of one photo would replace another, or a photo itself."""
+    stems = [photo.stem for photo in photos]
+    twice = next((photo for photo in photos if stems.count(photo.stem) > 1), None)
+    if twice is not None:
+        raise ValueError(f"there are several photos called {twice.stem}; give each a name of its own")
+    if any(photo.parent.resolve() == output.resolve() for photo in photos):
+        raise ValueError(f"the photos lie in {output}; give another folder with --output")
 
 
 def ensure_bundle(model: Path, weights: Path, console: Console) -> None:
@@ -109,7 +120,7 @@ def explain_photos(client: Client, photos: list[Path], folder: Path, console: Co
             projections: dict[str, list[Projection]] = {}
             for layer in layers:
                 projections[layer.name] = []
-                for projection in client.project(classification.image_reference, layer.name):
+                for projection in client.project(photo, layer.name):
                     projections[layer.name].append(projection)
                     progress.advance(task)
                 save_sheet(projections[layer.name], f"{photo.stem}: {layer.name}", _sheet(folder, photo, layer))

@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 from rich.console import Console
 from zfserve_client import Client
-from zfserve_client.demo import DemoFailed, ensure_bundle, explain_photos
+from zfserve_client.demo import DemoFailed, check_names, ensure_bundle, explain_photos
 from zfserve_client.demo_page import Explained, render_page
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,6 +31,14 @@ def test_a_bundle_that_is_there_is_not_exported_again(tmp_path: Path, console: C
 def test_missing_weights(tmp_path: Path, console: Console) -> None:
     with pytest.raises(DemoFailed, match="no weights at"):
         ensure_bundle(tmp_path / "model", tmp_path / "none.safetensors", console)
+
+
+def test_photos_that_would_replace_each_other_or_themselves_are_refused(tmp_path: Path) -> None:
+    check_names([tmp_path / "a.jpg", tmp_path / "b.jpg"], tmp_path / "out")
+    with pytest.raises(ValueError, match="several photos called a;"):
+        check_names([tmp_path / "one" / "a.jpg", tmp_path / "two" / "a.png"], tmp_path / "out")
+    with pytest.raises(ValueError, match="give another folder"):
+        check_names([tmp_path / "a.jpg"], tmp_path)
 
 
 def test_a_page_and_sheets_for_every_photo(address: str, tmp_path: Path, console: Console) -> None:
