@@ -193,6 +193,7 @@ def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None)
         # A server that vanished without a word is noticed within 40 s, even between calls.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # one of another kind may be under way when that is due
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),

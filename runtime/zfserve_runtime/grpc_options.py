@@ -50,7 +50,7 @@ def server_options(
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         # A peer that vanished without a word is noticed, and its calls cancelled, within about 80 s.
         ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        *_given_up_after(20_000),
     ]
     if max_connection_age_s is not None:
         options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
@@ -66,10 +66,17 @@ def worker_channel_options() -> Options:
         ("grpc.service_config", json.dumps(balancing)),
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        *_given_up_after(10_000),
+        # An attempt too: the kernel takes connections for a process that is stopped.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
+
+
+def _given_up_after(milliseconds: int) -> Options:
+    """How long a ping may go unanswered: that of keepalive, and any other, which may be under way when that is due."""
+    return [("grpc.keepalive_timeout_ms", milliseconds), ("grpc.http2.ping_timeout_ms", milliseconds)]
 
 
 def _message_sizes(max_message_bytes: int) -> Options:

@@ -1,5 +1,5 @@
-"""The channel to the workers, and a new one when the files of its TLS were replaced. Opened by `app`, used by
-`worker_client`; beside it, what the supervisor asks its own worker."""
+"""The channel to the workers, and a new one when the files of its TLS were replaced, or nobody is found. Opened by
+`app`, used by `worker_client`; beside it, what the supervisor asks its own worker."""
 
 import asyncio
 
@@ -28,9 +28,11 @@ class WorkerChannel:
         self._closing: set[asyncio.Task[None]] = set()
         self.current = self._open()
 
-    def renewed(self) -> grpc.aio.Channel | None:
-        """A channel by the files as they are now, where those have changed; the one before it ends with its calls."""
-        if self._credentials is None or not self._credentials.look():
+    def renewed(self, fresh: bool) -> grpc.aio.Channel | None:
+        """A channel by the files as they are now, where those have changed, or where a fresh one is wanted anyway; the
+        one before it ends with its calls."""
+        changed = self._credentials is not None and self._credentials.look()
+        if not (changed or fresh):
             return None
         closing = asyncio.ensure_future(self.current.close(self._grace_s))
         self._closing.add(closing)

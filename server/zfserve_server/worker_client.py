@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import grpc
@@ -40,7 +40,14 @@ _PAUSE_S = 1.0
 """Between two questions to a worker that is up and does not answer them, or lacks the weights that are asked for."""
 
 _RENEW_S = 60.0
-"""Between two looks for a new channel."""
+"""Between two looks for a new channel, while there is a worker; else they come every `_PAUSE_S`."""
+
+_FRESH_S = 10.0
+"""Without any worker; then a fresh channel takes the place of this one, whose resolver asks for a name that was not
+there ever more seldom, up to two minutes apart."""
+
+_TRIES = 3
+"""Of a projection that meets workers without its network: others may hold it."""
 
 _DESCRIBE_S = 60.0
 """Time for a worker to say which weights it holds, once it has loaded those that it lacked."""
@@ -67,8 +74,9 @@ class WorkerClient:
         longest_s: bound on one projection request whose caller set no deadline.
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
         persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
-        renew_s: between two calls of `renewed`.
-        renewed: a channel to use in place of the one before, or None.
+        renew_s: between two calls of `renewed`, while there is a worker.
+        fresh_s: without any, until a fresh channel takes the place of the one that finds none.
+        renewed: a channel to use in place of the one before, or None; given whether any fresh one will do.
     """
 
     def __init__(
@@ -79,9 +87,13 @@ class WorkerClient:
         on_change: Callable[[bool], None],
         persist_s: float = 5.0,
         renew_s: float = _RENEW_S,
-        renewed: Callable[[], grpc.aio.Channel | None] = lambda: None,
+        fresh_s: float = _FRESH_S,
+        renewed: Callable[[bool], grpc.aio.Channel | None] = lambda fresh: None,
     ) -> None:
+        self._down = asyncio.Event()
+        self._without_s: float  # a worker since then, at least
         self._use(channel)
+        self._fresh_s = fresh_s
         self._metrics = metrics
         self._longest_s = longest_s
         self._on_change = on_change
@@ -129,14 +141,15 @@ class WorkerClient:
         while True:
             async with asyncio.TaskGroup() as tasks:
                 following = [tasks.create_task(self._follow(self._channel)), tasks.create_task(self._persist())]
-                while (channel := self._renewed()) is None:  # noqa: ASYNC110 - of files, which nobody tells of
-                    await asyncio.sleep(self._renew_s)
+                while (channel := self._renewed(self._is_stale())) is None:
+                    await self._until_next_look()
+                self._use(channel)  # at once, as the one before takes no more calls
                 for task in following:
                     task.cancel()
-            self._use(channel)
 
     def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
+        self._without_s = time.monotonic()
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
 
     async def _follow(self, channel: grpc.aio.Channel) -> None:
@@ -156,8 +169,24 @@ class WorkerClient:
             # Else it connects, as a worker asks it to now and then: calls wait for that, and nothing has changed.
             await channel.wait_for_state_change(state)
 
+    def _is_stale(self) -> bool:
+        """Whether the channel has found nobody for long."""
+        failing = self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return failing and time.monotonic() - self._without_s >= self._fresh_s
+
+    async def _until_next_look(self) -> None:
+        if not self._up:
+            await asyncio.sleep(min(self._renew_s, _PAUSE_S))
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._renew_s):
+                await self._down.wait()
+
     def _be(self, up: bool) -> None:
+        if up or self._up:
+            self._without_s = time.monotonic()
         self._up = up
+        (self._down.clear if up else self._down.set)()
         self._settle()
 
     async def _persist(self) -> None:
@@ -179,6 +208,24 @@ class WorkerClient:
             ServiceError: whatever the worker answered, with an equal status.
         """
         await self.require(request.fingerprint)
+        for tries_left in reversed(range(_TRIES)):
+            begun = False
+            async with aclosing(self._project_once(request, deadline)) as projections:
+                try:
+                    async for projection in projections:
+                        begun = True
+                        yield projection
+                except WorkerMismatch:
+                    if begun or not tries_left:
+                        self._held -= {request.fingerprint}
+                        self._settle()
+                        raise
+                else:
+                    return
+
+    async def _project_once(
+        self, request: worker_pb2.ProjectRequest, deadline: Deadline
+    ) -> AsyncGenerator[pb.ProjectResponse, None]:
         remaining_s = deadline.remaining_s()
         timeout_s = self._longest_s if remaining_s is None else min(self._longest_s, remaining_s)
         with calling("zfserve.worker.v1.WorkerService/Project") as trace:

@@ -53,10 +53,10 @@ async def test_calls_under_way_outlive_the_channel_they_began_on(tmp_path: Path)
         projections = client.project(request, Deadline())
         assert (await anext(projections)).rank == 0
         watching.cancel()
-        assert channel.renewed() is None, "nothing has changed"
+        assert channel.renewed(False) is None, "nothing has changed"
         before = channel.current
         shutil.copy(TLS / "server.pem", tmp_path / "client.pem")
         shutil.copy(TLS / "server.key", tmp_path / "client.key")
-        assert channel.renewed() is channel.current is not before
+        assert channel.renewed(False) is channel.current is not before
         assert [answer.rank async for answer in projections] == [1, 2]
         await channel.close()

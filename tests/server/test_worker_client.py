@@ -13,7 +13,7 @@ from fakes.serving import FINGERPRINT, FakeWorker
 from grpc_health.v1 import health_pb2
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.deadline import Deadline
-from zfserve_runtime.errors import DeadlineExceeded, WorkerUnavailable
+from zfserve_runtime.errors import DeadlineExceeded, WorkerMismatch, WorkerUnavailable
 from zfserve_runtime.grpc_options import server_options, worker_channel_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health
 from zfserve_runtime.metrics import Metrics
@@ -190,3 +190,80 @@ async def test_workers_that_are_restarted_in_turn_fail_no_projection() -> None:
             await asyncio.gather(*callers)
             assert changes.empty()
             watching.cancel()
+
+
+async def test_a_projection_that_meets_a_worker_without_its_network_is_tried_at_another() -> None:
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    lacking = FakeWorker(fingerprint="e" * 64, error=WorkerMismatch("it has no such weights"))
+    async with FakeWorker().listening("127.0.0.1:0") as port, lacking.listening("127.0.0.1:0") as other_port:
+        target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
+        async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
+            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
+            await client.serve([FINGERPRINT])
+            watching = asyncio.create_task(client.watch())
+            while not client.ready:
+                await changes.get()
+            while not lacking.asked.is_set():
+                assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+            for _ in range(20):
+                assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+            watching.cancel()
+
+
+async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_asked_for_again(tmp_path: Path) -> None:
+    address, changes = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool]()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    worker = FakeWorker()
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
+        await client.serve([FINGERPRINT])
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        worker.error = WorkerMismatch("it let go of them")
+        with pytest.raises(WorkerMismatch):
+            await anext(client.project(request, Deadline()))
+        assert not await changes.get()
+        worker.error = None
+        assert await changes.get(), "it is asked again, and has them"
+        watching.cancel()
+
+
+async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) -> None:
+    nowhere, address = f"unix:{tmp_path}/nowhere.sock", f"unix:{tmp_path}/worker.sock"
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    async with (
+        FakeWorker().listening(address),
+        grpc.aio.insecure_channel(nowhere, worker_channel_options()) as first,
+        grpc.aio.insecure_channel(address, worker_channel_options()) as second,
+    ):
+        client = WorkerClient(
+            first,
+            Metrics(),
+            longest_s=60,
+            on_change=changes.put_nowait,
+            renew_s=0.02,
+            fresh_s=0.1,
+            renewed=lambda fresh: second if fresh else None,
+        )
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        watching.cancel()
+
+
+async def test_a_lost_worker_has_the_files_of_its_tls_looked_at_at_once(tmp_path: Path) -> None:
+    address, changes, looks = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool](), asyncio.Queue[bool]()
+
+    def renewed(fresh: bool) -> None:
+        looks.put_nowait(fresh)
+
+    async with grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, renewed=renewed)
+        async with FakeWorker().listening(address):
+            watching = asyncio.create_task(client.watch())
+            assert await changes.get()
+            while looks.qsize():
+                looks.get_nowait()
+        assert not await changes.get()
+        assert await looks.get() is False, "a minute early"
+        watching.cancel()
