@@ -1,7 +1,8 @@
 """What ONNX Runtime is told about each of its execution providers, for `onnx_engine`. Imports no ONNX Runtime.
 
-Options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. CUDA's were put to the parser of
-onnxruntime-gpu 1.31, which refuses names and values that it does not know; TensorRT's are words of its library.
+Options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. Both were put to the parsers of
+onnxruntime-gpu 1.31, which refuse names and values that they do not know: CUDA's takes 1 and 0, TensorRT's True and
+False only.
 """
 
 import hashlib
@@ -55,27 +56,31 @@ class CudaProvider:
     CUDA graphs stay off: each holds one shape at fixed addresses. `TensorRTEngine` has one per batch size.
 
     Attributes:
-        tf32: let fp32 multiplications round their inputs to 11 bits; off, so that fp32 is what was exported.
-        convolution_search: EXHAUSTIVE times every algorithm for every shape it meets. The engine meets all of its few
-            shapes while it warms up, so that no request waits for that.
+        tf32: let fp32 multiplications round their inputs to 11 bits; off, so that fp32 is what was exported. For fp16
+            graphs it is on: with it ONNX Runtime takes every tensor core from convolutions, whatever their type.
+        convolution_search: how cuDNN's plan for a convolution is found. ONNX Runtime keeps one, and makes another
+            whenever the batch's size changes (its issue 23006), so what takes longer would be paid while serving.
         prefer_nhwc: convolutions on channels-last tensors; pays for fp16 on tensor cores, if at all: not measured.
         memory_bytes: most that the arena may claim of the card; None: all that is free.
     """
 
     name: ClassVar[str] = "CUDAExecutionProvider"
-    needs: ClassVar[str] = "an NVIDIA driver, and CUDA and cuDNN of the versions that ONNX Runtime was built for"
+    needs: ClassVar[str] = (
+        "an NVIDIA driver, and CUDA and cuDNN of the versions that ONNX Runtime was built for, as "
+        "`pip install 'onnxruntime-gpu[cuda,cudnn]'` brings them"
+    )
     tf32: bool = False
-    convolution_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] = "EXHAUSTIVE"
+    convolution_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] = "HEURISTIC"
     prefer_nhwc: bool = False
     memory_bytes: int | None = None
 
-    def options(self) -> dict[str, str]:
+    def options(self, precision: Precision) -> dict[str, str]:
         options = {
             "device_id": "0",
             # The arena doubles by default; a card is shared with the projection worker.
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": self.convolution_search,
-            "use_tf32": _flag(self.tf32),
+            "use_tf32": _flag(self.tf32 or precision == "fp16"),
             "prefer_nhwc": _flag(self.prefer_nhwc),
         }
         if self.memory_bytes is not None:
@@ -83,7 +88,7 @@ class CudaProvider:
         return options
 
     def chain(self, workload: Workload, runtime_version: str) -> Chain:
-        return [(self.name, self.options()), *CpuProvider().chain(workload, runtime_version)]
+        return [(self.name, self.options(workload.precision)), *CpuProvider().chain(workload, runtime_version)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class TensorRTProvider:
     """
 
     name: ClassVar[str] = "TensorrtExecutionProvider"
-    needs: ClassVar[str] = "what CUDAExecutionProvider needs, and libnvinfer.so.10 of TensorRT"
+    needs: ClassVar[str] = "what CUDAExecutionProvider needs, and libnvinfer.so.10 of TensorRT 10"
     cache: Path | None = None
     find_gpu: Callable[[], GpuFacts | None] = detect_gpu
 
@@ -119,15 +124,15 @@ class TensorRTProvider:
             "trt_profile_opt_shapes": largest,
             "trt_profile_max_shapes": largest,
             # The graph decides what is computed in what; TensorRT 10 must still be allowed to.
-            "trt_fp16_enable": _flag(workload.precision == "fp16"),
-            "trt_int8_enable": _flag(workload.precision == "int8-symmetric"),
+            "trt_fp16_enable": str(workload.precision == "fp16"),
+            "trt_int8_enable": str(workload.precision == "int8-symmetric"),
         }
         if folder is not None:
             options |= {
-                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_enable": str(True),
                 "trt_engine_cache_path": str(folder),
                 "trt_engine_cache_prefix": workload.precision,
-                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_enable": str(True),
                 "trt_timing_cache_path": str(folder.parent),
             }
         return options

@@ -1,6 +1,7 @@
 """A session of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
 
 import contextlib
+import importlib
 import io
 import logging
 from collections import Counter
@@ -11,7 +12,7 @@ import onnxruntime
 
 from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Manifest, Precision
 from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.onnx_providers import Chain, CpuProvider, GpuProvider, OnnxProvider, Workload
+from zfserve_runtime.onnx_providers import Chain, CpuProvider, GpuProvider, OnnxProvider, TensorRTProvider, Workload
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ def _load_on_gpu(
     """The graph's digest was checked, and it ran on the CPU when it was exported: what fails here is the provider."""
     cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
     _load_cuda_libraries()
+    if isinstance(provider, TensorRTProvider):
+        with contextlib.suppress(ImportError):  # which loads the libraries of its wheel, where no loader looks
+            importlib.import_module("tensorrt")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         # Its fallback prints to stdout and serves from another provider.

@@ -85,7 +85,9 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
     for profile in profiles:
         config.add_optimization_profile(_make_profile(builder, network, profile))
     if library.kind == "tensorrt":
-        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
+        for timings in (timing_cache, b""):
+            if config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False):
+                break  # those of another card are refused
     facts = read_network(network)
     with library.logger.collect_errors() as errors:
         plan = builder.build_serialized_network(network, config)

@@ -124,10 +124,14 @@ class TensorRTEngine:
         if not accepted or context.infer_shapes():
             raise EngineFailed(f"TensorRT does not accept batches of {size}; see the server's log")
         enqueue = functools.partial(self._enqueue, context, size)
-        # Before a capture TensorRT has to run once, to finish what it put off; TensorRT for RTX compiles kernels.
-        self._complete(enqueue)
-        launch = self._capture(size, enqueue) or enqueue
-        self._complete(launch)
+        try:
+            # Before a capture TensorRT has to run once, to finish what it put off; TensorRT for RTX compiles kernels.
+            self._complete(enqueue)
+            launch = self._capture(size, enqueue) or enqueue
+            self._complete(launch)
+        except BaseException:
+            del context, enqueue  # else the traceback keeps the context beyond the memory that it uses
+            raise
         return launch
 
     def _enqueue(self, context: Any, size: int) -> None:

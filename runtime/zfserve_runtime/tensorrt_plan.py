@@ -73,7 +73,10 @@ class LoadedPlan:
         """Write what was compiled for this card, so that the next process need not; once all engines are warm."""
         if self._cache_file is None or self._cache is None:
             return
-        compiled = bytes(self._cache.serialize())
+        serialized = self._cache.serialize()
+        if serialized is None:
+            return
+        compiled = bytes(serialized)
         if compiled != self._cache_file.read():
             self._cache_file.write(compiled)
 

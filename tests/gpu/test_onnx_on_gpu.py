@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.gpu_libraries import require_library
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.golden import load_golden, verify_engine
 from zfserve_runtime.gpu import GpuFacts
 from zfserve_runtime.onnx_engine import OnnxEngine
@@ -17,10 +17,8 @@ LARGEST = 8
 
 
 def open_engine(bundle: Bundle, provider: GpuProvider) -> OnnxEngine:
-    try:
-        return OnnxEngine(bundle, "fp32", threads=1, max_batch_size=LARGEST, provider=provider)
-    except EngineUnavailable as reason:
-        pytest.skip(str(reason))
+    require_library("onnx-cuda" if isinstance(provider, CudaProvider) else "onnx-tensorrt")
+    return OnnxEngine(bundle, "fp32", threads=1, max_batch_size=LARGEST, provider=provider)
 
 
 @pytest.mark.parametrize("provider", [CudaProvider(), TensorRTProvider()])

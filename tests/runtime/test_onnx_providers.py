@@ -34,12 +34,13 @@ def test_every_chain_ends_on_the_cpu(workload: Workload) -> None:
 
 
 def test_cuda_computes_in_full_precision_unless_told() -> None:
-    options = CudaProvider().options()
+    options = CudaProvider().options("fp32")
     assert options["use_tf32"] == "0"
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert "gpu_mem_limit" not in options
-    assert CudaProvider(tf32=True).options()["use_tf32"] == "1"
-    assert CudaProvider(memory_bytes=2**30).options()["gpu_mem_limit"] == "1073741824"
+    assert CudaProvider().options("fp16")["use_tf32"] == "1", "else no tensor core is used"
+    assert CudaProvider(tf32=True).options("fp32")["use_tf32"] == "1"
+    assert CudaProvider(memory_bytes=2**30).options("fp32")["gpu_mem_limit"] == "1073741824"
 
 
 def test_tensorrt_has_one_profile_for_all_batches(workload: Workload) -> None:
@@ -50,7 +51,8 @@ def test_tensorrt_has_one_profile_for_all_batches(workload: Workload) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "fp16", "int8"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8-symmetric", "0", "1")]
+    ("precision", "fp16", "int8"),
+    [("fp32", "False", "False"), ("fp16", "True", "False"), ("int8-symmetric", "False", "True")],
 )
 def test_tensorrt_may_use_what_the_graph_is_in(workload: Workload, precision: Precision, fp16: str, int8: str) -> None:
     options = TensorRTProvider().options(replace(workload, precision=precision), None)
@@ -87,7 +89,7 @@ def test_engines_of_different_workloads_never_share_a_folder(workload: Workload,
 def test_engines_are_kept_in_their_folder(workload: Workload, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "abc"
     options = TensorRTProvider(tmp_path / "cache").options(workload, folder)
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert options["trt_engine_cache_path"] == str(folder)
     assert options["trt_timing_cache_path"] == str(folder.parent), "timings serve every graph on this card"
 
