@@ -74,6 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
     except (BundleError, CheckpointError, EngineFailed, EngineUnavailable, LabelsError, PhotoError) as error:
         return _refuse(str(error))
     print_score(console, subject, score)
+    try:
+        _write_results(arguments, subject, score)
+    except (OSError, ValueError) as error:  # of matplotlib, for a suffix that it does not know
+        return _refuse(f"the result cannot be written: {error}")
+    return 0
+
+
+def _write_results(arguments: argparse.Namespace, subject: Subject, score: Score) -> None:
     if arguments.json:
         _write(
             arguments.json, lambda file: file.write_text(json.dumps(describe_score(subject, score), indent=2) + "\n")
@@ -83,7 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         title = f"{subject.name}: top-1 {score.top1:.1%} of {score.count:,} photos"
         _write(arguments.confusion, lambda file: draw_confusion(score, subject.labels, title, file))
-    return 0
 
 
 def open_subject(arguments: argparse.Namespace) -> Subject:

@@ -13,6 +13,11 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--architecture", choices=ARCHITECTURES, help="of a bare state_dict, where its shapes do not tell"
     )
+    parser.add_argument(
+        "--contrast-norm",
+        action="store_true",
+        help="of a bare state_dict, whose tensors do not tell",
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="lines of <class id><tab><label>, or a JSON object")
 
 
@@ -24,4 +29,9 @@ def read_weights(file: Path, arguments: argparse.Namespace) -> Checkpoint:
         LabelsError: the labels cannot be read, or leave out a class.
     """
     labels = read_labels(arguments.labels) if arguments.labels else None
-    return load_weights(file, architecture=arguments.architecture, class_names=labels)
+    return load_weights(
+        file,
+        architecture=arguments.architecture,
+        class_names=labels,
+        contrast_norm=arguments.contrast_norm or None,
+    )

@@ -74,9 +74,18 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Fold batch norm away and write the weights in `dtype`, to a temporary name and then renamed."""
+    """Fold batch norm away and write the weights in `dtype`, to a temporary name and then renamed. Equal weights and
+    classes are equal files.
+
+    Raises:
+        CheckpointError: a weight is not finite, or is too large for `dtype`.
+    """
     network = fold_batch_norm(checkpoint.network)
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"{', '.join(wrong)} would hold values that are not finite in {dtype}: the run diverged; lower --rate"
+        )
     metadata = {
         "format": FORMAT,
         "spec": json.dumps(asdict(network.spec)),
@@ -85,8 +94,19 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = tor
         "preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
     }
     partial = file.with_suffix(".partial")
-    partial.write_bytes(save(tensors, metadata))  # its own writer makes files that only their owner can read
+    partial.write_bytes(_in_order(save(tensors, metadata)))  # its own writer makes files that only their owner can read
     partial.replace(file)
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header's entries in order, which the library shuffles each time.
+
+    Source: the format's page; 8 bytes of length, little-endian, then JSON padded with spaces to a multiple of 8.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def load_checkpoint(file: Path) -> Checkpoint:

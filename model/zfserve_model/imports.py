@@ -64,7 +64,8 @@ def load_weights(
         architecture: needed only where the shapes of the convolutions do not tell.
         class_names: label by class id. A checkpoint of ours knows its class ids and looks them up; for other files
             the mapping's order is the order of the network's outputs. Without it those classes are called 0, 1, ...
-        contrast_norm: leaves no trace in a `state_dict`. By default off, and on for weights of pytorchcv.
+        contrast_norm: leaves no trace in a `state_dict`. By default as the state of a run says; else off, and on for
+            weights of pytorchcv.
         preprocessing: by default the checkpoint's own; centre crop for weights of pytorchcv; else squash.
 
     Raises:
@@ -73,14 +74,16 @@ def load_weights(
     """
     if architecture is not None and architecture not in ARCHITECTURES:
         raise CheckpointError(f"architecture {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
-    tensors, layout = _read_tensors(file)
+    tensors, layout, with_norm = _read_tensors(file)
     if layout == FORMAT:
         return _own_checkpoint(file, architecture, class_names, contrast_norm, preprocessing)
     tensors = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
     foreign = any(name.rpartition(".")[0] in PYTORCHCV_LAYERS for name in tensors)
     rename = _from_pytorchcv if foreign else _with_part
     tensors = {rename(name): tensor.float() for name, tensor in tensors.items()}
-    norm = foreign if contrast_norm is None else contrast_norm
+    if None not in (with_norm, contrast_norm) and with_norm != contrast_norm:
+        raise CheckpointError(f"{file} says whether it has a contrast norm; leave that option away")
+    norm = next((known for known in (contrast_norm, with_norm) if known is not None), foreign)
     network = Network(infer_spec(tensors, architecture, norm))
     load_tensors(network, tensors)
     ids = tuple(class_names) if class_names else tuple(str(index) for index in range(network.spec.classes))
@@ -131,11 +134,12 @@ def _first_size(tensors: Mapping[str, Tensor], names: tuple[str, ...], default: 
     return next((tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim), default)
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors by name, and the format that the file's metadata states."""
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | None]:
+    """The tensors by name, the format that the file's metadata states, and whether there is a contrast norm, where the
+    state of a training run says so."""
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
-        return tensors, metadata.get("format")
+        return tensors, metadata.get("format"), None
     if file.suffix not in SUFFIXES:
         raise CheckpointError(f"{file}: weights are read from .safetensors, .pt and .pth files only")
     if not file.is_file():
@@ -147,12 +151,21 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{file} does not hold plain tensors and is not opened otherwise, since a pickle can run any code; "
             "save `model.state_dict()` alone"
         ) from error
+    with_norm = _norm_of_plan(document)
     for key in CONTAINERS:
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
     if not isinstance(document, dict) or not document or not all(isinstance(v, Tensor) for v in document.values()):
         raise CheckpointError(f"{file} holds no state_dict: tensors by name are needed, and nothing else")
-    return {str(name): tensor for name, tensor in document.items()}, None
+    return {str(name): tensor for name, tensor in document.items()}, None, with_norm
+
+
+def _norm_of_plan(document: object) -> bool | None:
+    """Of `training.state`'s files."""
+    try:
+        return bool(document["plan"]["network"]["contrast_norm"])  # type: ignore[index]
+    except (KeyError, TypeError, IndexError):
+        return None
 
 
 def _own_checkpoint(

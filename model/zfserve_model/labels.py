@@ -23,7 +23,7 @@ def read_labels(file: Path) -> dict[str, str]:
         LabelsError: the file cannot be read or has neither form, or an id occurs twice or has no label.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # with a byte-order mark, or without
     except (OSError, UnicodeDecodeError) as error:
         raise LabelsError(f"{file} cannot be read as labels: {error}") from error
     pairs = _json_pairs(text, file) if text.lstrip().startswith("{") else _tab_pairs(text, file)

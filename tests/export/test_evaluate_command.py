@@ -113,6 +113,8 @@ def test_what_cannot_be_used_is_said_without_a_traceback(
     assert "there is no file of weights" in complaint(tmp_path / "nowhere.safetensors", "--data", photos)
     assert "no int8 artefact" in complaint(bundle.folder, "--data", photos, "--precision", "int8")
     assert "there is no folder" in complaint(bundle.folder, "--data", tmp_path / "nowhere")
+    for words in (("--confusion", tmp_path / "c.foo"), ("--json", tmp_path)):
+        assert "the result cannot be written" in complaint(bundle.folder, "--data", photos, *words)
     (photos / "val" / "c-mauve").mkdir()
     assert "no class c-mauve" in complaint(bundle.folder, "--data", photos)
     assert "--batch-size must be at least 1" in complaint(bundle.folder, "--data", photos, "--batch-size", "0")

@@ -110,3 +110,21 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
 def test_impossible_preprocessing_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"224|positive|crop"):
         Preprocessing(**wrong)  # type: ignore[arg-type]
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(5)]
+    for file in files:
+        save_checkpoint(make_checkpoint(), file)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert load_checkpoint(files[0]).labels == ("tench", "Waldhorn, französisch")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float) -> None:
+    checkpoint = make_checkpoint()
+    with torch.no_grad():
+        checkpoint.network.state_dict()["head.fc7.bias"][1] = value
+    with pytest.raises(CheckpointError, match=r"head\.fc7\.bias would hold .* not finite in torch\.float16"):
+        save_checkpoint(checkpoint, tmp_path / "weights.safetensors")
+    assert not list(tmp_path.iterdir())

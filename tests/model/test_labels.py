@@ -15,6 +15,8 @@ def test_both_forms_keep_the_order_of_the_file(text: str, tmp_path: Path) -> Non
     file = tmp_path / "labels"
     file.write_text(text)
     assert list(read_labels(file).items()) == [("n2", "French horn"), ("n1", "tench")]
+    file.write_text(text, encoding="utf-8-sig")
+    assert list(read_labels(file).items()) == [("n2", "French horn"), ("n1", "tench")]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,16 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from zfserve_model.training.dataset import DatasetError, decode_photo, decode_photos, list_photos, list_splits
+from zfserve_runtime.bundle import InputSpec
+from zfserve_runtime.images import ImageLimits, decode_image
+
+SQUASHED = InputSpec(
+    height=224, width=224, resize="squash", shorter_side=224, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+)
 
 
 def save_photo(file: Path, size: tuple[int, int] = (8, 8)) -> None:
@@ -76,3 +83,51 @@ def test_an_unreadable_photo_is_named_and_leaves_nothing_half_done(tmp_path: Pat
     with pytest.raises(DatasetError, match=r"2\.png cannot be read as an image"):
         decode_photos(list_photos(tmp_path / "photos"), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def of_mode(mode: str) -> Image.Image:
+    """224 x 224 pixels, all different, the upper half of them transparent where there is alpha."""
+    shades = np.arange(224 * 224, dtype=np.uint32).reshape(224, 224)
+    colours = np.stack([shades % 256, shades // 7 % 256, shades // 300 % 256], axis=2).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray((shades % 65_536).astype(np.uint16))
+    image = Image.fromarray(colours)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(np.where(shades < 112 * 224, 0, 255).astype(np.uint8)))
+    return image.convert(mode) if mode != "P" else image.quantize(16)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_training_sees_what_the_server_sees(mode: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"photo.{'jpg' if (mode, suffix) == ('CMYK', 'png') else suffix}"
+    image = of_mode(mode)
+    if (mode, suffix) == ("P", "png"):
+        image.save(file, transparency=3)
+    else:
+        image.save(file)
+    served = decode_image(file.read_bytes(), SQUASHED, ImageLimits()).pixels
+    np.testing.assert_array_equal(decode_photo(file), served)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_of_32_bits_are_refused_as_the_server_refuses_them(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (8, 8)).save(tmp_path / "photo.tif")
+    with pytest.raises(DatasetError, match="32-bit samples"):
+        decode_photo(tmp_path / "photo.tif")
+
+
+def test_names_that_are_no_text_and_other_spellings_of_a_folder_are_the_same_photos(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
+    assert len({list_photos(folder).fingerprint() for folder in (tmp_path, Path(os.path.relpath(tmp_path)))}) == 1
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    save_photo(tmp_path / "photos" / "a" / "1.png")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "pixels-0.v2.partial").write_bytes(bytes(100))
+    decode_photos(list_photos(tmp_path / "photos"), cache)
+    assert [file.suffix for file in cache.iterdir()] == [".u8"]

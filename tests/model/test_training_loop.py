@@ -8,7 +8,7 @@ from fakes.toy_run import CPU, ToyRun
 from torch import Tensor
 from torch.nn import functional
 from zfserve_model.networks import NetworkSpec
-from zfserve_model.training.loop import Diverged, Interrupted, pool_trunk
+from zfserve_model.training.loop import Diverged, Interrupted, Trainer, pool_trunk
 from zfserve_model.training.recipe import Stage, Step
 from zfserve_model.training.state import EpochResult, TrainingState
 from zfserve_model.training.transfer import freeze_through
@@ -165,3 +165,23 @@ def test_small_photos_fit_the_head_and_full_ones_take_the_network_itself(toy_run
         # The window of the adaptive pool at 160 pixels: 9 places become 6.
         trunk = network.trunk[:-1](images[..., :160, :160])
         assert torch.equal(pool_trunk(network, images[..., :160, :160]), functional.adaptive_max_pool2d(trunk, 6))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_epoch_that_is_killed_while_it_is_measured_is_not_trained_again(
+    toy_run: ToyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(trainer: Trainer, state: TrainingState, schedule: object) -> EpochResult:
+        raise Killed
+
+    with monkeypatch.context() as killing:
+        killing.setattr(Trainer, "_measure_epoch", measure)
+        with pytest.raises(Killed):
+            train(toy_run, toy_run.state())
+    resumed = toy_run.state()
+    resumed.load(toy_run.folder / "state.pt")
+    assert (resumed.next_step, resumed.results) == (3, [])
+    assert_same_weights(train(toy_run, resumed), train(toy_run, toy_run.state()))

@@ -3,6 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 from fakes.toy_run import ToyRun
+from zfserve_model.checkpoint import CheckpointError
+from zfserve_model.imports import load_weights
 from zfserve_model.networks import NetworkSpec
 from zfserve_model.training.recipe import Recipe, RecipeError, Stage
 from zfserve_model.training.state import EpochResult, Plan, StateError, Tally
@@ -90,3 +92,18 @@ def test_files_that_are_no_state_are_refused(content: bytes | None, toy_run: Toy
         file.write_bytes(content)
     with pytest.raises(StateError, match=r"state\.pt"):
         toy_run.state().load(file)
+
+
+def test_a_state_that_cannot_be_written_is_an_error_and_leaves_nothing(toy_run: ToyRun) -> None:
+    with pytest.raises(OSError, match="cannot be written"):
+        toy_run.state().save(toy_run.folder / "nowhere" / "state.pt")
+
+
+@pytest.mark.parametrize("contrast_norm", [False, True])
+def test_a_state_says_whether_its_network_has_a_contrast_norm(toy_run: ToyRun, contrast_norm: bool) -> None:
+    spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=8, batch_norm=True, contrast_norm=contrast_norm)
+    file = toy_run.folder / "state.pt"
+    toy_run.state(spec).save(file)
+    assert load_weights(file).network.spec.contrast_norm is contrast_norm
+    with pytest.raises(CheckpointError, match="leave that option away"):
+        load_weights(file, contrast_norm=not contrast_norm)

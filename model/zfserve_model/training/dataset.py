@@ -5,6 +5,7 @@ time into a memory-mapped file that the operating system pages in as needed.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ class PhotoFolder:
         digest = hashlib.sha256()
         for path in self.paths:
             status = path.stat()
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            digest.update(os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         return digest.hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
@@ -59,6 +60,10 @@ class Split:
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+
+
+_DECODED_AS = 2
+"""Raised when `decode_photo` makes other pixels of the same file."""
 
 
 def list_splits(folder: Path) -> tuple[PhotoFolder, PhotoFolder]:
@@ -98,19 +103,47 @@ def list_photos(folder: Path) -> PhotoFolder:
 
 
 def decode_photo(path: Path) -> npt.NDArray[np.uint8]:
-    """One photo squashed to uint8 (224, 224, 3), RGB, upright.
+    """One photo squashed to uint8 (224, 224, 3), RGB, upright; as the server decodes it (`image_codec`).
 
     Raises:
-        DatasetError: the file is not a readable image.
+        DatasetError: the file is not a readable image, or has 32 bits a sample.
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image.load()
+            upright = _to_rgb(_upright(image))
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise DatasetError(f"{path} cannot be read as an image; remove or replace it") from error
+    if upright is None:
+        raise DatasetError(f"{path} has 32-bit samples; convert it to 8 or 16 bits a channel")
     if upright.size != (INPUT_SIZE, INPUT_SIZE):
         upright = upright.resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR)
     return np.asarray(upright)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken metadata makes no picture unreadable
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image | None:
+    """Mode RGB: white behind what is transparent, the upper 8 of 16 bits. None where samples have 32."""
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image)
+        opaque = samples != image.info["transparency"] if "transparency" in image.info else None
+        image = Image.fromarray((samples >> 8).astype(np.uint8))
+        if opaque is not None:
+            image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    if image.mode in ("I", "F"):
+        return None
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(rgba, mask=rgba)
+    return page
 
 
 def decode_photos(
@@ -123,14 +156,19 @@ def decode_photos(
 
     Raises:
         DatasetError: a file is not a readable image.
+        OSError: such as a full disk.
     """
-    file = cache_dir / f"pixels-{photos.fingerprint()}.u8"
+    file = cache_dir / f"pixels-{photos.fingerprint()}.v{_DECODED_AS}.u8"
     shape = (len(photos.paths), INPUT_SIZE, INPUT_SIZE, 3)
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".partial-{os.getpid()}")
+        for left in cache_dir.glob("pixels-*.partial"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        partial = file.with_suffix(".partial")
         try:
-            pixels = np.memmap(partial, dtype=np.uint8, mode="w+", shape=shape)
+            with partial.open("wb") as opened:  # a full disk is an error here, and the end of the process in a map
+                os.posix_fallocate(opened.fileno(), 0, math.prod(shape))
+            pixels = np.memmap(partial, dtype=np.uint8, mode="r+", shape=shape)
             with ThreadPoolExecutor() as pool:
                 for index, decoded in enumerate(_map_bounded(pool, photos.paths)):
                     pixels[index] = decoded

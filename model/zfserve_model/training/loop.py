@@ -4,6 +4,7 @@ Called by `zfserve train`. One step: draw a batch, augment it on the device, one
 The state is written every few minutes, at the end of each epoch, and when the run is interrupted.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,7 +75,11 @@ class Trainer:
         try:
             while len(state.results) < schedule.epochs:
                 self._train_epoch(state, schedule, on_step)
-                state.close_epoch(self._measure_epoch(state, schedule))
+                state.save(self.save_to)  # measuring may take long
+                result = self._measure_epoch(state, schedule)
+                if not math.isfinite(result.val_loss):
+                    raise Diverged(f"the validation loss is {result.val_loss}; lower --rate and start anew")
+                state.close_epoch(result)
                 state.save(self.save_to)
                 yield state.results[-1]
         except Interrupted:

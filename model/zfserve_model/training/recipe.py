@@ -83,7 +83,7 @@ class Recipe:
                 ("label smoothing must be in [0, 1)", 0 <= self.label_smoothing < 1),
                 ("the teacher's weight must be in [0, 1]", 0 <= self.teacher_weight <= 1),
                 ("the teacher's temperature must be above 0", self.teacher_temperature > 0),
-                ("the seed must not be negative", self.seed >= 0),
+                ("the seed must be in [0, 2^32)", 0 <= self.seed < 2**32),
             )
             if not holds
         ]

@@ -122,12 +122,12 @@ def draw_curves(results: Sequence[EpochResult], file: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = [result.epoch for result in results]
     losses, shares = figure.subplots(1, 2)
-    losses.plot(epochs, [result.train_loss for result in results], label="training (augmented, all terms)")
-    losses.plot(epochs, [result.val_loss for result in results], label="validation (cross-entropy)")
+    losses.plot(epochs, [result.train_loss for result in results], marker=".", label="training (augmented, all terms)")
+    losses.plot(epochs, [result.val_loss for result in results], marker=".", label="validation (cross-entropy)")
     losses.set_ylabel("loss, nats")
-    shares.plot(epochs, [100 * result.train_top1 for result in results], label="training top-1 (augmented)")
-    shares.plot(epochs, [100 * result.val_top1 for result in results], label="validation top-1")
-    shares.plot(epochs, [100 * result.val_top5 for result in results], label="validation top-5")
+    shares.plot(epochs, [100 * result.train_top1 for result in results], marker=".", label="training top-1 (augmented)")
+    shares.plot(epochs, [100 * result.val_top1 for result in results], marker=".", label="validation top-1")
+    shares.plot(epochs, [100 * result.val_top5 for result in results], marker=".", label="validation top-5")
     shares.set_ylabel("accuracy, %")
     grown = [after for before, after in pairwise(results) if before.size != after.size]
     for axes in (losses, shares):

@@ -132,23 +132,26 @@ class TrainingState:
         self.sessions: list[dict[str, Any]] = []
 
     def save(self, file: Path) -> None:
-        """Write to a temporary name, then rename."""
+        """Write to a temporary name, then rename. Raises OSError, such as for a full disk; `file` is as it was."""
         partial = file.with_suffix(".partial")
-        torch.save(
-            {
-                "network": self.network.state_dict(),
-                "teacher_layer": self.teacher_layer.state_dict() if self.teacher_layer else None,
-                "optimiser": self.optimiser.state_dict(),
-                "next_step": self.next_step,
-                "elapsed_s": self.elapsed_s,
-                "results": [asdict(result) for result in self.results],
-                "tally": asdict(self.tally),
-                "sessions": self.sessions,
-                "plan": self.plan.document(),
-            },
-            partial,
-        )
-        partial.replace(file)
+        document = {
+            "network": self.network.state_dict(),
+            "teacher_layer": self.teacher_layer.state_dict() if self.teacher_layer else None,
+            "optimiser": self.optimiser.state_dict(),
+            "next_step": self.next_step,
+            "elapsed_s": self.elapsed_s,
+            "results": [asdict(result) for result in self.results],
+            "tally": asdict(self.tally),
+            "sessions": self.sessions,
+            "plan": self.plan.document(),
+        }
+        try:
+            torch.save(document, partial)
+            partial.replace(file)
+        except RuntimeError as error:  # torch's own, where its writer fails
+            raise OSError(f"{file} cannot be written; is the disk full?") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def load(self, file: Path) -> None:
         """Go on from where the state in `file` stands.
