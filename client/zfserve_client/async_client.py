@@ -14,19 +14,8 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve_client import results
-from zfserve_client.channel import (
-    ASK_THE_UNHEALTHY,
-    DEFAULT_ADDRESS,
-    DEFAULT_TIMEOUT_S,
-    MAX_MESSAGE_BYTES,
-    Options,
-    Priority,
-    TlsOptions,
-    call_metadata,
-    channel_options,
-    channel_target,
-    sender_metadata,
-)
+from zfserve_client.base_client import BaseClient, pause_before_retry
+from zfserve_client.channel import ASK_THE_UNHEALTHY, Options, TlsOptions
 from zfserve_client.client import IN_FLIGHT, STRONGEST
 from zfserve_client.errors import Cancelled, Overloaded, ZfserveError, translated
 from zfserve_client.requests import (
@@ -41,32 +30,13 @@ from zfserve_client.results import Classification, ModelDescription, ModelStatus
 from zfserve_client.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, traced
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """`Client` for asyncio: the same arguments, results and errors. Make it inside a running event loop."""
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        tls: TlsOptions | None = None,
-        token: str | None = None,
-        priority: Priority = "interactive",
-        client_id: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        tracer_provider: "TracerProvider | None" = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._closed = False
-        self._tracer_provider = tracer_provider
-        self._max_message_bytes = max_message_bytes
-        target = channel_target(address)
-        self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
-        options = channel_options(target, max_message_bytes, tls)
+    def _open(self, target: str, options: Options, tls: TlsOptions | None) -> None:
         self._channel = _connect(target, options, tls)
         self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)
         self._stub: VisionServiceAsyncStub = VisionServiceStub(self._channel)
@@ -84,9 +54,12 @@ class AsyncClient:
         """See `Client.classify`. A file is read in a thread."""
         request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
+        return await self._classify(request, self._within(timeout_s))
+
+    async def _classify(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Classification:
         with traced(CLASSIFY, self._tracer_provider) as trace, self._translated():
             metadata = (*self._metadata, *trace)
-            response = await self._stub.Classify(request, timeout=self._within(timeout_s), metadata=metadata)
+            response = await self._stub.Classify(request, timeout=timeout_s, metadata=metadata)
         return results.classification(response)
 
     async def classify_many(
@@ -101,24 +74,23 @@ class AsyncClient:
         in_flight: int = IN_FLIGHT,
     ) -> AsyncGenerator[Classification | ZfserveError]:
         """See `Client.classify_many`."""
-
         if in_flight < 1:
             raise ValueError("in_flight must be at least 1")
+        selector = model_selector(model, version)
 
         async def outcome(image: ImageSource) -> Classification | ZfserveError:
-            until_s = time.monotonic() + self._within(timeout_s)
-            while True:
-                left_s = max(0.0, until_s - time.monotonic())
-                try:
-                    return await self.classify(
-                        image, model=model, version=version, top_k=top_k, features=features, timeout_s=left_s
-                    )
-                except Overloaded as error:  # as in `client`
-                    if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= until_s:
-                        return error
-                    await asyncio.sleep(error.retry_after_s)
-                except ZfserveError as error:
-                    return error
+            try:
+                request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
+                request.model.MergeFrom(selector)
+                until_s = time.monotonic() + self._within(timeout_s)
+                while True:
+                    try:
+                        return await self._classify(request, max(0.0, until_s - time.monotonic()))
+                    except Overloaded as error:
+                        pause_s = pause_before_retry(error, until_s)
+                    await asyncio.sleep(pause_s)
+            except ZfserveError as error:
+                return error
 
         under_way: deque[asyncio.Task[Classification | ZfserveError]] = deque()
         try:
@@ -152,14 +124,12 @@ class AsyncClient:
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )
         request.model.MergeFrom(model_selector(model, version))
-        self._check_open()
-        with traced(PROJECT, self._tracer_provider) as trace:
+        with traced(PROJECT, self._tracer_provider) as trace, self._translated():
             metadata = (*self._metadata, *trace)
             call = self._stub.Project(request, timeout=self._within(timeout_s), metadata=metadata)
             try:
-                with self._translated():
-                    async for response in call:
-                        yield results.projection(response)
+                async for response in call:
+                    yield results.projection(response)
             finally:
                 call.cancel()
 
@@ -191,13 +161,6 @@ class AsyncClient:
                 request, timeout=self._within(timeout_s), metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    def _within(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Cancelled("the client is closed; make another", grpc.StatusCode.CANCELLED)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -14,20 +14,9 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve_client import results
-from zfserve_client.channel import (
-    ASK_THE_UNHEALTHY,
-    DEFAULT_ADDRESS,
-    DEFAULT_TIMEOUT_S,
-    MAX_MESSAGE_BYTES,
-    Options,
-    Priority,
-    TlsOptions,
-    call_metadata,
-    channel_options,
-    channel_target,
-    sender_metadata,
-)
-from zfserve_client.errors import Cancelled, Overloaded, ZfserveError, translated
+from zfserve_client.base_client import BaseClient, pause_before_retry
+from zfserve_client.channel import ASK_THE_UNHEALTHY, Options, TlsOptions
+from zfserve_client.errors import Overloaded, ZfserveError, translated
 from zfserve_client.requests import (
     ImageSource,
     PictureFormat,
@@ -40,7 +29,7 @@ from zfserve_client.results import Classification, ModelDescription, ModelStatus
 from zfserve_client.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, CallSpan, traced
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    pass
 
 STRONGEST = 9
 """How many maps `project` returns unless told."""
@@ -51,7 +40,7 @@ IN_FLIGHT = 16
 _Call: TypeAlias = "grpc.Future[zfserve_pb2.ClassifyResponse]"
 
 
-class Client:
+class Client(BaseClient):
     """Calls a zfserve service. Safe to share between threads; close it, or use it in a `with`.
 
     Args:
@@ -71,25 +60,7 @@ class Client:
     times, within its time.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        tls: TlsOptions | None = None,
-        token: str | None = None,
-        priority: Priority = "interactive",
-        client_id: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        tracer_provider: "TracerProvider | None" = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._closed = False
-        self._tracer_provider = tracer_provider
-        self._max_message_bytes = max_message_bytes
-        target = channel_target(address)
-        self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
-        options = channel_options(target, max_message_bytes, tls)
+    def _open(self, target: str, options: Options, tls: TlsOptions | None) -> None:
         self._channel = _connect(target, options, tls)
         self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)
         self._stub = VisionServiceStub(self._channel)
@@ -177,13 +148,6 @@ class Client:
         call.add_done_callback(lambda done: span.end(cast("grpc.Call", done).code()))
         return call
 
-    def _within(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Cancelled("the client is closed; make another", grpc.StatusCode.CANCELLED)
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         self._check_open()
@@ -221,13 +185,11 @@ class Client:
         return self._projections(request, self._within(timeout_s))
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
-        self._check_open()
-        with traced(PROJECT, self._tracer_provider) as trace:
+        with traced(PROJECT, self._tracer_provider) as trace, self._translated():
             call = self._stub.Project(request, timeout=timeout_s, metadata=(*self._metadata, *trace))
             try:
-                with self._translated():
-                    for response in call:
-                        yield results.projection(response)
+                for response in call:
+                    yield results.projection(response)
             finally:
                 call.cancel()
 
@@ -292,20 +254,17 @@ class _Attempts:
         self._current = call(timeout_s)
 
     def outcome(self) -> Classification | ZfserveError:
-        while True:
-            try:
-                with translated():
-                    return results.classification(self._current.result())
-            except Overloaded as error:
-                if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= self._until_s:
-                    return error
-                time.sleep(error.retry_after_s)
-            except ZfserveError as error:
-                return error
-            try:
+        try:
+            while True:
+                try:
+                    with translated():
+                        return results.classification(self._current.result())
+                except Overloaded as error:
+                    pause_s = pause_before_retry(error, self._until_s)
+                time.sleep(pause_s)
                 self._current = self._call(max(0.0, self._until_s - time.monotonic()))
-            except ZfserveError as error:
-                return error
+        except ZfserveError as error:
+            return error
 
     def cancel(self) -> None:
         self._current.cancel()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -72,10 +73,9 @@ def main() -> int:
 
 def check_names(photos: list[Path], output: Path) -> None:
     """Raises ValueError where what is written of one photo would replace another, or a photo itself."""
-    stems = [photo.stem for photo in photos]
-    twice = next((photo for photo in photos if stems.count(photo.stem) > 1), None)
-    if twice is not None:
-        raise ValueError(f"there are several photos called {twice.stem}; give each a name of its own")
+    for stem, count in Counter(photo.stem for photo in photos).items():
+        if count > 1:
+            raise ValueError(f"there are several photos called {stem}; give each a name of its own")
     if any(photo.parent.resolve() == output.resolve() for photo in photos):
         raise ValueError(f"the photos lie in {output}; give another folder with --output")
 

@@ -62,34 +62,42 @@ def run(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return UNUSABLE
-    saved: list[SavedProjection] = []
     try:
-        with client, closing(_projections(client, arguments, messages)) as projections:
-            for projection in projections:
-                with _saving():
-                    saved.append(save_projection(projection, arguments.layer, arguments.save))
-                if arguments.json:
-                    sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
+        with client:
+            saved = _save_each(client, arguments, messages)
+        _sum_up(saved, arguments, messages)
     except ZfserveError as error:
         messages.print(f"[red]error:[/] {escape(explain(error, arguments))}", soft_wrap=True)
         return exit_status(error)
     except _NotSaved as error:
         messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return FAILED
+    return OK
+
+
+def _save_each(client: Client, arguments: argparse.Namespace, messages: Console) -> list[SavedProjection]:
+    """Every projection as it comes, saved where that is wanted, and told as JSON where that is."""
+    saved: list[SavedProjection] = []
+    with closing(_projections(client, arguments, messages)) as projections:
+        for projection in projections:
+            with _saving():
+                saved.append(save_projection(projection, arguments.layer, arguments.save))
+            if arguments.json:
+                sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
+    return saved
+
+
+def _sum_up(saved: list[SavedProjection], arguments: argparse.Namespace, messages: Console) -> None:
+    title = f"{arguments.layer} of {arguments.photo.name}"
     if not arguments.json:
-        Console().print(projection_table(saved, f"{arguments.layer} of {arguments.photo.name}"))
+        Console().print(projection_table(saved, title))
     if arguments.save:
         sheet = arguments.save / f"{arguments.layer}-sheet.png"
-        try:
-            with _saving():
-                save_sheet([entry.projection for entry in saved], f"{arguments.layer} of {arguments.photo.name}", sheet)
-        except _NotSaved as error:
-            messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-            return FAILED
+        with _saving():
+            save_sheet([entry.projection for entry in saved], title, sheet)
         messages.print(
             f"{len(saved)} projections with their patches, and all of them on {escape(str(sheet))}", soft_wrap=True
         )
-    return OK
 
 
 class _NotSaved(Exception):
