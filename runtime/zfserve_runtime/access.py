@@ -63,12 +63,7 @@ class Access:
         serve = behaviour_of(handler)
 
         async def all_of(requests: Any, context: Context) -> Any:
-            async def permitted() -> AsyncIterator[Any]:
-                async for request in requests:
-                    self.admit(method, context)  # who may no longer call hears of it at the next request
-                    yield request
-
-            return permitted()
+            return self._permitted(requests, method, context)
 
         read = all_of if handler.request_streaming else _only
 
@@ -82,6 +77,12 @@ class Access:
 
         guarded = stream if handler.response_streaming else answer
         return wrapped(handler, guarded, handler.request_deserializer, request_streaming=True)
+
+    async def _permitted(self, requests: Any, method: str, context: Context) -> AsyncIterator[Any]:
+        """Each request as it comes: who may no longer call hears of it at the next."""
+        async for request in requests:
+            self.admit(method, context)
+            yield request
 
     def admit(self, method: str, context: Context) -> Caller:
         """The caller of `method`.

@@ -3,6 +3,7 @@
 import asyncio
 
 from zfserve_runtime.errors import ShuttingDown
+from zfserve_runtime.under_way import UnderWay
 
 _LINGER_S = 0.2
 _LOOKS = 10
@@ -13,13 +14,12 @@ class Gate:
     """Counts the calls that are under way and, once closed, lets no more in."""
 
     def __init__(self) -> None:
-        self._under_way = 0
+        self._under_way = UnderWay()
         self._closed = False
         self._came = False  # to a closed gate, of late
-        self._empty = asyncio.Event()
 
     def enter(self) -> None:
-        self._under_way += 1
+        self._under_way.add(1)
 
     def check(self) -> None:
         """Raises ShuttingDown where it is closed."""
@@ -28,19 +28,15 @@ class Gate:
             raise ShuttingDown("the service is shutting down; try another instance, or again shortly")
 
     def leave(self) -> None:
-        self._under_way -= 1
-        if self._closed and not self._under_way:
-            self._empty.set()
+        self._under_way.add(-1)
 
     def close(self) -> None:
         self._closed = True
-        self._came = self._under_way > 0  # where some are served others may be on their way
+        self._came = self._under_way.count > 0  # where some are served others may be on their way
 
     async def quiet(self) -> None:
         for _ in range(_LOOKS):
-            while self._under_way:
-                self._empty.clear()
-                await self._empty.wait()
+            await self._under_way.ended()
             if not self._came:
                 return
             self._came = False

@@ -85,12 +85,9 @@ class ModelFolders:
             if here:
                 self._held.add(folder)
             elif folder not in self._held:
-                why = self._unseen.get(folder)
-                raise BundleError(
-                    f"there is no bundle at {folder}; `zfserve export` writes one"
-                    if why is None
-                    else f"the folder {folder} cannot be read: {why}"
-                )
+                if folder in self._unseen:
+                    raise BundleError(f"the folder {folder} cannot be read: {self._unseen[folder]}")
+                raise BundleError(f"there is no bundle at {folder}; `zfserve export` writes one")
             else:
                 self._unseen.setdefault(folder, "there is no bundle any more")
             found += sorted(sorted(here, key=_newness, reverse=True), key=lambda version: version.name)
@@ -134,7 +131,7 @@ class ModelFolders:
             return []
         except OSError as error:
             self._miss(folder, error)
-            return sorted({known for known in self._before if known.parent == folder})
+            return sorted(known for known in self._before if known.parent == folder)
 
     def _miss(self, folder: Path, error: OSError) -> None:
         self._unseen[folder] = error.strerror or type(error).__name__

@@ -11,11 +11,11 @@ them all. A request is taken on if
 Called by the services for every request.
 """
 
-import asyncio
 from types import TracebackType
 
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import Overloaded
+from zfserve_runtime.under_way import UnderWay
 
 from zfserve_server.pace import Pace
 from zfserve_server.senders import NOBODY, Priority, Sender
@@ -38,22 +38,18 @@ class Admission:
     def __init__(self, limit: int, pace: Pace) -> None:
         self.limit = limit
         self._pace = pace
-        self._accepted = 0
+        self._accepted = UnderWay()
         self._held: dict[Priority, dict[str, int]] = {priority: {} for priority in Priority}  # by client
-        self._empty = asyncio.Event()
-        self._empty.set()
         self._bulk = 0
 
     @property
     def accepted(self) -> int:
         """Images accepted and not yet answered."""
-        return self._accepted
+        return self._accepted.count
 
     async def emptied(self) -> None:
         """Wait until nothing that was accepted is unanswered."""
-        while self._accepted:
-            self._empty.clear()
-            await self._empty.wait()
+        await self._accepted.ended()
 
     def admit(self, sender: Sender = NOBODY, deadline: Deadline = NO_DEADLINE, rows: int = 1) -> "_Places":
         """Hold places for `rows` images until the block ends.
@@ -62,12 +58,12 @@ class Admission:
             Overloaded: there is no place, or the answer would come too late; says when it may be tried again.
         """
         held = self._held[sender.priority].get(sender.client, 0)
-        free = self.limit - self._accepted
+        free = self.limit - self.accepted
         bulk = self._bulk if sender.priority is Priority.BULK else 0
         pace = self._pace
-        finish_s = pace.finish_s(self._ahead(sender, held), rows) if self._accepted else pace.overdue_s()
+        finish_s = pace.finish_s(self._ahead(sender, held), rows) if self.accepted else pace.overdue_s()
         if rows > free or held >= CLIENT_SHARE * free or bulk >= free:
-            raise _overloaded(f"{self._accepted} images are waiting already", finish_s)
+            raise _overloaded(f"{self.accepted} images are waiting already", finish_s)
         remaining_s = deadline.remaining_s()
         if remaining_s is not None and finish_s > remaining_s and pace.measured:
             raise _overloaded(
@@ -84,15 +80,13 @@ class Admission:
         ahead = (held + 1) * clients - 1
         if sender.priority is Priority.INTERACTIVE:
             return ahead + min(self._bulk, (ahead + 1) // (BULK_EVERY - 1))
-        turns, under_way = (BULK_EVERY - 1) * (ahead + 1), self._accepted - self._bulk
+        turns, under_way = (BULK_EVERY - 1) * (ahead + 1), self.accepted - self._bulk
         # More than a batch is a crowd, and others will follow them.
         return ahead + (turns if under_way > self._pace.rows else min(under_way, turns))
 
     def _hold(self, sender: Sender, rows: int) -> None:
         """Or give up, where `rows` is negative."""
-        self._accepted += rows
-        if not self._accepted:
-            self._empty.set()
+        self._accepted.add(rows)
         if sender.priority is Priority.BULK:
             self._bulk += rows
         held = self._held[sender.priority]

@@ -31,7 +31,8 @@ from zfserve_runtime.images import ImageLimits
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import host_and_port, open_port
-from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.model_folders import by_model
 from zfserve_runtime.tls import ClientTlsFiles
 from zfserve_runtime.tracing import open_tracing

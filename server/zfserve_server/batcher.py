@@ -30,6 +30,7 @@ CLOSING_S = 5.0
 ENGINE_TIMEOUT_S = 30.0
 
 EARLY_S = 0.05
+"""By which a client's cancellation at its deadline may be ahead of our clock."""
 
 
 class Batcher:
@@ -107,7 +108,7 @@ class Batcher:
         try:
             return await future
         except asyncio.CancelledError:
-            # gRPC cancels a call by its deadline, and the client may by its own clock, a little earlier.
+            # gRPC cancels a call at its deadline.
             if self._line.withdraw(entry) and deadline.expired(EARLY_S):
                 self._metrics.queue_expired.inc()
             raise

@@ -38,7 +38,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 STREAM_DEPTH = 32
 """Requests of one stream that are served at once; the next is read when the first has been answered."""
 
-
 NEWEST = "-1"
 """A version as Triton's clients may name the newest."""
 
@@ -146,7 +145,6 @@ class InferenceService(GRPCInferenceServiceServicer):
         deadline = Deadline.of(context)
         begun: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_DEPTH)
-
         fault: DecodeError | ServiceError | None = None
 
         async def read() -> None:

@@ -1,6 +1,5 @@
 """One version of a model, ready to answer, and what the protocol says of it. Built by `app`, used by the services."""
 
-import asyncio
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,30 +8,11 @@ import numpy.typing as npt
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.metrics import ModelMetrics
+from zfserve_runtime.under_way import UnderWay
 
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
 from zfserve_server.engine_choice import EngineChoice
-
-
-class InUse:
-    """Counts the blocks that are in it."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._changed = asyncio.Event()
-
-    def __enter__(self) -> None:
-        self._count += 1
-
-    def __exit__(self, *exception: object) -> None:
-        self._count -= 1
-        self._changed.set()
-
-    async def ended(self) -> None:
-        while self._count:
-            self._changed.clear()
-            await self._changed.wait()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +32,7 @@ class ServedModel:
     admission: Admission
     metrics: ModelMetrics
     startup_s: float
-    projecting: InUse = field(default_factory=InUse)
+    projecting: UnderWay = field(default_factory=UnderWay)
 
     async def close(self) -> None:
         """Once nobody finds it any more: answer what was accepted, then close the engines."""

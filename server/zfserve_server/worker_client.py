@@ -39,6 +39,9 @@ _RETRY_AFTER_S = 2.0
 _PAUSE_S = 1.0
 """Between two questions to a worker that is up and does not answer them, or lacks the weights that are asked for."""
 
+_LOOK_S = 0.1
+"""Between two looks at the state of the channel."""
+
 _RENEW_S = 60.0
 """Between two looks for a new channel, while there is a worker; else they come every `_PAUSE_S`."""
 
@@ -90,8 +93,6 @@ class WorkerClient:
         fresh_s: float = _FRESH_S,
         renewed: Callable[[bool], grpc.aio.Channel | None] = lambda fresh: None,
     ) -> None:
-        self._down = asyncio.Event()
-        self._without_s: float  # a worker since then, at least
         self._use(channel)
         self._fresh_s = fresh_s
         self._metrics = metrics
@@ -101,7 +102,8 @@ class WorkerClient:
         self._renew_s = renew_s
         self._renewed = renewed
         self._served: frozenset[str] = frozenset()
-        self._up = False  # whether any worker serves
+        self._down = asyncio.Event()  # set while no worker serves
+        self._down.set()
         self._held: frozenset[str] = frozenset()  # by the worker that answered last
         self._asking = asyncio.Lock()
         self._lacking = asyncio.Event()  # set while the worker is up and lacks what is served
@@ -113,6 +115,10 @@ class WorkerClient:
     @property
     def ready(self) -> bool:
         return self._pairing is Pairing.READY
+
+    @property
+    def _up(self) -> bool:
+        return not self._down.is_set()
 
     def holds(self, fingerprint: str) -> bool:
         """Whether the worker can project that network."""
@@ -149,7 +155,7 @@ class WorkerClient:
 
     def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
-        self._without_s = time.monotonic()
+        self._lost_s = time.monotonic()  # when the last worker went, or this channel was opened
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
 
     async def _follow(self, channel: grpc.aio.Channel) -> None:
@@ -167,12 +173,14 @@ class WorkerClient:
             elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 self._be(up=False)
             # Else it connects, as a worker asks it to now and then: calls wait for that, and nothing has changed.
-            await channel.wait_for_state_change(state)
+            # gRPC's own wait cannot be cancelled: it ends with the channel, in a loop that may be closed by then.
+            while channel.get_state(try_to_connect=True) is state:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_S)
 
     def _is_stale(self) -> bool:
         """Whether the channel has found nobody for long."""
         failing = self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
-        return failing and time.monotonic() - self._without_s >= self._fresh_s
+        return failing and time.monotonic() - self._lost_s >= self._fresh_s
 
     async def _until_next_look(self) -> None:
         if not self._up:
@@ -184,8 +192,7 @@ class WorkerClient:
 
     def _be(self, up: bool) -> None:
         if up or self._up:
-            self._without_s = time.monotonic()
-        self._up = up
+            self._lost_s = time.monotonic()
         (self._down.clear if up else self._down.set)()
         self._settle()
 

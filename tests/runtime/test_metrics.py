@@ -5,8 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from zfserve_runtime import metrics
-from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime import metrics_endpoint
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics_endpoint import MetricsEndpoint
 
 
 def scrape(port: int) -> str:
@@ -75,11 +76,11 @@ def test_a_closed_endpoint_is_gone_and_a_taken_port_is_an_error() -> None:
 
 
 def test_connections_that_say_nothing_are_few_and_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics._Handler, "timeout", 0.2)
+    monkeypatch.setattr(metrics_endpoint._Handler, "timeout", 0.2)
     with MetricsEndpoint(Metrics(), port=0, address="localhost") as endpoint, ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("localhost", endpoint.port), timeout=30))
-            for _ in range(metrics.MOST_SCRAPES + 1)
+            for _ in range(metrics_endpoint.MOST_SCRAPES + 1)
         ]
         for each in silent:
             assert each.recv(1) == b"", "closed by the server: the last at once, the others after a while"

@@ -14,7 +14,8 @@ from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_an
 from zfserve_runtime.intercepting_server import InterceptingServer
 from zfserve_runtime.lifecycle import StopRequest, drain
 from zfserve_runtime.listening import LOOPBACK, open_port
-from zfserve_runtime.metrics import Metrics, MetricsEndpoint
+from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.model_folders import ModelFolders
 from zfserve_runtime.tls import TlsFiles
 from zfserve_runtime.tracing import open_tracing

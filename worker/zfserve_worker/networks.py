@@ -145,7 +145,7 @@ class Networks:
         self._make_room()
 
     def _room(self) -> int:
-        return (len(self._announced) or max(1, len(by_model(self._found)))) + self._spare
+        return (len(self._announced) or max(1, len({found.name for found in self._found}))) + self._spare
 
     def _make_room(self) -> None:
         while len(self._held) > self._room():
