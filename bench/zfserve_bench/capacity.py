@@ -15,7 +15,7 @@ from zfserve_bench.findings import Finding, Quantity, Report
 from zfserve_bench.fleet import address_of, running_fleet
 from zfserve_bench.load import LoadGenerator, Order
 from zfserve_bench.startup import await_projection, resident_bytes, worker_pid
-from zfserve_bench.subject import Subject, available, jpeg
+from zfserve_bench.subject import HEIGHT, WIDTH, Subject, available, jpeg_files
 from zfserve_bench.throughput import whole_bursts
 
 IMAGES_PER_HOUR = (1_000, 100_000, 10_000_000)
@@ -42,7 +42,6 @@ CPUS_A_NODE = 15
 
 CLIENTS_A_REPLICA = 16
 MAPS = 9
-WIDTH, HEIGHT, QUALITY = 500, 375, 92
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _row(needed: Plan) -> Finding:
 
 
 def _measure(subject: Subject) -> Measured:
-    images = [pb.Image(encoded=jpeg(photo, WIDTH, HEIGHT, QUALITY)) for photo in subject.photos]
+    images = [pb.Image(encoded=file) for file in jpeg_files(subject)]
     requests = [pb.ClassifyRequest(image=image).SerializeToString() for image in images]
     images_per_s = _classified_per_s(subject, requests)
     folder = subject.scratch("capacity-projections")

@@ -11,15 +11,11 @@ from zfserve_runtime.images import ImageLimits, decode_image
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.rounds import alternate, median_ratio
-from zfserve_bench.subject import Subject, jpeg
+from zfserve_bench.subject import HEIGHT, QUALITY, WIDTH, Subject, jpeg_files
 
 MOST_CPU = Limit("at most", 2.5)
 """Milliseconds of one core."""
 
-WIDTH, HEIGHT = 500, 375
-"""As most of ImageNet's photos."""
-
-QUALITY = 92
 REPEATS = 20
 """Of each photo in a round: the clock of CPU time may tick in whole milliseconds."""
 
@@ -29,7 +25,7 @@ def measure_decode(subject: Subject) -> Report:
     if not subject.photos:
         return Report(title, "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
     spec, limits, effort = subject.bundle.manifest.input, ImageLimits(), subject.effort
-    files = [jpeg(photo, WIDTH, HEIGHT, QUALITY) for photo in subject.photos]
+    files = jpeg_files(subject)
 
     def plain(file: bytes) -> object:
         with Image.open(io.BytesIO(file)) as opened:

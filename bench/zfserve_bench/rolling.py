@@ -13,7 +13,7 @@ from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.fleet import Replica, address_of, running_fleet
 from zfserve_bench.load import LoadGenerator, Order
 from zfserve_bench.steady import Kind, Record, SteadyLoad, tally
-from zfserve_bench.subject import Subject, available, noise, raw_request
+from zfserve_bench.subject import Effort, Subject, available, noise, raw_request
 
 REPLICAS = 3
 
@@ -50,29 +50,31 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
         with LoadGenerator(address_of(replicas), requests, folder) as generator:
             per_s = min(MOST_PER_S, SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s)
         with SteadyLoad(address_of(replicas), {Kind.RAW: requests}, {Kind.RAW: per_s}, folder) as load:
-            restarts = [
-                restart(replica, subject.effort.round_s) for _ in range(subject.effort.rounds) for replica in replicas
-            ]
+            restarts = restart_in_turn(replicas, subject.effort)
             records = load.finish()
         again = sum(earlier_attempts(start.log.read_text()) for replica in replicas for start in replica.starts)
-    return Report(
+    return describe(
         f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls a second",
-        "otherwise",
-        "figure",
-        tuple(find(records, restarts, again, subject.effort.judged)),
-        (
-            f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
-            "The next one waits until this one is called again, as `minReadySeconds` has Kubernetes wait.",
-            f"The load is at most {SHARE_OF_CAPACITY:.0%} of what all do at best, sent at a steady rate whatever comes "
-            "back, through one channel with the options of `zfserve_client.Client`.",
-            f"Calls: {tally(records)}.",
-            "Tried again: calls that servers saw for a second time, by the channel's retry policy.",
-        ),
-        measured="during a restart",
+        find(records, restarts, again, subject.effort.judged),
+        f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
+        "The next one waits until this one is called again, as `minReadySeconds` has Kubernetes wait.",
+        f"The load is at most {SHARE_OF_CAPACITY:.0%} of what all do at best, sent at a steady rate whatever comes "
+        "back, through one channel with the options of `zfserve_client.Client`.",
+        f"Calls: {tally(records)}.",
+        "Tried again: calls that servers saw for a second time, by the channel's retry policy.",
     )
 
 
-def restart(replica: Replica, pause_s: float) -> Restart:
+def describe(title: str, findings: Sequence[Finding], *notes: str) -> Report:
+    return Report(title, "otherwise", "figure", tuple(findings), notes, measured="during a restart")
+
+
+def restart_in_turn(replicas: Sequence[Replica], effort: Effort) -> list[Restart]:
+    """Each of them, as often as there are rounds. Raises ServiceFailed."""
+    return [_restart(replica, effort.round_s) for _ in range(effort.rounds) for replica in replicas]
+
+
+def _restart(replica: Replica, pause_s: float) -> Restart:
     """Stop, start, wait until calls come again, and let all rest for a while. Raises ServiceFailed."""
     asked_s = time.monotonic()
     replica.stop()

@@ -6,11 +6,10 @@ from zfserve_client.service_process import running_service
 
 from zfserve_bench.findings import Report
 from zfserve_bench.fleet import address_of, running_workers
-from zfserve_bench.rolling import earlier_attempts, find, restart
-from zfserve_bench.soak import projection_requests
+from zfserve_bench.rolling import describe, earlier_attempts, find, restart_in_turn
 from zfserve_bench.startup import await_projection
 from zfserve_bench.steady import Kind, SteadyLoad, tally
-from zfserve_bench.subject import Subject, available
+from zfserve_bench.subject import Subject, available, jpeg_files, projection_requests
 
 WORKERS = 2
 """The fewest that a Deployment of the manifests has."""
@@ -29,23 +28,16 @@ def measure_rolling_workers(subject: Subject, count: int = WORKERS, per_s: float
         with running_service(subject.bundle.folder, subject.scratch("rolling-workers-server"), *flags) as service:
             with grpc.insecure_channel(service.address) as channel:
                 await_projection(channel)
-            requests = {Kind.PROJECT: projection_requests(subject)}
+            requests = {Kind.PROJECT: projection_requests(subject, jpeg_files(subject))}
             with SteadyLoad(service.address, requests, {Kind.PROJECT: per_s}, folder) as load:
-                restarts = [
-                    restart(worker, subject.effort.round_s) for _ in range(subject.effort.rounds) for worker in workers
-                ]
+                restarts = restart_in_turn(workers, subject.effort)
                 records = load.finish()
             again = earlier_attempts(service.log.read_text())
-    return Report(
+    return describe(
         f"Rolling restart of workers: {count} workers of one server, {per_s:g} projections a second",
-        "otherwise",
-        "figure",
-        tuple(find(records, restarts, again, subject.effort.judged)),
-        (
-            f"{len(restarts)} restarts, one worker at a time: SIGTERM, drain, and a new process on the same port. The "
-            "next one waits until this one is called again.",
-            f"Calls: {tally(records)}.",
-            "Tried again: calls that the server saw for a second time, by the client's retry policy.",
-        ),
-        measured="during a restart",
+        find(records, restarts, again, subject.effort.judged),
+        f"{len(restarts)} restarts, one worker at a time: SIGTERM, drain, and a new process on the same port. The next "
+        "one waits until this one is called again.",
+        f"Calls: {tally(records)}.",
+        "Tried again: calls that the server saw for a second time, by the client's retry policy.",
     )

@@ -22,7 +22,7 @@ from zfserve_bench.fleet import LOOK_S
 from zfserve_bench.load import LoadGenerator, Order
 from zfserve_bench.startup import await_projection, status_number, worker_pid
 from zfserve_bench.steady import Kind, Record, SteadyLoad, tally
-from zfserve_bench.subject import Subject, jpeg, noise, raw_request
+from zfserve_bench.subject import Subject, jpeg_files, noise, projection_requests, raw_request
 
 RATES = {
     Kind.RAW: 10.0,
@@ -46,7 +46,6 @@ MOST_GROWTH = Limit("at most", 0.2)
 """MB a minute over the last half: some 120 bytes a call."""
 
 NO_MORE = Limit("at most", 0)
-WIDTH, HEIGHT, QUALITY = 500, 375, 92
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -104,28 +103,15 @@ def _rates(service: ServiceProcess, requests: dict[Kind, list[bytes]], folder: P
 
 
 def _requests(subject: Subject) -> dict[Kind, list[bytes]]:
-    files = photo_files(subject)
+    files = jpeg_files(subject)
     images = [pb.Image(encoded=file) for file in files]
     return {
         Kind.RAW: [raw_request(image) for image in noise(subject.bundle.manifest.input)],
         Kind.JPEG: [pb.ClassifyRequest(image=image).SerializeToString() for image in images],
-        Kind.PROJECT: projection_requests(subject),
+        Kind.PROJECT: projection_requests(subject, files),
         # A photo that breaks off before its size is told.
         Kind.BAD_INPUT: [pb.ClassifyRequest(image=pb.Image(encoded=file[:100])).SerializeToString() for file in files],
     }
-
-
-def photo_files(subject: Subject) -> list[bytes]:
-    return [jpeg(photo, WIDTH, HEIGHT, QUALITY) for photo in subject.photos]
-
-
-def projection_requests(subject: Subject) -> list[bytes]:
-    """Serialised, of the two strongest maps of the highest layer, for each photo."""
-    highest = subject.bundle.manifest.layers[-1].name
-    return [
-        pb.ProjectRequest(image=pb.Image(encoded=file), layer=highest, strongest=2).SerializeToString()
-        for file in photo_files(subject)
-    ]
 
 
 def _watch(

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,22 @@ def raw_request(pixels: npt.NDArray[np.uint8]) -> bytes:
     height, width, _ = pixels.shape
     raw = pb.RawPixels(width=width, height=height, data=pixels.tobytes())
     return pb.ClassifyRequest(image=pb.Image(raw=raw)).SerializeToString()
+
+
+WIDTH, HEIGHT, QUALITY = 500, 375, 92
+"""Of JPEG files that are sent or decoded: the size of most of ImageNet's photos."""
+
+
+def jpeg_files(subject: Subject) -> list[bytes]:
+    """Its photos as files of just that size."""
+    return [jpeg(photo, WIDTH, HEIGHT, QUALITY) for photo in subject.photos]
+
+
+def projection_requests(subject: Subject, files: Iterable[bytes]) -> list[bytes]:
+    """Serialised `ProjectRequest`s of the two strongest maps of the highest layer, one for each image file."""
+    highest = subject.bundle.manifest.layers[-1].name
+    requests = (pb.ProjectRequest(image=pb.Image(encoded=file), layer=highest, strongest=2) for file in files)
+    return [request.SerializeToString() for request in requests]
 
 
 def jpeg(photo: Path, width: int, height: int, quality: int) -> bytes:

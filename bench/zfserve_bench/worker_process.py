@@ -1,15 +1,13 @@
 """`zfserve worker` as a process of its own, joined over TCP."""
 
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zfserve_client.service_process import ServiceProcess, await_ready, confine, end
+from zfserve_client.service_process import ServiceProcess, running_process
 
 PROJECT = "/zfserve.worker.v1.WorkerService/Project"
 
@@ -31,18 +29,10 @@ def running_worker(
     log = folder / "worker.log"
     places = ("--listen", f"127.0.0.1:{port}", "--metrics-port", "0", "--log-format", "json")
     command = [sys.executable, "-m", "zfserve_worker", "--model", str(model), *places, *flags]
-    with log.open("wb") as output:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    confine(process, cpus)
-    try:
-        await_ready(lambda: _said(log) is not None, process, log)
-        starting_s = time.perf_counter() - began
+    with running_process(command, log, lambda: _said(log) is not None, cpus) as (pid, starting_s):
         said = _said(log)
         assert said is not None
-        yield ServiceProcess(process.pid, said["address"], f"127.0.0.1:{said['metrics_port']}", starting_s, log)
-    finally:
-        end(process)
+        yield ServiceProcess(pid, said["address"], f"127.0.0.1:{said['metrics_port']}", starting_s, log)
 
 
 def _said(log: Path) -> dict[str, Any] | None:

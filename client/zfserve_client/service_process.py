@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,29 +60,42 @@ def running_service(
     ready.unlink(missing_ok=True)
     places = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--ready-file", str(ready))
     command = [*_COMMAND, "serve", "--model", str(model), *places, *flags]
+    try:
+        with running_process(command, log, ready.exists, cpus) as (pid, starting_s):
+            ports = json.loads(ready.read_text())
+            port, metrics_port = (f"127.0.0.1:{ports[name]}" for name in ("port", "metrics_port"))
+            yield ServiceProcess(pid, port, metrics_port, starting_s, log)
+    finally:
+        ready.unlink(missing_ok=True)
+
+
+@contextmanager
+def running_process(
+    command: Sequence[str], log: Path, is_ready: Callable[[], bool], cpus: Collection[int] | None = None
+) -> Iterator[tuple[int, float]]:
+    """Its id, and the seconds that it took to be ready; SIGTERM when the block ends, and killed if that does not help.
+
+    Args:
+        log: gets its output.
+        cpus: the only ones it may use; None for all that this process may.
+
+    Raises:
+        ServiceFailed: it ended first, or needed too long.
+    """
     with log.open("wb") as output:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment())
     confine(process, cpus)
     try:
-        await_ready(ready.exists, process, log)
-        starting_s = time.perf_counter() - began
-        ports = json.loads(ready.read_text())
-        port, metrics_port = (f"127.0.0.1:{ports[name]}" for name in ("port", "metrics_port"))
-        yield ServiceProcess(process.pid, port, metrics_port, starting_s, log)
+        _await_ready(is_ready, process, log)
+        yield process.pid, time.perf_counter() - began
     finally:
-        end(process)
-        ready.unlink(missing_ok=True)
-
-
-def end(process: "subprocess.Popen[Any]") -> None:
-    """SIGTERM, and wait until it has ended; kill one that does not."""
-    process.terminate()
-    try:
-        process.wait(STOPPING_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        process.terminate()
+        try:
+            process.wait(STOPPING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def confine(process: "subprocess.Popen[Any]", cpus: Collection[int] | None) -> None:
@@ -102,8 +115,7 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ZFSERVE_")}
 
 
-def await_ready(is_ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Raises ServiceFailed where the process ends first, or needs too long."""
+def _await_ready(is_ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + STARTING_S
     while not is_ready():
         try:
