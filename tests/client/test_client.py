@@ -1,9 +1,7 @@
 """Both clients against a fake service: every test with `ask` runs for each."""
 
 import asyncio
-import threading
-from contextlib import aclosing, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,124 +174,20 @@ def test_a_deadline(ask: Ask, address: str, service: FakeVisionService) -> None:
         ask(address, "classify", b"1", timeout_s=0)
 
 
-def test_many_in_order_with_a_failure_in_its_place(
-    ask: Ask, address: str, service: FakeVisionService, tmp_path: Path
-) -> None:
-    photos = [bytes(length) for length in range(1, 10)]
-    answers = ask(address, "classify_many", [*photos, tmp_path / "none.jpg", b"123"], in_flight=4)
-    assert [getattr(answer, "image_reference", None) for answer in answers] == [
-        *(ImageReference(f"ref-{length}") for length in range(1, 10)),
-        None,
-        ImageReference("ref-3"),
-    ]
-    assert isinstance(answers[9], InvalidInput)
-    assert service.most_at_once <= 4
+def test_retries_go_on_where_a_server_paces_its_client(address: str, service: FakeVisionService) -> None:
+    paced = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)
 
-
-def test_many_are_sent_again_when_a_busy_server_says(ask: Ask, address: str, service: FakeVisionService) -> None:
-    busy = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.01, pushback_ms=-1)
-    service.failures = [busy] * 7
-    answers = ask(address, "classify_many", [b"1", b"22", b"333"])
-    assert [answer.image_reference for answer in answers] == [ImageReference(f"ref-{length}") for length in (1, 2, 3)]
-    assert len(service.classify_requests) == 10
-    service.failures = [replace(busy, retry_after_s=60.0)]
-    (refused,) = ask(address, "classify_many", [b"1"], timeout_s=5.0)
-    assert isinstance(refused, Overloaded), "there is no time left then"
-
-
-def test_retries_go_on_where_a_server_paces_its_client(ask: Ask, address: str, service: FakeVisionService) -> None:
     async def many() -> None:
         async with AsyncClient(address) as client:
             for _ in range(150):
-                service.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)]
+                service.failures = [paced]
                 await client.classify(b"1")
 
     asyncio.run(many())
-
-
-def test_many_need_a_place(ask: Ask, address: str) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        ask(address, "classify_many", [b"1"], in_flight=0)
-
-
-def test_many_are_under_way_at_once(ask: Ask, address: str, service: FakeVisionService) -> None:
-    service.open.clear()
-
-    def release() -> None:
-        for _ in range(3):
-            assert service.arrived.acquire(timeout=30)
-        service.open.set()
-
-    releasing = threading.Thread(target=release)
-    releasing.start()
-    assert len(ask(address, "classify_many", [b"1"] * 6, in_flight=3)) == 6
-    releasing.join()
-    assert service.most_at_once == 3
-
-
-def test_leaving_many_early_cancels_what_is_under_way(address: str, service: FakeVisionService) -> None:
-    taken: list[bytes] = []
-
-    def photos() -> Any:
-        for length in range(1, 100):
-            taken.append(bytes(length))
-            yield taken[-1]
-
-    with Client(address) as client, closing(client.classify_many(photos(), in_flight=4)) as answers:
-        next(answers)
-    assert len(taken) <= 5
-
-
-def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisionService) -> None:
-    service.open.clear()
-    client = Client(address)
-    answers = client.classify_many([b"1"])
-
-    def close() -> None:
-        assert service.arrived.acquire(timeout=30)
-        client.close()
-
-    closing_it = threading.Thread(target=close)
-    closing_it.start()
-    (answer,) = answers
-    closing_it.join()
-    assert isinstance(answer, Cancelled)
-
-
-def test_closing_the_async_client_ends_calls_and_no_task(address: str, service: FakeVisionService) -> None:
-    service.open.clear()
-
-    async def closed() -> list[Classification | BaseException]:
-        client = AsyncClient(address)
-        calls = [asyncio.create_task(client.classify(b"1")) for _ in range(2)]
-        assert await asyncio.to_thread(service.arrived.acquire, timeout=30)
-        await client.close()
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    assert [type(answer) for answer in asyncio.run(closed())] == [Cancelled, Cancelled]
-
-
-def test_a_closed_client_says_so(address: str) -> None:
-    client = Client(address)
-    client.close()
-    for call in (
-        client.describe,
-        client.is_serving,
-        lambda: client.classify(b"1"),
-        lambda: [*client.project(b"1", "c")],
-    ):
-        with pytest.raises(Cancelled, match="the client is closed"):
-            call()
-    (answer,) = client.classify_many([b"1"])
-    assert isinstance(answer, Cancelled)
-
-    async def closed() -> None:
-        client = AsyncClient(address)
-        await client.close()
-        await client.describe()
-
-    with pytest.raises(Cancelled, match="the client is closed"):
-        asyncio.run(closed())
+    with Client(address) as client:
+        for _ in range(150):
+            service.failures = [paced]
+            client.classify(b"1")
 
 
 def test_projections_arrive_typed(ask: Ask, address: str, service: FakeVisionService) -> None:
@@ -318,27 +212,6 @@ def test_projections_of_named_maps_and_a_whole_map(ask: Ask, address: str, servi
     assert answers[0].pixels.to_numpy().tobytes() == bytes(range(96))
     request = service.project_requests[0]
     assert (request.image.reference, request.layer, list(request.selection.indices)) == ("r", "conv2", [7, 3])
-
-
-def test_closing_the_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
-    service.open.clear()
-    with Client(address) as client:
-        with closing(client.project(b"1", "conv5")) as projections:
-            assert next(projections).rank == 0
-        assert service.cancelled.wait(timeout=30)
-        assert not service.open.is_set()
-
-
-def test_closing_the_async_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
-    async def take_one() -> None:
-        async with AsyncClient(address) as client:
-            async with aclosing(client.project(b"1", "conv5")) as projections:
-                assert (await anext(projections)).rank == 0
-            assert await asyncio.to_thread(service.cancelled.wait, 30)
-
-    service.open.clear()
-    asyncio.run(take_one())
-    assert not service.open.is_set()
 
 
 def test_calls_go_round_robin(ask: Ask) -> None:

@@ -1,4 +1,4 @@
-"""Which engines' libraries are installed: what is missing is skipped, and what fails after that is a failure."""
+"""Which engines for GPUs can be had: what is missing is skipped, and what fails after that is a failure."""
 
 import ctypes
 import importlib
@@ -8,26 +8,38 @@ from typing import get_args
 import pytest
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.engine_catalogue import EngineName
+from zfserve_runtime.gpu import GpuFacts
 from zfserve_runtime.onnx_providers import CudaProvider, TensorRTProvider
 from zfserve_runtime.onnx_session import require_provider
-from zfserve_runtime.tensorrt_library import load_library
+from zfserve_runtime.tensorrt_library import Library, load_library
 from zfserve_runtime.tensorrt_settings import TensorRTLibrary
 
 
-def require_library(name: EngineName) -> None:
-    """Skip where the library of an engine for GPUs is not installed."""
+def require_library(kind: TensorRTLibrary, gpu: GpuFacts) -> Library:
+    """TensorRT; skips where it is not installed or does not know the card."""
     try:
-        for kind in get_args(TensorRTLibrary):
-            if kind == name:
-                load_library(kind)
-                return
+        library = load_library(kind)
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    if library.targets and gpu.compute_capability not in library.targets:
+        pytest.skip(f"{library} has no target {gpu.compute_capability} ({gpu.name})")
+    return library
+
+
+def require_engine(name: EngineName, gpu: GpuFacts) -> None:
+    """Skip where the libraries of an engine for GPUs are not installed, or do not know the card."""
+    for kind in get_args(TensorRTLibrary):
+        if kind == name:
+            require_library(kind, gpu)
+            return
+    try:
         require_provider(TensorRTProvider() if name == "onnx-tensorrt" else CudaProvider())
-    except EngineUnavailable as reason:
-        pytest.skip(str(reason))
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
     if name == "onnx-tensorrt":
         with suppress(ImportError):
             importlib.import_module("tensorrt")
         try:
             ctypes.CDLL("libnvinfer.so.10")
-        except OSError as reason:
-            pytest.skip(f"TensorRT 10 is not installed: {reason}")
+        except OSError as error:
+            pytest.skip(f"TensorRT 10 is not installed: {error}")

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from fakes.gpu_libraries import require_library
 from processes import zfserve
 from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_runtime.bundle import Bundle, Precision, load_bundle
 from zfserve_runtime.durable_file import SealedFile
-from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.golden import load_golden
 from zfserve_runtime.gpu import GpuFacts, detect_gpu
 from zfserve_runtime.tensorrt_builder import build_engine
@@ -74,12 +74,7 @@ def compiled(gpu: GpuFacts, gpu_bundle: Bundle) -> Compile:
     plans: dict[tuple[TensorRTLibrary, Precision], bytes] = {}
 
     def compile_once(kind: TensorRTLibrary, precision: Precision) -> bytes:
-        try:
-            library = load_library(kind)
-        except EngineUnavailable as error:
-            pytest.skip(str(error))
-        if library.targets and gpu.compute_capability not in library.targets:
-            pytest.skip(f"{library} has no target {gpu.compute_capability} ({gpu.name})")
+        library = require_library(kind, gpu)
         if (kind, precision) not in plans:
             targets = (gpu.compute_capability,) if library.targets else ()
             settings = BuildSettings(kind, precision, PROFILES, targets)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from fakes.gpu_libraries import require_library
+from fakes.gpu_libraries import require_engine
 from zfserve_runtime.bundle import Bundle, Precision
 from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening, Step
 from zfserve_runtime.golden import verify_engine
@@ -32,7 +32,7 @@ def test_it_gives_the_golden_outputs(
     cache = tmp_path_factory.getbasetemp() / "engines"  # one for all, so that each is compiled once
     opening = Opening(gpu_bundle, 8, threads=4, instances=instances, cache=cache, on_refusal="rebuild")
     steps: list[Step] = []
-    require_library(name)
+    require_engine(name, gpu)
     engines = OPENERS[name](opening, precision, steps.append)
     try:
         assert len(engines) == instances

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.gpu_libraries import require_library
+from fakes.gpu_libraries import require_engine
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.golden import load_golden, verify_engine
 from zfserve_runtime.gpu import GpuFacts
@@ -16,15 +16,15 @@ pytestmark = pytest.mark.gpu
 LARGEST = 8
 
 
-def open_engine(bundle: Bundle, provider: GpuProvider) -> OnnxEngine:
-    require_library("onnx-cuda" if isinstance(provider, CudaProvider) else "onnx-tensorrt")
+def open_engine(bundle: Bundle, provider: GpuProvider, gpu: GpuFacts) -> OnnxEngine:
+    require_engine("onnx-cuda" if isinstance(provider, CudaProvider) else "onnx-tensorrt", gpu)
     return OnnxEngine(bundle, "fp32", threads=1, max_batch_size=LARGEST, provider=provider)
 
 
 @pytest.mark.parametrize("provider", [CudaProvider(), TensorRTProvider()])
 def test_every_batch_size_answers_as_the_cpu_does(gpu_bundle: Bundle, gpu: GpuFacts, provider: GpuProvider) -> None:
     """Those that are filled up among them; and the rows are not mixed up."""
-    engine = open_engine(gpu_bundle, provider)
+    engine = open_engine(gpu_bundle, provider, gpu)
     assert engine.info.device == gpu.name
     golden = load_golden(gpu_bundle)
     tolerance = gpu_bundle.manifest.artefacts["fp32"].golden_tolerance
@@ -34,22 +34,22 @@ def test_every_batch_size_answers_as_the_cpu_does(gpu_bundle: Bundle, gpu: GpuFa
     engine.close()
 
 
-def test_without_tf32_cuda_computes_what_the_cpu_computes(gpu_bundle: Bundle) -> None:
-    engine = open_engine(gpu_bundle, CudaProvider())
+def test_without_tf32_cuda_computes_what_the_cpu_computes(gpu_bundle: Bundle, gpu: GpuFacts) -> None:
+    engine = open_engine(gpu_bundle, CudaProvider(), gpu)
     golden = load_golden(gpu_bundle)
     found = engine.run(golden.pixels[:LARGEST]).probabilities
     np.testing.assert_allclose(found, golden.probabilities["fp32"][:LARGEST], atol=1e-5)
     engine.close()
 
 
-def test_a_tensorrt_engine_is_kept_and_taken_again(gpu_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_tensorrt_engine_is_kept_and_taken_again(gpu_bundle: Bundle, gpu: GpuFacts, tmp_path: Path) -> None:
     def engines() -> dict[Path, int]:
         return {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.engine")}
 
-    open_engine(gpu_bundle, TensorRTProvider(tmp_path)).close()
+    open_engine(gpu_bundle, TensorRTProvider(tmp_path), gpu).close()
     kept = engines()
     assert len(kept) == 1
-    again = open_engine(gpu_bundle, TensorRTProvider(tmp_path))
+    again = open_engine(gpu_bundle, TensorRTProvider(tmp_path), gpu)
     verify_engine(again, gpu_bundle)
     again.close()
     assert engines() == kept

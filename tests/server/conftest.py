@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fakes.serving import FakeEngine, Running, running_server
+from fakes.shelf import Shelf
 
 
 @pytest.fixture
@@ -17,3 +18,8 @@ def engine() -> Iterator[FakeEngine]:
 async def server(engine: FakeEngine) -> AsyncIterator[Running]:
     async with running_server(engine) as running:
         yield running
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()

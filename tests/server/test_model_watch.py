@@ -3,83 +3,29 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import grpc
 import pytest
 from fakes.serving import (
     MANIFEST,
     FakeEngine,
     FakeWorker,
-    Running,
     classify_request,
     projection_is,
     raw_image,
     running_server,
 )
 from fakes.shelf import Shelf
+from fakes.versions import answered_by, look, refusal, statuses, until, until_ready, version
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_protos.v1 import zfserve_pb2 as pb
-from zfserve_runtime.bundle import BundleError, Manifest
+from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.errors import EngineLost, InvalidInput, NotFound, ServiceError
-from zfserve_runtime.status import from_call_error
+from zfserve_runtime.errors import EngineLost, InvalidInput, NotFound
 from zfserve_server import app
 from zfserve_server.models import Models, ModelState
 from zfserve_server.served_model import ServedModel
-
-Status = tuple[str, str, int]
-
-
-def version(number: str, name: str = "fake", **changes: object) -> Manifest:
-    """Each with weights of its own."""
-    fingerprint = f"{name}-{number}".encode().hex().ljust(64, "0")
-    return MANIFEST.model_copy(update={"name": name, "version": number, "fingerprint": fingerprint, **changes})
-
-
-@pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
-
-
-async def statuses(server: Running) -> list[Status]:
-    answer = await server.vision.ListModels(pb.ListModelsRequest())
-    return [(status.name, status.version, status.state) for status in answer.models]
-
-
-async def until(server: Running, met: Callable[[list[Status]], bool]) -> None:
-    """Ask for what the server lists until that, or something else that `met` looks at, is as wanted."""
-    async with asyncio.timeout(60):
-        while not met(await statuses(server)):
-            pass
-
-
-async def until_ready(server: Running, *versions: str) -> None:
-    """Wait until just these versions are known, all of them ready."""
-    wanted = [("fake", number, pb.MODEL_STATE_READY) for number in versions]
-    await until(server, lambda listed: listed == wanted)
-
-
-async def look(server: Running, shelf: Shelf) -> None:
-    """Have a look taken, and wait for it."""
-    looks = shelf.looks
-    server.look.set()
-    await until(server, lambda _: shelf.looks > looks)
-
-
-async def answered_by(server: Running, **selector: str) -> str:
-    request = classify_request(3)
-    request.model.MergeFrom(pb.ModelSelector(**selector))
-    model = (await server.vision.Classify(request)).model
-    return f"{model.name} {model.version}"
-
-
-async def refusal(call: Awaitable[object]) -> ServiceError | None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call
-    return from_call_error(refused.value)
 
 
 async def test_no_request_is_lost_while_versions_change_under_load(shelf: Shelf) -> None:
@@ -237,55 +183,6 @@ async def test_a_version_that_lies_in_two_folders_is_served_from_one(shelf: Shel
         (status,) = (await server.vision.ListModels(pb.ListModelsRequest())).models
         assert (status.state, status.is_default) == (pb.MODEL_STATE_READY, True)
         assert "lies in two folders" in status.reason
-
-
-async def test_several_models_and_versions_are_chosen_by_the_request(shelf: Shelf) -> None:
-    for number in "123":
-        shelf.put(version(number, "birds"), FakeEngine())
-    shelf.put(version("7", "fish"), FakeEngine())
-    shelf.put(version("1", "fish"), FakeEngine(), pinned=True)
-    async with running_server(shelf=shelf, keep_versions=2) as server:
-        assert await answered_by(server) == "birds 3"
-        assert await answered_by(server, version="2") == "birds 2"
-        assert await answered_by(server, name="fish") == "fish 7"
-        assert await answered_by(server, name="fish", version="1") == "fish 1"
-        for selector in ({"version": "1"}, {"name": "bird"}, {"name": "fish", "version": "2"}):
-            assert isinstance(await refusal(answered_by(server, **selector)), NotFound)
-        shelf.put(version("2", "cats"), FakeEngine())
-        server.look.set()
-        await until(server, lambda listed: ("cats", "2", pb.MODEL_STATE_READY) in listed)
-        assert await answered_by(server) == "birds 3"
-    async with running_server(shelf=shelf, default_model="fish") as server:
-        assert await answered_by(server) == "fish 7"
-
-
-async def test_the_start_is_strict_unless_told_otherwise(shelf: Shelf) -> None:
-    shelf.put(version("1", "birds"), FakeEngine())
-    shelf.put(version("2", "birds"), error=BundleError("a bad one, but there is another"))
-    shelf.put(version("1", "fish"), error=EngineUnavailable("no engine can serve"))
-    with pytest.raises(EngineUnavailable, match="no engine can serve"):
-        async with running_server(shelf=shelf):
-            pass
-    async with running_server(shelf=shelf, strict_readiness=False) as server:
-        assert await answered_by(server) == "birds 1"
-        assert isinstance(await refusal(answered_by(server, name="fish")), NotFound)
-
-
-async def test_a_start_that_is_not_strict_serves_what_comes_after_the_default(shelf: Shelf) -> None:
-    shelf.put(version("1", "birds"), error=BundleError("its files are damaged"))
-    shelf.put(version("1", "fish"), FakeEngine())
-    async with running_server(shelf=shelf, strict_readiness=False) as server:
-        assert await answered_by(server, name="fish") == "fish 1"
-        refused = await refusal(answered_by(server))
-        assert isinstance(refused, NotFound)
-        assert "its files are damaged" in refused.message
-
-
-async def test_a_default_model_that_is_not_there_is_an_error_at_the_start(shelf: Shelf) -> None:
-    shelf.put(version("1", "birds"), FakeEngine())
-    with pytest.raises(BundleError, match="--default-model is 'fish', and there is only birds"):
-        async with running_server(shelf=shelf, default_model="fish"):
-            pass
 
 
 async def test_projections_under_way_keep_their_version(shelf: Shelf, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Clients that are closed, and streams that are left, in the middle of their calls."""
+
+import asyncio
+import threading
+from contextlib import aclosing, closing
+
+import pytest
+from fakes.vision_service import FakeVisionService
+from zfserve_client import AsyncClient, Cancelled, Classification, Client
+
+
+def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+    client = Client(address)
+    answers = client.classify_many([b"1"])
+
+    def close() -> None:
+        assert service.arrived.acquire(timeout=30)
+        client.close()
+
+    closing_it = threading.Thread(target=close)
+    closing_it.start()
+    (answer,) = answers
+    closing_it.join()
+    assert isinstance(answer, Cancelled)
+
+
+def test_closing_the_async_client_ends_calls_and_no_task(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+
+    async def closed() -> list[Classification | BaseException]:
+        client = AsyncClient(address)
+        calls = [asyncio.create_task(client.classify(b"1")) for _ in range(2)]
+        assert await asyncio.to_thread(service.arrived.acquire, timeout=30)
+        await client.close()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(answer) for answer in asyncio.run(closed())] == [Cancelled, Cancelled]
+
+
+def test_a_closed_client_says_so(address: str) -> None:
+    client = Client(address)
+    client.close()
+    for call in (
+        client.describe,
+        client.is_serving,
+        lambda: client.classify(b"1"),
+        lambda: [*client.project(b"1", "c")],
+    ):
+        with pytest.raises(Cancelled, match="the client is closed"):
+            call()
+    (answer,) = client.classify_many([b"1"])
+    assert isinstance(answer, Cancelled)
+
+    async def closed() -> None:
+        client = AsyncClient(address)
+        await client.close()
+        await client.describe()
+
+    with pytest.raises(Cancelled, match="the client is closed"):
+        asyncio.run(closed())
+
+
+def test_closing_the_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+    with Client(address) as client:
+        with closing(client.project(b"1", "conv5")) as projections:
+            assert next(projections).rank == 0
+        assert service.cancelled.wait(timeout=30)
+        assert not service.open.is_set()
+
+
+def test_closing_the_async_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
+    async def take_one() -> None:
+        async with AsyncClient(address) as client:
+            async with aclosing(client.project(b"1", "conv5")) as projections:
+                assert (await anext(projections)).rank == 0
+            assert await asyncio.to_thread(service.cancelled.wait, 30)
+
+    service.open.clear()
+    asyncio.run(take_one())
+    assert not service.open.is_set()
