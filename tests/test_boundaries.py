@@ -12,19 +12,21 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "protos": set[str](),
+    "extras": set[str](),
     "pictures": set[str](),
-    "client": {"protos", "pictures"},
-    "runtime": {"protos"},
-    "model": {"pictures"},
+    "client": {"protos", "extras", "pictures"},
+    "runtime": {"protos", "extras"},
+    "model": {"extras", "pictures"},
     "server": {"protos", "runtime"},
     "worker": {"protos", "runtime", "model"},
     "export": {"runtime", "model"},
-    "bench": {"protos", "pictures", "client", "runtime", "model", "server", "worker", "export"},
+    "bench": {"protos", "extras", "pictures", "client", "runtime", "model", "server", "worker", "export"},
 }
 FOREIGN = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "numpy", "safetensors", "matplotlib", "captum"}
 """Heavy libraries; a room may import only those listed for it."""
 ALLOWED_FOREIGN = {
     "protos": set[str](),
+    "extras": set[str](),
     "pictures": set[str](),
     "client": set[str](),
     "runtime": {"numpy", "onnxruntime", "openvino"},

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from zfserve_extras import not_installed
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_model.deconvnet import Projection, project, strongest_maps, trace
 from zfserve_model.networks import Network
@@ -41,7 +42,7 @@ def measure_projection(subject: Subject) -> Report:
     if importlib.util.find_spec("captum") is not None:
         ways["captum"] = lambda: captum_strongest(network, image)
     else:
-        notes.append("captum is not installed: the comparison with it was left out (pip install 'zfserve[dev]').")
+        notes.append(f"the comparison with captum was left out: {not_installed('it', 'dev')}")
     with torch_threads(subject.threads):
         if "captum" in ways:
             require_agreement(project_strongest(network, image), captum_strongest(network, image))

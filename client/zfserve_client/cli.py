@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zfserve_extras import not_installed
+
 OK, FAILED, UNUSABLE, UNREACHABLE, NOT_INSTALLED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -101,9 +103,7 @@ def _answer(argv: list[str]) -> int:
         extra = COMMANDS[name].extra
         if not extra or missing.startswith("zfserve_"):
             raise
-        return _fail(
-            f"`zfserve {name}` needs {missing}, which is not installed: pip install 'zfserve[{extra}]'", NOT_INSTALLED
-        )
+        return _fail(f"`zfserve {name}` cannot run: {not_installed(missing, extra)}", NOT_INSTALLED)
 
 
 def _drop_output() -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 
 import torch
 from rich.console import Console
+from zfserve_extras import not_installed
 
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
 from zfserve_model.imports import load_weights
@@ -178,7 +179,7 @@ def _decode(photos: PhotoFolder, cache: Path, console: Console) -> Split:
 def _require_packages(*names: str) -> None:
     """Before the hours of training, not after."""
     if missing := [name for name in names if find_spec(name) is None]:
-        raise RecipeError(f"{', '.join(missing)} is not installed; run: pip install 'zfserve[train]'")
+        raise RecipeError(not_installed(missing[0], "train"))
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from zfserve_extras import not_installed
 
 from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, EngineUnavailable, OnWarming
@@ -80,7 +81,7 @@ def _open_request(bundle: Bundle, precision: Precision, threads: int, arithmetic
     try:
         import openvino
     except ImportError as error:
-        raise EngineUnavailable("OpenVINO is not installed; the extra `openvino` brings it") from error
+        raise EngineUnavailable(not_installed("OpenVINO", "openvino")) from error
     runtime = openvino.Core()
     if arithmetic == "bf16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         # It would compute in f32 without a word.

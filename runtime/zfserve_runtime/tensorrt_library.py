@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from zfserve_extras import not_installed
+
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.tensorrt_settings import TensorRTLibrary
 
@@ -22,10 +24,7 @@ log = logging.getLogger(__name__)
 TITLES: dict[TensorRTLibrary, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 
 _MODULES: dict[TensorRTLibrary, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_INSTALL: dict[TensorRTLibrary, str] = {
-    "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com 'zfserve[tensorrt]'",
-    "tensorrt-rtx": "pip install 'zfserve[tensorrt-rtx]'",
-}
+_INDEXES: dict[TensorRTLibrary, str | None] = {"tensorrt": "https://pypi.nvidia.com", "tensorrt-rtx": None}
 _TURING = "7.5"
 _LEVELS = {
     "INTERNAL_ERROR": logging.ERROR,
@@ -101,7 +100,7 @@ def load_library(kind: TensorRTLibrary) -> Library:
     try:
         module = importlib.import_module(_MODULES[kind])
     except ModuleNotFoundError as error:
-        raise EngineUnavailable(f"{TITLES[kind]} is not installed: {_INSTALL[kind]}") from error
+        raise EngineUnavailable(not_installed(TITLES[kind], kind, _INDEXES[kind])) from error
     except (ImportError, OSError, RuntimeError) as error:
         # The package is there, but not what it links to; NVIDIA's stub on PyPI raises RuntimeError.
         raise EngineUnavailable(f"{TITLES[kind]} is installed but cannot be loaded: {error}") from error

@@ -27,6 +27,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from zfserve_extras import not_installed
+
 if TYPE_CHECKING:
     from zfserve_runtime.otlp import CallTrace, Tracing
 
@@ -146,9 +148,7 @@ def open_tracing(service: str, endpoint: str, ratio: float | None) -> Tracing:
     try:
         from zfserve_runtime.otlp import Tracing
     except ModuleNotFoundError as error:
-        raise TracingError(
-            f"traces need {error.name}, which is not installed: pip install 'zfserve[tracing]'"
-        ) from error
+        raise TracingError(f"there can be no traces: {not_installed(str(error.name), 'tracing')}") from error
     try:
         return Tracing.to_collector(service, endpoint, ratio)
     except Exception as error:  # as many kinds as there are variables

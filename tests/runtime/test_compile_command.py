@@ -146,7 +146,9 @@ def test_a_folder_that_is_no_bundle(bundle: Bundle, capsys: pytest.CaptureFixtur
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_a_library_that_is_not_installed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert compile_bundle(bundle, "--runtime", "tensorrt") == 4
-    assert capsys.readouterr().err.startswith("error: TensorRT is not installed: pip install ")
+    assert capsys.readouterr().err.startswith(
+        "error: TensorRT is not installed; in a checkout of zfserve: pip install "
+    )
 
 
 class _Sender(logging.Handler):

@@ -40,7 +40,8 @@ def test_a_library_that_is_not_installed() -> None:
     with pytest.raises(EngineUnavailable) as refused:
         load_library("tensorrt")
     assert str(refused.value) == (
-        "TensorRT is not installed: pip install --extra-index-url https://pypi.nvidia.com 'zfserve[tensorrt]'"
+        "TensorRT is not installed; in a checkout of zfserve: pip install --extra-index-url https://pypi.nvidia.com "
+        "-c constraints.txt -e '.[tensorrt]'"
     )
 
 

@@ -51,7 +51,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         return imported(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(TracingError, match=r"zfserve\[tracing\]"):
+    with pytest.raises(TracingError, match=r"-e '\.\[tracing\]'$"):
         open_tracing("zfserve-server", "http://localhost:4317", None)
 
 
