@@ -56,6 +56,11 @@ ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "over
 
 DEFAULT_PHOTOS = Path("samples")
 
+SOAK_MINUTES, QUICK_SOAK_MINUTES = 20.0, 0.25
+CROWD_SECONDS, QUICK_CROWD_SECONDS = 60.0, 4.0
+"""A quick crowd has to outlast its own deadline: before that none is late or refused."""
+REPEATS = 50
+
 TABLE_WIDTH = 1000
 """Whatever the terminal's: a table that is cut to fit cannot be pasted."""
 
@@ -77,10 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="photos in <class id>/ or val/<class id>/, to measure accuracy of engines",
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="that `soak` lasts (default: %(default)g)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"that `soak` lasts (default: {SOAK_MINUTES:g}, or {QUICK_SOAK_MINUTES:g} with --quick)",
+    )
     parser.add_argument("--samples", type=Path, metavar="FILE", help="write what `soak` sees there too, as CSV")
-    parser.add_argument("--seconds", type=float, default=60.0, help="that `overload` lasts (default: %(default)g)")
-    parser.add_argument("--repeats", type=int, default=50, help="that `drain` does (default: %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"that `overload` lasts (default: {CROWD_SECONDS:g}, or {QUICK_CROWD_SECONDS:g} with --quick)",
+    )
+    parser.add_argument("--repeats", type=int, help=f"that `drain` does (default: {REPEATS}, or 1 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
 
@@ -90,18 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         names = choose(arguments.names)
         with tempfile.TemporaryDirectory(prefix="zfserve-bench-") as folder:
-            subject = Subject(
-                load_bundle(arguments.model),
-                arguments.threads,
-                tuple(sorted(arguments.photos.glob("*.jpg"))),
-                QUICK if arguments.quick else THOROUGH,
-                Path(folder),
-                arguments.data,
-                arguments.minutes * 60,
-                arguments.samples,
-                arguments.seconds,
-                arguments.repeats,
-            )
+            subject = make_subject(arguments, Path(folder))
             machine = describe_machine()
             reports = measure(subject, names, Console(width=TABLE_WIDTH), messages, machine)
         if arguments.json is not None:
@@ -111,6 +113,31 @@ def run(arguments: argparse.Namespace) -> int:
     except (EngineFailed, ServiceFailed, LoadFailed, CaptumDisagrees) as error:
         return _complain(messages, error, MISSED)
     return exit_status(reports)
+
+
+def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
+    """What the arguments ask for; what they leave open is short where it shall be quick.
+
+    Raises:
+        BundleError: there is none, or it is damaged.
+    """
+    quick = arguments.quick
+
+    def chosen(value: float | None, usual: float, short: float) -> float:
+        return value if value is not None else short if quick else usual
+
+    return Subject(
+        bundle=load_bundle(arguments.model),
+        threads=arguments.threads,
+        photos=tuple(sorted(arguments.photos.glob("*.jpg"))),
+        effort=QUICK if quick else THOROUGH,
+        folder=folder,
+        data=arguments.data,
+        soak_s=60 * chosen(arguments.minutes, SOAK_MINUTES, QUICK_SOAK_MINUTES),
+        samples=arguments.samples,
+        overload_s=chosen(arguments.seconds, CROWD_SECONDS, QUICK_CROWD_SECONDS),
+        repeats=int(chosen(arguments.repeats, REPEATS, 1)),
+    )
 
 
 class UnknownBenchmark(ValueError):

@@ -68,7 +68,7 @@ def measure_drain(subject: Subject) -> Report:
     flags = ("--engine", "onnx-cpu", "--precision", subject.precisions[-1], "--threads", str(subject.threads))
     drains = [
         drain_once(subject.bundle.folder, subject.scratch(f"drain-{number}"), requests, bool(number % 2), *flags)
-        for number in range(subject.repeats if subject.effort.judged else 1)
+        for number in range(subject.repeats)
     ]
     return report(drains, judged=subject.effort.judged)
 

@@ -1,6 +1,7 @@
 """What a benchmark found: quantities, the limits they are held to, and whether they hold. Every benchmark returns a
 `Report`; `tables` shows it."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit; "" where it has none, as a ratio. What is counted is an int."""
+    """A number with its unit; "" where it has none, as a ratio. What is counted is an int; a NaN is the figure of
+    something that did not happen, as the time of refusals where none was refused."""
 
     value: float
     unit: str = ""
@@ -16,6 +18,8 @@ class Quantity:
     def __str__(self) -> str:
         if isinstance(self.value, int):
             return f"{self.value:,} {self.unit}".rstrip()
+        if math.isnan(self.value):
+            return "none"
         size = abs(self.value)
         digits = ",.0f" if size >= 100 else ",.1f" if size >= 10 else ".2f" if size >= 0.01 or size == 0 else ".0e"
         return f"{self.value:{digits}} {self.unit}".rstrip()

@@ -82,7 +82,7 @@ def _overload(
         before = generator.measure(order).calls_per_s
         deadline_s = max(1.0, DEADLINE_IMAGES / before)
         streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
-        crowd = Offer(streams, subject.overload_s if effort.judged else effort.round_s, deadline_s)
+        crowd = Offer(streams, subject.overload_s, deadline_s)
         offered = offer(service.address, requests, folder, crowd, generators)
         after = generator.measure(order).calls_per_s
     return (before + after) / 2, deadline_s, offered

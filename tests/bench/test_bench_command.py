@@ -14,6 +14,7 @@ from zfserve_bench.bench_command import (
     add_arguments,
     choose,
     exit_status,
+    make_subject,
     run,
 )
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
@@ -34,6 +35,21 @@ def test_all_benchmarks_unless_some_are_named() -> None:
     assert choose(["decode", "throughput"]) == ["throughput", "decode"]
     with pytest.raises(UnknownBenchmark, match="no benchmark is called speed; choose from throughput, "):
         choose(["speed"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "lasting"),
+    [
+        ((), (1200, 60, 50)),
+        (("--quick",), (15, 4, 1)),
+        (("--quick", "--minutes", "2", "--seconds", "9", "--repeats", "3"), (120, 9, 3)),
+    ],
+)
+def test_quick_is_short_unless_told(
+    flags: tuple[str, ...], lasting: tuple[float, float, int], network_bundle: Bundle, tmp_path: Path
+) -> None:
+    subject = make_subject(parse("--model", network_bundle.folder, *flags), tmp_path)
+    assert (subject.soak_s, subject.overload_s, subject.repeats) == lasting
 
 
 @pytest.mark.parametrize(("value", "status"), [(0.93, HELD), (0.91, MISSED)])

@@ -43,6 +43,7 @@ def test_missed_are_those_over_their_limit_and_never_those_without() -> None:
         (Quantity(-0.25, "ms"), "-0.25 ms"),
         (Quantity(0), "0"),
         (Quantity(12_345, "calls"), "12,345 calls"),
+        (Quantity(float("nan"), "ms"), "none"),
     ],
 )
 def test_quantities_have_three_digits_and_their_unit(quantity: Quantity, text: str) -> None:
