@@ -31,6 +31,14 @@ ASK_THE_UNHEALTHY = ("grpc.inhibit_health_checking", 1)
 BACKEND_UNHEALTHY = "backend unhealthy"
 """gRPC's words, where no server serves by its own health."""
 
+TLS_FAULTS = {
+    "CERTIFICATE_VERIFY_FAILED": "no authority that is trusted here has signed its certificate; name that authority's "
+    "file with --tls-ca",
+    "Hostname Verification Check failed": "its certificate has another name; give that with --tls-server-name",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the --tls options out",
+}
+"""gRPC's words, where a connection fails for its encryption, and what they mean."""
+
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
 _SERVICE = "zfserve.v1.VisionService"

@@ -10,7 +10,14 @@ from typing import get_args
 from rich.console import Console
 from rich.markup import escape
 
-from zfserve_client.channel import BACKEND_UNHEALTHY, DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Priority, TlsOptions
+from zfserve_client.channel import (
+    BACKEND_UNHEALTHY,
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    TLS_FAULTS,
+    Priority,
+    TlsOptions,
+)
 from zfserve_client.cli import FAILED, UNREACHABLE, UNUSABLE
 from zfserve_client.client import Client
 from zfserve_client.errors import (
@@ -119,7 +126,9 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
         if isinstance(error, Unavailable) and BACKEND_UNHEALTHY in error.message:
             return f"no server at {address} is ready: they start or stop; ask one alone for more"
         if isinstance(error, Unavailable) and _tls(arguments):
-            return f"no zfserve answers at {address} over TLS; compare the --tls options with the server's"
+            faults = [fault for words, fault in TLS_FAULTS.items() if words in error.message]
+            fault = faults[0] if faults else "compare the --tls options with the server's"
+            return f"no zfserve answers at {address} over TLS: {fault}"
         if isinstance(error, Unavailable):
             return (
                 f"no zfserve answers at {address}; start one with `zfserve serve`, or name another with --address, "

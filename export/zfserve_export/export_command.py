@@ -154,13 +154,14 @@ def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
 
 def find_faults(bundle: Bundle) -> list[str]:
     """What a user of the INT8 files should know, a sentence each."""
+    top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
     faults = [
         f"{entry.precision} names another class than the network for {1 - entry.top1_agreement:.0%} of {entry.count} "
         "photos; measure its accuracy with --validation before serving it"
         for entry in bundle.manifest.parity
         if entry.precision in EIGHT_BITS and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
+        if entry.precision not in top1  # which says more
     ]
-    top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
     faults += [
         f"{precision.upper()} LOSES {(top1['fp32'] - top1[precision]) * 100:.1f} POINTS OF TOP-1 "
         f"({top1['fp32']:.1%} to {top1[precision]:.1%}); serve fp32, or calibrate on more photos that look like those "

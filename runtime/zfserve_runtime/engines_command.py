@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|verify|prune")
     _add_action(actions, "list", "show all engines, and which can be used on this machine")
     _add_action(actions, "verify", "check every engine against its digest; exit with 1 where one is damaged")
-    prune = _add_action(actions, "prune", "remove what is damaged, and what the options name; never what is in use")
+    prune = _add_action(
+        actions, "prune", "remove what is damaged, and what any one of the options names; never what is in use"
+    )
     prune.add_argument("--unusable", action="store_true", help="what this machine cannot use, though another might")
     prune.add_argument("--older-than", type=_days, metavar="DAYS", help="what was built longer ago")
     prune.add_argument("--old-versions", action="store_true", help="all but the newest version of each library")

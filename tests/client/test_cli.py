@@ -218,15 +218,41 @@ def test_a_deadline_says_how_to_give_more_time(
     assert "give it longer with --timeout" in capsys.readouterr().err
 
 
-def test_a_server_with_tls_met_without_its_authority_says_so(
-    service: FakeVisionService, capsys: pytest.CaptureFixture[str]
+TRUST = ("--tls-ca", str(CERTIFICATES / "ca.pem"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (("--tls",), "no authority that is trusted here has signed its certificate; name that authority's file with"),
+        (
+            ("--tls-ca", str(CERTIFICATES / "client.pem")),
+            "no authority that is trusted here has signed its certificate",
+        ),
+        ((*TRUST, "--tls-server-name", "elsewhere"), "its certificate has another name; give that with --tls-server-"),
+    ],
+)
+def test_a_server_with_tls_met_with_other_options_says_which_to_change(
+    flags: tuple[str, ...], fault: str, service: FakeVisionService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key, chain = ((CERTIFICATES / name).read_bytes() for name in ("server.key", "server.pem"))
     with listening(service, credentials=grpc.ssl_server_credentials([(key, chain)])) as port:
-        address = f"localhost:{port}"
-        assert main(["info", "--address", address, "--tls-ca", str(CERTIFICATES / "ca.pem")]) == OK
+        address = f"127.0.0.1:{port}"
+        assert main(["info", "--address", address, *TRUST]) == OK
+        assert main(["info", "--address", address, *flags]) == UNREACHABLE
+    assert f"no zfserve answers at {address} over TLS: {fault}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("running", "fault"), [(True, "it does not speak TLS; leave the --tls options out"), (False, "compare the --tls")]
+)
+def test_tls_where_there_is_none(
+    running: bool, fault: str, service: FakeVisionService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listening(service) as port:
+        address = f"127.0.0.1:{port if running else 1}"
         assert main(["info", "--address", address, "--tls"]) == UNREACHABLE
-    assert f"no zfserve answers at {address} over TLS; compare" in capsys.readouterr().err
+    assert f"no zfserve answers at {address} over TLS: {fault}" in capsys.readouterr().err
 
 
 def test_the_address_may_stand_in_the_environment(

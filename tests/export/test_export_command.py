@@ -94,8 +94,17 @@ def test_says_loudly_that_eight_bits_lose_more_than_a_point(bundle: Bundle, prec
     assert find_faults(measured(bundle, precision, fp32=0.90, top1=0.895, agreement=0.99)) == []
     (fault,) = find_faults(measured(bundle, precision, fp32=0.90, top1=0.88, agreement=0.99))
     assert fault.startswith(f"{precision.upper()} LOSES 2.0 POINTS OF TOP-1 (90.0% to 88.0%)")
-    (fault,) = find_faults(measured(bundle, precision, fp32=0.90, top1=0.90, agreement=0.75))
-    assert fault.startswith(f"{precision} names another class than the network for 25% of 12 photos")
+
+
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_asks_for_the_accuracy_of_eight_bits_that_differ_unless_it_is_measured(
+    bundle: Bundle, precision: Precision
+) -> None:
+    with_accuracy = measured(bundle, precision, fp32=0.90, top1=0.90, agreement=0.75)
+    assert find_faults(with_accuracy) == []
+    without = Bundle(bundle.folder, with_accuracy.manifest.model_copy(update={"accuracy": ()}))
+    (fault,) = find_faults(without)
+    assert fault.startswith(f"{precision} names another class than the network for 25% of 12 photos; measure its")
 
 
 def measured(bundle: Bundle, precision: Precision, fp32: float, top1: float, agreement: float) -> Bundle:
