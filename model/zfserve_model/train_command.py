@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = Recipe()
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument(
-        "--stages", default="128:16,224:3", help="SIZE:EPOCHS,..., sizes from 64 to 224 pixels, the last 224 (default: %(default)s)"
+        "--stages",
+        default="128:16,224:3",
+        help="SIZE:EPOCHS,..., sizes from 64 to 224 pixels, the last 224 (default: %(default)s)",
     )
     recipe.add_argument("--batch-size", type=int, default=usual.batch_size, help="default: %(default)s")
     recipe.add_argument(
