@@ -16,7 +16,7 @@ DEFAULT_ADDRESS = "localhost:8500"
 DEFAULT_PORT = 8500
 DEFAULT_TIMEOUT_S = 30.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""As much as the server takes by default."""
+"""Room for the largest answers. What a server takes it says itself: by default a quarter of this."""
 
 LONGEST_CLIENT_ID = 64
 """Characters, as the service has it."""

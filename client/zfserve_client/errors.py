@@ -1,7 +1,7 @@
 """Every error the clients raise. They mirror the statuses of the service; `zfserve.proto` says when each is sent.
 
 ZfserveError
-├── InvalidInput            INVALID_ARGUMENT      names the field
+├── InvalidInput            INVALID_ARGUMENT      names the field; RESOURCE_EXHAUSTED, where the message is too large
 ├── Unauthenticated         UNAUTHENTICATED       the server wants a token, or does not know the one it got
 ├── PermissionDenied        PERMISSION_DENIED     the caller is known, and may not do this
 ├── NotFound                NOT_FOUND             an image reference that expired, an unknown layer
@@ -115,6 +115,13 @@ _BY_CODE: dict[grpc.StatusCode, type[ZfserveError]] = {
 }
 
 
+_TOO_LARGE = {
+    "SERVER: Received message larger than max": "the request is larger than the server takes; scale the photo down",
+    "CLIENT: Received message larger than max": "the answer is larger than this client takes; raise max_message_bytes",
+}
+"""gRPC's words, whose status is that of a service which is busy, and what they mean: no retry helps."""
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Raises each gRPC error in its body as a ZfserveError. Serves sync and async calls alike."""
@@ -141,8 +148,12 @@ def from_call(call: grpc.RpcError) -> ZfserveError:
     for detail in status_pb2.Status.FromString(trailing.get(DETAILS_KEY, b"")).details:
         for message in (info, bad_request, retry):
             detail.Unpack(message)
+    details = call.details() or code.name
+    for words, sentence in _TOO_LARGE.items():
+        if words in details and not info.reason:
+            return InvalidInput(f"{sentence} ({details})", code, request_id=trailing.get(REQUEST_ID_KEY))
     return _BY_CODE.get(code, ServerFailed)(
-        call.details() or code.name,
+        details,
         code,
         reason=info.reason,
         field=bad_request.field_violations[0].field if bad_request.field_violations else None,

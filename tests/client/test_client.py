@@ -151,6 +151,17 @@ def test_a_call_that_stays_refused_says_when_to_try_again(ask: Ask, address: str
     assert len(service.classify_requests) == 4
 
 
+@pytest.mark.parametrize(("side", "says"), [("SERVER", "scale the photo down"), ("CLIENT", "raise max_message_bytes")])
+def test_a_message_that_is_too_large_for_grpc_is_no_overload(
+    ask: Ask, address: str, service: FakeVisionService, side: str, says: str
+) -> None:
+    words = f"{side}: Received message larger than max (20000012 vs. 17825792)"
+    service.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, words, pushback_ms=1)] * 4
+    with pytest.raises(InvalidInput, match=f"{says} .*20000012") as caught:
+        ask(address, "classify", b"1")
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_a_call_that_servers_keep_cancelling_is_cancelled(ask: Ask, address: str, service: FakeVisionService) -> None:
     service.failures = [Failure(grpc.StatusCode.CANCELLED, pushback_ms=1)] * 4
     with pytest.raises(Cancelled):
