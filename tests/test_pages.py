@@ -1,0 +1,68 @@
+"""The pages: every link leads somewhere, every snippet is Python, and the client's page knows its arguments and methods."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from zfserve_client import AsyncClient, Client, TlsOptions, errors
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLIENT_PAGE = (ROOT / "docs" / "client.md").read_text()
+
+
+def anchors(page: str) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings: list[str] = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    astray = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        if link.startswith("https://"):
+            continue
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            astray.append(link)
+    assert not astray
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != ROOT], ids=lambda page: page.name)
+def test_every_page_can_be_reached_from_the_readme(page: Path) -> None:
+    assert f"](docs/{page.name})" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_snippet_is_python_that_imports_what_it_uses(page: Path) -> None:
+    for snippet in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        tree = ast.parse(snippet)
+        if not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree)):
+            assert len(snippet.splitlines()) == 1, "a snippet of several lines stands alone"
+            continue
+        imported = {
+            (alias.asname or alias.name).split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert imported <= used, f"{imported - used} is imported and not used"
+
+
+def test_the_clients_page_has_every_argument_method_and_error() -> None:
+    arguments = set(inspect.signature(Client).parameters)
+    assert arguments == set(re.findall(r"^\| `(\w+)` \| (?:`[^|]*`|30|64 MiB) \|", CLIENT_PAGE, re.MULTILINE))
+    for cls in (Client, AsyncClient):
+        methods = {name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
+        assert all(re.search(rf"`?\b{name}\b", CLIENT_PAGE) for name in methods)
+    for field in inspect.signature(TlsOptions).parameters:
+        assert f"`{field}`" in CLIENT_PAGE.split("| `TlsOptions` |")[1]
+    for name, error in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(error, errors.ZfserveError):
+            assert f"`{name}`" in CLIENT_PAGE.split("## Errors")[1]
