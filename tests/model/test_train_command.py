@@ -165,8 +165,8 @@ def test_signals_are_collected_and_their_handlers_given_back() -> None:
 
 
 def test_the_command_line_can_be_typed_again() -> None:
-    words = ("--data", "my photos", "--from", "w.pt", "--teacher", "--seed", "3")
-    assert command_line(parse(*words)) == "zfserve train --data 'my photos' --from w.pt --teacher --seed 3"
+    words = ("--data", "my photos", "--from", "w.pt", "--teacher", "views", "--seed", "3")
+    assert command_line(parse(*words)) == "zfserve train --data 'my photos' --from w.pt --teacher views --seed 3"
 
 
 def test_devices_and_precisions() -> None:
