@@ -4,7 +4,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +31,7 @@ from zfserve_bench.rolling_workers import measure_rolling_workers
 from zfserve_bench.scale import measure_scale
 from zfserve_bench.soak import measure_soak
 from zfserve_bench.startup import measure_startup
-from zfserve_bench.subject import QUICK, THOROUGH, Subject
+from zfserve_bench.subject import QUICK, THOROUGH, Effort, Subject
 from zfserve_bench.tables import print_machine, print_report
 from zfserve_bench.throughput import measure_throughput
 
@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="that `overload` lasts (default: %(default)g)")
     parser.add_argument("--repeats", type=int, default=50, help="that `drain` does (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--rounds", type=int, help=f"of each comparison, 1 at least (default: {THOROUGH.rounds})")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
 
 
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
                 load_bundle(arguments.model),
                 arguments.threads,
                 tuple(sorted(arguments.photos.glob("*.jpg"))),
-                QUICK if arguments.quick else THOROUGH,
+                choose_effort(arguments.quick, arguments.rounds),
                 Path(folder),
                 arguments.data,
                 arguments.minutes * 60,
@@ -111,6 +112,11 @@ def run(arguments: argparse.Namespace) -> int:
     except (EngineFailed, ServiceFailed, LoadFailed, CaptumDisagrees) as error:
         return _complain(messages, error, MISSED)
     return exit_status(reports)
+
+
+def choose_effort(quick: bool, rounds: int | None) -> Effort:
+    effort = QUICK if quick else THOROUGH
+    return effort if rounds is None else replace(effort, rounds=max(1, rounds))
 
 
 class UnknownBenchmark(ValueError):
