@@ -107,6 +107,7 @@ class TensorRTProvider:
 
     name: ClassVar[str] = "TensorrtExecutionProvider"
     session_per_batch_size: ClassVar[bool] = False
+    library: ClassVar[str] = "libnvinfer.so.10"
     needs: ClassVar[str] = "what CUDAExecutionProvider needs, and libnvinfer.so.10 of TensorRT 10"
     cache: Path | None = None
     find_gpu: Callable[[], GpuFacts | None] = detect_gpu

@@ -1,6 +1,7 @@
 """Sessions of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
 
 import contextlib
+import ctypes
 import importlib
 import io
 import logging
@@ -34,14 +35,13 @@ def open_sessions(
         EngineUnavailable: the provider cannot be had.
     """
     artefact = bundle.artefact(precision)
-    require_provider(provider)
+    require_libraries(provider)
     spec = bundle.manifest.input
     workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
     chain = provider.chain(workload, onnxruntime.__version__)
     if isinstance(provider, CpuProvider):
         sessions = [_load_on_cpu(artefact, options, chain) for _ in range(count)]
     else:
-        _load_libraries(provider)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         sessions = [_load_on_gpu(artefact, options, chain, provider) for _ in range(count)]
         _log_placement(sessions[0])
@@ -49,14 +49,29 @@ def open_sessions(
     return sessions
 
 
-def require_provider(provider: OnnxProvider) -> None:
-    """Raises EngineUnavailable where this build of ONNX Runtime lacks it."""
+def require_libraries(provider: OnnxProvider) -> None:
+    """Load what the provider needs: its own, and those that NVIDIA's wheels installed, where the system's loader does
+    not look.
+
+    Raises:
+        EngineUnavailable: this build of ONNX Runtime lacks it, or TensorRT is not to be had, which ONNX Runtime would
+            only say on stderr.
+    """
     available = onnxruntime.get_available_providers()
     if provider.name not in available:
         raise EngineUnavailable(
             f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
             "of `server`, brings those for NVIDIA's cards"
         )
+    if not isinstance(provider, CpuProvider):
+        _load_cuda_libraries()
+    if isinstance(provider, TensorRTProvider):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
+        try:
+            ctypes.CDLL(provider.library)
+        except OSError as error:
+            raise EngineUnavailable(f"TensorRT 10 is not installed: {error}") from error
 
 
 def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Chain) -> onnxruntime.InferenceSession:
@@ -89,14 +104,6 @@ def _load_on_gpu(
 def _log_placement(session: onnxruntime.InferenceSession) -> None:
     nodes = Counter(part.ep_name for part in session.get_provider_graph_assignment_info() for _ in part.get_nodes())
     log.info("ONNX Runtime has placed the graph's nodes", extra={"nodes": dict(nodes)})
-
-
-def _load_libraries(provider: GpuProvider) -> None:
-    """Those that NVIDIA's wheels installed, where the system's loader does not look."""
-    _load_cuda_libraries()
-    if isinstance(provider, TensorRTProvider):
-        with contextlib.suppress(ImportError):
-            importlib.import_module("tensorrt")
 
 
 def _load_cuda_libraries() -> None:
