@@ -121,7 +121,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     train, validation = (_decode(folder, arguments.output / "cache", console) for folder in folders)
     teacher: Teacher | None = None
     if arguments.teacher == "views":
-        teacher = ViewTeacher(device, precision)
+        teacher = ViewTeacher(device)
     elif arguments.teacher:
         cache = arguments.output / "cache" / f"teacher-{folders[0].fingerprint()}.safetensors"
         with report_count(console, "scoring with the teacher", len(train.labels)) as advance:

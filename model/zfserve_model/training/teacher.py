@@ -55,21 +55,14 @@ class PhotoTeacher:
 
 
 class ViewTeacher:
-    """Looks at what the student sees, in batches of one size.
-
-    On a GPU its hundreds of small kernels are launched as one CUDA graph: to launch each took longer than to run it.
-
-    Args:
-        dtype: that it computes in.
+    """Looks at what the student sees.
 
     Raises:
         ModuleNotFoundError: the extra `train` is not installed.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        network = load_teacher(device).to(dtype)
-        self._dtype = dtype
-        self._logits = _Graphed(network) if device.type == "cuda" else network
+    def __init__(self, device: torch.device) -> None:
+        self._network = load_teacher(device)
 
     @torch.no_grad()
     def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
@@ -77,39 +70,8 @@ class ViewTeacher:
         mean, std = (
             torch.tensor(values, device=seen.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
-        images = ((255 * (seen * std + mean) - 127) / 128).to(self._dtype, memory_format=torch.channels_last)
-        with torch.autocast(seen.device.type, enabled=False):
-            return self._logits(images)
-
-
-class _Graphed:
-    """A network without gradients as a CUDA graph, captured when it is first called, for batches of that size."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The outputs, which the next call overwrites."""
-        if self._graph is None:
-            self._images = images.clone()
-            self._graph, self._outputs = self._capture()
-        self._images.copy_(images)
-        self._graph.replay()
-        return self._outputs
-
-    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """As PyTorch's notes on CUDA graphs say: warm up on another stream, then capture."""
-        stream = torch.cuda.Stream(self._images.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        stream.wait_stream(torch.cuda.current_stream(self._images.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._network(self._images)
-        torch.cuda.current_stream(self._images.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self._network(self._images)
-        return graph, outputs
+        logits: Tensor = self._network((255 * (seen * std + mean) - 127) / 128)
+        return logits
 
 
 def teacher_scores(
