@@ -151,7 +151,7 @@ def _taken(name: EngineName, engines: list[Engine]) -> EngineChoice:
 
 def choose_precision(wanted: WantedPrecision, manifest: Manifest, engine: EngineName) -> Precision:
     """What `wanted` means for `engine`. `auto` takes int8 on a CPU, where the bundle's own figures show that it costs
-    little, and fp16 on a card, unless they show that it costs more: export has held it to a tolerance on real photos."""
+    little, and fp16 on a card, unless they show that it costs more: export held it to a tolerance on real photos."""
     if wanted == "int8":
         return "int8-symmetric" if engine in COMPILED else "int8"
     if wanted != "auto":
