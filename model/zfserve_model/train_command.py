@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
+from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.imports import load_weights
 from zfserve_model.labels import LabelsError, label_classes, read_labels
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
@@ -48,7 +49,7 @@ FINE_TUNING_RATE = 0.003
 """Saved weights have their batch norm folded in, and without one a network bears a tenth of the rate."""
 
 
-UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, OSError, RecipeError, StateError)
+UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, NoSuchDevice, OSError, RecipeError, StateError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,18 +212,6 @@ def _require_packages(*names: str) -> None:
     """Before the hours of training, not after."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise RecipeError(f"{', '.join(missing)} is not installed; run: pip install 'zfserve[train]'")
-
-
-def choose_device(name: str) -> torch.device:
-    """Raises RecipeError where this machine has no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"there is no device {name!r} here; choose cpu, cuda or auto") from error
-    return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

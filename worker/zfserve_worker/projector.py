@@ -36,6 +36,8 @@ from zfserve_runtime.tracing import note_model, span
 
 Pixels = npt.NDArray[np.uint8]
 
+CPU = torch.device("cpu")
+
 _PNG_EFFORT = 1
 """zlib's level. Measured: the default, 6, takes a third longer for 1 to 5 % fewer bytes."""
 
@@ -44,12 +46,21 @@ class Projector:
     """Projects feature maps of one network, and remembers the forward passes of the images seen last.
 
     Args:
+        device: that computes.
         metrics: of its model.
         cached_traces: how many images' activations and switches to keep, some 15 MB each for `zfnet`.
     """
 
-    def __init__(self, network: Network, manifest: Manifest, cached_traces: int, metrics: ModelMetrics) -> None:
-        self._network = network.requires_grad_(False)
+    def __init__(
+        self,
+        network: Network,
+        manifest: Manifest,
+        cached_traces: int,
+        metrics: ModelMetrics,
+        device: torch.device = CPU,
+    ) -> None:
+        self._network = network.requires_grad_(False).to(device)
+        self._device = device
         self.manifest = manifest
         self.metrics = metrics
         self._cached_traces = cached_traces
@@ -97,7 +108,7 @@ class Projector:
                 self._traces.popitem(last=False)
             began_s = time.perf_counter()
             with span("forward pass"):
-                self._traces[key] = trace(self._network, _normalise(pixels, self.manifest.input))
+                self._traces[key] = trace(self._network, _normalise(pixels, self.manifest.input).to(self._device))
             self.metrics.inference_seconds.observe(time.perf_counter() - began_s)
         self._traces.move_to_end(key)
         return self._traces[key]
@@ -110,7 +121,7 @@ class Projector:
         return strongest_maps(traced, layer.name, request.strongest or min(DEFAULT_STRONGEST, layer.channels))
 
 
-def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics) -> Projector:
+def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device: torch.device = CPU) -> Projector:
     """A warm projector of the bundle's network.
 
     Raises:
@@ -130,7 +141,8 @@ def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics) -> Proj
     # Requests are checked against the manifest's table, so it must be the network's.
     if [asdict(row) for row in layer_table(network)] != [layer.model_dump() for layer in manifest.layers]:
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
-    projector = Projector(network, manifest, cached_traces, metrics.of_model(manifest.name, manifest.version))
+    of_model = metrics.of_model(manifest.name, manifest.version)
+    projector = Projector(network, manifest, cached_traces, of_model, device)
     projector.warm_up()
     return projector
 
@@ -156,7 +168,7 @@ def _unit_rule(rule: pb.UnitRule) -> UnitRule:
 
 
 def _answer(projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType) -> pb.ProjectResponse:
-    window = projection.window
+    window, projected = projection.window, projection.pixels.cpu()
     answer = pb.ProjectResponse(
         map=projection.map,
         activation=projection.activation,
@@ -166,11 +178,11 @@ def _answer(projection: Projection, pixels: Pixels, picture_format: pb.PictureFo
     if projection.unit is not None:
         answer.unit.CopyFrom(pb.Position(row=projection.unit.row, column=projection.unit.column))
     if picture_format == pb.PICTURE_FORMAT_FLOAT32:
-        _, height, width = projection.pixels.shape
-        values = projection.pixels.numpy().astype("<f4", copy=False)
+        _, height, width = projected.shape
+        values = projected.numpy().astype("<f4", copy=False)
         answer.float32.CopyFrom(pb.Float32Picture(height=height, width=width, data=values.tobytes()))
     else:
-        answer.png = _png(render_projection(projection.pixels))
+        answer.png = _png(render_projection(projected))
     return answer
 
 
