@@ -117,9 +117,10 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
     """A row for each projection, in the order they came, with its unit and the region of the photo it sees."""
     table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1), title_style="bold")
     with_files = any(entry.picture for entry in saved)
-    for column in ("map", "row, column", "activation", "", "columns × rows", *(["picture"] if with_files else [])):
-        right = column in ("map", "row, column", "activation")
-        table.add_column(column, header_style="dim", justify="right" if right else "left", no_wrap=column == "picture")
+    for column in ("map", "row, col", "activation", "", "columns × rows", *(["picture"] if with_files else [])):
+        right = column in ("map", "row, col", "activation")
+        # Only the bar gives way where the terminal is narrow.
+        table.add_column(column, header_style="dim", justify="right" if right else "left", no_wrap=bool(column))
     highest = max((entry.projection.activation for entry in saved), default=0.0) or 1.0
     for entry in saved:
         projection = entry.projection

@@ -38,7 +38,7 @@ def save_sheet(projections: Sequence[Projection], title: str, file: Path) -> Non
     tiles = [
         Tile(
             (_picture(projection.png), _picture(projection.patch_png)),
-            f"map {projection.map} · {projection.activation:.2f}",
+            f"map {projection.map} · activation {projection.activation:.2f}",
         )
         for projection in projections
         if projection.png is not None

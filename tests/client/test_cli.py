@@ -12,7 +12,11 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening, png
+from rich.console import Console
 from zfserve_client.cli import COMMANDS, FAILED, NOT_INSTALLED, OK, UNREACHABLE, UNUSABLE, main
+from zfserve_client.project_command import projection_table
+from zfserve_client.projection_files import SavedProjection
+from zfserve_client.results import Box, ModelIdentity, Position, Projection
 
 CERTIFICATES = Path(__file__).parent.parent / "runtime" / "tls"
 Run = Callable[..., int]
@@ -136,6 +140,22 @@ def test_classify_a_folder_shows_a_row_for_each_photo(
     shown = capsys.readouterr()
     assert sum(photo.name in shown.out for photo in photos) == 2
     assert "Send a JPEG." in shown.err
+
+
+def test_tables_fit_a_terminal_of_80_columns(
+    run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    assert run("classify", *(photo.name for photo in photos)) == OK
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(photos)
+    box = Box(1023, 1277, 1411, 1545)
+    projection = Projection(1023, Position(10, 12), 10.25, box, box, b"", None, b"", ModelIdentity("", "", ""), 0, 1)
+    saved = SavedProjection(projection, Path("conv5-01-map1023.png"), None)
+    Console().print(projection_table([saved], "title"))
+    row = capsys.readouterr().out.splitlines()[-1]
+    for told in ("1023 ", "10, 12", "10.25", "1023–1411 × 1277–1545", "conv5-01-map1023.png"):
+        assert told in row
 
 
 def test_project_saves_pictures_and_a_sheet(
