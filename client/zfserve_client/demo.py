@@ -132,10 +132,12 @@ def explain_photos(client: Client, photos: list[Path], folder: Path, console: Co
             projections: dict[str, list[Projection]] = {}
             for layer in layers:
                 projections[layer.name] = []
-                for projection in client.project(photo, layer.name):
+                said = answer.classes[0].class_id if layer is layers[-1] else None
+                for projection in client.project(photo, layer.name, for_class=said):
                     projections[layer.name].append(projection)
                     progress.advance(task)
-                save_sheet(projections[layer.name], f"{layer.name} of {photo.name}", _sheet(folder, photo, layer))
+                title = f"{layer.name} of {photo.name}" + (f", for {answer.classes[0].label}" if said else "")
+                save_sheet(projections[layer.name], title, _sheet(folder, photo, layer))
             explained.append(Explained(photo, answer, projections, verdict))
             shutil.copy(photo, folder)
     page = folder / "index.html"

@@ -46,7 +46,8 @@ def render_page(photos: Sequence[Explained], description: ModelDescription, laye
     """A page that needs nothing else: style and pictures are part of it.
 
     Args:
-        layers: at least one, from the input upwards; the last of them is shown first, and largest.
+        layers: at least one, from the input upwards; the last of them is shown first, and largest: its maps are those
+            that speak most for the class that the network says.
     """
     model = description.model
     accuracy = "".join(
@@ -67,12 +68,12 @@ def render_page(photos: Sequence[Explained], description: ModelDescription, laye
 <header>
 <h1>What the network saw</h1>
 <p class="lead">A convolutional network that knows {len(description.classes)} classes was shown these photos. Beside
-each photo stand the very pixels that made its strongest feature maps fire, and what it said.</p>
+each photo stand what it said, and the very pixels that drove the feature maps that spoke most for it.</p>
 <nav aria-label="Photos">{"".join(map(_link, photos))}</nav>
 <p class="notes">Below, each map stands by itself: the pixels that made it fire, on a grey that means nothing (a
 deconvnet projection, Zeiler &amp; Fergus 2014), above the part of the photo it sees, in the shape the network gets it;
-its number, and how strongly it fired. The strongest maps are what the network noticed most, which need not be what
-decided.</p>
+its number, and what it adds to the score of the class, or, in the layers below, how strongly it fired: there the
+strongest maps are shown, what the network noticed most, which need not be what decided.</p>
 <p class="notes">{escape(model.name)} {escape(model.version)}{accuracy}
 · weights <code>{escape(model.fingerprint[:12])}</code>
 · {escape(description.engine.runtime)}, {escape(description.engine.precision)}</p>
@@ -101,14 +102,16 @@ def _section(entry: Explained, layers: Sequence[Layer], opened: bool) -> str:
     credit = " · ".join(str(exif[tag]) for tag in (ExifTags.Base.Artist, ExifTags.Base.Copyright) if tag in exif)
     timings = entry.classification.timings
     *lower, last = layers
-    saw = f"The pixels that drove the {len(entry.projections[last.name])} strongest maps of {last.name}"
+    shown = entry.projections[last.name]
+    said = entry.classification.classes[0].label
+    saw = f"The pixels that drove the {len(shown)} maps of {last.name} that speak most for {said}"
     return f"""<section id="{_anchor(entry)}" aria-labelledby="{_anchor(entry)}-said">
 <h2 id="{_anchor(entry)}-said"><small>{escape(entry.photo.name)}: the network says</small>
-{escape(entry.classification.classes[0].label)}</h2>
+{escape(said)}</h2>
 {_judgement(entry.verdict)}<div class="answer">
 <figure><img src="{_data_uri(photo, MOST_PIXELS)}" alt="{escape(shows)}">
 <figcaption>{escape(shows)}{f'. <span class="credit">{escape(credit)}</span>' if credit else ""}</figcaption></figure>
-<figure><img src="{_data_uri(_in_place(photo.size, entry.projections[last.name]), MOST_PIXELS)}"
+<figure><img src="{_data_uri(_in_place(photo.size, shown), MOST_PIXELS)}"
 alt="{escape(saw)}, each in its place in the photo">
 <figcaption>{escape(saw)}, each in its place</figcaption></figure>
 <div>
@@ -118,7 +121,7 @@ alt="{escape(saw)}, each in its place in the photo">
 · classified in {timings.inference_ms:.1f} ms</p>
 </div>
 </div>
-{_strip(last, entry.projections[last.name])}<details{" open" if opened else ""}>
+{_strip(last, shown)}<details{" open" if opened else ""}>
 <summary>The layers below, down to edges and colours</summary>
 {"".join(_strip(layer, entry.projections[layer.name]) for layer in reversed(lower))}</details>
 </section>
@@ -167,8 +170,12 @@ def _tile(layer: Layer, projection: Projection) -> str:
     crisp = ' class="crisp"' if layer.receptive_field < 40 else ""
     return f"""<li><img{crisp} src="{_data_uri_of(projection.png or b"")}" alt="Pixels that drove {name}">
 <img{crisp} src="{_data_uri_of(projection.patch_png)}" alt="The photo at {where}">
-<span>map {projection.map} <i>{projection.activation:.1f}</i></span></li>
+<span>map {projection.map} <i>{_weight(projection)}</i></span></li>
 """
+
+
+def _weight(projection: Projection) -> str:
+    return f"{projection.activation:.1f}" if projection.attribution is None else f"{projection.attribution:+.2f}"
 
 
 def _place(box: Box) -> str:

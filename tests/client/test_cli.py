@@ -174,6 +174,27 @@ def test_project_saves_pictures_and_a_sheet(
     assert "  3, 4  " in capsys.readouterr().out
 
 
+def test_project_for_a_class(
+    run: Run,
+    service: FakeVisionService,
+    photos: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("project", photos[0], "--for-class", "bee", "--top", 2, "--save", tmp_path / "out") == OK
+    title, head, first, second = capsys.readouterr().out.splitlines()
+    assert title.split() == ["conv5", "of", photos[0].name + ",", "for", "bee", "(50.0%)"]
+    assert head.split()[:5] == ["map", "row,", "col", "activation", "adds"]
+    assert "+0.250" in first
+    assert "-0.250" in second
+    assert run("project", photos[0], "--for-class", "--top", 1) == OK
+    assert [request.for_class.class_name for request in service.project_requests] == ["bee", ""]
+    assert run("project", photos[0], "--for-class", "bee", "--maps", "1") == UNUSABLE
+    assert "not both" in capsys.readouterr().err
+
+
 def test_project_as_json(
     run: Run, service: FakeVisionService, photos: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,13 +4,15 @@ import hashlib
 import io
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import CheckpointError, load_checkpoint, weights_fingerprint
 from zfserve_model.deconvnet import (
     Position,
@@ -31,7 +33,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
 from zfserve_runtime.metrics import Metrics, ModelMetrics
-from zfserve_runtime.projection_request import DEFAULT_STRONGEST
+from zfserve_runtime.projection_request import DEFAULT_COUNT, find_class
 from zfserve_runtime.tracing import note_model, span
 
 Pixels = npt.NDArray[np.uint8]
@@ -59,7 +61,7 @@ class Projector:
         metrics: ModelMetrics,
         device: torch.device = CPU,
     ) -> None:
-        self._network = network.requires_grad_(False).to(device)
+        self._network = network.eval().requires_grad_(False).to(device)
         self._device = device
         self.manifest = manifest
         self.metrics = metrics
@@ -77,15 +79,18 @@ class Projector:
         pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
         note_model(self.manifest.name, self.manifest.version)
         traced = self._trace(pixels)
-        maps = self._choose_maps(request, traced)
-        projections = project(traced, request.layer, maps, _unit_rule(request.unit))
-        for rank, index in enumerate(maps):
+        chosen = self._choose_maps(request, traced)
+        projections = project(traced, request.layer, chosen.maps, chosen.units)
+        for rank, index in enumerate(chosen.maps):
             about: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
             with span("projection", about):
                 projection = next(projections)
             with span("render", about):
                 answer = _answer(projection, pixels, request.format)
-            answer.rank, answer.total = rank, len(maps)
+            answer.rank, answer.total = rank, len(chosen.maps)
+            if chosen.for_class is not None:
+                answer.attribution = chosen.attributions[rank]
+                answer.for_class.CopyFrom(chosen.for_class)
             answer.model.CopyFrom(identity(self.manifest))
             self.metrics.projection_seconds.observe(time.perf_counter() - began_s)
             yield answer
@@ -113,12 +118,40 @@ class Projector:
         self._traces.move_to_end(key)
         return self._traces[key]
 
-    def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> list[int]:
-        if request.WhichOneof("maps") == "selection":
-            return list(request.selection.indices)
+    def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> "_Chosen":
+        units = _unit_rule(request.unit)
         layer = self.manifest.layer(request.layer)
         assert layer is not None, "check_projection_request comes first"
-        return strongest_maps(traced, layer.name, request.strongest or min(DEFAULT_STRONGEST, layer.channels))
+        usual = min(DEFAULT_COUNT, layer.channels)
+        match request.WhichOneof("maps"):
+            case "selection":
+                return _Chosen(list(request.selection.indices), units)
+            case "for_class":
+                with span("attribution", {"zfserve.layer": layer.name}):
+                    wanted = find_class(request.for_class.class_name, self.manifest)
+                    attribution = attribute(self._network, traced, layer.name, wanted)
+                maps = attribution.leading_maps(request.for_class.count or usual)
+                if isinstance(units, StrongestUnit):
+                    units = attribution.leading_units(maps)
+                entry = self.manifest.classes[attribution.index]
+                score = pb.ClassScore(
+                    label=entry.label,
+                    class_id=entry.class_id,
+                    index=attribution.index,
+                    probability=attribution.probability,
+                )
+                return _Chosen(maps, units, score, attribution.maps[maps].tolist())
+            case _:
+                return _Chosen(strongest_maps(traced, layer.name, request.strongest or usual), units)
+
+
+class _Chosen(NamedTuple):
+    """The maps to project, and which of their units; for a class, with what each map adds to its score."""
+
+    maps: list[int]
+    units: UnitRule
+    for_class: pb.ClassScore | None = None
+    attributions: Sequence[float] = ()
 
 
 def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device: torch.device = CPU) -> Projector:
