@@ -1,4 +1,4 @@
-"""The pages: every link leads somewhere, every snippet is Python, and the client's page knows its arguments and methods."""
+"""The pages: every link leads somewhere, every snippet is Python, and the client's page knows all of the client."""
 
 import ast
 import inspect

@@ -4,7 +4,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +31,7 @@ from zfserve_bench.rolling_workers import measure_rolling_workers
 from zfserve_bench.scale import measure_scale
 from zfserve_bench.soak import measure_soak
 from zfserve_bench.startup import measure_startup
-from zfserve_bench.subject import QUICK, THOROUGH, Subject
+from zfserve_bench.subject import QUICK, THOROUGH, Effort, Subject
 from zfserve_bench.tables import print_machine, print_report
 from zfserve_bench.throughput import measure_throughput
 
@@ -95,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, help=f"that `drain` does (default: {REPEATS}, or 1 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--rounds", type=int, help=f"of each comparison, 1 at least (default: {THOROUGH.rounds})")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
 
 
@@ -130,7 +131,7 @@ def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
         bundle=load_bundle(arguments.model),
         threads=arguments.threads,
         photos=tuple(sorted(arguments.photos.glob("*.jpg"))),
-        effort=QUICK if quick else THOROUGH,
+        effort=choose_effort(quick, arguments.rounds),
         folder=folder,
         data=arguments.data,
         soak_s=60 * chosen(arguments.minutes, SOAK_MINUTES, QUICK_SOAK_MINUTES),
@@ -138,6 +139,11 @@ def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
         overload_s=chosen(arguments.seconds, CROWD_SECONDS, QUICK_CROWD_SECONDS),
         repeats=int(chosen(arguments.repeats, REPEATS, 1)),
     )
+
+
+def choose_effort(quick: bool, rounds: int | None) -> Effort:
+    effort = QUICK if quick else THOROUGH
+    return effort if rounds is None else replace(effort, rounds=max(1, rounds))
 
 
 class UnknownBenchmark(ValueError):

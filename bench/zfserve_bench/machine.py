@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zfserve_runtime.cpus import available_cpus
 
-_PACKAGES = ("onnxruntime", "openvino", "torch", "grpcio", "numpy", "pillow")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino", "torch", "grpcio", "numpy", "pillow")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from zfserve_extras import not_installed
+from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_model.deconvnet import Projection, project, strongest_maps, trace
 from zfserve_model.networks import Network
@@ -37,6 +38,7 @@ def measure_projection(subject: Subject) -> Report:
     ways: dict[str, Callable[[], object]] = {
         "forward": lambda: _forward(network, image),
         "project": lambda: project_strongest(network, image),
+        "class": lambda: project_for_class(network, image),
     }
     notes = ["Each projection starts from a new photo: its forward pass, which keeps the switches, is in the time."]
     if importlib.util.find_spec("captum") is not None:
@@ -69,6 +71,8 @@ def find_ratios(times: list[dict[str, float]], judged: bool) -> Iterator[Finding
     passes = statistics.median(one["project"] / one["forward"] for one in times)
     limit = MOST_FORWARD_PASSES if judged else None
     yield Finding("in forward passes", median_ms("project"), median_ms("forward"), Quantity(passes), limit)
+    for_class = statistics.median(one["class"] / one["forward"] for one in times)
+    yield Finding("for a class, in forward passes", median_ms("class"), median_ms("forward"), Quantity(for_class))
     if "captum" in times[0]:
         speedup = statistics.median(one["captum"] / one["project"] for one in times)
         limit = LEAST_SPEEDUP if judged else None
@@ -81,6 +85,14 @@ def project_strongest(network: Network, image: Tensor) -> list[Projection]:
     """From a new image to the projections of its strongest maps."""
     traced = trace(network, image)
     return list(project(traced, LAYER, strongest_maps(traced, LAYER, MAPS)))
+
+
+def project_for_class(network: Network, image: Tensor) -> list[Projection]:
+    """From a new image to the projections of the maps that add most to its most probable class."""
+    traced = trace(network, image)
+    attribution = attribute(network, traced, LAYER)
+    maps = attribution.leading_maps(MAPS)
+    return list(project(traced, LAYER, maps, attribution.leading_units(maps)))
 
 
 def captum_strongest(network: Network, image: Tensor) -> list[Tensor]:

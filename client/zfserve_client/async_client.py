@@ -22,6 +22,7 @@ from zfserve_client.requests import (
     ImageSource,
     PictureFormat,
     UnitRule,
+    choose_maps,
     classify_request,
     model_selector,
     project_request,
@@ -114,12 +115,13 @@ class AsyncClient(BaseClient):
         version: str | None = None,
         strongest: int = STRONGEST,
         maps: Sequence[int] | None = None,
+        for_class: str | None = None,
         unit: UnitRule = "strongest",
         format: PictureFormat = "png",  # noqa: A002
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Projection]:
         """See `Client.project`. Closing the generator (`contextlib.aclosing`) stops the work."""
-        selected = strongest if maps is None else maps
+        selected = choose_maps(strongest, maps, for_class)
         request = await asyncio.to_thread(
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )

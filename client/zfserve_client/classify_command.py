@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.bar import Bar
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -110,12 +110,11 @@ def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace, messag
 
 def _overview(answers: list[tuple[Path, Classification]]) -> Table:
     table = Table(box=None, padding=(0, 1))
-    for column in ("photo", "class", "", "", "runner-up", ""):
+    for column in ("photo", "class", "", "runner-up", ""):
         table.add_column(column, header_style="dim", overflow="fold")  # a name cut short names no photo
     for photo, answer in answers:
         best, *others = answer.classes
-        row: list[RenderableType] = [Text(str(photo)), Text(best.label, "bold"), _bar(best, 0)]
-        row.append(Text(f"{best.probability:.1%}", "bold"))
+        row = [Text(str(photo)), Text(best.label, "bold"), Text(f"{best.probability:.1%}", "bold")]
         if others:
             row += [Text(others[0].label, "dim"), Text(f"{others[0].probability:.1%}", "dim")]
         table.add_row(*row)

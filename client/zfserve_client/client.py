@@ -21,6 +21,7 @@ from zfserve_client.requests import (
     ImageSource,
     PictureFormat,
     UnitRule,
+    choose_maps,
     classify_request,
     model_selector,
     project_request,
@@ -163,6 +164,7 @@ class Client(BaseClient):
         version: str | None = None,
         strongest: int = STRONGEST,
         maps: Sequence[int] | None = None,
+        for_class: str | None = None,
         unit: UnitRule = "strongest",
         format: PictureFormat = "png",  # noqa: A002
         timeout_s: float | None = None,
@@ -176,10 +178,12 @@ class Client(BaseClient):
             layer: a layer's name as `describe` gives it, such as "conv5".
             strongest: how many maps, those with the strongest single activation.
             maps: just these maps in this order, instead.
+            for_class: the id or label of a class, or "" for the most probable one: the `strongest` maps are then those
+                that add most to its score, and in each the unit that adds most.
             unit: "strongest", "whole" or a `Position`.
             format: "png" fills `Projection.png`, "float32" fills `Projection.pixels`.
         """
-        selected = strongest if maps is None else maps
+        selected = choose_maps(strongest, maps, for_class)
         request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
         return self._projections(request, self._within(timeout_s))

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from zfserve_client.classify_command import score_table
 from zfserve_client.cli import FAILED, INTERRUPTED, OK, UNUSABLE
@@ -24,11 +26,13 @@ from zfserve_client.client import STRONGEST, Client
 from zfserve_client.demo_page import Explained, render_page
 from zfserve_client.errors import ZfserveError
 from zfserve_client.photo_files import find_photos
+from zfserve_client.photo_truth import Verdict, judge, read_truth
 from zfserve_client.projection_files import save_sheet
-from zfserve_client.results import Layer, ModelDescription, Projection
+from zfserve_client.results import Classification, Layer, ModelDescription, Projection
 from zfserve_client.service_process import STARTING_S, ServiceFailed, run_zfserve, running_service
 
 LOOK_EVERY_S = 0.1
+VERDICT_STYLES = {"right": "green", "near": "yellow", "wrong": "red"}
 
 
 class DemoFailed(Exception):
@@ -67,7 +71,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped")
         return INTERRUPTED
-    console.print(f"\nOpen [bold]{escape(str(page.resolve()))}[/] in a browser.", soft_wrap=True)
+    console.print(f"\nOpen [bold]{escape(str(page.resolve()))}[/] in a browser.", soft_wrap=True, highlight=False)
     return OK
 
 
@@ -99,10 +103,18 @@ def ensure_bundle(model: Path, weights: Path, console: Console) -> None:
 
 def explain_photos(client: Client, photos: list[Path], folder: Path, console: Console) -> Path:
     """Classify and project `photos`; write sheets and the page to `folder`, and return the page."""
-    classifications = []
-    for photo in photos:
-        classifications.append(client.classify(photo, top_k=5))
-        console.print(score_table(classifications[-1], photo.name), "")
+    labels = [entry.label for entry in client.describe().classes]
+    truths = [read_truth(photo) for photo in photos]
+    answers: list[tuple[Path, Classification, Verdict | None]] = []
+    for photo, truth in zip(photos, truths, strict=True):
+        answer = client.classify(photo, top_k=5)
+        verdict = judge(truth, answer, labels) if truth else None
+        answers.append((photo, answer, verdict))
+        console.print(score_table(answer, photo.name))
+        if verdict:
+            sentence = Text(f"{verdict.mark} {verdict.sentence}", VERDICT_STYLES[verdict.word])
+            console.print(Padding(sentence, (0, 1)))
+        console.print()
     description = _wait_for_projections(client, console)
     layers = [layer for layer in description.layers if layer.kind == "conv"]
     explained = []
@@ -116,19 +128,21 @@ def explain_photos(client: Client, photos: list[Path], folder: Path, console: Co
     )
     with progress:
         task = progress.add_task("", total=len(photos) * len(layers) * STRONGEST)
-        for photo, classification in zip(photos, classifications, strict=True):
+        for photo, answer, verdict in answers:
             projections: dict[str, list[Projection]] = {}
             for layer in layers:
                 projections[layer.name] = []
-                for projection in client.project(photo, layer.name):
+                said = answer.classes[0].class_id if layer is layers[-1] else None
+                for projection in client.project(photo, layer.name, for_class=said):
                     projections[layer.name].append(projection)
                     progress.advance(task)
-                save_sheet(projections[layer.name], f"{photo.stem}: {layer.name}", _sheet(folder, photo, layer))
-            explained.append(Explained(photo, classification, projections))
+                title = f"{layer.name} of {photo.name}" + (f", for {answer.classes[0].label}" if said else "")
+                save_sheet(projections[layer.name], title, _sheet(folder, photo, layer))
+            explained.append(Explained(photo, answer, projections, verdict))
             shutil.copy(photo, folder)
     page = folder / "index.html"
     page.write_text(render_page(explained, description, layers), encoding="utf-8")
-    console.print(f"[green]✓[/] {len(photos)} photos, {len(photos) * len(layers)} contact sheets")
+    console.print(f"[green]✓[/] {len(photos)} photos, {len(photos) * len(layers)} contact sheets", highlight=False)
     return page
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
+from zfserve_client.photo_truth import Verdict
 from zfserve_client.results import Box, Classification, Layer, ModelDescription, Projection
 
 STYLE = Path(__file__).with_name("demo_page.css")
 MOST_PIXELS = 720
 """Longest side of an embedded photo."""
+ZERO = (128, 128, 128)
+"""What stands for nothing in a projection."""
 
 _SEES = {
     "conv1": "edges and colours",
@@ -27,15 +30,25 @@ _SEES = {
 
 @dataclass(frozen=True)
 class Explained:
-    """One photo with what the network said of it, and the projections of each layer by the layer's name."""
+    """One photo with what the network said of it, and the projections of each layer by the layer's name.
+
+    Attributes:
+        verdict: whether the network is right; None where nobody knows.
+    """
 
     photo: Path
     classification: Classification
     projections: Mapping[str, Sequence[Projection]]
+    verdict: Verdict | None
 
 
 def render_page(photos: Sequence[Explained], description: ModelDescription, layers: Sequence[Layer]) -> str:
-    """A page that needs nothing else: style and pictures are part of it."""
+    """A page that needs nothing else: style and pictures are part of it.
+
+    Args:
+        layers: at least one, from the input upwards; the last of them is shown first, and largest: its maps are those
+            that speak most for the class that the network says.
+    """
     model = description.model
     accuracy = "".join(
         f", {figure.top1:.1%} of {figure.count:,} validation photos right ({figure.precision})"
@@ -54,17 +67,19 @@ def render_page(photos: Sequence[Explained], description: ModelDescription, laye
 <body>
 <header>
 <h1>What the network saw</h1>
-<p class="lead">Each photo was classified by a convolutional network that knows {len(description.classes)} classes;
-the bars show what it said. Below, for the nine feature maps that fired most strongly in each layer, the upper
-picture shows the very pixels that made the map fire (a deconvnet projection, Zeiler &amp; Fergus 2014), and the
-lower one the part of the photo they come from.</p>
-<p class="model">{escape(model.name)} {escape(model.version)}{accuracy}
+<p class="lead">A convolutional network that knows {len(description.classes)} classes was shown these photos. Beside
+each photo stand what it said, and the very pixels that drove the feature maps that spoke most for it.</p>
+<nav aria-label="Photos">{"".join(map(_link, photos))}</nav>
+<p class="notes">Below, each map stands by itself: the pixels that made it fire, on a grey that means nothing (a
+deconvnet projection, Zeiler &amp; Fergus 2014), above the part of the photo it sees, in the shape the network gets it;
+its number, and what it adds to the score of the class, or, in the layers below, how strongly it fired: there the
+strongest maps are shown, what the network noticed most, which need not be what decided.</p>
+<p class="notes">{escape(model.name)} {escape(model.version)}{accuracy}
 · weights <code>{escape(model.fingerprint[:12])}</code>
 · {escape(description.engine.runtime)}, {escape(description.engine.precision)}</p>
-<nav aria-label="Photos">{"".join(f'<a href="#{_anchor(entry)}">{escape(_name(entry))}</a>' for entry in photos)}</nav>
 </header>
 <main>
-{"".join(_section(entry, layers) for entry in photos)}</main>
+{"".join(_section(entry, layers, opened=entry is photos[0]) for entry in photos)}</main>
 <footer><p>It can only answer with one of: {escape(", ".join(entry.label for entry in description.classes))}. A photo of
 anything else gets the class it resembles most. Made by <code>make demo</code>.</p></footer>
 </body>
@@ -72,28 +87,64 @@ anything else gets the class it resembles most. Made by <code>make demo</code>.<
 """
 
 
-def _section(entry: Explained, layers: Sequence[Layer]) -> str:
-    with Image.open(entry.photo) as photo:
-        exif = photo.getexif()
-        size = f"{photo.width} × {photo.height}"
-        source = _data_uri(photo, MOST_PIXELS)
+def _link(entry: Explained) -> str:
+    said, mark = escape(entry.classification.classes[0].label), ""
+    if verdict := entry.verdict:
+        mark = f' <span class="{verdict.word}" role="img" aria-label="{verdict.word}">{verdict.mark}</span>'
+    return f'<a href="#{_anchor(entry)}">{escape(_name(entry))}: <strong>{said}</strong>{mark}</a>\n'
+
+
+def _section(entry: Explained, layers: Sequence[Layer], opened: bool) -> str:
+    with Image.open(entry.photo) as file:
+        exif = file.getexif()
+        photo = ImageOps.exif_transpose(file)
     shows = str(exif.get(ExifTags.Base.ImageDescription, "")) or f"The photo {entry.photo.name}"
     credit = " · ".join(str(exif[tag]) for tag in (ExifTags.Base.Artist, ExifTags.Base.Copyright) if tag in exif)
     timings = entry.classification.timings
-    return f"""<section id="{_anchor(entry)}">
-<div class="verdict">
-<figure class="photo"><img src="{source}" alt="{escape(shows)}">
+    *lower, last = layers
+    shown = entry.projections[last.name]
+    said = entry.classification.classes[0].label
+    saw = f"The pixels that drove the {len(shown)} maps of {last.name} that speak most for {said}"
+    return f"""<section id="{_anchor(entry)}" aria-labelledby="{_anchor(entry)}-said">
+<h2 id="{_anchor(entry)}-said"><small>{escape(entry.photo.name)}: the network says</small>
+{escape(said)}</h2>
+{_judgement(entry.verdict)}<div class="answer">
+<figure><img src="{_data_uri(photo, MOST_PIXELS)}" alt="{escape(shows)}">
 <figcaption>{escape(shows)}{f'. <span class="credit">{escape(credit)}</span>' if credit else ""}</figcaption></figure>
+<figure><img src="{_data_uri(_in_place(photo.size, shown), MOST_PIXELS)}"
+alt="{escape(saw)}, each in its place in the photo">
+<figcaption>{escape(saw)}, each in its place</figcaption></figure>
 <div>
-<h2>{escape(entry.classification.classes[0].label)}</h2>
 <table class="scores"><caption class="hidden">Classes and their probabilities</caption>
 {"".join(_score_row(score.label, score.probability) for score in entry.classification.classes)}</table>
-<p class="figures">{size} pixels · decoded in {timings.decode_ms:.1f} ms
+<p class="figures">{photo.width} × {photo.height} pixels · decoded in {timings.decode_ms:.1f} ms
 · classified in {timings.inference_ms:.1f} ms</p>
 </div>
 </div>
-{"".join(_strip(layer, entry.projections[layer.name]) for layer in layers)}</section>
+{_strip(last, shown)}<details{" open" if opened else ""}>
+<summary>The layers below, down to edges and colours</summary>
+{"".join(_strip(layer, entry.projections[layer.name]) for layer in reversed(lower))}</details>
+</section>
 """
+
+
+def _judgement(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    sentence = f'<span aria-hidden="true">{verdict.mark}</span> {escape(verdict.sentence)}'
+    return f'<p class="verdict"><strong class="{verdict.word}">{sentence}</strong> {escape(verdict.why)}</p>\n'
+
+
+def _in_place(size: tuple[int, int], projections: Sequence[Projection]) -> Image.Image:
+    """All projections on one picture of the photo's size; where they overlap, the brightest and the darkest remain."""
+    brightest = darkest = Image.new("RGB", size, ZERO)
+    for projection in projections:
+        if (box := projection.source_box) and projection.png:
+            layer = Image.new("RGB", size, ZERO)
+            with Image.open(io.BytesIO(projection.png)) as picture:
+                layer.paste(picture.resize((box.right - box.left, box.bottom - box.top)), (box.left, box.top))
+            brightest, darkest = ImageChops.lighter(brightest, layer), ImageChops.darker(darkest, layer)
+    return ImageChops.add(brightest, darkest, offset=-ZERO[0])
 
 
 def _score_row(label: str, probability: float) -> str:
@@ -119,8 +170,12 @@ def _tile(layer: Layer, projection: Projection) -> str:
     crisp = ' class="crisp"' if layer.receptive_field < 40 else ""
     return f"""<li><img{crisp} src="{_data_uri_of(projection.png or b"")}" alt="Pixels that drove {name}">
 <img{crisp} src="{_data_uri_of(projection.patch_png)}" alt="The photo at {where}">
-<span title="{name}, {where}">map {projection.map} <i>{projection.activation:.1f}</i></span></li>
+<span>map {projection.map} <i>{_weight(projection)}</i></span></li>
 """
+
+
+def _weight(projection: Projection) -> str:
+    return f"{projection.activation:.1f}" if projection.attribution is None else f"{projection.attribution:+.2f}"
 
 
 def _place(box: Box) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from rich.bar import Bar
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, metavar="N", default=STRONGEST, help="the N strongest maps (%(default)s)")
     which.add_argument("--maps", type=_map_list, metavar="M,M...", help="just these maps, from 0")
+    parser.add_argument(
+        "--for-class",
+        nargs="?",
+        const="",
+        metavar="CLASS",
+        help="the N maps that add most to the score of the class with that id or label; alone: of the most probable",
+    )
     parser.add_argument(
         "--unit",
         type=_unit_rule,
@@ -89,6 +96,8 @@ def _save_each(client: Client, arguments: argparse.Namespace, messages: Console)
 
 def _sum_up(saved: list[SavedProjection], arguments: argparse.Namespace, messages: Console) -> None:
     title = f"{arguments.layer} of {arguments.photo.name}"
+    if for_class := next((entry.projection.for_class for entry in saved), None):
+        title += f", for {for_class.label} ({for_class.probability:.1%})"
     if not arguments.json:
         Console().print(projection_table(saved, title))
     if arguments.save:
@@ -114,24 +123,34 @@ def _saving() -> Iterator[None]:
 
 
 def projection_table(saved: list[SavedProjection], title: str) -> Table:
-    """A row for each projection, in the order they came, with its unit and the region of the photo it sees."""
+    """A row for each projection, in the order they came, with its unit and the region of the photo it sees; the bar is
+    of what it adds to its class, where it was chosen for one, else of its activation."""
     table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1), title_style="bold")
     with_files = any(entry.picture for entry in saved)
-    for column in ("map", "row, column", "activation", "", "columns × rows", *(["picture"] if with_files else [])):
-        right = column in ("map", "row, column", "activation")
-        table.add_column(column, header_style="dim", justify="right" if right else "left", no_wrap=column == "picture")
-    highest = max((entry.projection.activation for entry in saved), default=0.0) or 1.0
-    for entry in saved:
+    for_class = any(entry.projection.for_class for entry in saved)
+    numbers = ["map", "row, col", "activation", *(["adds"] if for_class else [])]
+    for column in (*numbers, "", "columns × rows", *(["picture"] if with_files else [])):
+        # Only the bar gives way where the terminal is narrow.
+        justify: JustifyMethod = "right" if column in numbers else "left"
+        table.add_column(column, header_style="dim", justify=justify, no_wrap=bool(column))
+    weights = [_weight(entry.projection) for entry in saved]
+    highest = max(weights, default=0.0) or 1.0
+    for entry, weight in zip(saved, weights, strict=True):
         projection = entry.projection
         table.add_row(
             str(projection.map),
             unit_name(projection),
             f"{projection.activation:.2f}",
-            Bar(1, 0, max(0.0, projection.activation / highest), width=10, color="blue"),
+            *([f"{weight:+.3f}"] if for_class else []),
+            Bar(1, 0, max(0.0, weight / highest), width=10, color="blue"),
             box_name(projection.source_box or projection.box),
             *([entry.picture.name] if entry.picture else []),
         )
     return table
+
+
+def _weight(projection: Projection) -> float:
+    return projection.activation if projection.attribution is None else projection.attribution
 
 
 def unit_name(projection: Projection) -> str:
@@ -160,6 +179,7 @@ def _projections(client: Client, arguments: argparse.Namespace, messages: Consol
         version=version,
         strongest=arguments.top,
         maps=arguments.maps,
+        for_class=arguments.for_class,
         unit=arguments.unit,
     )
     with progress, closing(projections):

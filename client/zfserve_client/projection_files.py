@@ -38,12 +38,18 @@ def save_sheet(projections: Sequence[Projection], title: str, file: Path) -> Non
     tiles = [
         Tile(
             (_picture(projection.png), _picture(projection.patch_png)),
-            f"map {projection.map} · {projection.activation:.2f}",
+            f"map {projection.map} · {_weight(projection)}",
         )
         for projection in projections
         if projection.png is not None
     ]
     contact_sheet(tiles, COLUMNS, title).save(file)
+
+
+def _weight(projection: Projection) -> str:
+    if projection.for_class is None:
+        return f"activation {projection.activation:.2f}"
+    return f"adds {projection.attribution:+.3f}"
 
 
 def _picture(png: bytes) -> Image.Image:

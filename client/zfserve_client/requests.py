@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +27,18 @@ UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
 
 PictureFormat: TypeAlias = Literal["png", "float32"]
 
+
+@dataclass(frozen=True)
+class ForClass:
+    """The `count` maps that add most to the score of the class with that id or label; of "", the most probable one."""
+
+    name: str
+    count: int
+
+
+Maps: TypeAlias = int | Sequence[int] | ForClass
+"""So many of the strongest, just those listed, or those for a class."""
+
 _FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
 
 
@@ -43,28 +56,39 @@ def classify_request(
 def project_request(
     image: ImageSource,
     layer: str,
-    maps: int | Sequence[int],
+    maps: Maps,
     unit: UnitRule,
     picture_format: PictureFormat,
     max_bytes: int,
 ) -> zfserve_pb2.ProjectRequest:
-    """The request for the `maps` strongest maps, or for just the maps listed.
-
-    Raises:
-        InvalidInput: as for `classify_request`; a negative map or place; an unknown unit rule or format.
-    """
+    """Raises InvalidInput as `classify_request`, and for negative maps or places and unknown unit rules or formats."""
     if picture_format not in _FORMATS:
         raise _invalid(f'no picture format {picture_format!r}; give "png" or "float32"', "format")
     request = zfserve_pb2.ProjectRequest(
         image=image_message(image, max_bytes), layer=layer, unit=_unit_rule(unit), format=_FORMATS[picture_format]
     )
-    if isinstance(maps, int):
-        request.strongest = _unsigned(maps, "strongest")
-    else:
-        # Set even when empty: the server then says that a selection needs a map, and does not choose nine itself.
-        request.selection.SetInParent()
-        request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
+    match maps:
+        case int():
+            request.strongest = _unsigned(maps, "strongest")
+        case ForClass():
+            if maps.count == 0:  # which would leave the number to the server
+                raise _invalid("ask for at least one map", "for_class.count")
+            request.for_class.count = _unsigned(maps.count, "for_class.count")
+            request.for_class.class_name = maps.name
+        case _:
+            # Set even when empty: the server then says that a selection needs a map, and does not choose nine itself.
+            request.selection.SetInParent()
+            request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
     return request
+
+
+def choose_maps(strongest: int, maps: Sequence[int] | None, for_class: str | None) -> Maps:
+    """Raises InvalidInput where maps are given and a class to choose them for."""
+    if for_class is None:
+        return strongest if maps is None else maps
+    if maps is not None:
+        raise _invalid("maps are given, or chosen for a class, not both", "for_class")
+    return ForClass(for_class, strongest)
 
 
 def model_selector(model: str | None, version: str | None) -> zfserve_pb2.ModelSelector:

@@ -104,6 +104,8 @@ class Projection:
         png: the projection as a picture; None where float32 was asked for.
         pixels: the projection unscaled; None where PNG was asked for.
         patch_png: the part of the photo within `box`.
+        for_class: what the map was chosen for, if for a class.
+        attribution: what the map adds to the score of that class.
     """
 
     map: int
@@ -117,6 +119,8 @@ class Projection:
     model: ModelIdentity
     rank: int
     total: int
+    for_class: ClassScore | None = None
+    attribution: float | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
         model=_mirror(ModelIdentity, response.model),
         rank=response.rank,
         total=response.total,
+        for_class=_mirror(ClassScore, response.for_class) if response.HasField("for_class") else None,
+        attribution=response.attribution if response.HasField("for_class") else None,
     )
 
 

@@ -127,7 +127,9 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
 
 def print_score(console: Console, subject: Subject, score: Score) -> None:
     """A table of classes, the figures over all photos below it, and the worst confusions."""
-    table = Table(title=subject.name, title_justify="left", title_style="bold")
+    table = Table(
+        title=subject.name, title_justify="left", title_style="bold", box=None, padding=(0, 1), header_style="dim"
+    )
     table.add_column("class")
     table.add_column("id", style="dim")
     table.add_column("photos", justify="right")

@@ -8,7 +8,7 @@ A projection is the gradient of the unit times its activation, with the backward
 on the gradient itself. Contrast normalisation is passed over on the way down, as in the paper.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -49,7 +49,14 @@ class WholeMap:
     """All units of the map together, each with its own activation."""
 
 
-UnitRule = StrongestUnit | Position | WholeMap
+@dataclass(frozen=True)
+class UnitOfEach:
+    """In every map the unit at a place of its own."""
+
+    places: Mapping[int, Position]
+
+
+UnitRule = StrongestUnit | Position | WholeMap | UnitOfEach
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
         UnknownLayer: the trunk has no such layer.
         OutOfRange: `count` is not within 1 and the layer's number of maps.
     """
-    activations = _activations(trace, layer)
+    activations = activations_of(trace, layer)
     if not 1 <= count <= len(activations):
         raise OutOfRange(f"{layer} has {len(activations)} maps: ask for 1 to {len(activations)} of them, not {count}")
     strengths = activations.flatten(1).amax(1)
@@ -150,7 +157,7 @@ def project(
         UnknownLayer: the trunk has no such layer.
         OutOfRange: the layer has no such map, or the map no such unit.
     """
-    channels, height, width = _activations(trace, layer).shape
+    channels, height, width = activations_of(trace, layer).shape
     for index in maps:
         if not 0 <= index < channels:
             raise OutOfRange(f"{layer} has maps 0 to {channels - 1}, not {index}")
@@ -167,7 +174,7 @@ def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) 
     together, alone = _way_down(trace, layer)
     remaining = iter(maps)
     while chunk := list(islice(remaining, CHUNK)):
-        units, signal = _seed(_activations(trace, layer), chunk, rule)
+        units, signal = _seed(activations_of(trace, layer), chunk, rule)
         activations = signal.values.flatten(1).amax(1).tolist()
         signals = _descend(trace, together, signal).split()
         for index, unit, activation, one in zip(chunk, units, activations, signals, strict=True):
@@ -202,6 +209,8 @@ def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Po
             return [None] * len(maps), Signal(planes[:, None], (0,) * len(maps), (0,) * len(maps), tuple(maps))
         case Position(row, column):
             places = [row * width + column] * len(maps)
+        case UnitOfEach(each):
+            places = [each[index].row * width + each[index].column for index in maps]
         case StrongestUnit():
             places = planes.flatten(1).argmax(1).tolist()
     rows, columns = tuple(place // width for place in places), tuple(place % width for place in places)
@@ -235,7 +244,8 @@ def _clip(signal: Signal, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
     return window, pixels[:, window.top - top : window.bottom - top, window.left - left : window.right - left].clone()
 
 
-def _activations(trace: Trace, layer: str) -> Tensor:
+def activations_of(trace: Trace, layer: str) -> Tensor:
+    """float32 (channels, height, width). Raises UnknownLayer."""
     try:
         return trace.activations[layer]
     except KeyError:

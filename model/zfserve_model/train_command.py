@@ -7,6 +7,7 @@ import argparse
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,27 +20,37 @@ from rich.console import Console
 from zfserve_extras import not_installed
 
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
+from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.imports import load_weights
 from zfserve_model.labels import LabelsError, label_classes, read_labels
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
 from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
 from zfserve_model.training.loop import Diverged, Interrupted, Trainer
+from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.progress import report_count, report_run
 from zfserve_model.training.recipe import Recipe, RecipeError, Schedule, parse_stages
-from zfserve_model.training.report import describe_session, write_report
+from zfserve_model.training.report import describe_session, draw_pictures, write_tables
 from zfserve_model.training.state import Plan, StateError, TrainingState
-from zfserve_model.training.teacher import TEACHER_PACKAGES, teacher_scores
+from zfserve_model.training.teacher import (
+    TEACHER_PACKAGES,
+    TEACHER_SEES,
+    PhotoTeacher,
+    Teacher,
+    ViewTeacher,
+    teacher_scores,
+)
 from zfserve_model.training.transfer import freeze_through, start_from
 
 DEFAULT_ARCHITECTURE = "zfnet"
 DEFAULT_HIDDEN_WIDTH = 256
 TEACHER_WEIGHT = 0.5
 DEFAULT_RATE = 0.03
+DRAW_EVERY_S = 30.0
 FINE_TUNING_RATE = 0.003
 """Saved weights have their batch norm folded in, and without one a network bears a tenth of the rate."""
 
 
-UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, OSError, RecipeError, StateError)
+UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, NoSuchDevice, OSError, RecipeError, StateError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="default: %(default)s")
     recipe.add_argument("--label-smoothing", type=float, default=usual.label_smoothing, help="default: %(default)s")
-    recipe.add_argument("--teacher", action="store_true", help="distil from EfficientNet-Lite0 (ImageNet weights)")
+    recipe.add_argument(
+        "--teacher", nargs="?", choices=TEACHER_SEES, const=usual.teacher_sees,
+        help="distil from EfficientNet-Lite0 (ImageNet weights): it scores photos once, as they are (the default), or "
+        "in every step the views that are learned from, which takes longer",
+    )  # fmt: skip
     recipe.add_argument("--seed", type=int, default=usual.seed, help="default: %(default)s")
 
     machine = parser.add_argument_group("machine")
@@ -98,6 +113,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     _require_packages("matplotlib", *(TEACHER_PACKAGES if arguments.teacher else ()))
     device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
+    torch.backends.cudnn.benchmark = True  # shapes change with the stages only, so its trials pay
     folders = list_splits(arguments.data)
     labels = label_classes(folders[0].class_ids, read_labels(arguments.labels) if arguments.labels else None)
     state = _build_state(arguments, folders[0], device)
@@ -107,14 +123,23 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"resuming at step {state.next_step} of {len(Schedule(state.plan.recipe, state.plan.photos))}")
     state.sessions.append(asdict(describe_session(command_line(arguments), state.next_step, device, precision)))
     train, validation = (_decode(folder, arguments.output / "cache", console) for folder in folders)
-    scores = None
-    if arguments.teacher:
+    teacher: Teacher | None = None
+    if arguments.teacher == "views":
+        teacher = ViewTeacher(device)
+    elif arguments.teacher:
         cache = arguments.output / "cache" / f"teacher-{folders[0].fingerprint()}.safetensors"
         with report_count(console, "scoring with the teacher", len(train.labels)) as advance:
-            scores = teacher_scores(train.pixels, cache, device, advance)
+            teacher = PhotoTeacher(teacher_scores(train.pixels, cache, device, advance), device)
     with stop_on_signals() as received:
         trainer = Trainer(
-            state.plan.recipe, train, validation, scores, device, precision, state_file, lambda: bool(received)
+            state.plan.recipe,
+            PhotoBatches(train, device),
+            PhotoBatches(validation, device),
+            teacher,
+            device,
+            precision,
+            state_file,
+            interrupted=lambda: bool(received),
         )
         try:
             _run(trainer, state, {"train": folders[0].counts(), "val": folders[1].counts()}, console)
@@ -128,16 +153,23 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _run(trainer: Trainer, state: TrainingState, photos: dict[str, dict[str, int]], console: Console) -> None:
-    schedule = Schedule(trainer.recipe, len(trainer.train.labels))
-    write_report(trainer.save_to.parent, state, photos)
+    schedule = Schedule(trainer.recipe, len(trainer.train))
+    folder = trainer.save_to.parent
+    write_tables(folder, state, photos)
+    drawn_at: float | None = None
     with report_run(console, schedule, trainer.recipe.batch_size, state.next_step) as reporter:
         for result in trainer.run(state, reporter.step):
             reporter.epoch(result)
-            write_report(trainer.save_to.parent, state, photos)
+            write_tables(folder, state, photos)
+            if drawn_at is None or time.monotonic() - drawn_at >= DRAW_EVERY_S:
+                draw_pictures(folder, state)
+                drawn_at = time.monotonic()
+    draw_pictures(folder, state)
 
 
 def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: torch.device) -> TrainingState:
     """The run at its beginning."""
+    usual = Recipe()
     usual_rate = FINE_TUNING_RATE if arguments.start else DEFAULT_RATE
     recipe = Recipe(
         stages=parse_stages(arguments.stages),
@@ -146,6 +178,7 @@ def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: tor
         weight_decay=arguments.weight_decay,
         label_smoothing=arguments.label_smoothing,
         teacher_weight=TEACHER_WEIGHT if arguments.teacher else 0.0,
+        teacher_sees=arguments.teacher or usual.teacher_sees,
         seed=arguments.seed,
     )
     network = _build_network(arguments, photos.class_ids, torch.Generator().manual_seed(recipe.seed))
@@ -182,18 +215,6 @@ def _require_packages(*names: str) -> None:
     """Before the hours of training, not after."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise RecipeError(not_installed(missing[0], "train"))
-
-
-def choose_device(name: str) -> torch.device:
-    """Raises RecipeError where this machine has no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"there is no device {name!r} here; choose cpu, cuda or auto") from error
-    return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

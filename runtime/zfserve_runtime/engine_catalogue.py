@@ -177,9 +177,9 @@ def _open_onnx(
     first: Step, provider: OnnxProvider, opening: Opening, precision: Precision, report: Report
 ) -> list[Engine]:
     from zfserve_runtime.onnx_engine import OnnxEngine
-    from zfserve_runtime.onnx_session import require_provider
+    from zfserve_runtime.onnx_session import require_libraries
 
-    require_provider(provider)
+    require_libraries(provider)
     return _several(first, partial(OnnxEngine, provider=provider), opening, precision, report)
 
 

@@ -7,6 +7,7 @@ opens the session, `onnx_binding` keeps its tensors on a GPU; here it becomes an
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import cycle
 from typing import TypeAlias
 
 import numpy as np
@@ -17,9 +18,9 @@ from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, Precision
 from zfserve_runtime.engine import EngineInfo, EngineOutputs, OnWarming
 from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_runtime.gpu import detect_gpu
-from zfserve_runtime.onnx_binding import BoundSession
+from zfserve_runtime.onnx_binding import BoundSessions, bound_sizes
 from zfserve_runtime.onnx_providers import CPU, OnnxProvider
-from zfserve_runtime.onnx_session import open_session
+from zfserve_runtime.onnx_session import open_sessions
 from zfserve_runtime.warm_up import cpu_sizes, warm_up
 
 Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
@@ -62,12 +63,15 @@ class OnnxEngine:
         self._manifest = bundle.manifest
         self._on_gpu = provider != CPU
         options = _session_options(threads, spinning, optimised)
-        session = open_session(bundle, precision, provider, max_batch_size, options)
+        sizes = bound_sizes(max_batch_size) if self._on_gpu else cpu_sizes(max_batch_size)
+        count = len(sizes) if provider.session_per_batch_size else 1
+        sessions = open_sessions(bundle, precision, provider, max_batch_size, options, count)
         self._info = EngineInfo("onnxruntime", provider.name, precision, max_batch_size, threads, _device(self._on_gpu))
         self._owned = ExitStack()
         self._outputs_of: Run = _closed
         try:
-            warm_up(self, bundle.manifest, self._prepare(session), on_warming)
+            self._outputs_of = self._bind(sessions, sizes) if self._on_gpu else self._unbound(*sessions)
+            warm_up(self, bundle.manifest, sizes, on_warming)
         except BaseException:
             self.close()
             raise
@@ -94,18 +98,14 @@ class OnnxEngine:
         self._outputs_of = _closed
         self._owned.close()
 
-    def _prepare(self, session: onnxruntime.InferenceSession) -> Sequence[int]:
-        """Make `_outputs_of`; returns the batch sizes to warm up with."""
-        largest, widths = self._info.max_batch_size, self._manifest.output_widths
-        if not self._on_gpu:
-            outputs = tuple(widths)
-            self._outputs_of = lambda pixels: session.run(outputs, {GRAPH_INPUT: pixels})
-            return cpu_sizes(largest)
+    def _unbound(self, session: onnxruntime.InferenceSession) -> Run:
+        outputs = tuple(self._manifest.output_widths)
+        return lambda pixels: session.run(outputs, {GRAPH_INPUT: pixels})
+
+    def _bind(self, sessions: Sequence[onnxruntime.InferenceSession], sizes: Sequence[int]) -> Run:
         spec = self._manifest.input
-        host = self._page_locked((largest, spec.height, spec.width, 3))
-        bound = BoundSession(session, "cuda", widths, host)
-        self._outputs_of = bound.run
-        return bound.sizes
+        host = self._page_locked((self._info.max_batch_size, spec.height, spec.width, 3))
+        return BoundSessions(dict(zip(sizes, cycle(sessions))), "cuda", self._manifest.output_widths, host).run
 
     def _page_locked(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Host memory that the card copies faster from; ordinary memory where cuda-bindings is not installed."""

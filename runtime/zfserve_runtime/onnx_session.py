@@ -1,6 +1,7 @@
-"""A session of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
+"""Sessions of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
 
 import contextlib
+import ctypes
 import importlib
 import io
 import logging
@@ -16,41 +17,61 @@ from zfserve_runtime.onnx_providers import Chain, CpuProvider, GpuProvider, Onnx
 
 log = logging.getLogger(__name__)
 
+onnxruntime.set_default_logger_severity(3)  # errors; it warns of every session on a GPU
 
-def open_session(
+
+def open_sessions(
     bundle: Bundle,
     precision: Precision,
     provider: OnnxProvider,
     max_batch_size: int,
     options: onnxruntime.SessionOptions,
-) -> onnxruntime.InferenceSession:
-    """A session on `provider` whose inputs and outputs fit the manifest.
+    count: int = 1,
+) -> list[onnxruntime.InferenceSession]:
+    """Sessions on `provider`, each with weights of its own, whose inputs and outputs fit the manifest.
 
     Raises:
         BundleError: the bundle lacks the graph, or it cannot be loaded, or does not fit the manifest.
         EngineUnavailable: the provider cannot be had.
     """
     artefact = bundle.artefact(precision)
-    require_provider(provider)
+    require_libraries(provider)
     spec = bundle.manifest.input
     workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
     chain = provider.chain(workload, onnxruntime.__version__)
     if isinstance(provider, CpuProvider):
-        session = _load_on_cpu(artefact, options, chain)
+        sessions = [_load_on_cpu(artefact, options, chain) for _ in range(count)]
     else:
-        session = _load_on_gpu(artefact, options, chain, provider)
-    _check_signature(session, bundle.manifest)
-    return session
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        sessions = [_load_on_gpu(artefact, options, chain, provider) for _ in range(count)]
+        _log_placement(sessions[0])
+    _check_signature(sessions[0], bundle.manifest)
+    return sessions
 
 
-def require_provider(provider: OnnxProvider) -> None:
-    """Raises EngineUnavailable where this build of ONNX Runtime lacks it."""
+def require_libraries(provider: OnnxProvider) -> None:
+    """Load what the provider needs: its own, and those that NVIDIA's wheels installed, where the system's loader does
+    not look.
+
+    Raises:
+        EngineUnavailable: this build of ONNX Runtime lacks it, or TensorRT is not to be had, which ONNX Runtime would
+            only say on stderr.
+    """
     available = onnxruntime.get_available_providers()
     if provider.name not in available:
         raise EngineUnavailable(
             f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
             "of `server`, brings those for NVIDIA's cards"
         )
+    if not isinstance(provider, CpuProvider):
+        _load_cuda_libraries()
+    if isinstance(provider, TensorRTProvider):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
+        try:
+            ctypes.CDLL(provider.library)
+        except OSError as error:
+            raise EngineUnavailable(f"TensorRT 10 is not installed: {error}") from error
 
 
 def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Chain) -> onnxruntime.InferenceSession:
@@ -68,11 +89,6 @@ def _load_on_gpu(
 ) -> onnxruntime.InferenceSession:
     """The graph's digest was checked, and it ran on the CPU when it was exported: what fails here is the provider."""
     cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
-    _load_cuda_libraries()
-    if isinstance(provider, TensorRTProvider):
-        with contextlib.suppress(ImportError):  # which loads the libraries of its wheel, where no loader looks
-            importlib.import_module("tensorrt")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         # Its fallback prints to stdout and serves from another provider.
         session = onnxruntime.InferenceSession(artefact, options, providers=chain, enable_fallback=0)
@@ -82,13 +98,16 @@ def _load_on_gpu(
     if session.get_providers()[0] != provider.name:
         # Where only libraries are missing, it takes the next provider and writes a line to stderr.
         raise EngineUnavailable(cannot)
-    nodes = Counter(part.ep_name for part in session.get_provider_graph_assignment_info() for _ in part.get_nodes())
-    log.info("ONNX Runtime has placed the graph's nodes", extra={"nodes": dict(nodes)})
     return session
 
 
+def _log_placement(session: onnxruntime.InferenceSession) -> None:
+    nodes = Counter(part.ep_name for part in session.get_provider_graph_assignment_info() for _ in part.get_nodes())
+    log.info("ONNX Runtime has placed the graph's nodes", extra={"nodes": dict(nodes)})
+
+
 def _load_cuda_libraries() -> None:
-    """Those that NVIDIA's wheels installed, which the system's loader does not find. What is missing is printed."""
+    """What is missing is printed, and logged here."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         onnxruntime.preload_dlls()

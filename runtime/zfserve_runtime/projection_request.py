@@ -8,16 +8,20 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import LayerEntry, Manifest
 from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange
 
-DEFAULT_STRONGEST = 9
+DEFAULT_COUNT = 9
+"""Maps, where the request leaves it open."""
+
+NAMED_CLASSES = 20
+"""In an error, at most."""
 
 
 def check_projection_request(request: pb.ProjectRequest | worker_pb2.ProjectRequest, manifest: Manifest) -> None:
     """Refuse what the model does not have, before any work is done.
 
     Raises:
-        NotFound: the layer.
+        NotFound: the layer or the class.
         OutOfRange: a map or the unit.
-        InvalidInput: no maps, more than there are, or an unknown format.
+        InvalidInput: no maps, more than there are, a label of several classes, or an unknown format.
     """
     layer = manifest.layer(request.layer)
     if layer is None:
@@ -26,12 +30,40 @@ def check_projection_request(request: pb.ProjectRequest | worker_pb2.ProjectRequ
     if request.WhichOneof("maps") == "selection":
         _check_selection(request.selection.indices, layer)
     elif request.WhichOneof("maps") == "strongest":
-        _check_strongest(request.strongest, layer)
+        _check_count(request.strongest, layer, "strongest")
+    elif request.WhichOneof("maps") == "for_class":
+        find_class(request.for_class.class_name, manifest)
+        if request.for_class.count:
+            _check_count(request.for_class.count, layer, "for_class.count")
     if request.unit.WhichOneof("rule") == "position":
         _check_position(request.unit.position, layer)
     if request.format not in pb.PictureFormat.values():
         formats = ", ".join(pb.PictureFormat.keys()[1:])
         raise InvalidInput(f"format {request.format} is unknown; choose one of {formats}", field="format")
+
+
+def find_class(name: str, manifest: Manifest) -> int | None:
+    """The index of the class with that id or label; None where `name` is empty.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: there are several with that label.
+    """
+    if not name:
+        return None
+    for attribute in ("class_id", "label"):
+        found = [index for index, entry in enumerate(manifest.classes) if getattr(entry, attribute) == name]
+        if len(found) > 1:
+            ids = ", ".join(manifest.classes[index].class_id for index in found)
+            raise InvalidInput(
+                f"{len(found)} classes are called {name[:64]!r}; give the id of one: {ids}",
+                field="for_class.class_name",
+            )
+        if found:
+            return found[0]
+    labels = ", ".join(entry.label for entry in manifest.classes[:NAMED_CLASSES])
+    more = ", ..." if len(manifest.classes) > NAMED_CLASSES else ""
+    raise NotFound(f"there is no class {name[:64]!r}; choose one of {labels}{more}", field="for_class.class_name")
 
 
 def _check_selection(indices: Sequence[int], layer: LayerEntry) -> None:
@@ -44,11 +76,11 @@ def _check_selection(indices: Sequence[int], layer: LayerEntry) -> None:
         )
 
 
-def _check_strongest(strongest: int, layer: LayerEntry) -> None:
-    if strongest == 0:
-        raise InvalidInput(f"ask for at least one map, at most {layer.channels}", field="strongest")
-    if strongest > layer.channels:
-        raise OutOfRange(f"{layer.name} has {layer.channels} maps; ask for no more", field="strongest")
+def _check_count(count: int, layer: LayerEntry, field: str) -> None:
+    if count == 0:
+        raise InvalidInput(f"ask for at least one map, at most {layer.channels}", field=field)
+    if count > layer.channels:
+        raise OutOfRange(f"{layer.name} has {layer.channels} maps; ask for no more", field=field)
 
 
 def _check_position(position: pb.Position, layer: LayerEntry) -> None:

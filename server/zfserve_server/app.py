@@ -248,6 +248,7 @@ def worker_command(config: ServerConfig, address: str) -> list[str]:
         *("--spare-networks", "0"),
         *("--drain-delay", "0"),  # there is no other to turn to
         *("--listen", address),
+        *("--device", config.worker_device),
         *("--log-format", config.log_format),
         *(("--otlp-endpoint", config.otlp_endpoint) if config.otlp_endpoint is not None else ()),
         "--exit-with-parent",

@@ -79,6 +79,9 @@ class ServerConfig(BaseModel):
     max_image_bytes: int = Field(ImageLimits.max_bytes, ge=1024, description="largest image accepted, in bytes")
     max_image_pixels: int = Field(ImageLimits.max_pixels, ge=1, description="largest image accepted, in pixels")
     worker: bool = Field(True, description="answer projections; without --worker-address by a worker started here")
+    worker_device: str = Field(
+        "cpu", description="where the worker that is started here computes: cpu, cuda, cuda:1 ..., or auto"
+    )
     worker_address: str | None = Field(None, description="of a worker started elsewhere: HOST:PORT or unix:PATH")
     worker_tls_ca: Path | None = Field(None, description="PEM authority of the worker's certificate; turns TLS on")
     worker_tls_cert: Path | None = Field(None, description="PEM certificate to show to the worker")

@@ -8,7 +8,7 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import EngineFailed
 from zfserve_runtime.images import InputImage
-from zfserve_runtime.projection_request import DEFAULT_STRONGEST
+from zfserve_runtime.projection_request import DEFAULT_COUNT
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,17 @@ def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Mani
         unit=request.unit,
         format=request.format or pb.PICTURE_FORMAT_PNG,
     )
-    if request.WhichOneof("maps") == "selection":
-        forwarded.selection.CopyFrom(request.selection)
-    else:
-        layer = manifest.layer(request.layer)
-        assert layer is not None, "check_projection_request comes first"
-        forwarded.strongest = request.strongest or min(DEFAULT_STRONGEST, layer.channels)
+    layer = manifest.layer(request.layer)
+    assert layer is not None, "check_projection_request comes first"
+    usual = min(DEFAULT_COUNT, layer.channels)
+    match request.WhichOneof("maps"):
+        case "selection":
+            forwarded.selection.CopyFrom(request.selection)
+        case "for_class":
+            forwarded.for_class.CopyFrom(request.for_class)
+            forwarded.for_class.count = request.for_class.count or usual
+        case _:
+            forwarded.strongest = request.strongest or usual
     return forwarded
 
 
@@ -45,6 +50,7 @@ def check_projection(projection: pb.ProjectResponse, layer: str, manifest: Manif
         and box.left < box.right <= spec.width
         and box.top < box.bottom <= spec.height
         and math.isfinite(projection.activation)
+        and math.isfinite(projection.attribution)
         and projection.WhichOneof("picture")
     ):
         logger.error("the worker's answer makes no sense", extra={"map": projection.map, "rank": projection.rank})

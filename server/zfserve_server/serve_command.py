@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import uvloop
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from zfserve_runtime.callers_file import CallersFileError
 from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.image_codec import silence_decoders
-from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.lifecycle import LOST, StopRequest, end_at_once
 from zfserve_runtime.listening import host_and_port
 from zfserve_runtime.logs import configure_logging
 from zfserve_runtime.tls import TlsError
@@ -37,9 +36,6 @@ from zfserve_server.served_model import ServedModel
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "ZFSERVE_"
-
-LOST = 3
-"""Exit status once an engine gave up for good, as a GPU does after an illegal access: worth a restart, as 2 is not."""
 
 CLIENTS_DEFAULT = "127.0.0.1:8500"
 """Where `zfserve classify` looks for a server unless told."""
@@ -73,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         uvloop.run(_serve_until_signal(config, console))
     except EngineLost as error:
         logger.critical("%s; the process ends so that its supervisor starts another", error)
-        _end_at_once(LOST)
+        end_at_once(LOST)
     except (ConfigError, CallersFileError, BundleError, EngineUnavailable, OSError, TlsError, TracingError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
@@ -81,16 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         # An interpreter that ends while a library computes in a thread may crash; this end leaves nothing to it.
         logger.warning("the engine is still opening; the process ends without waiting for it")
         signal.raise_signal(signal.SIGTERM)
-        _end_at_once(128 + signal.SIGTERM)  # of a container's first process the kernel keeps signals away
+        end_at_once(128 + signal.SIGTERM)  # of a container's first process the kernel keeps signals away
     return 0
-
-
-def _end_at_once(status: int) -> NoReturn:
-    """An engine may hang in its thread: an interpreter that ends while a library computes may crash."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 class ConfigError(ValueError):

@@ -95,7 +95,11 @@ def test_the_jpeg_has_the_size_asked_for(subject_of: SubjectOf, colour_bundle: C
 def test_projection(network_bundle: Bundle, subject_of: SubjectOf) -> None:
     before = torch.get_num_threads()
     report = measure_projection(subject_of(network_bundle))
-    assert list(figures(report)) == ["in forward passes", "9 captum calls, times as fast"]
+    assert list(figures(report)) == [
+        "in forward passes",
+        "for a class, in forward passes",
+        "9 captum calls, times as fast",
+    ]
     assert torch.get_num_threads() == before
 
 
@@ -112,17 +116,18 @@ def test_captum_must_compute_the_same() -> None:
 
 def test_projection_ratios_are_medians_over_rounds() -> None:
     rounds = [
-        {"forward": 10.0, "project": 20.0, "captum": 140.0},
-        {"forward": 20.0, "project": 50.0, "captum": 300.0},
-        {"forward": 10.0, "project": 90.0, "captum": 90.0},
+        {"forward": 10.0, "project": 20.0, "class": 30.0, "captum": 140.0},
+        {"forward": 20.0, "project": 50.0, "class": 80.0, "captum": 300.0},
+        {"forward": 10.0, "project": 90.0, "class": 90.0, "captum": 90.0},
     ]
-    passes, speedup = find_ratios(rounds, judged=True)
+    passes, for_class, speedup = find_ratios(rounds, judged=True)
     assert passes.figure.value == 2.5
     assert passes.holds
+    assert (for_class.figure.value, for_class.limit) == (4, None)
     assert speedup.figure.value == 6
     assert speedup.holds
-    without_captum = [{"forward": 10.0, "project": 40.0}]
-    (alone,) = find_ratios(without_captum, judged=True)
+    without_captum = [{"forward": 10.0, "project": 40.0, "class": 50.0}]
+    alone, _ = find_ratios(without_captum, judged=True)
     assert alone.holds is False
 
 

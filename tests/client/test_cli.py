@@ -12,7 +12,11 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening, png
+from rich.console import Console
 from zfserve_client.cli import COMMANDS, FAILED, NOT_INSTALLED, OK, UNREACHABLE, UNUSABLE, main
+from zfserve_client.project_command import projection_table
+from zfserve_client.projection_files import SavedProjection
+from zfserve_client.results import Box, ModelIdentity, Position, Projection
 
 CERTIFICATES = Path(__file__).parent.parent / "runtime" / "tls"
 Run = Callable[..., int]
@@ -140,6 +144,22 @@ def test_classify_a_folder_shows_a_row_for_each_photo(
     assert "Send a JPEG." in shown.err
 
 
+def test_tables_fit_a_terminal_of_80_columns(
+    run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    assert run("classify", *(photo.name for photo in photos)) == OK
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(photos)
+    box = Box(1023, 1277, 1411, 1545)
+    projection = Projection(1023, Position(10, 12), 10.25, box, box, b"", None, b"", ModelIdentity("", "", ""), 0, 1)
+    saved = SavedProjection(projection, Path("conv5-01-map1023.png"), None)
+    Console().print(projection_table([saved], "title"))
+    row = capsys.readouterr().out.splitlines()[-1]
+    for told in ("1023 ", "10, 12", "10.25", "1023–1411 × 1277–1545", "conv5-01-map1023.png"):
+        assert told in row
+
+
 def test_project_saves_pictures_and_a_sheet(
     run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +174,27 @@ def test_project_saves_pictures_and_a_sheet(
     ]
     assert (folder / "conv2-01-map0000.png").read_bytes() == png((128, 140, 150))
     assert "  3, 4  " in capsys.readouterr().out
+
+
+def test_project_for_a_class(
+    run: Run,
+    service: FakeVisionService,
+    photos: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("project", photos[0], "--for-class", "bee", "--top", 2, "--save", tmp_path / "out") == OK
+    title, head, first, second = capsys.readouterr().out.splitlines()
+    assert title.split() == ["conv5", "of", photos[0].name + ",", "for", "bee", "(50.0%)"]
+    assert head.split()[:5] == ["map", "row,", "col", "activation", "adds"]
+    assert "+0.250" in first
+    assert "-0.250" in second
+    assert run("project", photos[0], "--for-class", "--top", 1) == OK
+    assert [request.for_class.class_name for request in service.project_requests] == ["bee", ""]
+    assert run("project", photos[0], "--for-class", "bee", "--maps", "1") == UNUSABLE
+    assert "not both" in capsys.readouterr().err
 
 
 def test_project_as_json(

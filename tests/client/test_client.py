@@ -13,6 +13,7 @@ from zfserve_client import (
     AsyncClient,
     Cancelled,
     Classification,
+    ClassScore,
     Client,
     DeadlineExceeded,
     ImageReference,
@@ -223,6 +224,20 @@ def test_projections_of_named_maps_and_a_whole_map(ask: Ask, address: str, servi
     assert answers[0].pixels.to_numpy().tobytes() == bytes(range(96))
     request = service.project_requests[0]
     assert (request.image.reference, request.layer, list(request.selection.indices)) == ("r", "conv2", [7, 3])
+
+
+@pytest.mark.parametrize("wanted", ["bee", ""])
+def test_projections_for_a_class(ask: Ask, address: str, service: FakeVisionService, wanted: str) -> None:
+    first, second = ask(address, "project", b"1", "conv5", strongest=2, for_class=wanted)
+    assert (first.attribution, second.attribution) == (0.25, -0.25)
+    assert first.for_class == ClassScore("bee", "n1", 1, 0.5)
+    (request,) = service.project_requests
+    assert (request.for_class.class_name, request.for_class.count) == (wanted, 2)
+    assert (request.WhichOneof("maps"), request.unit.WhichOneof("rule")) == ("for_class", "strongest")
+    (plain,) = ask(address, "project", b"1", "conv5", strongest=1)
+    assert (plain.for_class, plain.attribution) == (None, None)
+    with pytest.raises(InvalidInput, match="not both"):
+        ask(address, "project", b"1", "conv5", maps=[1], for_class=wanted)
 
 
 def test_calls_go_round_robin(ask: Ask) -> None:

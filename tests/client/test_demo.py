@@ -1,5 +1,6 @@
 """The demo's steps; the calls go to the fake service."""
 
+import base64
 import io
 import re
 from dataclasses import replace
@@ -12,6 +13,8 @@ from rich.console import Console
 from zfserve_client import Client
 from zfserve_client.demo import DemoFailed, check_names, ensure_bundle, explain_photos
 from zfserve_client.demo_page import Explained, render_page
+from zfserve_client.photo_truth import Verdict
+from zfserve_client.results import Box
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = sorted((ROOT / "samples").glob("*.jpg"))
@@ -54,11 +57,17 @@ def test_a_page_and_sheets_for_every_photo(address: str, tmp_path: Path, console
     ]
     parsed = PageParts()
     parsed.feed(page.read_text())
-    # Per photo: itself, and nine projections with their patches.
-    assert len(parsed.images) == 2 * (1 + 2 * 9)
+    # Per photo: itself, all projections in their places, and nine projections with their patches.
+    assert len(parsed.images) == 2 * (1 + 1 + 2 * 9)
     assert all(source.startswith("data:image/webp;base64,") and alt for source, alt in parsed.images)
     assert not parsed.links
     assert "Peter Haas · CC BY-SA 3.0" in page.read_text()
+    said = console.file
+    assert isinstance(said, io.StringIO)
+    # The fake has other weights than those that the samples' `why` is about.
+    for told in (page.read_text(), said.getvalue()):
+        assert "the photo shows “yellow perch”, none of its 3 classes" in told
+        assert "gill cover" not in told
 
 
 def test_a_page_escapes_what_it_is_told(address: str, tmp_path: Path) -> None:
@@ -66,13 +75,36 @@ def test_a_page_escapes_what_it_is_told(address: str, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(photo)
     with Client(address) as client:
         answer, description = client.classify(photo), client.describe()
+        projections = list(client.project(photo, "conv1"))
     page = render_page(
-        [Explained(photo, answer, {})],
+        [Explained(photo, answer, {"conv1": projections}, Verdict("wrong", "Wrong: <b>", "<b>"))],
         replace(description, model=replace(description.model, name="<script>")),
-        description.layers[:0],
+        description.layers[:1],
     )
     assert "<script>" not in page
     assert "<b>" not in page
+    assert "Wrong: &lt;b&gt;</strong> &lt;b&gt;" in page
+
+
+def test_projections_lie_where_they_belong_in_the_upright_photo(address: str, tmp_path: Path) -> None:
+    photo = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(photo, exif=exif)
+    with Client(address) as client:
+        answer, description = client.classify(photo), client.describe()
+        (projection,) = client.project(photo, "conv1", strongest=1)
+    png = io.BytesIO()
+    Image.new("RGB", (2, 2), "white").save(png, "PNG")
+    projection = replace(projection, png=png.getvalue(), source_box=Box(4, 20, 12, 28))
+    page = render_page([Explained(photo, answer, {"conv1": [projection]}, None)], description, description.layers[:1])
+    parsed = PageParts()
+    parsed.feed(page)
+    shown, placed = (_picture(source) for source, _ in parsed.images[:2])
+    assert shown.size == placed.size == (20, 40)
+    bright = placed.convert("L").point(lambda value: 255 if value > 200 else 0)
+    assert bright.getbbox() == (4, 20, 12, 28)
+    assert placed.getpixel((1, 1)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize("photo", SAMPLES, ids=lambda photo: photo.name)
@@ -90,6 +122,10 @@ def test_every_sample_says_what_it_shows_whose_it_is_and_its_licence(photo: Path
 def test_the_samples_are_several_and_small() -> None:
     assert 4 <= len(SAMPLES) <= 8
     assert sum(photo.stat().st_size for photo in SAMPLES) < 1_500_000
+
+
+def _picture(source: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
 
 
 class PageParts(HTMLParser):

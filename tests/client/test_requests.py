@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from zfserve_client import ImageReference, InvalidInput, Position
-from zfserve_client.requests import classify_request, image_message, project_request
+from zfserve_client.requests import ForClass, classify_request, image_message, project_request
 
 LIMIT = 1_000_000
 
@@ -121,6 +121,8 @@ def test_a_projection_of_no_maps_is_not_taken_for_the_default() -> None:
     [
         ({"maps": -1}, "strongest"),
         ({"maps": [1, -1]}, "selection.indices"),
+        ({"maps": ForClass("bee", 0)}, "for_class.count"),
+        ({"maps": ForClass("bee", -1)}, "for_class.count"),
         ({"unit": Position(-1, 0)}, "unit.position.row"),
         ({"unit": "weakest"}, "unit"),
         ({"picture_format": "gif"}, "format"),

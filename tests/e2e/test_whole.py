@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import Service, running_service, zfserve
 from zfserve_client import Client
+from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_model.deconvnet import project, strongest_maps, trace
 from zfserve_protos.v1 import zfserve_pb2
@@ -66,6 +67,20 @@ def test_projections_agree_with_the_network_that_was_exported(service: Service, 
         assert answer.pixels is not None
         scale = float(expected.pixels.abs().max())
         np.testing.assert_allclose(answer.pixels.to_numpy(), expected.pixels.numpy(), atol=1e-4 * scale)
+
+
+def test_maps_of_a_class_agree_with_the_network_that_was_exported(service: Service, checkpoint: Path) -> None:
+    pixels, image = input_of(PHOTO)
+    network = load_checkpoint(checkpoint).network
+    attribution = attribute(network, trace(network, image), "conv5", 1)
+    with Client(service.address) as client:
+        wait_for_projections(client)
+        answers = list(client.project(pixels, "conv5", strongest=3, for_class="bee"))
+    assert [answer.map for answer in answers] == attribution.leading_maps(3)
+    for answer in answers:
+        assert answer.for_class is not None
+        assert (answer.for_class.label, answer.for_class.index) == ("bee", 1)
+        assert answer.attribution == pytest.approx(attribution.maps[answer.map].item(), rel=1e-3)
 
 
 def test_the_commands_of_the_readme(service: Service, tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """Which engines for GPUs can be had: what is missing is skipped, and what fails after that is a failure."""
 
-import ctypes
-import importlib
-from contextlib import suppress
 from typing import get_args
 
 import pytest
@@ -10,7 +7,7 @@ from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.engine_catalogue import EngineName
 from zfserve_runtime.gpu import GpuFacts
 from zfserve_runtime.onnx_providers import CudaProvider, TensorRTProvider
-from zfserve_runtime.onnx_session import require_provider
+from zfserve_runtime.onnx_session import require_libraries
 from zfserve_runtime.tensorrt_library import Library, load_library
 from zfserve_runtime.tensorrt_settings import TensorRTLibrary
 
@@ -33,13 +30,6 @@ def require_engine(name: EngineName, gpu: GpuFacts) -> None:
             require_library(kind, gpu)
             return
     try:
-        require_provider(TensorRTProvider() if name == "onnx-tensorrt" else CudaProvider())
+        require_libraries(TensorRTProvider() if name == "onnx-tensorrt" else CudaProvider())
     except EngineUnavailable as error:
         pytest.skip(str(error))
-    if name == "onnx-tensorrt":
-        with suppress(ImportError):
-            importlib.import_module("tensorrt")
-        try:
-            ctypes.CDLL("libnvinfer.so.10")
-        except OSError as error:
-            pytest.skip(f"TensorRT 10 is not installed: {error}")

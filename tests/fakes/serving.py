@@ -180,7 +180,7 @@ class FakeWorker(WorkerServiceServicer):
         self.asked.set()
         if self.error is not None:
             raise self.error
-        maps = list(request.selection.indices) or list(range(request.strongest))
+        maps = list(request.selection.indices) or list(range(request.strongest or request.for_class.count))
         try:
             for rank, index in enumerate(maps):
                 if rank == self.answers:

@@ -10,6 +10,7 @@ from PIL import Image
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_model.training.dataset import Split
 from zfserve_model.training.loop import Trainer
+from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.recipe import Recipe
 from zfserve_model.training.state import Plan, TrainingState
 
@@ -48,6 +49,12 @@ class ToyRun:
     def trainer(self, **changes: Any) -> Trainer:
         """The state is saved to `folder / "state.pt"`."""
         trainer = Trainer(
-            self.recipe, self.train, self.validation, None, CPU, torch.float32, self.folder / "state.pt"
-        )  # fmt: skip
+            self.recipe,
+            PhotoBatches(self.train, CPU),
+            PhotoBatches(self.validation, CPU),
+            None,
+            CPU,
+            torch.float32,
+            self.folder / "state.pt",
+        )
         return replace(trainer, **changes)

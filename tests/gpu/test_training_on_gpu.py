@@ -5,16 +5,30 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fakes.toy_run import write_toy_photos
 from processes import zfserve
 from zfserve_model.checkpoint import load_checkpoint
+from zfserve_model.training.dataset import Split
+from zfserve_model.training.photos import UPLOADED_TOGETHER, PhotoBatches
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch is without CUDA here: make TORCH_INDEX=..."),
 ]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_photos_are_drawn_from_the_card_or_the_host(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zfserve_model.training.photos.LARGEST_SHARE", share)
+    count = 2 * UPLOADED_TOGETHER + 1
+    pixels = np.random.default_rng(1).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    drawn, labels = PhotoBatches(Split(pixels, np.arange(count)), torch.device("cuda")).draw(np.array([count - 1, 0]))
+    assert drawn.device.type == labels.device.type == "cuda"
+    np.testing.assert_array_equal(drawn.cpu(), pixels[[count - 1, 0]])
+    np.testing.assert_array_equal(labels.cpu(), [count - 1, 0])
 
 
 def test_the_default_network_learns_two_colours(tmp_path: Path) -> None:

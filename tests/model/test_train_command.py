@@ -10,17 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from zfserve_model.checkpoint import load_checkpoint
+from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.imports import load_weights
 from zfserve_model.networks import NetworkSpec
 from zfserve_model.train_command import (
     add_arguments,
-    choose_device,
     choose_precision,
     command_line,
     run,
     stop_on_signals,
 )
-from zfserve_model.training.recipe import RecipeError
 
 SMALL = ("--architecture", "zfnet-fig3", "--hidden-width", "8", "--batch-size", "6", "--device", "cpu")
 ONE_EPOCH = ("--stages", "224:1")
@@ -165,14 +164,14 @@ def test_signals_are_collected_and_their_handlers_given_back() -> None:
 
 
 def test_the_command_line_can_be_typed_again() -> None:
-    words = ("--data", "my photos", "--from", "w.pt", "--teacher", "--seed", "3")
-    assert command_line(parse(*words)) == "zfserve train --data 'my photos' --from w.pt --teacher --seed 3"
+    words = ("--data", "my photos", "--from", "w.pt", "--teacher", "views", "--seed", "3")
+    assert command_line(parse(*words)) == "zfserve train --data 'my photos' --from w.pt --teacher views --seed 3"
 
 
 def test_devices_and_precisions() -> None:
     cpu = choose_device("cpu")
     assert cpu == torch.device("cpu")
-    with pytest.raises(RecipeError, match="'cuda:99'"):
+    with pytest.raises(NoSuchDevice, match="'cuda:99'"):
         choose_device("cuda:99")
     assert choose_precision("bf16", cpu) == torch.bfloat16
     assert choose_precision("fp32", cpu) == torch.float32

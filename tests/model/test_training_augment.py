@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from zfserve_model.training.augment import Augmentation, augment, normalise
+from torch import Tensor
+from zfserve_model.training.augment import Augmentation, draw_views, normalise, show_views
 
 PIXELS = torch.randint(0, 256, (6, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 NOTHING = Augmentation(min_area=1, min_area_full_size=1, max_ratio=1, light=0)
@@ -9,6 +10,10 @@ NOTHING = Augmentation(min_area=1, min_area_full_size=1, max_ratio=1, light=0)
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def augment(pixels: Tensor, size: int, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    return show_views(pixels, draw_views(len(pixels), size, settings, generator), size)
 
 
 def test_normalised_values_by_hand() -> None:
@@ -59,3 +64,14 @@ def test_light_changes_within_bounds() -> None:
     gains = views.mean(dim=(2, 3)) / normalise(grey).mean(dim=(2, 3))
     assert 0.8 - 1e-3 <= gains.min() < 0.85
     assert 1.15 < gains.max() <= 1.2 + 1e-3
+
+
+def test_a_view_is_the_same_at_every_size() -> None:
+    smooth = torch.nn.functional.interpolate(normalise(PIXELS[:, ::32, ::32]), (224, 224), mode="bicubic")
+    pixels = ((smooth.permute(0, 2, 3, 1) + 3) * 40).clamp(0, 255).to(torch.uint8)
+    views = draw_views(6, 64, Augmentation(), seeded(5))
+    small, large = (show_views(pixels, views, size) for size in (64, 224))
+    reduced = torch.nn.functional.interpolate(large, (64, 64), mode="bilinear", antialias=True)
+    assert (reduced - small).abs().mean() < 0.02 * large.std()
+    other = show_views(pixels, draw_views(6, 64, Augmentation(), seeded(6)), 64)
+    assert (reduced - other).abs().mean() > 0.3 * large.std()

@@ -11,6 +11,7 @@ from zfserve_model.networks import NetworkSpec
 from zfserve_model.training.loop import Diverged, Interrupted, Trainer, pool_trunk
 from zfserve_model.training.recipe import Stage, Step
 from zfserve_model.training.state import EpochResult, TrainingState
+from zfserve_model.training.teacher import PhotoTeacher
 from zfserve_model.training.transfer import freeze_through
 
 
@@ -87,13 +88,29 @@ def test_the_seed_decides_the_outcome(toy_run: ToyRun) -> None:
     assert not torch.equal(weights_of(first)["trunk.conv1.weight"], weights_of(state)["trunk.conv1.weight"])
 
 
-def test_the_state_is_saved_after_every_epoch(toy_run: ToyRun) -> None:
-    finished = []
-    for _ in toy_run.trainer().run(toy_run.state(), nothing):
+def test_the_state_is_saved_when_it_is_due_and_at_the_end(toy_run: ToyRun) -> None:
+    for interval_s, expected in ((0.0, [(3, 1), (6, 2), (9, 3)]), (3600.0, [None, None, (9, 3)])):
+        saved: list[tuple[int, int] | None] = []
+        (toy_run.folder / "state.pt").unlink(missing_ok=True)
+        for _ in toy_run.trainer(save_every_s=interval_s).run(toy_run.state(), nothing):
+            state = toy_run.state()
+            if (toy_run.folder / "state.pt").exists():
+                state.load(toy_run.folder / "state.pt")
+            saved.append((state.next_step, len(state.results)) if state.next_step else None)
+        assert saved == expected
+
+
+def test_a_state_is_saved_within_an_epoch_too(toy_run: ToyRun) -> None:
+    steps = []
+
+    def look(step: Step, loss: float) -> None:
         state = toy_run.state()
-        state.load(toy_run.folder / "state.pt")
-        finished.append((state.next_step, len(state.results)))
-    assert finished == [(3, 1), (6, 2), (9, 3)]
+        if step.index:
+            state.load(toy_run.folder / "state.pt")
+            steps.append(state.next_step)
+
+    list(toy_run.with_recipe(stages=(Stage(64, 1),)).trainer(save_every_s=0).run(toy_run.state(), look))
+    assert steps == [1, 2]
 
 
 def test_epochs_added_to_a_finished_run_are_trained(toy_run: ToyRun) -> None:
@@ -130,14 +147,14 @@ def test_the_teacher_takes_its_share_of_the_loss(toy_run: ToyRun) -> None:
         run = toy_run.with_recipe(teacher_weight=share, stages=(Stage(64, 1),))
         state = run.state()
         step, rows = Step(0, 0, 64, 0, 0.01), np.arange(4)
-        teacher = scores if share else None
-        losses[share], _ = run.trainer(teacher_scores=teacher)._step(state, step, rows)
+        teacher = PhotoTeacher(scores, CPU) if share else None
+        losses[share], _ = run.trainer(teacher=teacher)._step(state, step, rows)
     assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-4)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(toy_run: ToyRun) -> None:
     state = toy_run.state()
-    broken = toy_run.trainer(teacher_scores=torch.full((12, 1000), float("nan")))
+    broken = toy_run.trainer(teacher=PhotoTeacher(torch.full((12, 1000), float("nan")), CPU))
     state = toy_run.with_recipe(teacher_weight=0.5).state()
     before = [parameter.clone() for parameter in state.network.parameters()]
     with pytest.raises(Diverged, match=r"at step 0; lower --rate"):
@@ -171,7 +188,7 @@ class Killed(BaseException):
     pass
 
 
-def test_an_epoch_that_is_killed_while_it_is_measured_is_not_trained_again(
+def test_steps_that_were_saved_are_not_done_again_after_a_kill_while_measuring(
     toy_run: ToyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(trainer: Trainer, state: TrainingState, schedule: object) -> EpochResult:
@@ -180,7 +197,7 @@ def test_an_epoch_that_is_killed_while_it_is_measured_is_not_trained_again(
     with monkeypatch.context() as killing:
         killing.setattr(Trainer, "_measure_epoch", measure)
         with pytest.raises(Killed):
-            train(toy_run, toy_run.state())
+            list(toy_run.trainer(save_every_s=0).run(toy_run.state(), nothing))
     resumed = toy_run.state()
     resumed.load(toy_run.folder / "state.pt")
     assert (resumed.next_step, resumed.results) == (3, [])

@@ -3,18 +3,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from zfserve_model.training.teacher import distillation_loss, teacher_scores
+from zfserve_model.training.augment import normalise
+from zfserve_model.training.teacher import PhotoTeacher, ViewTeacher, distillation_loss, teacher_scores
+
+CPU = torch.device("cpu")
 
 
 def test_photos_are_scored_once(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     counted: list[int] = []
-    scores = teacher_scores(pixels, tmp_path / "scores.safetensors", torch.device("cpu"), counted.append)
+    scores = teacher_scores(pixels, tmp_path / "scores.safetensors", CPU, counted.append)
     assert (scores.shape, scores.dtype) == ((2, 1000), torch.float16)
     assert not torch.equal(scores[0], scores[1])
-    again = teacher_scores(pixels, tmp_path / "scores.safetensors", torch.device("cpu"), counted.append)
+    again = teacher_scores(pixels, tmp_path / "scores.safetensors", CPU, counted.append)
     assert torch.equal(again, scores)
     assert counted == [2]
+
+
+def test_of_views_that_change_nothing_it_says_what_it_says_of_the_photos(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    scores = teacher_scores(pixels, tmp_path / "scores.safetensors", CPU, lambda count: None)
+    rows = np.array([2, 0])
+    seen = normalise(torch.from_numpy(pixels[rows]))
+    of_views = ViewTeacher(CPU)(rows, lambda: seen)
+    of_photos = PhotoTeacher(scores, CPU)(rows, lambda: pytest.fail("it knows the photos"))
+    assert not of_views.requires_grad
+    np.testing.assert_allclose(of_views, of_photos.float(), atol=0.02)
 
 
 def test_divergence_by_hand() -> None:

@@ -54,6 +54,19 @@ def test_a_provider_that_is_missing_is_named(colour_bundle: ColourBundle, provid
         OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=2, provider=provider)
 
 
+class TensorRTOfOurOwn(TensorRTProvider):
+    """What this ONNX Runtime has, with a library that nobody has."""
+
+    name = "CPUExecutionProvider"
+    library = "libnvinfer.so.0"
+
+
+def test_a_library_that_is_missing_is_named(colour_bundle: ColourBundle, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EngineUnavailable, match=r"^TensorRT 10 is not installed: libnvinfer\.so\.0: "):
+        OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, provider=TensorRTOfOurOwn())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_device_is_lost_when_one_black_photo_fails_too() -> None:
     tried = []
 

@@ -9,7 +9,7 @@ from processes import running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle
-from zfserve_server.serve_command import LOST
+from zfserve_runtime.lifecycle import LOST
 
 ColourBundle = Callable[..., Bundle]
 

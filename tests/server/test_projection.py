@@ -109,6 +109,13 @@ async def test_the_worker_is_asked_what_the_client_asked(pair: Running, worker: 
     assert worker.request_ids[0]
 
 
+async def test_the_worker_is_asked_for_the_maps_of_a_class(pair: Running, worker: FakeWorker) -> None:
+    for name, count, asked in (("class 1", 2, 2), ("n0", 1, 1), ("", 0, 6)):
+        wanted = pb.ClassMaps(class_name=name, count=count)
+        await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1", for_class=wanted), timeout=20)
+        assert worker.requests[-1].for_class == pb.ClassMaps(class_name=name, count=asked)
+
+
 async def test_defaults(pair: Running, worker: FakeWorker) -> None:
     await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     assert worker.requests[0].strongest == 6  # nine, but the layer has six
@@ -145,6 +152,18 @@ async def test_a_reference_spares_the_photo(pair: Running, worker: FakeWorker) -
             InvalidInput,
             "selection.indices",
             id="many maps",
+        ),
+        pytest.param(
+            pb.ProjectRequest(layer="conv1", for_class=pb.ClassMaps(class_name="violet")),
+            NotFound,
+            "for_class.class_name",
+            id="class",
+        ),
+        pytest.param(
+            pb.ProjectRequest(layer="conv1", for_class=pb.ClassMaps(count=7)),
+            OutOfRange,
+            "for_class.count",
+            id="maps of a class",
         ),
         pytest.param(pb.ProjectRequest(layer="conv1", strongest=0), InvalidInput, "strongest", id="strongest 0"),
         pytest.param(pb.ProjectRequest(layer="conv1", strongest=7), OutOfRange, "strongest", id="strongest 7 of 6"),
@@ -208,7 +227,7 @@ async def test_an_unknown_failure_of_the_worker_is_not_passed_on(pair: Running, 
 async def test_a_slow_worker_is_given_up_at_the_deadline(pair: Running, worker: FakeWorker) -> None:
     worker.answers = 0
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"), timeout=0.3)
+        await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"), timeout=2)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await worker.cancelled.wait()
 

@@ -182,8 +182,10 @@ async def test_an_expired_request_is_never_run(server: Running, engine: FakeEngi
     engine.open.clear()
     first = asyncio.ensure_future(server.vision.Classify(classify_request(1)))
     await engine.begun()
+    expiring = server.vision.Classify(classify_request(2), timeout=2)
+    await server.queued(1)  # on a busy machine a short deadline would pass before the queue is reached
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await server.vision.Classify(classify_request(2), timeout=0.05)
+        await expiring
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     mate = asyncio.ensure_future(server.vision.Classify(classify_request(3)))
     engine.open.set()

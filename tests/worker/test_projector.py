@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from zfserve_model import deconvnet
+from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
@@ -37,6 +38,12 @@ def forward_passes(metrics: Metrics) -> float | None:
     return metrics.registry.get_sample_value("zfserve_inference_seconds_count", LABELS)
 
 
+def normalised(pixels: bytes, bundle: Bundle) -> torch.Tensor:
+    raw = torch.tensor(np.frombuffer(pixels, np.uint8).reshape(224, 224, 3))
+    mean, std = torch.tensor(bundle.manifest.input.mean), torch.tensor(bundle.manifest.input.std)
+    return ((raw / 255 - mean) / std).permute(2, 0, 1)
+
+
 def opened(png: bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(png))
     assert picture.format == "PNG"
@@ -59,10 +66,8 @@ def test_float_answers_are_the_deconvnets(
     answers = list(projector.project(request))
 
     network = load_checkpoint(bundle.folder / WEIGHTS).network
-    raw = torch.tensor(np.frombuffer(request.pixels, np.uint8).reshape(224, 224, 3))
-    mean, std = torch.tensor(bundle.manifest.input.mean), torch.tensor(bundle.manifest.input.std)
-    image = ((raw / 255 - mean) / std).permute(2, 0, 1)
-    expected = list(deconvnet.project(deconvnet.trace(network, image), "conv3", [5, 3], rule))
+    traced = deconvnet.trace(network, normalised(request.pixels, bundle))
+    expected = list(deconvnet.project(traced, "conv3", [5, 3], rule))
 
     assert [answer.map for answer in answers] == [5, 3]
     assert [(answer.rank, answer.total) for answer in answers] == [(0, 2), (1, 2)]
@@ -99,6 +104,37 @@ def test_one_image_costs_one_forward_pass(projector: Projector, request_for: Req
         assert len(list(projector.project(request_for(layer=layer, strongest=1)))) == 1
     assert forward_passes(metrics) == 1
     assert metrics.registry.get_sample_value("zfserve_projection_seconds_count", LABELS) == 3
+
+
+@pytest.mark.parametrize("named", ["n02", "dog", ""])
+def test_maps_of_a_class_come_with_what_they_add(
+    projector: Projector, bundle: Bundle, request_for: RequestFor, pixels: bytes, named: str
+) -> None:
+    request = request_for(layer="conv4", for_class={"class_name": named, "count": 3})
+    answers = list(projector.project(request))
+    network = load_checkpoint(bundle.folder / WEIGHTS).network
+    traced = deconvnet.trace(network, normalised(pixels, bundle))
+    attribution = attribute(network, traced, "conv4", 1 if named else None)
+    maps = attribution.leading_maps(3)
+    assert [(answer.map, answer.rank, answer.total) for answer in answers] == [(maps[n], n, 3) for n in range(3)]
+    units = attribution.leading_units(maps).places
+    for answer in answers:
+        assert (answer.unit.row, answer.unit.column) == (units[answer.map].row, units[answer.map].column)
+        assert answer.attribution == pytest.approx(attribution.maps[answer.map].item(), rel=1e-5)
+        said = answer.for_class
+        assert (said.class_id, said.label) == (("n01", "cat"), ("n02", "dog"))[attribution.index]
+        assert said.index == attribution.index
+        assert said.probability == pytest.approx(attribution.probability)
+
+
+def test_a_unit_that_is_asked_for_counts_for_maps_of_a_class_too(projector: Projector, request_for: RequestFor) -> None:
+    chosen = {"class_name": "cat", "count": 2}
+    for unit, expected in (({"position": {"row": 2, "column": 3}}, (2, 3)), ({"whole_map": {}}, None)):
+        for answer in projector.project(request_for(for_class=chosen, unit=unit)):
+            found = (answer.unit.row, answer.unit.column) if answer.HasField("unit") else None
+            assert found == expected
+    (plain,) = projector.project(request_for(strongest=1))
+    assert not plain.HasField("for_class")
 
 
 def test_the_image_used_longest_ago_leaves_the_cache(

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from zfserve_runtime.deadline import Deadline
-from zfserve_runtime.errors import DeadlineExceeded, Overloaded
+from zfserve_runtime.errors import DeadlineExceeded, EngineLost, Overloaded
 from zfserve_runtime.metrics import Metrics, ModelMetrics
 from zfserve_worker.torch_thread import TorchThread
 
@@ -178,3 +179,22 @@ async def test_closing_drops_what_waits(torch_thread: TorchThread) -> None:
         task.cancel()
     await asyncio.wait(tasks)
     assert not waiting.began.is_set()
+
+
+def failing(error: Exception) -> Generator[int, None, None]:
+    yield 1
+    raise error
+
+
+async def test_a_gpu_that_fails_is_lost_and_one_that_is_full_is_not() -> None:
+    lost: list[None] = []
+    torch_thread = TorchThread(threads=1, limit=2, on_lost=lambda: lost.append(None))
+    with pytest.raises(Overloaded, match="no memory left"):
+        async for _ in torch_thread.stream(failing(torch.OutOfMemoryError("CUDA out of memory")), Deadline(), UNREAD):
+            pass
+    assert not lost
+    with pytest.raises(EngineLost, match="failed for good"):
+        async for _ in torch_thread.stream(failing(torch.AcceleratorError("CUDA error: 700")), Deadline(), UNREAD):
+            pass
+    assert len(lost) == 1
+    torch_thread.close()

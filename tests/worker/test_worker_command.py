@@ -7,26 +7,33 @@ import logging
 import signal
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from fakes import work_until_white
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.errors import EngineLost
+from zfserve_runtime.lifecycle import LOST
+from zfserve_runtime.status import from_call_error
 from zfserve_worker.worker_command import add_arguments, run
 
-PROGRAM = [sys.executable, "-m", "zfserve_worker"]
+PROGRAM = ("-m", "zfserve_worker")
+FRAGILE = (str(Path(work_until_white.__file__)),)
 
 
 @asynccontextmanager
-async def started(bundle: Bundle, *flags: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
+async def started(
+    bundle: Bundle, *flags: str, program: Sequence[str] = PROGRAM
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
     """The process, with a pipe as its standard input, and its ready line."""
     arguments = ["--model", str(bundle.folder), "--threads", "1", "--log-format", "json", *flags]
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*PROGRAM, *arguments, stdin=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(sys.executable, *program, *arguments, stdin=pipe, stderr=pipe)
     try:
         assert process.stderr is not None
         async for line in process.stderr:
@@ -75,6 +82,25 @@ async def test_ends_with_its_parent(bundle: Bundle) -> None:
         assert await process.wait() == 0
 
 
+async def test_a_device_that_fails_for_good_ends_the_process(bundle: Bundle) -> None:
+    def photo(shade: int) -> worker_pb2.ProjectRequest:
+        pixels = bytes([shade]) * (224 * 224 * 3)
+        return worker_pb2.ProjectRequest(
+            fingerprint=bundle.manifest.fingerprint, pixels=pixels, layer="conv1", strongest=1
+        )
+
+    flags = ("--listen", "localhost:0", "--drain-delay", "0")
+    async with started(bundle, *flags, program=FRAGILE) as (process, ready):
+        assert ready["device"] == "cpu"
+        async with grpc.aio.insecure_channel(ready["address"]) as channel:
+            worker = worker_pb2_grpc.WorkerServiceStub(channel)
+            assert len([answer async for answer in worker.Project(photo(128))]) == 1
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await worker.Project(photo(255)).read()
+            assert isinstance(from_call_error(failed.value), EngineLost)
+        assert await process.wait() == LOST
+
+
 @pytest.fixture
 def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
@@ -93,6 +119,7 @@ def _logging_as_it_was() -> Iterator[None]:
         (["--tls-cert", "c"], "error: --tls-cert and --tls-key go together"),
         (["--tls-client-ca", "c"], "error: --tls-client-ca needs --tls-cert"),
         (["--exit-with-parent"], "error: standard input is not a pipe"),
+        (["--device", "cuda:99"], "error: there is no device 'cuda:99' here; choose cpu, cuda or auto"),
         (["--queue", "0"], "argument --queue: 0 is not at least 1"),
         (["--metrics-port", "70000"], "argument --metrics-port: 70000 is not a port"),
     ],

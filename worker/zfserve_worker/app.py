@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import torch
 from zfserve_protos.worker.v1 import worker_pb2_grpc
+from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc_options import server_options
 from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.intercepting_server import InterceptingServer
@@ -22,7 +24,7 @@ from zfserve_runtime.tracing import open_tracing
 
 from zfserve_worker.networks import Networks
 from zfserve_worker.parent import watch_parent
-from zfserve_worker.projector import open_projector
+from zfserve_worker.projector import CPU, open_projector
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
 
@@ -40,6 +42,7 @@ class WorkerConfig:
         models: folders of bundles, of models (their versions below them) or of several models.
         listen: HOST:PORT, port 0 for a free one, or unix:PATH.
         threads: CPU threads of one torch operation.
+        device: that computes.
         queue: projection calls admitted at a time.
         cache: forward passes kept of each network.
         spare_networks: held beside those that a server has announced, or beside one of each model.
@@ -59,6 +62,7 @@ class WorkerConfig:
     cache: int
     grace_s: float
     delay_s: float = 0.0
+    device: torch.device = CPU
     spare_networks: int = 1
     metrics_port: int | None = None
     metrics_host: str = LOOPBACK
@@ -75,6 +79,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
         TracingError: traces are wanted and cannot be sent.
+        EngineLost: the GPU failed for good; what was under way has been answered.
     """
     with ExitStack() as stack:
         if config.exit_with_parent:
@@ -83,9 +88,18 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         endpoint = None
         if config.metrics_port is not None:
             endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
-        torch_thread = TorchThread(config.threads, config.queue)
+        lost = asyncio.Event()
+
+        def on_lost() -> None:
+            if not lost.is_set():
+                lost.set()
+                stop.ask("the GPU failed for good")
+
+        torch_thread = TorchThread(config.threads, config.queue, on_lost)
         stack.callback(torch_thread.close)
-        open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics)
+        if config.device.type == "cuda":  # as on the CPU: PyTorch would round what convolutions take in to 11 bits
+            torch.backends.cudnn.allow_tf32 = False
+        open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics, device=config.device)
         look = ModelFolders(config.models).look
         networks = Networks(look, open_bundle, torch_thread, config.spare_networks, metrics)
         await networks.start()
@@ -107,6 +121,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             extra={
                 "address": address,
                 "metrics_port": endpoint and endpoint.port,
+                "device": str(config.device),
                 "models": [f"{held.manifest.name} {held.manifest.version}" for held in networks.held],
             },
         )
@@ -114,6 +129,8 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             ready.set_result(address)
         await stop.wait()
         await drain(server, health, config.grace_s, stop, config.delay_s)
+        if lost.is_set():
+            raise EngineLost("the GPU failed for good")
 
 
 def _listen(server: grpc.aio.Server, config: WorkerConfig) -> str:

@@ -4,13 +4,15 @@ import hashlib
 import io
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import CheckpointError, load_checkpoint, weights_fingerprint
 from zfserve_model.deconvnet import (
     Position,
@@ -31,10 +33,12 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
 from zfserve_runtime.metrics import Metrics, ModelMetrics
-from zfserve_runtime.projection_request import DEFAULT_STRONGEST
+from zfserve_runtime.projection_request import DEFAULT_COUNT, find_class
 from zfserve_runtime.tracing import note_model, span
 
 Pixels = npt.NDArray[np.uint8]
+
+CPU = torch.device("cpu")
 
 _PNG_EFFORT = 1
 """zlib's level. Measured: the default, 6, takes a third longer for 1 to 5 % fewer bytes."""
@@ -44,12 +48,21 @@ class Projector:
     """Projects feature maps of one network, and remembers the forward passes of the images seen last.
 
     Args:
+        device: that computes.
         metrics: of its model.
         cached_traces: how many images' activations and switches to keep, some 15 MB each for `zfnet`.
     """
 
-    def __init__(self, network: Network, manifest: Manifest, cached_traces: int, metrics: ModelMetrics) -> None:
-        self._network = network.requires_grad_(False)
+    def __init__(
+        self,
+        network: Network,
+        manifest: Manifest,
+        cached_traces: int,
+        metrics: ModelMetrics,
+        device: torch.device = CPU,
+    ) -> None:
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._device = device
         self.manifest = manifest
         self.metrics = metrics
         self._cached_traces = cached_traces
@@ -66,15 +79,18 @@ class Projector:
         pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
         note_model(self.manifest.name, self.manifest.version)
         traced = self._trace(pixels)
-        maps = self._choose_maps(request, traced)
-        projections = project(traced, request.layer, maps, _unit_rule(request.unit))
-        for rank, index in enumerate(maps):
+        chosen = self._choose_maps(request, traced)
+        projections = project(traced, request.layer, chosen.maps, chosen.units)
+        for rank, index in enumerate(chosen.maps):
             about: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
             with span("projection", about):
                 projection = next(projections)
             with span("render", about):
                 answer = _answer(projection, pixels, request.format)
-            answer.rank, answer.total = rank, len(maps)
+            answer.rank, answer.total = rank, len(chosen.maps)
+            if chosen.for_class is not None:
+                answer.attribution = chosen.attributions[rank]
+                answer.for_class.CopyFrom(chosen.for_class)
             answer.model.CopyFrom(identity(self.manifest))
             self.metrics.projection_seconds.observe(time.perf_counter() - began_s)
             yield answer
@@ -97,20 +113,48 @@ class Projector:
                 self._traces.popitem(last=False)
             began_s = time.perf_counter()
             with span("forward pass"):
-                self._traces[key] = trace(self._network, _normalise(pixels, self.manifest.input))
+                self._traces[key] = trace(self._network, _normalise(pixels, self.manifest.input).to(self._device))
             self.metrics.inference_seconds.observe(time.perf_counter() - began_s)
         self._traces.move_to_end(key)
         return self._traces[key]
 
-    def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> list[int]:
-        if request.WhichOneof("maps") == "selection":
-            return list(request.selection.indices)
+    def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> "_Chosen":
+        units = _unit_rule(request.unit)
         layer = self.manifest.layer(request.layer)
         assert layer is not None, "check_projection_request comes first"
-        return strongest_maps(traced, layer.name, request.strongest or min(DEFAULT_STRONGEST, layer.channels))
+        usual = min(DEFAULT_COUNT, layer.channels)
+        match request.WhichOneof("maps"):
+            case "selection":
+                return _Chosen(list(request.selection.indices), units)
+            case "for_class":
+                with span("attribution", {"zfserve.layer": layer.name}):
+                    wanted = find_class(request.for_class.class_name, self.manifest)
+                    attribution = attribute(self._network, traced, layer.name, wanted)
+                maps = attribution.leading_maps(request.for_class.count or usual)
+                if isinstance(units, StrongestUnit):
+                    units = attribution.leading_units(maps)
+                entry = self.manifest.classes[attribution.index]
+                score = pb.ClassScore(
+                    label=entry.label,
+                    class_id=entry.class_id,
+                    index=attribution.index,
+                    probability=attribution.probability,
+                )
+                return _Chosen(maps, units, score, attribution.maps[maps].tolist())
+            case _:
+                return _Chosen(strongest_maps(traced, layer.name, request.strongest or usual), units)
 
 
-def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics) -> Projector:
+class _Chosen(NamedTuple):
+    """The maps to project, and which of their units; for a class, with what each map adds to its score."""
+
+    maps: list[int]
+    units: UnitRule
+    for_class: pb.ClassScore | None = None
+    attributions: Sequence[float] = ()
+
+
+def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device: torch.device = CPU) -> Projector:
     """A warm projector of the bundle's network.
 
     Raises:
@@ -130,7 +174,8 @@ def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics) -> Proj
     # Requests are checked against the manifest's table, so it must be the network's.
     if [asdict(row) for row in layer_table(network)] != [layer.model_dump() for layer in manifest.layers]:
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
-    projector = Projector(network, manifest, cached_traces, metrics.of_model(manifest.name, manifest.version))
+    of_model = metrics.of_model(manifest.name, manifest.version)
+    projector = Projector(network, manifest, cached_traces, of_model, device)
     projector.warm_up()
     return projector
 
@@ -156,7 +201,7 @@ def _unit_rule(rule: pb.UnitRule) -> UnitRule:
 
 
 def _answer(projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType) -> pb.ProjectResponse:
-    window = projection.window
+    window, projected = projection.window, projection.pixels.cpu()
     answer = pb.ProjectResponse(
         map=projection.map,
         activation=projection.activation,
@@ -166,11 +211,11 @@ def _answer(projection: Projection, pixels: Pixels, picture_format: pb.PictureFo
     if projection.unit is not None:
         answer.unit.CopyFrom(pb.Position(row=projection.unit.row, column=projection.unit.column))
     if picture_format == pb.PICTURE_FORMAT_FLOAT32:
-        _, height, width = projection.pixels.shape
-        values = projection.pixels.numpy().astype("<f4", copy=False)
+        _, height, width = projected.shape
+        values = projected.numpy().astype("<f4", copy=False)
         answer.float32.CopyFrom(pb.Float32Picture(height=height, width=width, data=values.tobytes()))
     else:
-        answer.png = _png(render_projection(projection.pixels))
+        answer.png = _png(render_projection(projected))
     return answer
 
 

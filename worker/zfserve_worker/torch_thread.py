@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from zfserve_runtime.deadline import Deadline
-from zfserve_runtime.errors import DeadlineExceeded, Overloaded
+from zfserve_runtime.errors import DeadlineExceeded, EngineLost, Overloaded
 from zfserve_runtime.metrics import ModelMetrics
 
 RETRY_AFTER_S = 1.0
@@ -31,12 +31,14 @@ class TorchThread:
     Args:
         threads: that one torch operation may use in parallel.
         limit: streams admitted at a time; one more is refused.
+        on_lost: called, on the event loop, when the GPU failed: nothing more can be computed in this process.
     """
 
-    def __init__(self, threads: int, limit: int) -> None:
+    def __init__(self, threads: int, limit: int, on_lost: Callable[[], None] = lambda: None) -> None:
         # OpenMP keeps the number for each calling thread, so it is set by the thread that will use it.
         self._executor = ThreadPoolExecutor(1, "torch", initializer=torch.set_num_threads, initargs=(threads,))
         self._limit = limit
+        self._on_lost = on_lost
         self._admitted = 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -53,6 +55,7 @@ class TorchThread:
         Raises:
             Overloaded: there are `limit` streams already.
             DeadlineExceeded: the deadline passed while waiting for the thread or between two results.
+            EngineLost: the GPU failed for good.
         """
         if self._admitted >= self._limit:
             raise Overloaded(
@@ -89,6 +92,11 @@ class TorchThread:
             if not timer.expired():
                 raise
             raise DeadlineExceeded("the deadline passed during the projection; allow more time") from error
+        except torch.OutOfMemoryError as error:
+            raise Overloaded("the GPU has no memory left for a projection", retry_after_s=RETRY_AFTER_S) from error
+        except torch.AcceleratorError as error:
+            self._on_lost()
+            raise EngineLost("the worker's GPU failed for good; try again shortly") from error
 
 
 def _steps(

@@ -8,15 +8,19 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.errors import EngineLost
+from zfserve_runtime.lifecycle import LOST, StopRequest, end_at_once
 from zfserve_runtime.listening import LOOPBACK, exposure_fault
 from zfserve_runtime.logs import LogFormat, configure_logging
 from zfserve_runtime.tls import TlsError, TlsFiles
 from zfserve_runtime.tracing import TracingError, endpoint_in
 
 from zfserve_worker.app import WorkerConfig, serve
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-key", metavar="PEM", type=Path, help="private key of --tls-cert")
     parser.add_argument("--tls-client-ca", metavar="PEM", type=Path, help="only servers with its certificates may call")
     parser.add_argument("--threads", type=_positive, help="of one torch operation (default: the CPUs this process has)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ..., or auto (default: %(default)s)")
     parser.add_argument("--metrics-port", type=_port, help="of the Prometheus endpoint (default: none)")
     parser.add_argument(
         "--metrics-host",
@@ -80,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             models=tuple(Path(part) for folder in folders for part in folder.split(",") if part),
             listen=arguments.listen,
             threads=arguments.threads or available_cpus(),
+            device=choose_device(arguments.device),
             queue=arguments.queue,
             cache=arguments.cache,
             spare_networks=arguments.spare_networks,
@@ -92,7 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
             exit_with_parent=arguments.exit_with_parent,
         )
         asyncio.run(_serve_until_signal(config))
-    except (BundleError, OSError, TlsError, TracingError) as error:
+    except EngineLost as error:
+        _log.critical("%s; the process ends so that its supervisor starts another", error)
+        end_at_once(LOST)
+    except (BundleError, NoSuchDevice, OSError, TlsError, TracingError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0

@@ -1,6 +1,7 @@
 """Random crops, flips and light, for a whole batch at once on the training device.
 
-Called by the training loop. The crop is Szegedy et al.'s random resized crop (CVPR 2015, section 6), done as one
+Called by the training loop. A view is drawn once and shown at each size that is wanted: a teacher may see it larger
+than the network that learns. The crop is Szegedy et al.'s random resized crop (CVPR 2015, section 6), done as one
 affine resampling per batch; all randomness comes from the generator that is passed in.
 """
 
@@ -42,35 +43,51 @@ def normalise(pixels: Tensor) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def augment(pixels: Tensor, size: int, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """A random view of each photo.
+@dataclass(frozen=True)
+class Views:
+    """What was drawn for a batch of photos.
+
+    Attributes:
+        crops: affine matrices (N, 2, 3), in the [-1, 1] coordinates of `affine_grid`; a flip is a negative width.
+        brightness, contrast: factors, (N,).
+    """
+
+    crops: Tensor
+    brightness: Tensor
+    contrast: Tensor
+
+
+def draw_views(count: int, size: int, settings: Augmentation, generator: torch.Generator) -> Views:
+    """A random view for each of `count` photos learned from at `size` pixels, on the CPU as `generator` is."""
+    min_area = settings.min_area if size < INPUT_SIZE else settings.min_area_full_size
+    crops = _crop_matrices(count, min_area, settings.max_ratio, generator)
+    brightness, contrast = (1 + settings.light * _uniform(count, -1, 1, generator) for _ in range(2))
+    return Views(crops, brightness, contrast)
+
+
+def show_views(pixels: Tensor, views: Views, size: int) -> Tensor:
+    """The photos as drawn.
 
     Args:
         pixels: uint8 (N, H, W, 3), RGB.
         size: side of the result, in pixels.
-        settings: bounds of the random changes.
-        generator: a CPU generator.
 
     Returns:
         float32 (N, 3, size, size), normalised, channels last in memory.
     """
-    count = pixels.shape[0]
     images = normalise(pixels)
     # Bilinear sampling reads 2x2 neighbours: shrink by whole pixels first where the step would skip some.
     shrink = int(0.75 * min(images.shape[-2:]) // size)
     if shrink > 1:
         images = functional.avg_pool2d(images, shrink)
-    min_area = settings.min_area if size < INPUT_SIZE else settings.min_area_full_size
-    theta = _crop_matrices(count, min_area, settings.max_ratio, generator).to(pixels.device)
-    grid = functional.affine_grid(theta, [count, 3, size, size], align_corners=False)
-    views = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    gain, contrast = (
-        (1 + settings.light * _uniform(count, -1, 1, generator)).to(pixels.device)[:, None, None, None]
-        for _ in range(2)
+    grid = functional.affine_grid(views.crops.to(pixels.device), [len(pixels), 3, size, size], align_corners=False)
+    shown = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    brightness, contrast = (
+        factor.to(pixels.device)[:, None, None, None] for factor in (views.brightness, views.contrast)
     )
-    mean = views.mean(dim=(2, 3), keepdim=True)
-    views = (views - mean) * contrast + mean * gain
-    return views.contiguous(memory_format=torch.channels_last)
+    mean = shown.mean(dim=(2, 3), keepdim=True)
+    shown = (shown - mean) * contrast + mean * brightness
+    return shown.contiguous(memory_format=torch.channels_last)
 
 
 def _crop_matrices(count: int, min_area: float, max_ratio: float, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """The training loop: from a data set and a recipe to trained weights, resumable at any step.
 
 Called by `zfserve train`. One step: draw a batch, augment it on the device, one forward and backward pass, SGD.
-The state is written every few minutes, at the end of each epoch, and when the run is interrupted.
+The state is written every few minutes, at the end, and when the run is interrupted.
 """
 
 import math
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zfserve_model.networks import INPUT_SIZE, POOL_SIZE, Network
-from zfserve_model.training.augment import augment, normalise
-from zfserve_model.training.dataset import Split
+from zfserve_model.training.augment import draw_views, normalise, show_views
+from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.recipe import Recipe, Schedule, Step
 from zfserve_model.training.state import EpochResult, TrainingState
-from zfserve_model.training.teacher import distillation_loss
+from zfserve_model.training.teacher import Teacher, distillation_loss
 
-SAVE_EVERY_S = 180.0
 EVALUATION_BATCH = 64
 EVALUATED_SHARE = 4
 """Epochs before the last are measured on each fourth photo of the validation split only, to save time."""
@@ -45,20 +44,22 @@ class Trainer:
         recipe: the numbers.
         train: photos to learn from.
         validation: photos to measure on, never learned from.
-        teacher_scores: float16 (N, 1000), or None.
+        teacher: asked in every step, where the recipe gives its loss a weight.
         device: where the network lives.
         autocast: dtype of the matrix work; float32 turns mixed precision off.
         save_to: file of the resumable state.
+        save_every_s: after so many seconds the state is saved at the next step or epoch's end.
         interrupted: asked after every step and every batch of an evaluation whether to stop.
     """
 
     recipe: Recipe
-    train: Split
-    validation: Split
-    teacher_scores: Tensor | None
+    train: PhotoBatches
+    validation: PhotoBatches
+    teacher: Teacher | None
     device: torch.device
     autocast: torch.dtype
     save_to: Path
+    save_every_s: float = 180.0
     interrupted: Callable[[], bool] = lambda: False
 
     def run(self, state: TrainingState, on_step: Callable[[Step, float], None]) -> Iterator[EpochResult]:
@@ -71,54 +72,63 @@ class Trainer:
             Interrupted: `interrupted` said so.
             Diverged: the loss is no longer a number; the saved state is from before.
         """
-        schedule = Schedule(self.recipe, len(self.train.labels))
+        schedule = Schedule(self.recipe, len(self.train))
+        last_save = time.monotonic()
+
+        def save_if_due() -> None:
+            nonlocal last_save
+            if time.monotonic() - last_save >= self.save_every_s:
+                state.save(self.save_to)
+                last_save = time.monotonic()
+
         try:
             while len(state.results) < schedule.epochs:
-                self._train_epoch(state, schedule, on_step)
-                state.save(self.save_to)  # measuring may take long
+                for step, loss in self._train_epoch(state, schedule):
+                    on_step(step, loss)
+                    save_if_due()
+                    self._heed_interruption()
                 result = self._measure_epoch(state, schedule)
                 if not math.isfinite(result.val_loss):
                     raise Diverged(f"the validation loss is {result.val_loss}; lower --rate and start anew")
                 state.close_epoch(result)
-                state.save(self.save_to)
-                yield state.results[-1]
+                if result.epoch == schedule.epochs:
+                    state.save(self.save_to)
+                else:
+                    save_if_due()
+                yield result
         except Interrupted:
             state.save(self.save_to)
             raise
 
-    def _train_epoch(self, state: TrainingState, schedule: Schedule, on_step: Callable[[Step, float], None]) -> None:
-        """What is left of the epoch under way."""
+    def _train_epoch(self, state: TrainingState, schedule: Schedule) -> Iterator[tuple[Step, float]]:
+        """What is left of the epoch under way: each step, once it is done, with its loss."""
         epoch = len(state.results)
-        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.train.labels))
+        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.train))
         _set_training_mode(state.network)
-        last_save = time.monotonic()
         while state.next_step < (epoch + 1) * schedule.steps_per_epoch:
             started = time.monotonic()
             step = schedule.step(state.next_step)
             rows = order[step.batch * self.recipe.batch_size :][: self.recipe.batch_size]
             loss, hits = self._step(state, step, np.sort(rows))  # sorted, they lie closer together on disk
             state.count_step(loss, hits, len(rows), time.monotonic() - started)
-            on_step(step, loss)
-            self._heed_interruption()
-            if time.monotonic() - last_save > SAVE_EVERY_S:
-                state.save(self.save_to)
-                last_save = time.monotonic()
+            yield step, loss
 
     def _step(self, state: TrainingState, step: Step, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
         """One optimiser step on the photos `rows`; its loss and how many it classified correctly."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step.index)
         torch.manual_seed(self.recipe.seed * 1_000_003 + step.index)  # dropout draws from the global generator
-        pixels = torch.from_numpy(self.train.pixels[rows]).to(self.device, non_blocking=True)
-        labels = torch.from_numpy(self.train.labels[rows]).to(self.device)
-        images = augment(pixels, step.size, self.recipe.augmentation, generator)
+        pixels, labels = self.train.draw(rows)
+        views = draw_views(len(rows), step.size, self.recipe.augmentation, generator)
+        images = show_views(pixels, views, step.size)
         with self._mixed_precision():
             features = state.network.head[:-1](pool_trunk(state.network, images))
             logits = state.network.head[-1](features).float()
             loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             if state.teacher_layer is not None:
-                assert self.teacher_scores is not None
-                student, teacher = state.teacher_layer(features).float(), self.teacher_scores[rows].to(self.device)
-                divergence = distillation_loss(student, teacher.float(), self.recipe.teacher_temperature)
+                assert self.teacher is not None
+                teacher = self.teacher(rows, lambda: show_views(pixels, views, INPUT_SIZE)).float()
+                student = state.teacher_layer(features).float()
+                divergence = distillation_loss(student, teacher, self.recipe.teacher_temperature)
                 loss = torch.lerp(loss, divergence, self.recipe.teacher_weight)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} at step {step.index}; lower --rate and start anew")
@@ -154,12 +164,11 @@ class Trainer:
     def _evaluate(self, network: Network, size: int, every: int) -> tuple[float, float, float, int]:
         """Loss, top-1, top-5 and the number of photos, over each `every`-th photo of the validation split."""
         network.eval()
-        rows = np.arange(0, len(self.validation.labels), every)
+        rows = np.arange(0, len(self.validation), every)
         loss, top1, top5 = 0.0, 0, 0
         for start in range(0, len(rows), EVALUATION_BATCH):
             batch = rows[start : start + EVALUATION_BATCH]
-            pixels = torch.from_numpy(self.validation.pixels[batch]).to(self.device)
-            labels = torch.from_numpy(self.validation.labels[batch]).to(self.device)
+            pixels, labels = self.validation.draw(batch)
             images = normalise(pixels)
             if size != INPUT_SIZE:
                 images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from zfserve_model.networks import INPUT_SIZE
 from zfserve_model.training.augment import Augmentation
+from zfserve_model.training.teacher import TeacherSees
 
 SMALLEST_SIZE = 64
 """Pixels; below, the last maps would have fewer than 3x3 places."""
@@ -51,6 +52,7 @@ class Recipe:
         weight_decay: on weights of convolutions and linear layers only.
         label_smoothing: share of the target spread over all classes.
         teacher_weight: share of the loss that comes from the teacher, in [0, 1]; 0 trains without one.
+        teacher_sees: each photo once, as it is, or every view that the student sees of it.
         teacher_temperature: both sides' logits are divided by it.
         seed: all randomness of step s comes from (seed, s), so a resumed run repeats the interrupted one.
 
@@ -66,6 +68,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     teacher_weight: float = 0.0
+    teacher_sees: TeacherSees = "photos"
     teacher_temperature: float = 2.0
     seed: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)

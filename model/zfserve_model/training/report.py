@@ -5,7 +5,8 @@
     filters.png    the filters of conv1
     recipe.json    the plan, the photos, and each session: command, versions, commit, machine
 
-Called by `zfserve train` after every epoch.
+Called by `zfserve train`: tables after every epoch, pictures at times, as drawing them takes longer than a GPU takes
+for an epoch of some thousand photos.
 """
 
 import csv
@@ -80,10 +81,14 @@ def source_commit(file: Path) -> str | None:
     return output
 
 
-def write_report(folder: Path, state: TrainingState, photos: dict[str, dict[str, int]]) -> None:
-    """All four files. `photos` are numbers by split and class id."""
+def write_tables(folder: Path, state: TrainingState, photos: dict[str, dict[str, int]]) -> None:
+    """The recipe and the log. `photos` are numbers by split and class id."""
     write_recipe(folder / "recipe.json", state, photos)
     write_log(state.results, folder / "log.csv")
+
+
+def draw_pictures(folder: Path, state: TrainingState) -> None:
+    """The curves and the filters."""
     draw_curves(state.results, folder / "curves.png")
     draw_filters(state.network, folder / "filters.png")
 

@@ -50,7 +50,7 @@ class Plan:
         Raises:
             RecipeError: it is not; every difference is named.
         """
-        ours, theirs = _flatten(self.document()), _flatten(earlier)
+        ours, theirs = _flatten(self.document()), _BEFORE_IT_WAS_SAID | _flatten(earlier)
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
             theirs["recipe.stages"] = ours["recipe.stages"]
@@ -64,6 +64,10 @@ class Plan:
                 f"the run that would be resumed was another one: {'; '.join(changes)}. "
                 "Give the same options again (only epochs may be added at the end), or a new --output"
             )
+
+
+_BEFORE_IT_WAS_SAID = {"recipe.teacher_sees": "photos"}
+"""What runs did whose states are older than the option."""
 
 
 def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

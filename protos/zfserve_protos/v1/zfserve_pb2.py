@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fzfserve_protos/v1/zfserve.proto\x12\nzfserve.v1\"_\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.zfserve.v1.RawPixelsH\x00\x12\x13\n\treference\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"8\n\tRawPixels\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\".\n\rModelSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x95\x01\n\x0f\x43lassifyRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.zfserve.v1.Image\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x10include_features\x18\x03 \x01(\x08\x12(\n\x05model\x18\x04 \x01(\x0b\x32\x19.zfserve.v1.ModelSelectorB\x08\n\x06_top_k\"\xb6\x01\n\x10\x43lassifyResponse\x12\'\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x16.zfserve.v1.ClassScore\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x17\n\x0fimage_reference\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\x02\x12$\n\x07timings\x18\x05 \x01(\x0b\x32\x13.zfserve.v1.Timings\"Q\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08\x63lass_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\"C\n\rModelIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"X\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r\"\x86\x02\n\x0eProjectRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.zfserve.v1.Image\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x13\n\tstrongest\x18\x03 \x01(\rH\x00\x12-\n\tselection\x18\x04 \x01(\x0b\x32\x18.zfserve.v1.MapSelectionH\x00\x12\"\n\x04unit\x18\x05 \x01(\x0b\x32\x14.zfserve.v1.UnitRule\x12)\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x19.zfserve.v1.PictureFormat\x12(\n\x05model\x18\x07 \x01(\x0b\x32\x19.zfserve.v1.ModelSelectorB\x06\n\x04maps\"\x1f\n\x0cMapSelection\x12\x0f\n\x07indices\x18\x01 \x03(\r\"\x97\x01\n\x08UnitRule\x12.\n\tstrongest\x18\x01 \x01(\x0b\x32\x19.zfserve.v1.StrongestUnitH\x00\x12(\n\x08position\x18\x02 \x01(\x0b\x32\x14.zfserve.v1.PositionH\x00\x12)\n\twhole_map\x18\x03 \x01(\x0b\x32\x14.zfserve.v1.WholeMapH\x00\x42\x06\n\x04rule\"\x0f\n\rStrongestUnit\"\n\n\x08WholeMap\"\'\n\x08Position\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\"\xbc\x02\n\x0fProjectResponse\x12\x0b\n\x03map\x18\x01 \x01(\r\x12\"\n\x04unit\x18\x02 \x01(\x0b\x32\x14.zfserve.v1.Position\x12\x12\n\nactivation\x18\x03 \x01(\x02\x12\x1c\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x0f.zfserve.v1.Box\x12#\n\nsource_box\x18\x05 \x01(\x0b\x32\x0f.zfserve.v1.Box\x12\r\n\x03png\x18\x06 \x01(\x0cH\x00\x12-\n\x07\x66loat32\x18\x07 \x01(\x0b\x32\x1a.zfserve.v1.Float32PictureH\x00\x12\x11\n\tpatch_png\x18\x08 \x01(\x0c\x12(\n\x05model\x18\t \x01(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x0c\n\x04rank\x18\n \x01(\r\x12\r\n\x05total\x18\x0b \x01(\rB\t\n\x07picture\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\r\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\r\n\x05right\x18\x03 \x01(\r\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\r\"=\n\x0e\x46loat32Picture\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"@\n\x14\x44\x65scribeModelRequest\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.zfserve.v1.ModelSelector\"\xa5\x03\n\x15\x44\x65scribeModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\'\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x16.zfserve.v1.ClassScore\x12$\n\x05input\x18\x04 \x01(\x0b\x32\x15.zfserve.v1.InputSpec\x12!\n\x06layers\x18\x05 \x03(\x0b\x32\x11.zfserve.v1.Layer\x12(\n\x06parity\x18\x06 \x03(\x0b\x32\x18.zfserve.v1.ParityFigure\x12,\n\x08\x61\x63\x63uracy\x18\x07 \x03(\x0b\x32\x1a.zfserve.v1.AccuracyFigure\x12\"\n\x06\x65ngine\x18\x08 \x01(\x0b\x32\x12.zfserve.v1.Engine\x12\x15\n\rfeature_width\x18\t \x01(\r\x12\x1c\n\x14projection_available\x18\n \x01(\x08\x12)\n\x08versions\x18\x0b \x03(\x0b\x32\x17.zfserve.v1.ModelStatus\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.zfserve.v1.ModelStatus\"\x8c\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.zfserve.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x12\n\nis_default\x18\x06 \x01(\x08\"k\n\tInputSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06resize\x18\x03 \x01(\t\x12\x14\n\x0cshorter_side\x18\x04 \x01(\r\x12\x0c\n\x04mean\x18\x05 \x03(\x02\x12\x0b\n\x03std\x18\x06 \x03(\x02\"\x8d\x01\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x17\n\x0freceptive_field\x18\x06 \x01(\r\x12\x0e\n\x06stride\x18\x07 \x01(\r\x12\x0e\n\x06offset\x18\x08 \x01(\x05\"p\n\x0cParityFigure\x12\x11\n\tprecision\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x16\n\x0emax_difference\x18\x04 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x05 \x01(\x01\"N\n\x0e\x41\x63\x63uracyFigure\x12\x11\n\tprecision\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0c\n\x04top1\x18\x03 \x01(\x01\x12\x0c\n\x04top5\x18\x04 \x01(\x01\"\xe0\x01\n\x06\x45ngine\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\r\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x11\n\tinstances\x18\x08 \x01(\r\x12-\n\tnot_taken\x18\t \x03(\x0b\x32\x1a.zfserve.v1.EngineNotTaken\x12\x17\n\x0fstartup_seconds\x18\n \x01(\x01\".\n\x0e\x45ngineNotTaken\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*c\n\rPictureFormat\x12\x1e\n\x1aPICTURE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_FORMAT_PNG\x10\x01\x12\x1a\n\x16PICTURE_FORMAT_FLOAT32\x10\x02*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x04\x32\xbf\x02\n\rVisionService\x12\x45\n\x08\x43lassify\x12\x1b.zfserve.v1.ClassifyRequest\x1a\x1c.zfserve.v1.ClassifyResponse\x12\x44\n\x07Project\x12\x1a.zfserve.v1.ProjectRequest\x1a\x1b.zfserve.v1.ProjectResponse0\x01\x12T\n\rDescribeModel\x12 .zfserve.v1.DescribeModelRequest\x1a!.zfserve.v1.DescribeModelResponse\x12K\n\nListModels\x12\x1d.zfserve.v1.ListModelsRequest\x1a\x1e.zfserve.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fzfserve_protos/v1/zfserve.proto\x12\nzfserve.v1\"_\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.zfserve.v1.RawPixelsH\x00\x12\x13\n\treference\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"8\n\tRawPixels\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\".\n\rModelSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x95\x01\n\x0f\x43lassifyRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.zfserve.v1.Image\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x10include_features\x18\x03 \x01(\x08\x12(\n\x05model\x18\x04 \x01(\x0b\x32\x19.zfserve.v1.ModelSelectorB\x08\n\x06_top_k\"\xb6\x01\n\x10\x43lassifyResponse\x12\'\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x16.zfserve.v1.ClassScore\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x17\n\x0fimage_reference\x18\x03 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\x02\x12$\n\x07timings\x18\x05 \x01(\x0b\x32\x13.zfserve.v1.Timings\"Q\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08\x63lass_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\"C\n\rModelIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"X\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r\"\xb2\x02\n\x0eProjectRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.zfserve.v1.Image\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x13\n\tstrongest\x18\x03 \x01(\rH\x00\x12-\n\tselection\x18\x04 \x01(\x0b\x32\x18.zfserve.v1.MapSelectionH\x00\x12*\n\tfor_class\x18\x08 \x01(\x0b\x32\x15.zfserve.v1.ClassMapsH\x00\x12\"\n\x04unit\x18\x05 \x01(\x0b\x32\x14.zfserve.v1.UnitRule\x12)\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x19.zfserve.v1.PictureFormat\x12(\n\x05model\x18\x07 \x01(\x0b\x32\x19.zfserve.v1.ModelSelectorB\x06\n\x04maps\"\x1f\n\x0cMapSelection\x12\x0f\n\x07indices\x18\x01 \x03(\r\".\n\tClassMaps\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x97\x01\n\x08UnitRule\x12.\n\tstrongest\x18\x01 \x01(\x0b\x32\x19.zfserve.v1.StrongestUnitH\x00\x12(\n\x08position\x18\x02 \x01(\x0b\x32\x14.zfserve.v1.PositionH\x00\x12)\n\twhole_map\x18\x03 \x01(\x0b\x32\x14.zfserve.v1.WholeMapH\x00\x42\x06\n\x04rule\"\x0f\n\rStrongestUnit\"\n\n\x08WholeMap\"\'\n\x08Position\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\"\xfc\x02\n\x0fProjectResponse\x12\x0b\n\x03map\x18\x01 \x01(\r\x12\"\n\x04unit\x18\x02 \x01(\x0b\x32\x14.zfserve.v1.Position\x12\x12\n\nactivation\x18\x03 \x01(\x02\x12\x1c\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x0f.zfserve.v1.Box\x12#\n\nsource_box\x18\x05 \x01(\x0b\x32\x0f.zfserve.v1.Box\x12\r\n\x03png\x18\x06 \x01(\x0cH\x00\x12-\n\x07\x66loat32\x18\x07 \x01(\x0b\x32\x1a.zfserve.v1.Float32PictureH\x00\x12\x11\n\tpatch_png\x18\x08 \x01(\x0c\x12(\n\x05model\x18\t \x01(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x0c\n\x04rank\x18\n \x01(\r\x12\r\n\x05total\x18\x0b \x01(\r\x12\x13\n\x0b\x61ttribution\x18\x0c \x01(\x02\x12)\n\tfor_class\x18\r \x01(\x0b\x32\x16.zfserve.v1.ClassScoreB\t\n\x07picture\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\r\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\r\n\x05right\x18\x03 \x01(\r\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\r\"=\n\x0e\x46loat32Picture\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"@\n\x14\x44\x65scribeModelRequest\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.zfserve.v1.ModelSelector\"\xa5\x03\n\x15\x44\x65scribeModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\'\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x16.zfserve.v1.ClassScore\x12$\n\x05input\x18\x04 \x01(\x0b\x32\x15.zfserve.v1.InputSpec\x12!\n\x06layers\x18\x05 \x03(\x0b\x32\x11.zfserve.v1.Layer\x12(\n\x06parity\x18\x06 \x03(\x0b\x32\x18.zfserve.v1.ParityFigure\x12,\n\x08\x61\x63\x63uracy\x18\x07 \x03(\x0b\x32\x1a.zfserve.v1.AccuracyFigure\x12\"\n\x06\x65ngine\x18\x08 \x01(\x0b\x32\x12.zfserve.v1.Engine\x12\x15\n\rfeature_width\x18\t \x01(\r\x12\x1c\n\x14projection_available\x18\n \x01(\x08\x12)\n\x08versions\x18\x0b \x03(\x0b\x32\x17.zfserve.v1.ModelStatus\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.zfserve.v1.ModelStatus\"\x8c\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.zfserve.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x12\n\nis_default\x18\x06 \x01(\x08\"k\n\tInputSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06resize\x18\x03 \x01(\t\x12\x14\n\x0cshorter_side\x18\x04 \x01(\r\x12\x0c\n\x04mean\x18\x05 \x03(\x02\x12\x0b\n\x03std\x18\x06 \x03(\x02\"\x8d\x01\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x17\n\x0freceptive_field\x18\x06 \x01(\r\x12\x0e\n\x06stride\x18\x07 \x01(\r\x12\x0e\n\x06offset\x18\x08 \x01(\x05\"p\n\x0cParityFigure\x12\x11\n\tprecision\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x16\n\x0emax_difference\x18\x04 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x05 \x01(\x01\"N\n\x0e\x41\x63\x63uracyFigure\x12\x11\n\tprecision\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0c\n\x04top1\x18\x03 \x01(\x01\x12\x0c\n\x04top5\x18\x04 \x01(\x01\"\xe0\x01\n\x06\x45ngine\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\r\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x11\n\tinstances\x18\x08 \x01(\r\x12-\n\tnot_taken\x18\t \x03(\x0b\x32\x1a.zfserve.v1.EngineNotTaken\x12\x17\n\x0fstartup_seconds\x18\n \x01(\x01\".\n\x0e\x45ngineNotTaken\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*c\n\rPictureFormat\x12\x1e\n\x1aPICTURE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_FORMAT_PNG\x10\x01\x12\x1a\n\x16PICTURE_FORMAT_FLOAT32\x10\x02*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x04\x32\xbf\x02\n\rVisionService\x12\x45\n\x08\x43lassify\x12\x1b.zfserve.v1.ClassifyRequest\x1a\x1c.zfserve.v1.ClassifyResponse\x12\x44\n\x07Project\x12\x1a.zfserve.v1.ProjectRequest\x1a\x1b.zfserve.v1.ProjectResponse0\x01\x12T\n\rDescribeModel\x12 .zfserve.v1.DescribeModelRequest\x1a!.zfserve.v1.DescribeModelResponse\x12K\n\nListModels\x12\x1d.zfserve.v1.ListModelsRequest\x1a\x1e.zfserve.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'zfserve_protos.v1.zfserve_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PICTUREFORMAT']._serialized_start=3237
-  _globals['_PICTUREFORMAT']._serialized_end=3336
-  _globals['_MODELSTATE']._serialized_start=3339
-  _globals['_MODELSTATE']._serialized_end=3478
+  _globals['_PICTUREFORMAT']._serialized_start=3393
+  _globals['_PICTUREFORMAT']._serialized_end=3492
+  _globals['_MODELSTATE']._serialized_start=3495
+  _globals['_MODELSTATE']._serialized_end=3634
   _globals['_IMAGE']._serialized_start=47
   _globals['_IMAGE']._serialized_end=142
   _globals['_RAWPIXELS']._serialized_start=144
@@ -52,45 +52,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=739
   _globals['_TIMINGS']._serialized_end=827
   _globals['_PROJECTREQUEST']._serialized_start=830
-  _globals['_PROJECTREQUEST']._serialized_end=1092
-  _globals['_MAPSELECTION']._serialized_start=1094
-  _globals['_MAPSELECTION']._serialized_end=1125
-  _globals['_UNITRULE']._serialized_start=1128
-  _globals['_UNITRULE']._serialized_end=1279
-  _globals['_STRONGESTUNIT']._serialized_start=1281
-  _globals['_STRONGESTUNIT']._serialized_end=1296
-  _globals['_WHOLEMAP']._serialized_start=1298
-  _globals['_WHOLEMAP']._serialized_end=1308
-  _globals['_POSITION']._serialized_start=1310
-  _globals['_POSITION']._serialized_end=1349
-  _globals['_PROJECTRESPONSE']._serialized_start=1352
-  _globals['_PROJECTRESPONSE']._serialized_end=1668
-  _globals['_BOX']._serialized_start=1670
-  _globals['_BOX']._serialized_end=1733
-  _globals['_FLOAT32PICTURE']._serialized_start=1735
-  _globals['_FLOAT32PICTURE']._serialized_end=1796
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1798
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1862
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1865
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=2286
-  _globals['_LISTMODELSREQUEST']._serialized_start=2288
-  _globals['_LISTMODELSREQUEST']._serialized_end=2307
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2309
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2370
-  _globals['_MODELSTATUS']._serialized_start=2373
-  _globals['_MODELSTATUS']._serialized_end=2513
-  _globals['_INPUTSPEC']._serialized_start=2515
-  _globals['_INPUTSPEC']._serialized_end=2622
-  _globals['_LAYER']._serialized_start=2625
-  _globals['_LAYER']._serialized_end=2766
-  _globals['_PARITYFIGURE']._serialized_start=2768
-  _globals['_PARITYFIGURE']._serialized_end=2880
-  _globals['_ACCURACYFIGURE']._serialized_start=2882
-  _globals['_ACCURACYFIGURE']._serialized_end=2960
-  _globals['_ENGINE']._serialized_start=2963
-  _globals['_ENGINE']._serialized_end=3187
-  _globals['_ENGINENOTTAKEN']._serialized_start=3189
-  _globals['_ENGINENOTTAKEN']._serialized_end=3235
-  _globals['_VISIONSERVICE']._serialized_start=3481
-  _globals['_VISIONSERVICE']._serialized_end=3800
+  _globals['_PROJECTREQUEST']._serialized_end=1136
+  _globals['_MAPSELECTION']._serialized_start=1138
+  _globals['_MAPSELECTION']._serialized_end=1169
+  _globals['_CLASSMAPS']._serialized_start=1171
+  _globals['_CLASSMAPS']._serialized_end=1217
+  _globals['_UNITRULE']._serialized_start=1220
+  _globals['_UNITRULE']._serialized_end=1371
+  _globals['_STRONGESTUNIT']._serialized_start=1373
+  _globals['_STRONGESTUNIT']._serialized_end=1388
+  _globals['_WHOLEMAP']._serialized_start=1390
+  _globals['_WHOLEMAP']._serialized_end=1400
+  _globals['_POSITION']._serialized_start=1402
+  _globals['_POSITION']._serialized_end=1441
+  _globals['_PROJECTRESPONSE']._serialized_start=1444
+  _globals['_PROJECTRESPONSE']._serialized_end=1824
+  _globals['_BOX']._serialized_start=1826
+  _globals['_BOX']._serialized_end=1889
+  _globals['_FLOAT32PICTURE']._serialized_start=1891
+  _globals['_FLOAT32PICTURE']._serialized_end=1952
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1954
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=2018
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=2021
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=2442
+  _globals['_LISTMODELSREQUEST']._serialized_start=2444
+  _globals['_LISTMODELSREQUEST']._serialized_end=2463
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2465
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2526
+  _globals['_MODELSTATUS']._serialized_start=2529
+  _globals['_MODELSTATUS']._serialized_end=2669
+  _globals['_INPUTSPEC']._serialized_start=2671
+  _globals['_INPUTSPEC']._serialized_end=2778
+  _globals['_LAYER']._serialized_start=2781
+  _globals['_LAYER']._serialized_end=2922
+  _globals['_PARITYFIGURE']._serialized_start=2924
+  _globals['_PARITYFIGURE']._serialized_end=3036
+  _globals['_ACCURACYFIGURE']._serialized_start=3038
+  _globals['_ACCURACYFIGURE']._serialized_end=3116
+  _globals['_ENGINE']._serialized_start=3119
+  _globals['_ENGINE']._serialized_end=3343
+  _globals['_ENGINENOTTAKEN']._serialized_start=3345
+  _globals['_ENGINENOTTAKEN']._serialized_end=3391
+  _globals['_VISIONSERVICE']._serialized_start=3637
+  _globals['_VISIONSERVICE']._serialized_end=3956
 # @@protoc_insertion_point(module_scope)

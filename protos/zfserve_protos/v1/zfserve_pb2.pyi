@@ -334,6 +334,7 @@ class ProjectRequest(_message.Message):
     LAYER_FIELD_NUMBER: _builtins.int
     STRONGEST_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -349,6 +350,10 @@ class ProjectRequest(_message.Message):
         """Just these maps, in this order."""
 
     @_builtins.property
+    def for_class(self) -> Global___ClassMaps:
+        """The maps that speak most for a class."""
+
+    @_builtins.property
     def unit(self) -> Global___UnitRule: ...
     @_builtins.property
     def model(self) -> Global___ModelSelector: ...
@@ -359,15 +364,16 @@ class ProjectRequest(_message.Message):
         layer: _builtins.str = ...,
         strongest: _builtins.int = ...,
         selection: Global___MapSelection | None = ...,
+        for_class: Global___ClassMaps | None = ...,
         unit: Global___UnitRule | None = ...,
         format: Global___PictureFormat.ValueType = ...,
         model: Global___ModelSelector | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "maps", b"maps", "model", b"model", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["for_class", b"for_class", "image", b"image", "maps", b"maps", "model", b"model", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "image", b"image", "layer", b"layer", "maps", b"maps", "model", b"model", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_class", b"for_class", "format", b"format", "image", b"image", "layer", b"layer", "maps", b"maps", "model", b"model", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_maps: _TypeAlias = _typing.Literal["strongest", "selection"]  # noqa: Y015
+    _WhichOneofReturnType_maps: _TypeAlias = _typing.Literal["strongest", "selection", "for_class"]  # noqa: Y015
     _WhichOneofArgType_maps: _TypeAlias = _typing.Literal["maps", b"maps"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_maps) -> _WhichOneofReturnType_maps | None: ...
 
@@ -396,6 +402,34 @@ class MapSelection(_message.Message):
 Global___MapSelection: _TypeAlias = MapSelection  # noqa: Y015
 
 @_typing.final
+class ClassMaps(_message.Message):
+    """The maps that add most to a class's score before the softmax, by integrated gradients (Sundararajan et al. 2017) from a
+    layer in which no unit fires: all maps of a layer together add what the score gains from there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    class_name: _builtins.str
+    """The id or the label of the class. Unset: the class that the network finds most probable."""
+    count: _builtins.int
+    """How many. Unset: 9."""
+    def __init__(
+        self,
+        *,
+        class_name: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassMaps: _TypeAlias = ClassMaps  # noqa: Y015
+
+@_typing.final
 class UnitRule(_message.Message):
     """Which units of a feature map to project."""
 
@@ -406,7 +440,7 @@ class UnitRule(_message.Message):
     WHOLE_MAP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def strongest(self) -> Global___StrongestUnit:
-        """The unit with the highest activation. The default."""
+        """The unit with the highest activation; of maps chosen for a class, the one that adds most to its score. The default."""
 
     @_builtins.property
     def position(self) -> Global___Position:
@@ -502,6 +536,8 @@ class ProjectResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
     map: _builtins.int
     """The feature map, from 0."""
     activation: _builtins.float
@@ -512,6 +548,8 @@ class ProjectResponse(_message.Message):
     rank: _builtins.int
     """Position of this result in the stream, from 0, and how many there will be."""
     total: _builtins.int
+    attribution: _builtins.float
+    """What the map adds to the score of `for_class`."""
     @_builtins.property
     def unit(self) -> Global___Position:
         """The unit projected; unset for a whole map."""
@@ -528,6 +566,10 @@ class ProjectResponse(_message.Message):
     def float32(self) -> Global___Float32Picture: ...
     @_builtins.property
     def model(self) -> Global___ModelIdentity: ...
+    @_builtins.property
+    def for_class(self) -> Global___ClassScore:
+        """The class that the map was chosen for, with its probability; unset where it was not chosen for one."""
+
     def __init__(
         self,
         *,
@@ -542,10 +584,12 @@ class ProjectResponse(_message.Message):
         model: Global___ModelIdentity | None = ...,
         rank: _builtins.int = ...,
         total: _builtins.int = ...,
+        attribution: _builtins.float = ...,
+        for_class: Global___ClassScore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "float32", b"float32", "model", b"model", "picture", b"picture", "png", b"png", "source_box", b"source_box", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "float32", b"float32", "for_class", b"for_class", "model", b"model", "picture", b"picture", "png", b"png", "source_box", b"source_box", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "box", b"box", "float32", b"float32", "map", b"map", "model", b"model", "patch_png", b"patch_png", "picture", b"picture", "png", b"png", "rank", b"rank", "source_box", b"source_box", "total", b"total", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "attribution", b"attribution", "box", b"box", "float32", b"float32", "for_class", b"for_class", "map", b"map", "model", b"model", "patch_png", b"patch_png", "picture", b"picture", "png", b"png", "rank", b"rank", "source_box", b"source_box", "total", b"total", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_picture: _TypeAlias = _typing.Literal["png", "float32"]  # noqa: Y015
     _WhichOneofArgType_picture: _TypeAlias = _typing.Literal["picture", b"picture"]  # noqa: Y015

@@ -72,6 +72,7 @@ class ProjectRequest(_message.Message):
     LAYER_FIELD_NUMBER: _builtins.int
     STRONGEST_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
@@ -84,6 +85,8 @@ class ProjectRequest(_message.Message):
     @_builtins.property
     def selection(self) -> _zfserve_pb2.MapSelection: ...
     @_builtins.property
+    def for_class(self) -> _zfserve_pb2.ClassMaps: ...
+    @_builtins.property
     def unit(self) -> _zfserve_pb2.UnitRule: ...
     def __init__(
         self,
@@ -93,14 +96,15 @@ class ProjectRequest(_message.Message):
         layer: _builtins.str = ...,
         strongest: _builtins.int = ...,
         selection: _zfserve_pb2.MapSelection | None = ...,
+        for_class: _zfserve_pb2.ClassMaps | None = ...,
         unit: _zfserve_pb2.UnitRule | None = ...,
         format: _zfserve_pb2.PictureFormat.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["maps", b"maps", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["for_class", b"for_class", "maps", b"maps", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "format", b"format", "layer", b"layer", "maps", b"maps", "pixels", b"pixels", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "for_class", b"for_class", "format", b"format", "layer", b"layer", "maps", b"maps", "pixels", b"pixels", "selection", b"selection", "strongest", b"strongest", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_maps: _TypeAlias = _typing.Literal["strongest", "selection"]  # noqa: Y015
+    _WhichOneofReturnType_maps: _TypeAlias = _typing.Literal["strongest", "selection", "for_class"]  # noqa: Y015
     _WhichOneofArgType_maps: _TypeAlias = _typing.Literal["maps", b"maps"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_maps) -> _WhichOneofReturnType_maps | None: ...
 

@@ -1,0 +1,45 @@
+"""A split's photos as batches on the training device; used by the training loop."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zfserve_model.training.dataset import Split
+
+LARGEST_SHARE = 0.25
+"""Of a GPU's free memory that a split may claim."""
+UPLOADED_TOGETHER = 256
+
+
+class PhotoBatches:
+    """Draws rows of a split. On a GPU that has the room all photos are uploaded once: drawn from the host's memory, a
+    batch takes longer to arrive than to be learned from."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self._split = split
+        self._device = device
+        self._labels = torch.from_numpy(split.labels).to(device)
+        self._uploaded = _upload(split.pixels, device) if _has_room(split.pixels.nbytes, device) else None
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def draw(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Pixels, uint8 (N, 224, 224, 3), and labels, int64 (N,), both on the device."""
+        where = torch.from_numpy(rows).to(self._device)
+        if self._uploaded is not None:
+            return self._uploaded[where], self._labels[where]
+        return torch.from_numpy(self._split.pixels[rows]).to(self._device), self._labels[where]
+
+
+def _has_room(size_bytes: int, device: torch.device) -> bool:
+    return device.type == "cuda" and size_bytes <= LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    uploaded = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), UPLOADED_TOGETHER):
+        part = slice(start, start + UPLOADED_TOGETHER)
+        uploaded[part] = torch.from_numpy(np.array(pixels[part]))  # a copy: torch wants no memory that it may not write
+    return uploaded
