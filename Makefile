@@ -1,4 +1,4 @@
-# Every target creates .venv and installs what it needs by itself. Nothing outside this folder is touched.
+# Every target creates .venv and installs what it needs by itself, and into nothing else of the system.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3

@@ -61,6 +61,8 @@ def test_the_clients_page_has_every_argument_method_and_error() -> None:
     for cls in (Client, AsyncClient):
         methods = {name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
         assert all(re.search(rf"`?\b{name}\b", CLIENT_PAGE) for name in methods)
+    for option in inspect.signature(Client.project).parameters.keys() - {"self"}:
+        assert re.search(rf"\b{option}\b", CLIENT_PAGE), option
     for field in inspect.signature(TlsOptions).parameters:
         assert f"`{field}`" in CLIENT_PAGE.split("| `TlsOptions` |")[1]
     for name, error in inspect.getmembers(errors, inspect.isclass):
