@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 from zfserve_runtime.metrics import Metrics
 
@@ -22,6 +23,14 @@ def test_the_page_has_every_metric_with_its_type_and_labels() -> None:
     documented = {(name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert documented == shown, "add the metric to the table in docs/metrics.md, or take it out"
     assert len(rows) == len(documented)
+
+
+def test_the_page_has_what_prometheus_client_adds() -> None:
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    added = {sample.name for family in registry.collect() for sample in family.samples}
+    assert set(re.findall(r"`((?:process|python)_\w+)`", PAGE.read_text())) == added
 
 
 def test_the_bounds_on_the_page_are_those_of_the_code() -> None:
