@@ -176,5 +176,6 @@ def test_the_worker_is_started_on_the_folders_that_are_served() -> None:
     command = worker_command(config, "unix:/somewhere")
     assert command[1:] == [
         *("-m", "zfserve_worker", "--model", "models/fake", "--model", "elsewhere/other/7", "--spare-networks", "0"),
-        *("--drain-delay", "0", "--listen", "unix:/somewhere", "--log-format", "console", "--exit-with-parent"),
+        *("--drain-delay", "0", "--listen", "unix:/somewhere", "--device", "cpu", "--log-format", "console"),
+        "--exit-with-parent",
     ]
