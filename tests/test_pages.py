@@ -1,8 +1,9 @@
 """The pages: every link leads somewhere, every snippet is Python, and the client's page knows all of the client."""
 
-import ast
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,21 +39,15 @@ def test_every_page_can_be_reached_from_the_readme(page: Path) -> None:
     assert f"](docs/{page.name})" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_snippet_is_python_that_imports_what_it_uses(page: Path) -> None:
-    for snippet in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        tree = ast.parse(snippet)
-        if not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree)):
-            assert len(snippet.splitlines()) == 1, "a snippet of several lines stands alone"
-            continue
-        imported = {
-            (alias.asname or alias.name).split(".")[0]
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for alias in node.names
-        }
-        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        assert imported <= used, f"{imported - used} is imported and not used"
+def test_every_snippet_is_python_that_imports_just_what_it_uses(tmp_path: Path) -> None:
+    for page in PAGES:
+        snippets: list[str] = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for number, snippet in enumerate(snippets):
+            (tmp_path / f"{page.stem}-{number}.py").write_text(snippet)
+    assert len(list(tmp_path.iterdir())) > 10
+    command: list[str | Path] = [Path(sys.executable).parent / "ruff", "check", "--isolated", "--select", "F", tmp_path]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_the_clients_page_has_every_argument_method_and_error() -> None:
