@@ -99,7 +99,7 @@ def _answer(argv: list[str]) -> int:
     try:
         return _run(name, rest)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
+        missing = error.name or ""
         extra = COMMANDS[name].extra
         if not extra or missing.startswith("zfserve_"):
             raise

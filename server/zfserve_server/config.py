@@ -63,8 +63,8 @@ class ServerConfig(BaseModel):
     instances: int = Field(1, ge=1, le=16, description="of the engine, side by side on its device")
     precision: WantedPrecision = Field(
         "auto",
-        description="fp32, fp16, int8, or auto: int8 on a CPU and fp16 on a GPU where the bundle shows that it costs "
-        "at most a point of accuracy, else fp32",
+        description="fp32, fp16, int8, or auto: int8 on a CPU where the bundle shows that it costs at most a point of "
+        "accuracy, fp16 on a GPU unless it shows that it costs more, else fp32",
     )
     threads: int | None = Field(None, ge=1, description="of the engine; by default the CPUs this container may use")
     max_batch_size: int = Field(16, ge=1, le=1024, description="most images in one run of the engine")
