@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from zfserve_runtime.bundle import Precision, file_digest
 from zfserve_runtime.engine import EngineUnavailable
@@ -55,12 +55,6 @@ class CudaProvider:
     """cuDNN and cuBLAS, on the card that CUDA numbers 0, which CUDA_VISIBLE_DEVICES chooses.
 
     CUDA graphs stay off: each holds one shape at fixed addresses. `TensorRTEngine` has one per batch size.
-
-    Attributes:
-        tf32: let fp32 multiplications round their inputs to 11 bits; off, so that fp32 is what was exported. For fp16
-            graphs it is on: with it ONNX Runtime takes every tensor core from convolutions, whatever their type.
-        convolution_search: how cuDNN's plan for a convolution is found; all of it is done while warming up.
-        memory_bytes: most that the arena may claim of the card; None: all that is free.
     """
 
     name: ClassVar[str] = "CUDAExecutionProvider"
@@ -71,23 +65,20 @@ class CudaProvider:
         "an NVIDIA driver, and CUDA and cuDNN of the versions that ONNX Runtime was built for, as "
         "`pip install 'onnxruntime-gpu[cuda,cudnn]'` brings them"
     )
-    tf32: bool = False
-    convolution_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] = "EXHAUSTIVE"
-    memory_bytes: int | None = None
 
     def options(self, precision: Precision) -> dict[str, str]:
-        options = {
+        return {
             "device_id": "0",
             # The arena doubles by default; a card is shared with the projection worker.
             "arena_extend_strategy": "kSameAsRequested",
-            "cudnn_conv_algo_search": self.convolution_search,
-            "use_tf32": _flag(self.tf32 or precision == "fp16"),
+            # All of it while warming up.
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            # It rounds what fp32 multiplications take in to 11 bits, and then fp32 is not what was exported. But without
+            # it ONNX Runtime takes every tensor core from convolutions, whatever their type.
+            "use_tf32": _flag(precision == "fp16"),
             # Channels last suits the tensor cores: 0.28 in place of 0.42 ms a photo on an H200. In fp32 it costs.
             "prefer_nhwc": _flag(precision == "fp16"),
         }
-        if self.memory_bytes is not None:
-            options["gpu_mem_limit"] = str(self.memory_bytes)
-        return options
 
     def chain(self, workload: Workload, runtime_version: str) -> Chain:
         return [(self.name, self.options(workload.precision)), *CpuProvider().chain(workload, runtime_version)]

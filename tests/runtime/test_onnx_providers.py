@@ -33,14 +33,11 @@ def test_every_chain_ends_on_the_cpu(workload: Workload) -> None:
     ]
 
 
-def test_cuda_computes_in_full_precision_unless_told() -> None:
-    options = CudaProvider().options("fp32")
-    assert options["use_tf32"] == "0"
-    assert options["arena_extend_strategy"] == "kSameAsRequested"
-    assert "gpu_mem_limit" not in options
-    assert CudaProvider().options("fp16")["use_tf32"] == "1", "else no tensor core is used"
-    assert CudaProvider(tf32=True).options("fp32")["use_tf32"] == "1"
-    assert CudaProvider(memory_bytes=2**30).options("fp32")["gpu_mem_limit"] == "1073741824"
+def test_cuda_computes_fp32_in_full_precision_and_fp16_on_tensor_cores() -> None:
+    fp32, fp16 = CudaProvider().options("fp32"), CudaProvider().options("fp16")
+    assert (fp32["use_tf32"], fp32["prefer_nhwc"]) == ("0", "0")
+    assert (fp16["use_tf32"], fp16["prefer_nhwc"]) == ("1", "1")
+    assert fp32["arena_extend_strategy"] == fp16["arena_extend_strategy"] == "kSameAsRequested"
 
 
 def test_tensorrt_has_one_profile_for_all_batches(workload: Workload) -> None:
