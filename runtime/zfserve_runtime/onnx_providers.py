@@ -73,8 +73,8 @@ class CudaProvider:
             "arena_extend_strategy": "kSameAsRequested",
             # All of it while warming up.
             "cudnn_conv_algo_search": "EXHAUSTIVE",
-            # It rounds what fp32 multiplications take in to 11 bits, and then fp32 is not what was exported. But without
-            # it ONNX Runtime takes every tensor core from convolutions, whatever their type.
+            # It rounds what fp32 multiplications take in to 11 bits, and then fp32 is not what was exported. But
+            # without it ONNX Runtime takes every tensor core from convolutions, whatever their type.
             "use_tf32": _flag(precision == "fp16"),
             # Channels last suits the tensor cores: 0.28 in place of 0.42 ms a photo on an H200. In fp32 it costs.
             "prefer_nhwc": _flag(precision == "fp16"),
