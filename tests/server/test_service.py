@@ -187,6 +187,7 @@ async def test_an_expired_request_is_never_run(server: Running, engine: FakeEngi
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await expiring
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await server.queued(0)  # the server's clock began later than the client's
     mate = asyncio.ensure_future(server.vision.Classify(classify_request(3)))
     engine.open.set()
     await asyncio.gather(first, mate)
