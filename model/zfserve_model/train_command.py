@@ -183,7 +183,15 @@ def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: tor
     )
     network = _build_network(arguments, photos.class_ids, torch.Generator().manual_seed(recipe.seed))
     digest = file_digest(arguments.start) if arguments.start else None
-    plan = Plan(recipe, network.spec, photos.class_ids, len(photos.paths), digest, arguments.freeze_through)
+    plan = Plan(
+        recipe,
+        network.spec,
+        photos.class_ids,
+        len(photos.paths),
+        digest,
+        arguments.freeze_through,
+        photos.listing(),
+    )
     return TrainingState(network, plan, device)
 
 

@@ -124,6 +124,20 @@ def test_names_that_are_no_text_and_other_spellings_of_a_folder_are_the_same_pho
     assert len({list_photos(folder).fingerprint() for folder in (tmp_path, Path(os.path.relpath(tmp_path)))}) == 1
 
 
+def test_a_listing_knows_the_photos_and_not_where_they_lie(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        save_photo(tmp_path / "photos" / name)
+    listing = list_photos(tmp_path / "photos").listing()
+    moved = (tmp_path / "photos").rename(tmp_path / "moved")
+    assert list_photos(moved).listing() == listing
+    (moved / "a" / "2.png").rename(moved / "b" / "2.png")
+    assert list_photos(moved).listing() != listing
+    (moved / "b" / "2.png").rename(moved / "a" / "2.png")
+    assert list_photos(moved).listing() == listing
+    (moved / "b" / "1.png").write_bytes((moved / "b" / "1.png").read_bytes() + b"\0")
+    assert list_photos(moved).listing() != listing
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     save_photo(tmp_path / "photos" / "a" / "1.png")
     cache = tmp_path / "cache"

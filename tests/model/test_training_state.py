@@ -43,6 +43,16 @@ def test_every_difference_of_plans_is_named() -> None:
         assert change in str(raised.value)
 
 
+def test_other_photos_make_another_run() -> None:
+    begun = replace(PLAN, listing="ab12")
+    begun.require_continues(begun.document())
+    with pytest.raises(RecipeError, match="another one: photos to learn from were added, removed, renamed or changed"):
+        replace(PLAN, listing="cd34").require_continues(begun.document())
+    older = begun.document()
+    del older["listing"]  # as in states from before it was kept
+    begun.require_continues(older)
+
+
 def test_what_is_saved_is_loaded(toy_run: ToyRun) -> None:
     file = toy_run.folder / "state.pt"
     saved = toy_run.with_recipe(teacher_weight=0.5).state()

@@ -48,6 +48,14 @@ class PhotoFolder:
             digest.update(os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         return digest.hexdigest()[:16]
 
+    def listing(self) -> str:
+        """16 hex digits that change with the photos' names within their classes and with their sizes in bytes, wherever
+        the folder lies."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(os.fsencode(f"{path.parent.name}/{path.name}") + f"\0{path.stat().st_size}\0".encode())
+        return digest.hexdigest()[:16]
+
     def counts(self) -> dict[str, int]:
         """Photos by class id."""
         numbers = np.bincount(self.labels, minlength=len(self.class_ids))

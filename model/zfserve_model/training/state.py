@@ -28,6 +28,7 @@ class Plan:
     Attributes:
         class_ids: in the order of the logits.
         photos: number of photos to learn from.
+        listing: of these photos, by `PhotoFolder.listing`; None where nobody compares them.
         start_digest: sha256 (hex) of the file of weights that training starts from; None starts from random weights.
         freeze_through: name of the last layer that does not learn, or None.
     """
@@ -38,6 +39,7 @@ class Plan:
     photos: int
     start_digest: str | None = None
     freeze_through: str | None = None
+    listing: str | None = None
 
     def document(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -54,11 +56,14 @@ class Plan:
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
             theirs["recipe.stages"] = ours["recipe.stages"]
+        listings = ours.pop("listing"), theirs.pop("listing", None)
         changes = [
             f"{name} was {theirs.get(name)}, now {ours.get(name)}"
             for name in ours | theirs
             if ours.get(name) != theirs.get(name)
         ]
+        if None not in listings and listings[0] != listings[1]:
+            changes.append("photos to learn from were added, removed, renamed or changed")
         if changes:
             raise RecipeError(
                 f"the run that would be resumed was another one: {'; '.join(changes)}. "
