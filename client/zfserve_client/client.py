@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias, cast
+from typing import Self, TypeAlias, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -28,9 +28,6 @@ from zfserve_client.requests import (
 )
 from zfserve_client.results import Classification, ModelDescription, ModelStatus, Projection
 from zfserve_client.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, CallSpan, traced
-
-if TYPE_CHECKING:
-    pass
 
 STRONGEST = 9
 """How many maps `project` returns unless told."""
