@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zfserve_model.deconvnet import OutOfRange, Position, Trace, UnitOfEach, activations_of
+from zfserve_model.deconvnet import OutOfRange, Position, Trace, UnitOfEach, activations_of, highest_maps
 from zfserve_model.networks import Network
 
 STEPS = 16
@@ -24,11 +24,13 @@ class ClassAttribution:
     """What the units of one layer add to a class's score before the softmax.
 
     Attributes:
+        layer: its name.
         index: of the class.
         probability: that the network gives it.
         units: float32 (channels, height, width).
     """
 
+    layer: str
     index: int
     probability: float
     units: Tensor
@@ -44,9 +46,7 @@ class ClassAttribution:
         Raises:
             OutOfRange: `count` is not within 1 and the layer's number of maps.
         """
-        if not 1 <= count <= len(self.units):
-            raise OutOfRange(f"there are {len(self.units)} maps: ask for 1 to {len(self.units)} of them, not {count}")
-        return self.maps.sort(descending=True, stable=True).indices[:count].tolist()
+        return highest_maps(self.maps, count, self.layer)
 
     def leading_units(self, maps: list[int]) -> UnitOfEach:
         """In each of `maps` the unit that adds most; of equals, the first in reading order."""
@@ -71,15 +71,14 @@ def attribute(network: Network, trace: Trace, layer: str, class_index: int | Non
         raise ValueError("the network is in training mode; call network.eval() first")
     if class_index is not None and not 0 <= class_index < network.spec.classes:
         raise OutOfRange(f"the network has classes 0 to {network.spec.classes - 1}, not {class_index}")
-    names = list(trace.activations)
-    above = list(trace.trunk.children())[names.index(layer) + 1 :] if layer in names else []
     activations = activations_of(trace, layer)
+    above = list(trace.trunk.children())[list(trace.activations).index(layer) + 1 :]
     network_above = nn.Sequential(*above, network.head)
     with torch.inference_mode():
         logits: Tensor = network_above(activations[None])[0]
     index = int(logits.argmax()) if class_index is None else class_index
     gradient = _mean_gradient(network_above, activations, index)
-    return ClassAttribution(index, float(logits.softmax(0)[index]), gradient * activations)
+    return ClassAttribution(layer, index, float(logits.softmax(0)[index]), gradient * activations)
 
 
 def _mean_gradient(network: nn.Module, activations: Tensor, index: int) -> Tensor:

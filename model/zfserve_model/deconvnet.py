@@ -136,11 +136,18 @@ def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
         UnknownLayer: the trunk has no such layer.
         OutOfRange: `count` is not within 1 and the layer's number of maps.
     """
-    activations = activations_of(trace, layer)
-    if not 1 <= count <= len(activations):
-        raise OutOfRange(f"{layer} has {len(activations)} maps: ask for 1 to {len(activations)} of them, not {count}")
-    strengths = activations.flatten(1).amax(1)
-    return strengths.sort(descending=True, stable=True).indices[:count].tolist()
+    return highest_maps(activations_of(trace, layer).flatten(1).amax(1), count, layer)
+
+
+def highest_maps(values: Tensor, count: int, layer: str) -> list[int]:
+    """The `count` maps with the highest of `values`, (channels,), the highest first; of equals, the first of the layer.
+
+    Raises:
+        OutOfRange: `count` is not within 1 and the layer's number of maps.
+    """
+    if not 1 <= count <= len(values):
+        raise OutOfRange(f"{layer} has {len(values)} maps: ask for 1 to {len(values)} of them, not {count}")
+    return values.sort(descending=True, stable=True).indices[:count].tolist()
 
 
 def project(

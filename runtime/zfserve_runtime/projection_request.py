@@ -8,14 +8,17 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import LayerEntry, Manifest
 from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange
 
-DEFAULT_COUNT = 9
+_USUAL_COUNT = 9
 """Maps, where the request leaves it open."""
 
 NAMED_CLASSES = 20
 """In an error, at most."""
 
 
-def check_projection_request(request: pb.ProjectRequest | worker_pb2.ProjectRequest, manifest: Manifest) -> None:
+AnyProjectRequest = pb.ProjectRequest | worker_pb2.ProjectRequest
+
+
+def check_projection_request(request: AnyProjectRequest, manifest: Manifest) -> None:
     """Refuse what the model does not have, before any work is done.
 
     Raises:
@@ -40,6 +43,15 @@ def check_projection_request(request: pb.ProjectRequest | worker_pb2.ProjectRequ
     if request.format not in pb.PictureFormat.values():
         formats = ", ".join(pb.PictureFormat.keys()[1:])
         raise InvalidInput(f"format {request.format} is unknown; choose one of {formats}", field="format")
+
+
+def map_count(request: AnyProjectRequest, manifest: Manifest) -> int:
+    """How many maps a request is for that `check_projection_request` passed."""
+    layer = manifest.layer(request.layer)
+    assert layer is not None, "check_projection_request comes first"
+    if request.WhichOneof("maps") == "selection":
+        return len(request.selection.indices)
+    return request.strongest or request.for_class.count or min(_USUAL_COUNT, layer.channels)
 
 
 def find_class(name: str, manifest: Manifest) -> int | None:

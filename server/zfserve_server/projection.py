@@ -8,7 +8,7 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import EngineFailed
 from zfserve_runtime.images import InputImage
-from zfserve_runtime.projection_request import DEFAULT_COUNT
+from zfserve_runtime.projection_request import map_count
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +26,14 @@ def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Mani
         unit=request.unit,
         format=request.format or pb.PICTURE_FORMAT_PNG,
     )
-    layer = manifest.layer(request.layer)
-    assert layer is not None, "check_projection_request comes first"
-    usual = min(DEFAULT_COUNT, layer.channels)
     match request.WhichOneof("maps"):
         case "selection":
             forwarded.selection.CopyFrom(request.selection)
         case "for_class":
             forwarded.for_class.CopyFrom(request.for_class)
-            forwarded.for_class.count = request.for_class.count or usual
+            forwarded.for_class.count = map_count(request, manifest)
         case _:
-            forwarded.strongest = request.strongest or usual
+            forwarded.strongest = map_count(request, manifest)
     return forwarded
 
 

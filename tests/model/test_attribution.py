@@ -84,7 +84,7 @@ def test_the_most_probable_class_is_the_default() -> None:
 
 def test_leading_maps_and_units_by_hand() -> None:
     units = torch.tensor([[[0.0, 3], [-2, 0]], [[1, 0], [0, 1]], [[0, 0], [-1, 0]], [[0.5, 0.5], [0.5, 0.5]]])
-    attribution = ClassAttribution(0, 1.0, units)
+    attribution = ClassAttribution("conv4", 0, 1.0, units)
     assert attribution.maps.tolist() == [1, 2, -1, 2]
     assert attribution.leading_maps(4) == [1, 3, 0, 2]
     assert attribution.leading_units([0, 1, 2]) == UnitOfEach({0: Position(0, 1), 1: Position(0, 0), 2: Position(0, 0)})

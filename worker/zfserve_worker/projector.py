@@ -33,7 +33,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
 from zfserve_runtime.metrics import Metrics, ModelMetrics
-from zfserve_runtime.projection_request import DEFAULT_COUNT, find_class
+from zfserve_runtime.projection_request import find_class, map_count
 from zfserve_runtime.tracing import note_model, span
 
 Pixels = npt.NDArray[np.uint8]
@@ -120,29 +120,26 @@ class Projector:
 
     def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> "_Chosen":
         units = _unit_rule(request.unit)
-        layer = self.manifest.layer(request.layer)
-        assert layer is not None, "check_projection_request comes first"
-        usual = min(DEFAULT_COUNT, layer.channels)
         match request.WhichOneof("maps"):
             case "selection":
                 return _Chosen(list(request.selection.indices), units)
             case "for_class":
-                with span("attribution", {"zfserve.layer": layer.name}):
-                    wanted = find_class(request.for_class.class_name, self.manifest)
-                    attribution = attribute(self._network, traced, layer.name, wanted)
-                maps = attribution.leading_maps(request.for_class.count or usual)
-                if isinstance(units, StrongestUnit):
-                    units = attribution.leading_units(maps)
-                entry = self.manifest.classes[attribution.index]
-                score = pb.ClassScore(
-                    label=entry.label,
-                    class_id=entry.class_id,
-                    index=attribution.index,
-                    probability=attribution.probability,
-                )
-                return _Chosen(maps, units, score, attribution.maps[maps].tolist())
+                return self._maps_for_class(request, traced, units)
             case _:
-                return _Chosen(strongest_maps(traced, layer.name, request.strongest or usual), units)
+                return _Chosen(strongest_maps(traced, request.layer, map_count(request, self.manifest)), units)
+
+    def _maps_for_class(self, request: worker_pb2.ProjectRequest, traced: Trace, units: UnitRule) -> "_Chosen":
+        with span("attribution", {"zfserve.layer": request.layer}):
+            wanted = find_class(request.for_class.class_name, self.manifest)
+            attribution = attribute(self._network, traced, request.layer, wanted)
+        maps = attribution.leading_maps(map_count(request, self.manifest))
+        if isinstance(units, StrongestUnit):
+            units = attribution.leading_units(maps)
+        entry = self.manifest.classes[attribution.index]
+        score = pb.ClassScore(
+            label=entry.label, class_id=entry.class_id, index=attribution.index, probability=attribution.probability
+        )
+        return _Chosen(maps, units, score, attribution.maps[maps].tolist())
 
 
 class _Chosen(NamedTuple):
