@@ -198,3 +198,13 @@ async def test_a_gpu_that_fails_is_lost_and_one_that_is_full_is_not() -> None:
             pass
     assert len(lost) == 1
     torch_thread.close()
+
+
+async def test_a_network_that_is_loaded_on_a_lost_gpu_is_lost_too(torch_thread: TorchThread) -> None:
+    def load() -> None:
+        raise torch.AcceleratorError("CUDA error: 700")
+
+    assert not torch_thread.lost
+    with pytest.raises(EngineLost, match="failed for good"):
+        await torch_thread.run(load)
+    assert torch_thread.lost

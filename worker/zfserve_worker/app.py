@@ -88,11 +88,9 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         endpoint = None
         if config.metrics_port is not None:
             endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
-        lost = asyncio.Event()
 
         def on_lost() -> None:
-            if not lost.is_set():
-                lost.set()
+            if not stop.asked:  # a second time it would end calls that can still be told
                 stop.ask("the GPU failed for good")
 
         torch_thread = TorchThread(config.threads, config.queue, on_lost)
@@ -129,7 +127,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             ready.set_result(address)
         await stop.wait()
         await drain(server, health, config.grace_s, stop, config.delay_s)
-        if lost.is_set():
+        if torch_thread.lost:
             raise EngineLost("the GPU failed for good")
 
 

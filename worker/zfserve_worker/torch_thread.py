@@ -31,7 +31,10 @@ class TorchThread:
     Args:
         threads: that one torch operation may use in parallel.
         limit: streams admitted at a time; one more is refused.
-        on_lost: called, on the event loop, when the GPU failed: nothing more can be computed in this process.
+        on_lost: called, on the event loop, whenever the GPU fails: nothing more can be computed in this process.
+
+    Attributes:
+        lost: whether it did.
     """
 
     def __init__(self, threads: int, limit: int, on_lost: Callable[[], None] = lambda: None) -> None:
@@ -39,10 +42,24 @@ class TorchThread:
         self._executor = ThreadPoolExecutor(1, "torch", initializer=torch.set_num_threads, initargs=(threads,))
         self._limit = limit
         self._on_lost = on_lost
+        self.lost = False
         self._admitted = 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+        """What `function` returns. Cancelled while it waits for the thread, it is never begun.
+
+        Raises:
+            Overloaded: the GPU has no memory left.
+            EngineLost: the GPU failed for good.
+        """
+        try:
+            return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+        except torch.OutOfMemoryError as error:
+            raise Overloaded("the GPU has no memory left for a projection", retry_after_s=RETRY_AFTER_S) from error
+        except torch.AcceleratorError as error:
+            self.lost = True
+            self._on_lost()
+            raise EngineLost("the worker's GPU failed for good; try again shortly") from error
 
     async def stream(
         self, results: Generator[T, None, None], deadline: Deadline, metrics: ModelMetrics
@@ -53,7 +70,7 @@ class TorchThread:
             metrics: of the model that computes them.
 
         Raises:
-            Overloaded: there are `limit` streams already.
+            Overloaded: there are `limit` streams already, or the GPU has no memory left.
             DeadlineExceeded: the deadline passed while waiting for the thread or between two results.
             EngineLost: the GPU failed for good.
         """
@@ -86,17 +103,11 @@ class TorchThread:
         step = partial(copy_context().run, partial(next, steps, None))
         try:
             async with asyncio.timeout(deadline.remaining_s()) as timer:
-                # Cancelled while it waits for the thread, a step is never begun.
-                return await asyncio.wrap_future(self._executor.submit(step))
+                return await self.run(step)
         except TimeoutError as error:
             if not timer.expired():
                 raise
             raise DeadlineExceeded("the deadline passed during the projection; allow more time") from error
-        except torch.OutOfMemoryError as error:
-            raise Overloaded("the GPU has no memory left for a projection", retry_after_s=RETRY_AFTER_S) from error
-        except torch.AcceleratorError as error:
-            self._on_lost()
-            raise EngineLost("the worker's GPU failed for good; try again shortly") from error
 
 
 def _steps(
