@@ -7,7 +7,6 @@ import argparse
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from zfserve_model.imports import load_weights
 from zfserve_model.labels import LabelsError, label_classes, read_labels
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
 from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
+from zfserve_model.training.interval import Interval
 from zfserve_model.training.loop import Diverged, Interrupted, Trainer
 from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.progress import report_count, report_run
@@ -129,7 +129,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     elif arguments.teacher:
         cache = arguments.output / "cache" / f"teacher-{folders[0].fingerprint()}.safetensors"
         with report_count(console, "scoring with the teacher", len(train.labels)) as advance:
-            teacher = PhotoTeacher(teacher_scores(train.pixels, cache, device, advance), device)
+            teacher = PhotoTeacher(teacher_scores(train.pixels, cache, device, advance).to(device))
     with stop_on_signals() as received:
         trainer = Trainer(
             state.plan.recipe,
@@ -156,20 +156,18 @@ def _run(trainer: Trainer, state: TrainingState, photos: dict[str, dict[str, int
     schedule = Schedule(trainer.recipe, len(trainer.train))
     folder = trainer.save_to.parent
     write_tables(folder, state, photos)
-    drawn_at: float | None = None
+    until_pictures = Interval(DRAW_EVERY_S, at_once=True)
     with report_run(console, schedule, trainer.recipe.batch_size, state.next_step) as reporter:
         for result in trainer.run(state, reporter.step):
             reporter.epoch(result)
             write_tables(folder, state, photos)
-            if drawn_at is None or time.monotonic() - drawn_at >= DRAW_EVERY_S:
+            if until_pictures.is_over():
                 draw_pictures(folder, state)
-                drawn_at = time.monotonic()
     draw_pictures(folder, state)
 
 
 def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: torch.device) -> TrainingState:
     """The run at its beginning."""
-    usual = Recipe()
     usual_rate = FINE_TUNING_RATE if arguments.start else DEFAULT_RATE
     recipe = Recipe(
         stages=parse_stages(arguments.stages),
@@ -178,7 +176,7 @@ def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: tor
         weight_decay=arguments.weight_decay,
         label_smoothing=arguments.label_smoothing,
         teacher_weight=TEACHER_WEIGHT if arguments.teacher else 0.0,
-        teacher_sees=arguments.teacher or usual.teacher_sees,
+        teacher_sees=arguments.teacher or Recipe.teacher_sees,
         seed=arguments.seed,
     )
     network = _build_network(arguments, photos.class_ids, torch.Generator().manual_seed(recipe.seed))

@@ -147,14 +147,14 @@ def test_the_teacher_takes_its_share_of_the_loss(toy_run: ToyRun) -> None:
         run = toy_run.with_recipe(teacher_weight=share, stages=(Stage(64, 1),))
         state = run.state()
         step, rows = Step(0, 0, 64, 0, 0.01), np.arange(4)
-        teacher = PhotoTeacher(scores, CPU) if share else None
+        teacher = PhotoTeacher(scores) if share else None
         losses[share], _ = run.trainer(teacher=teacher)._step(state, step, rows)
     assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-4)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(toy_run: ToyRun) -> None:
     state = toy_run.state()
-    broken = toy_run.trainer(teacher=PhotoTeacher(torch.full((12, 1000), float("nan")), CPU))
+    broken = toy_run.trainer(teacher=PhotoTeacher(torch.full((12, 1000), float("nan"))))
     state = toy_run.with_recipe(teacher_weight=0.5).state()
     before = [parameter.clone() for parameter in state.network.parameters()]
     with pytest.raises(Diverged, match=r"at step 0; lower --rate"):

@@ -26,7 +26,7 @@ def test_of_views_that_change_nothing_it_says_what_it_says_of_the_photos(tmp_pat
     rows = np.array([2, 0])
     seen = normalise(torch.from_numpy(pixels[rows]))
     of_views = ViewTeacher(CPU)(rows, lambda: seen)
-    of_photos = PhotoTeacher(scores, CPU)(rows, lambda: pytest.fail("it knows the photos"))
+    of_photos = PhotoTeacher(scores)(rows, lambda: pytest.fail("it knows the photos"))
     assert not of_views.requires_grad
     np.testing.assert_allclose(of_views, of_photos.float(), atol=0.02)
 

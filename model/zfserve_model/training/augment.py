@@ -43,6 +43,12 @@ def normalise(pixels: Tensor) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
+def denormalise(images: Tensor) -> Tensor:
+    """The inverse of `normalise`, but channels first: float32 (N, 3, H, W), in [0, 255] where that came from pixels."""
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return 255 * (images * std + mean)
+
+
 @dataclass(frozen=True)
 class Views:
     """What was drawn for a batch of photos.

@@ -7,7 +7,7 @@ time into a memory-mapped file that the operating system pages in as needed.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -42,19 +42,13 @@ class PhotoFolder:
 
     def fingerprint(self) -> str:
         """16 hex digits that change with the names, sizes and dates of the photos."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            status = path.stat()
-            digest.update(os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        return digest.hexdigest()[:16]
+        stats = ((path, path.stat()) for path in self.paths)
+        return _digest((path.resolve(), status.st_size, status.st_mtime_ns) for path, status in stats)
 
     def listing(self) -> str:
         """16 hex digits that change with the photos' names within their classes and with their sizes in bytes, wherever
         the folder lies."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(os.fsencode(f"{path.parent.name}/{path.name}") + f"\0{path.stat().st_size}\0".encode())
-        return digest.hexdigest()[:16]
+        return _digest((f"{path.parent.name}/{path.name}", path.stat().st_size) for path in self.paths)
 
     def counts(self) -> dict[str, int]:
         """Photos by class id."""
@@ -68,6 +62,14 @@ class Split:
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+
+
+def _digest(photos: Iterable[tuple[str | Path, *tuple[int, ...]]]) -> str:
+    """16 hex digits of a name and some numbers for each photo."""
+    digest = hashlib.sha256()
+    for name, *numbers in photos:
+        digest.update(os.fsencode(name) + b"".join(f"\0{number}".encode() for number in numbers) + b"\0")
+    return digest.hexdigest()[:16]
 
 
 _DECODED_AS = 2

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from zfserve_model.networks import INPUT_SIZE, POOL_SIZE, Network
 from zfserve_model.training.augment import draw_views, normalise, show_views
+from zfserve_model.training.interval import Interval
 from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.recipe import Recipe, Schedule, Step
 from zfserve_model.training.state import EpochResult, TrainingState
@@ -73,28 +74,20 @@ class Trainer:
             Diverged: the loss is no longer a number; the saved state is from before.
         """
         schedule = Schedule(self.recipe, len(self.train))
-        last_save = time.monotonic()
-
-        def save_if_due() -> None:
-            nonlocal last_save
-            if time.monotonic() - last_save >= self.save_every_s:
-                state.save(self.save_to)
-                last_save = time.monotonic()
-
+        until_save = Interval(self.save_every_s, at_once=False)
         try:
             while len(state.results) < schedule.epochs:
                 for step, loss in self._train_epoch(state, schedule):
                     on_step(step, loss)
-                    save_if_due()
+                    if until_save.is_over():
+                        state.save(self.save_to)
                     self._heed_interruption()
                 result = self._measure_epoch(state, schedule)
                 if not math.isfinite(result.val_loss):
                     raise Diverged(f"the validation loss is {result.val_loss}; lower --rate and start anew")
                 state.close_epoch(result)
-                if result.epoch == schedule.epochs:
+                if until_save.is_over() or result.epoch == schedule.epochs:
                     state.save(self.save_to)
-                else:
-                    save_if_due()
                 yield result
         except Interrupted:
             state.save(self.save_to)
@@ -126,7 +119,9 @@ class Trainer:
             loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             if state.teacher_layer is not None:
                 assert self.teacher is not None
-                teacher = self.teacher(rows, lambda: show_views(pixels, views, INPUT_SIZE)).float()
+                teacher = self.teacher(
+                    rows, lambda: images if step.size == INPUT_SIZE else show_views(pixels, views, INPUT_SIZE)
+                ).float()
                 student = state.teacher_layer(features).float()
                 divergence = distillation_loss(student, teacher, self.recipe.teacher_temperature)
                 loss = torch.lerp(loss, divergence, self.recipe.teacher_weight)

@@ -12,6 +12,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from zfserve_model.training.interval import Interval
 from zfserve_model.training.recipe import Schedule, Step
 from zfserve_model.training.state import EpochResult
 
@@ -72,14 +73,12 @@ class ProgressLines:
     """Prints a line after the first step and then every half minute; the console flushes each."""
 
     def __init__(self, console: Console, pace: "_Pace", clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._pace, self._clock = console, pace, clock
-        self._last_s: float | None = None
+        self._console, self._pace = console, pace
+        self._until_line = Interval(LINE_EVERY_S, at_once=True, clock=clock)
 
     def step(self, step: Step, loss: float) -> None:
         self._pace.advance(step, loss)
-        now = self._clock()
-        if self._last_s is None or now - self._last_s >= LINE_EVERY_S:
-            self._last_s = now
+        if self._until_line.is_over():
             self._print(f"{self._pace.describe(step)}  {self._pace.remaining()} to go")
 
     def epoch(self, result: EpochResult) -> None:

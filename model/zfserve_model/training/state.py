@@ -52,27 +52,24 @@ class Plan:
         Raises:
             RecipeError: it is not; every difference is named.
         """
-        ours, theirs = _flatten(self.document()), _BEFORE_IT_WAS_SAID | _flatten(earlier)
+        ours = _flatten(self.document())
+        # What states say nothing of that are older than the option, and what they have that is not compared then.
+        theirs = {"recipe.teacher_sees": "photos", "listing": ours["listing"], **_flatten(earlier)}
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
             theirs["recipe.stages"] = ours["recipe.stages"]
-        listings = ours.pop("listing"), theirs.pop("listing", None)
         changes = [
-            f"{name} was {theirs.get(name)}, now {ours.get(name)}"
+            "photos to learn from were added, removed, renamed or changed"
+            if name == "listing"
+            else f"{name} was {theirs.get(name)}, now {ours.get(name)}"
             for name in ours | theirs
             if ours.get(name) != theirs.get(name)
         ]
-        if None not in listings and listings[0] != listings[1]:
-            changes.append("photos to learn from were added, removed, renamed or changed")
         if changes:
             raise RecipeError(
                 f"the run that would be resumed was another one: {'; '.join(changes)}. "
                 "Give the same options again (only epochs may be added at the end), or a new --output"
             )
-
-
-_BEFORE_IT_WAS_SAID = {"recipe.teacher_sees": "photos"}
-"""What runs did whose states are older than the option."""
 
 
 def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zfserve_model.training.augment import IMAGENET_MEAN, IMAGENET_STD
+from zfserve_model.training.augment import denormalise
 
 TeacherSees = Literal["photos", "views"]
 TEACHER_SEES: tuple[TeacherSees, ...] = get_args(TeacherSees)
@@ -34,7 +34,7 @@ class Teacher(Protocol):
 
         Args:
             rows: which training photos the student sees.
-            views: makes what it sees of them, (N, 3, 224, 224), normalised as by `augment`.
+            views: makes what it sees of them, (N, 3, 224, 224), as by `show_views`.
         """
         ...
 
@@ -44,14 +44,13 @@ class PhotoTeacher:
     """Knows each photo as it is.
 
     Attributes:
-        scores: (N, 1000), from `teacher_scores`.
+        scores: (N, 1000), from `teacher_scores`, on the training device.
     """
 
     scores: Tensor
-    device: torch.device
 
     def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
-        return self.scores[torch.from_numpy(rows)].to(self.device)
+        return self.scores[torch.from_numpy(rows)]
 
 
 class ViewTeacher:
@@ -66,11 +65,7 @@ class ViewTeacher:
 
     @torch.no_grad()
     def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
-        seen = views()
-        mean, std = (
-            torch.tensor(values, device=seen.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        logits: Tensor = self._network((255 * (seen * std + mean) - 127) / 128)
+        logits: Tensor = self._network(_as_taken(denormalise(views())))
         return logits
 
 
@@ -91,7 +86,7 @@ def teacher_scores(
     with torch.inference_mode():
         for start in range(0, len(pixels), BATCH):
             batch = torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device)
-            images = ((batch.float() - 127) / 128).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+            images = _as_taken(batch.float()).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
             rows.append(teacher(images).half().cpu())
             advance(len(batch))
     scores = torch.cat(rows)
@@ -99,6 +94,11 @@ def teacher_scores(
     save_file({"logits": scores}, partial)
     partial.replace(cache)
     return scores
+
+
+def _as_taken(pixels: Tensor) -> Tensor:
+    """Of pixels in [0, 255], what the teacher takes."""
+    return (pixels - 127) / 128
 
 
 def load_teacher(device: torch.device) -> nn.Module:
