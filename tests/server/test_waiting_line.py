@@ -105,6 +105,22 @@ def test_whoever_withdraws_is_not_taken(senders: list[Sender], data: st.DataObje
     assert set(line.close(0)) == set(images) - gone
 
 
+def test_whoever_withdraws_too_late_is_told_so_without_being_spelt_out() -> None:
+    class Unspeakable(Image):
+        def __repr__(self) -> str:
+            raise AssertionError("an image has 150,528 numbers")
+
+    line = WaitingLine[Image]()
+    taken, waiting = Unspeakable(Sender(), 0), Unspeakable(Sender(), 1)
+    line.add(taken)
+    line.add(waiting)
+    assert line.take(1, lambda image: True) == [taken]
+    assert not line.withdraw(taken)
+    assert line.withdraw(waiting)
+    assert not line.withdraw(waiting)
+    assert len(line) == 0
+
+
 def test_those_that_are_not_live_are_left_out_and_do_not_come_back() -> None:
     line = WaitingLine[Image]()
     for number in range(5):
