@@ -100,7 +100,8 @@ class InterceptingServer(grpc.aio.Server):
             with surround(context) as surrounded:
                 surrounded.check(request)
                 return await serve(request, context)
-            return await surrounded.answer()
+            surrounded.answer()
+            return None
 
         # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
         # suspended at its yield would hear of it only when it is collected.
@@ -109,7 +110,7 @@ class InterceptingServer(grpc.aio.Server):
                 surrounded.check(request)
                 await write_all(serve(request, context), context)
                 return
-            await surrounded.answer()
+            surrounded.answer()
 
         return wrapped(handler, stream if handler.response_streaming else answer, _deserializer(handler))
 

@@ -12,7 +12,7 @@ import re
 import time
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -100,6 +100,7 @@ class Call:
     ) -> bool:
         status = self._judge(error)
         duration_s = time.perf_counter() - self._started_s
+        self._peer = self._context.peer()  # a call that has ended must not be asked: gRPC would crash the process
         self._method.in_flight.dec()
         self._method.gate.leave()
         if error is None:
@@ -114,11 +115,19 @@ class Call:
         if isinstance(request, DecodeError):
             raise request
 
-    async def answer(self) -> Never:
-        """End the call with the error that ended its handler."""
-        assert self._answer is not None, "the handler's own answer was returned otherwise"
-        status = to_status(self._answer, self._request_id)
-        await self._context.abort(status.code, status.message, (*status.metadata(), (REQUEST_ID_KEY, self._request_id)))
+    def answer(self) -> None:
+        """Have gRPC end the call with the error that ended its handler, once this returns.
+
+        Not by `abort`: its exception refers to the call by way of its traceback, as the call to it, and so does the
+        error here until it is dropped. What is in such a circle, the request among it, stays until the garbage
+        collector comes.
+        """
+        error, self._answer = self._answer, None
+        assert error is not None, "the handler's own answer was returned otherwise"
+        status = to_status(error, self._request_id)
+        self._context.set_code(status.code)
+        self._context.set_details(status.message)
+        self._context.set_trailing_metadata((*status.metadata(), (REQUEST_ID_KEY, self._request_id)))
 
     def _judge(self, error: BaseException | None) -> grpc.StatusCode:
         """The status of the call, and what to answer where the handler did not."""
@@ -168,7 +177,7 @@ class Call:
             "method": self._method.name,
             "status": status.name,
             "duration_ms": round(duration_s * 1e3, 3),
-            "peer": self._context.peer(),
+            "peer": self._peer,
             **_earlier_attempts(self._context),
         }
         if caller := current_caller().name:

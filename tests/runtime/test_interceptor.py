@@ -1,7 +1,9 @@
 """Every error class, and every other way a call can end, through a real channel."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,7 +14,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from zfserve_runtime import errors, overload_log
+from zfserve_runtime.gate import Gate
 from zfserve_runtime.intercepting_server import InterceptingServer
+from zfserve_runtime.interceptor import Call, Method
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.request_id import current_request_id
 from zfserve_runtime.status import error_classes, from_call_error
@@ -190,6 +194,32 @@ async def test_error_after_some_messages_of_a_stream(probe: Probe) -> None:
 
 
 @pytest.mark.parametrize("method", ["unary", "stream"])
+async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(probe: Probe, method: str) -> None:
+    """Its error refers to the request by its traceback. Under overload it would be much: collections took 30 ms."""
+    raised = []
+
+    def remembered() -> errors.Overloaded:
+        error = errors.Overloaded("Many wait.", retry_after_s=1.0)
+        raised.append(weakref.ref(error))
+        return error
+
+    async def behaviour() -> str:
+        raise remembered()
+
+    probe.behaviour = behaviour
+    gc.disable()
+    try:
+        call = getattr(probe, method)(Empty())
+        if method == "stream":
+            await call.read()
+        await failure_of(call if method == "unary" else call.read())
+        await asyncio.sleep(0.1)
+        assert [error() for error in raised] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("method", ["unary", "stream"])
 async def test_client_that_goes_away_ends_the_work(probe: Probe, method: str) -> None:
     started = asyncio.Event()
 
@@ -257,6 +287,36 @@ async def test_one_log_line_per_call(probe: Probe, caplog: pytest.LogCaptureFixt
     assert (fields["request_id"], fields["reason"]) == ("abc-3", "OVERLOADED")
     assert fields["duration_ms"] >= 0
     assert record.exc_info is None
+
+
+async def test_a_call_that_has_ended_is_not_asked_for_its_peer(caplog: pytest.LogCaptureFixture) -> None:
+    class EndingContext:
+        """Like gRPC's own, but for the segmentation fault."""
+
+        ended = False
+
+        def peer(self) -> str:
+            assert not self.ended
+            return "ipv4:192.0.2.1:50000"
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def set_trailing_metadata(self, metadata: object) -> None:
+            pass
+
+        def code(self) -> None:
+            return None
+
+    context: Any = EndingContext()
+    method = Method("/test.Probe/Unary", Gate(), Metrics(), None, overload_log.OverloadLog())
+    with caplog.at_level(logging.INFO):
+        with Call(method, context):
+            pass
+        context.ended = True
+        await asyncio.sleep(0)
+    (line,) = (record for record in caplog.records if record.message == "call")
+    assert vars(line)["peer"] == "ipv4:192.0.2.1:50000"
 
 
 async def test_of_many_refusals_only_the_first_have_a_line_in_the_log(
