@@ -100,8 +100,7 @@ class InterceptingServer(grpc.aio.Server):
             with surround(context) as surrounded:
                 surrounded.check(request)
                 return await serve(request, context)
-            surrounded.answer()
-            return None
+            return await surrounded.answer()
 
         # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
         # suspended at its yield would hear of it only when it is collected.
@@ -110,7 +109,7 @@ class InterceptingServer(grpc.aio.Server):
                 surrounded.check(request)
                 await write_all(serve(request, context), context)
                 return
-            surrounded.answer()
+            await surrounded.answer()
 
         return wrapped(handler, stream if handler.response_streaming else answer, _deserializer(handler))
 

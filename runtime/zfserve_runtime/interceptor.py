@@ -12,7 +12,7 @@ import re
 import time
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -115,19 +115,23 @@ class Call:
         if isinstance(request, DecodeError):
             raise request
 
-    def answer(self) -> None:
-        """Have gRPC end the call with the error that ended its handler, once this returns.
+    async def answer(self) -> Never:
+        """End the call with the error that ended its handler, with no message before it, so that gRPC's retries may
+        try again (gRFC A6).
 
-        Not by `abort`: its exception refers to the call by way of its traceback, as the call to it, and so does the
-        error here until it is dropped. What is in such a circle, the request among it, stays until the garbage
-        collector comes.
+        The call and gRPC's exception refer to one another, by way of the traceback, as the call and its error do. What
+        is in such a circle, the request among it, would stay until the garbage collector comes.
         """
         error, self._answer = self._answer, None
         assert error is not None, "the handler's own answer was returned otherwise"
         status = to_status(error, self._request_id)
-        self._context.set_code(status.code)
-        self._context.set_details(status.message)
-        self._context.set_trailing_metadata((*status.metadata(), (REQUEST_ID_KEY, self._request_id)))
+        del error
+        metadata = (*status.metadata(), (REQUEST_ID_KEY, self._request_id))
+        try:
+            await self._context.abort(status.code, status.message, metadata)
+        except grpc.aio.AbortError as aborted:
+            asyncio.get_running_loop().call_soon(_drop_traceback, aborted)  # when gRPC has caught it
+            raise
 
     def _judge(self, error: BaseException | None) -> grpc.StatusCode:
         """The status of the call, and what to answer where the handler did not."""
@@ -185,6 +189,10 @@ class Call:
         if isinstance(error, ServiceError):
             fields |= {"reason": error.reason, "error": error.message}
         _log.log(level, "call", exc_info=error if is_fault else None, extra=fields)
+
+
+def _drop_traceback(error: BaseException) -> None:
+    error.__traceback__ = None
 
 
 def _request_id_of(context: Context) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,6 +34,7 @@ class Probe:
         self.behaviour: Behaviour = self._answer
         self.finished = asyncio.Event()
         self.channel: grpc.aio.Channel
+        self.target: str
 
     async def _answer(self) -> str:
         return "done"
@@ -62,7 +64,8 @@ class Probe:
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", methods)])
         port = self._server.add_insecure_port("localhost:0")
         await self._server.start()
-        self.channel = grpc.aio.insecure_channel(f"localhost:{port}")
+        self.target = f"localhost:{port}"
+        self.channel = grpc.aio.insecure_channel(self.target)
         self.unary = self.channel.unary_unary("/test.Probe/Unary", Empty.SerializeToString, StringValue.FromString)
         self.stream = self.channel.unary_stream("/test.Probe/Stream", Empty.SerializeToString, StringValue.FromString)
         return self
@@ -191,6 +194,28 @@ async def test_error_after_some_messages_of_a_stream(probe: Probe) -> None:
     assert failure.code() is grpc.StatusCode.OUT_OF_RANGE
     assert details_of(failure)["ErrorInfo"].reason == "OUT_OF_RANGE"
     assert probe.count("OUT_OF_RANGE", "Stream") == 1
+
+
+@pytest.mark.parametrize(("method", "attempts"), [("unary", 3), ("stream", 1)])
+async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, method: str, attempts: int) -> None:
+    """As they do only where nothing came before the status; the stream has sent a message."""
+    policy = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    probe.behaviour = raising(errors.Overloaded("Many wait.", retry_after_s=0.01))
+    async with grpc.aio.insecure_channel(probe.target, options=[("grpc.service_config", config)]) as channel:
+        if method == "unary":
+            await failure_of(channel.unary_unary("/test.Probe/Unary", Empty.SerializeToString)(Empty()))
+        else:
+            call = channel.unary_stream("/test.Probe/Stream", Empty.SerializeToString, StringValue.FromString)(Empty())
+            await call.read()
+            await failure_of(call.read())
+    assert probe.count("RESOURCE_EXHAUSTED", method.capitalize()) == attempts
 
 
 @pytest.mark.parametrize("method", ["unary", "stream"])

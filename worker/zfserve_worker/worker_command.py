@@ -12,6 +12,7 @@ from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost
+from zfserve_runtime.garbage import set_modules_aside
 from zfserve_runtime.lifecycle import LOST, StopRequest, end_at_once
 from zfserve_runtime.listening import LOOPBACK, exposure_fault
 from zfserve_runtime.logs import LogFormat, configure_logging
@@ -97,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             otlp_endpoint=arguments.otlp_endpoint or endpoint_in(os.environ),
             exit_with_parent=arguments.exit_with_parent,
         )
+        set_modules_aside()
         asyncio.run(_serve_until_signal(config))
     except EngineLost as error:
         _log.critical("%s; the process ends so that its supervisor starts another", error)
