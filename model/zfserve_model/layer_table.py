@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional
 
 from zfserve_model.networks import INPUT_SIZE, Network
 
@@ -57,14 +57,14 @@ def layer_table(network: Network) -> tuple[LayerRow, ...]:
     """
     rows: list[LayerRow] = []
     receptive_field, stride, offset = 1, 1, 0
-    activations = torch.empty(1, 3, INPUT_SIZE, INPUT_SIZE, device="meta")
+    channels, one = 3, torch.zeros(1, 1, INPUT_SIZE, INPUT_SIZE)
     for name, module in network.trunk.named_children():
         kind, reach = layer_kind(module), _reach(module)
-        activations = _shape_after(module, activations)
+        channels, one = _channels_after(module, channels), _one_channel_after(module, one)
         offset -= reach.padding * stride
         receptive_field += (reach.kernel - 1) * stride
         stride *= reach.stride
-        _, channels, height, width = activations.shape
+        height, width = one.shape[2:]
         rows.append(LayerRow(name, kind, channels, height, width, receptive_field, stride, offset))
     return tuple(rows)
 
@@ -103,8 +103,22 @@ def _reach(module: nn.Module) -> _Reach:
             return _Reach()
 
 
-def _shape_after(module: nn.Module, activations: Tensor) -> Tensor:
-    """Run the module on the meta device: shapes as the forward pass has them, without its arithmetic."""
-    weights = {name: tensor.detach().to("meta", torch.float32) for name, tensor in module.named_parameters()}
-    output: Tensor = functional_call(module, weights, (activations,))
-    return output
+def _channels_after(module: nn.Module, channels: int) -> int:
+    return module.out_channels if isinstance(module, nn.Conv2d) else channels
+
+
+def _one_channel_after(module: nn.Module, one: Tensor) -> Tensor:
+    """Of the size that the forward pass gives it, by PyTorch's own arithmetic.
+
+    The meta device would have the whole shape and compute nothing, but brings 800 modules with it (SymPy,
+    `torch._dynamo`), which would be half of a worker's start.
+    """
+    match module:
+        case nn.Conv2d():
+            assert isinstance(module.padding, tuple)
+            return functional.conv2d(one, torch.zeros(1, 1, *module.kernel_size), None, module.stride, module.padding)
+        case nn.MaxPool2d():
+            pooled: Tensor = module(one)
+            return pooled
+        case _:
+            return one

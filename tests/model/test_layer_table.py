@@ -1,5 +1,8 @@
 """The layer table against the design's sizes, and against perturbations of real pixels."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -33,6 +36,33 @@ def test_names_and_kinds_follow_the_trunk() -> None:
         ("pool1", "pool"),
     ]
     assert rows[-1] == LayerRow("pool5", "pool", 512, 6, 6, receptive_field=171, stride=32, offset=-49)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shapes_are_those_of_the_forward_pass(architecture: str) -> None:
+    network, activations = small_network(architecture), torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE)
+    for row, module in zip(layer_table(network), network.trunk, strict=True):
+        activations = module(activations)
+        assert (row.channels, row.height, row.width) == activations.shape[1:]
+
+
+def test_what_a_worker_computes_needs_no_compiler() -> None:
+    """SymPy and torch._dynamo, which come with the meta device, took a second of its start and 80 MB."""
+    program = """
+import sys, torch
+from zfserve_model.deconvnet import project, trace
+from zfserve_model.layer_table import layer_table
+from zfserve_model.networks import Network, NetworkSpec
+
+network = Network(NetworkSpec("zfnet", 10, 16)).eval()
+layer_table(network)
+list(project(trace(network, torch.zeros(3, 224, 224)), "conv5", [0]))
+print(*{"sympy", "torch._dynamo"} & set(sys.modules))
+"""
+    imported = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert imported == []
 
 
 def test_batch_norm_is_refused() -> None:
