@@ -111,7 +111,7 @@ def _one_channel_after(module: nn.Module, one: Tensor) -> Tensor:
     """Of the size that the forward pass gives it, by PyTorch's own arithmetic.
 
     The meta device would have the whole shape and compute nothing, but brings 800 modules with it (SymPy,
-    `torch._dynamo`), which would be half of a worker's start.
+    `torch._dynamo`), which would be a third of a worker's start.
     """
     match module:
         case nn.Conv2d():
