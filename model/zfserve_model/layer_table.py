@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from zfserve_model.networks import INPUT_SIZE, Network
 
@@ -49,6 +48,7 @@ class _Reach:
     padding: int = 0
 
 
+@torch.no_grad()
 def layer_table(network: Network) -> tuple[LayerRow, ...]:
     """The trunk's layers from the input upwards.
 
@@ -57,14 +57,16 @@ def layer_table(network: Network) -> tuple[LayerRow, ...]:
     """
     rows: list[LayerRow] = []
     receptive_field, stride, offset = 1, 1, 0
-    channels, one = 3, torch.zeros(1, 1, INPUT_SIZE, INPUT_SIZE)
+    # A batch of no images has the shapes of the forward pass without its arithmetic. The meta device would too, but it
+    # brings 800 modules along, SymPy and `torch._dynamo` among them: a third of a worker's start.
+    activations = next(network.parameters()).new_empty(0, 3, INPUT_SIZE, INPUT_SIZE)
     for name, module in network.trunk.named_children():
         kind, reach = layer_kind(module), _reach(module)
-        channels, one = _channels_after(module, channels), _one_channel_after(module, one)
+        activations = module(activations)
         offset -= reach.padding * stride
         receptive_field += (reach.kernel - 1) * stride
         stride *= reach.stride
-        height, width = one.shape[2:]
+        _, channels, height, width = activations.shape
         rows.append(LayerRow(name, kind, channels, height, width, receptive_field, stride, offset))
     return tuple(rows)
 
@@ -101,24 +103,3 @@ def _reach(module: nn.Module) -> _Reach:
             return _Reach(module.kernel_size, module.stride)
         case _:
             return _Reach()
-
-
-def _channels_after(module: nn.Module, channels: int) -> int:
-    return module.out_channels if isinstance(module, nn.Conv2d) else channels
-
-
-def _one_channel_after(module: nn.Module, one: Tensor) -> Tensor:
-    """Of the size that the forward pass gives it, by PyTorch's own arithmetic.
-
-    The meta device would have the whole shape and compute nothing, but brings 800 modules with it (SymPy,
-    `torch._dynamo`), which would be a third of a worker's start.
-    """
-    match module:
-        case nn.Conv2d():
-            assert isinstance(module.padding, tuple)
-            return functional.conv2d(one, torch.zeros(1, 1, *module.kernel_size), None, module.stride, module.padding)
-        case nn.MaxPool2d():
-            pooled: Tensor = module(one)
-            return pooled
-        case _:
-            return one

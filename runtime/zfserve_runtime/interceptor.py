@@ -125,7 +125,6 @@ class Call:
         error, self._answer = self._answer, None
         assert error is not None, "the handler's own answer was returned otherwise"
         status = to_status(error, self._request_id)
-        del error
         metadata = (*status.metadata(), (REQUEST_ID_KEY, self._request_id))
         try:
             await self._context.abort(status.code, status.message, metadata)

@@ -53,7 +53,7 @@ class Plan:
             RecipeError: it is not; every difference is named.
         """
         ours = _flatten(self.document())
-        # What states say nothing of that are older than the option, and what they have that is not compared then.
+        # Of what older states say nothing: what their teacher saw then, and a listing that is not compared.
         theirs = {"recipe.teacher_sees": "photos", "listing": ours["listing"], **_flatten(earlier)}
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
