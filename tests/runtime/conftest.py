@@ -1,10 +1,11 @@
 """Fixtures for the tests of the runtime room."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from fakes.probe import Probe
 from zfserve_runtime.engine_store import EngineStore
 
 
@@ -21,3 +22,9 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture
 def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
+
+
+@pytest.fixture
+async def probe() -> AsyncIterator[Probe]:
+    async with Probe() as started:
+        yield started

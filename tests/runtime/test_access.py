@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.callers import bearer, guarded_probe, write_callers
+from fakes.probe import failure_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from zfserve_runtime.access import LOOK_EVERY_S, Access, current_caller
@@ -31,12 +32,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
-
-
-async def refusal(call: object) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call  # type: ignore[misc]
-    return refused.value
 
 
 async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,7 +62,7 @@ async def test_strangers_are_refused_and_their_requests_not_even_read(
     write_callers(file, shop="all")
     async with guarded_probe(Access(file)) as probe:
         for call in (probe.unary(*metadata, request="x" * 100_000), probe.stream(*metadata)):
-            refused = await refusal(call)
+            refused = await failure_of(call)
             assert refused.code() is grpc.StatusCode.UNAUTHENTICATED
             assert sentence in (refused.details() or "")
         assert probe.read == []
@@ -76,7 +71,7 @@ async def test_strangers_are_refused_and_their_requests_not_even_read(
 async def test_a_call_without_a_request_is_told_so(file: Path) -> None:
     token = write_callers(file, shop="all")["shop"]
     async with guarded_probe(Access(file)) as probe:
-        refused = await refusal(probe.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
+        refused = await failure_of(probe.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.details() == "the call ended before its request was sent"
 
@@ -86,7 +81,7 @@ async def test_the_digest_is_no_token(file: Path) -> None:
     digest = read_callers_file(file).callers[0].token_sha256
     assert digest is not None
     async with guarded_probe(Access(file)) as probe:
-        assert (await refusal(probe.unary(*bearer(digest)))).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await failure_of(probe.unary(*bearer(digest)))).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
@@ -94,7 +89,7 @@ async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
     async with guarded_probe(Access(file)) as probe:
         assert await probe.unary(*bearer(tokens["narrow"])) == "narrow"
         for call in (probe.stream(*bearer(tokens["narrow"])), probe.unary(*bearer(tokens["other"]))):
-            refused = await refusal(call)
+            refused = await failure_of(call)
             assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
         assert refused.details() == f"other may not call {UNARY}; ask the service's operator to permit it"
 
@@ -109,7 +104,7 @@ async def test_health_is_open_and_reflection_is_not(file: Path) -> None:
         (listed,) = [found async for found in reflection([asked], metadata=bearer(tokens["looker"]))]
         assert "grpc.health.v1.Health" in {service.name for service in listed.list_services_response.service}
         for metadata, code in (((), "UNAUTHENTICATED"), (bearer(tokens["worker"]), "PERMISSION_DENIED")):
-            assert (await refusal(reflection([asked], metadata=metadata).read())).code().name == code
+            assert (await failure_of(reflection([asked], metadata=metadata).read())).code().name == code
 
 
 async def test_the_file_is_read_again_when_it_changed(file: Path) -> None:
@@ -118,7 +113,7 @@ async def test_the_file_is_read_again_when_it_changed(file: Path) -> None:
         new = write_callers(file, market="all")["market"]
         assert await probe.unary(*bearer(old)) == "shop", "not looked at again this soon"
         clock.now_s += LOOK_EVERY_S
-        assert (await refusal(probe.unary(*bearer(old)))).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await failure_of(probe.unary(*bearer(old)))).code() is grpc.StatusCode.UNAUTHENTICATED
         assert await probe.unary(*bearer(new)) == "market"
 
 
@@ -132,7 +127,7 @@ async def test_a_stream_that_is_open_ends_at_the_next_request_once_its_token_is_
         write_callers(file, other="describe")
         clock.now_s += LOOK_EVERY_S
         await call.write(asked)
-        assert (await refusal(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await failure_of(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_broken_file_leaves_the_old_one_in_force(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,7 +156,7 @@ async def test_a_certificate_names_its_caller(file: Path) -> None:
     async with guarded_probe(Access(None), tls=True) as probe:
         assert await probe.unary() == "localhost", "the first of its names"
     async with guarded_probe(Access(file), tls=True) as probe:
-        refused = await refusal(probe.unary())
+        refused = await failure_of(probe.unary())
         assert (refused.code().name, (refused.details() or "")[:53]) == (
             "UNAUTHENTICATED",
             "this service does not know the certificate of localho",
@@ -169,6 +164,6 @@ async def test_a_certificate_names_its_caller(file: Path) -> None:
     write_callers_file(file, CallersFile(callers=(*by_token, by_certificate)))
     async with guarded_probe(Access(file), tls=True) as probe:
         assert await probe.unary() == "mesh"
-        assert (await refusal(probe.stream())).code() is grpc.StatusCode.PERMISSION_DENIED
+        assert (await failure_of(probe.stream())).code() is grpc.StatusCode.PERMISSION_DENIED
         assert await probe.unary(*bearer(tokens["shop"])) == "shop", "a token says more than the connection"
-        assert (await refusal(probe.unary(*bearer("wrong")))).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await failure_of(probe.unary(*bearer("wrong")))).code() is grpc.StatusCode.UNAUTHENTICATED

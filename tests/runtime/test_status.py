@@ -1,0 +1,136 @@
+"""Every error class, and every other error a call can end with, through a real channel."""
+
+import asyncio
+import json
+
+import grpc
+import pytest
+from fakes.probe import Probe, details_of, failure_at_the_end_of, failure_of, raising, stubs
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.wrappers_pb2 import StringValue
+from zfserve_runtime import errors
+from zfserve_runtime.status import error_classes, from_call_error
+
+SECRET = "/var/secret/path of another user"
+
+STATUSES = {
+    errors.ServiceError: "INTERNAL",
+    errors.InvalidInput: "INVALID_ARGUMENT",
+    errors.ImageUndecodable: "INVALID_ARGUMENT",
+    errors.ImageTooLarge: "INVALID_ARGUMENT",
+    errors.Unauthenticated: "UNAUTHENTICATED",
+    errors.PermissionDenied: "PERMISSION_DENIED",
+    errors.NotFound: "NOT_FOUND",
+    errors.OutOfRange: "OUT_OF_RANGE",
+    errors.Unimplemented: "UNIMPLEMENTED",
+    errors.Overloaded: "RESOURCE_EXHAUSTED",
+    errors.RateExceeded: "RESOURCE_EXHAUSTED",
+    errors.DeadlineExceeded: "DEADLINE_EXCEEDED",
+    errors.Cancelled: "CANCELLED",
+    errors.WorkerUnavailable: "UNAVAILABLE",
+    errors.WorkerMismatch: "FAILED_PRECONDITION",
+    errors.Starting: "UNAVAILABLE",
+    errors.ShuttingDown: "UNAVAILABLE",
+    errors.EngineFailed: "INTERNAL",
+    errors.EngineHung: "INTERNAL",
+    errors.EngineLost: "UNAVAILABLE",
+}
+
+
+def test_the_table_below_covers_every_error_class() -> None:
+    assert set(error_classes()) == set(STATUSES)
+
+
+@pytest.mark.parametrize("error_class", STATUSES, ids=lambda error_class: error_class.__name__)
+async def test_error_class_becomes_its_status_with_details(
+    probe: Probe, error_class: type[errors.ServiceError]
+) -> None:
+    probe.behaviour = raising(error_class("Do this instead.", field="image.encoded", retry_after_s=1.5))
+    failure = await failure_of(probe.unary(Empty(), metadata=[("x-request-id", "abc-1")]))
+
+    assert failure.code().name == STATUSES[error_class]
+    assert failure.details() == "Do this instead."
+    details = details_of(failure)
+    assert details["ErrorInfo"].domain == "zfserve"
+    assert details["ErrorInfo"].reason == error_class.reason
+    assert details["ErrorInfo"].metadata == {"request_id": "abc-1"}
+    (violation,) = details["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("image.encoded", "Do this instead.")
+    assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
+    trailing = dict(failure.trailing_metadata())
+    assert (trailing["x-request-id"], trailing["grpc-retry-pushback-ms"]) == ("abc-1", "1500")
+    assert probe.count(STATUSES[error_class]) == 1
+
+    returned = from_call_error(failure)
+    assert type(returned) is error_class
+    assert vars(returned) == {"message": "Do this instead.", "field": "image.encoded", "retry_after_s": 1.5}
+
+
+async def test_details_hold_nothing_that_the_error_does_not_say(probe: Probe) -> None:
+    probe.behaviour = raising(errors.NotFound("There is no such layer."))
+    assert details_of(await failure_of(probe.unary(Empty()))).keys() == {"ErrorInfo"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError(SECRET), asyncio.CancelledError(SECRET), TimeoutError(SECRET)])
+async def test_unexpected_exception_is_logged_and_leaks_nothing(
+    probe: Probe, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe.behaviour = raising(error)
+    failure = await failure_of(probe.unary(Empty(), metadata=[("x-request-id", "abc-2")]))
+
+    assert failure.code() is grpc.StatusCode.INTERNAL
+    assert failure.details() == "internal error; quote request id abc-2 to the operator"
+    assert SECRET not in str(failure.trailing_metadata()) + str(failure.initial_metadata())
+    (record,) = [record for record in caplog.records if record.getMessage() == "call"]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    assert probe.count("INTERNAL") == 1
+
+
+async def test_error_after_some_messages_of_a_stream(probe: Probe) -> None:
+    probe.behaviour = raising(errors.OutOfRange("The layer has 5 maps."))
+    call = probe.stream(Empty())
+    first = await call.read()
+    assert isinstance(first, StringValue)
+    assert first.value == "first"
+    failure = await failure_of(call.read())
+    assert failure.code() is grpc.StatusCode.OUT_OF_RANGE
+    assert details_of(failure)["ErrorInfo"].reason == "OUT_OF_RANGE"
+    assert probe.count("OUT_OF_RANGE", "Stream") == 1
+
+
+@pytest.mark.parametrize(("method", "attempts"), [("unary", 3), ("stream", 1)])
+async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, method: str, attempts: int) -> None:
+    """As they do only where nothing came before the status; the stream has sent a message."""
+    policy = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    probe.behaviour = raising(errors.Overloaded("Many wait.", retry_after_s=0.01))
+    async with grpc.aio.insecure_channel(probe.target, options=[("grpc.service_config", config)]) as channel:
+        unary, stream = stubs(channel)
+        await failure_at_the_end_of({"unary": unary, "stream": stream}[method](Empty()))
+    assert probe.count("RESOURCE_EXHAUSTED", method.capitalize()) == attempts
+
+
+@pytest.mark.parametrize("method", ["unary_unary", "unary_stream"])
+async def test_what_is_no_message_is_the_callers_fault(
+    probe: Probe, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "Unary" if method == "unary_unary" else "Stream"
+    call = getattr(probe.channel, method)(f"/test.Probe/{name}")(b"\xff\xff no message")
+    failure = await failure_of(call if method == "unary_unary" else call.read())
+    assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.details() == "the request is not the message that this method takes"
+    assert probe.count("INVALID_ARGUMENT", name) == 1
+    assert details_of(failure)["ErrorInfo"].reason == "INVALID_INPUT"
+    assert all(record.exc_info is None for record in caplog.records)
+
+
+async def test_unknown_method_is_unimplemented(probe: Probe) -> None:
+    missing = probe.channel.unary_unary("/test.Probe/Missing", Empty.SerializeToString, StringValue.FromString)
+    assert (await failure_of(missing(Empty()))).code() is grpc.StatusCode.UNIMPLEMENTED
