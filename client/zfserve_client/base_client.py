@@ -1,7 +1,9 @@
 """What both clients have in common: their settings, the times of their calls, and whether they are closed."""
 
+import math
 import time
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import grpc
@@ -19,9 +21,14 @@ from zfserve_client.channel import (
     sender_metadata,
 )
 from zfserve_client.errors import Cancelled, Overloaded
+from zfserve_client.throttle import FREE, Throttle
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+
+THROTTLES = 64
+"""One for each method of each model, those of late."""
 
 
 class BaseClient(ABC):
@@ -37,12 +44,15 @@ class BaseClient(ABC):
         client_id: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        adaptive_throttling: bool = True,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._timeout_s = timeout_s
         self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
         self._closed = False
+        free = FREE if adaptive_throttling else math.inf
+        self._throttle = lru_cache(THROTTLES)(lambda *_method_and_model: Throttle(free))
         target = channel_target(address)
         self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
         self._open(target, channel_options(target, max_message_bytes, tls), tls)

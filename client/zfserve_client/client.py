@@ -1,8 +1,7 @@
 """The client. `async_client` is the same over grpc.aio; only the calls themselves differ."""
 
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -14,9 +13,10 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve_client import results
-from zfserve_client.base_client import BaseClient, pause_before_retry
+from zfserve_client.attempts import Attempts, Call
+from zfserve_client.base_client import BaseClient
 from zfserve_client.channel import ASK_THE_UNHEALTHY, Options, TlsOptions
-from zfserve_client.errors import Overloaded, ZfserveError, translated
+from zfserve_client.errors import ZfserveError, translated
 from zfserve_client.requests import (
     ImageSource,
     PictureFormat,
@@ -35,8 +35,6 @@ STRONGEST = 9
 IN_FLIGHT = 16
 """How many photos `classify_many` has under way; enough to fill a server's batch while the next is read."""
 
-_Call: TypeAlias = "grpc.Future[zfserve_pb2.ClassifyResponse]"
-
 
 class Client(BaseClient):
     """Calls a zfserve service. Safe to share between threads; close it, or use it in a `with`.
@@ -53,6 +51,8 @@ class Client(BaseClient):
             that shows a token or a certificate is known by that.
         timeout_s: how long a call may take, retries included, unless the call says otherwise.
         max_message_bytes: the largest request and response.
+        adaptive_throttling: keeps part of the calls back, raising `Overloaded` at once, while the service refuses most
+            of them, so that it has its time for the others.
 
     Every call raises a `ZfserveError`. A call that met no server, or a full one, is first tried again up to three
     times, within its time.
@@ -85,7 +85,8 @@ class Client(BaseClient):
         """
         request = classify_request(image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        with traced(CLASSIFY, self._tracer_provider) as trace, self._translated():
+        throttle = self._throttle(CLASSIFY, request.model.name, request.model.version)
+        with traced(CLASSIFY, self._tracer_provider) as trace, throttle.asking(), self._translated():
             metadata = (*self._metadata, *trace)
             response = self._stub.Classify(request, timeout=self._within(timeout_s), metadata=metadata)
         return results.classification(response)
@@ -134,11 +135,12 @@ class Client(BaseClient):
         try:
             request = classify_request(image, top_k, features, self._max_message_bytes)
             request.model.MergeFrom(selector)
-            return _Attempts(partial(self._call, request), timeout_s)
+            throttle = self._throttle(CLASSIFY, selector.name, selector.version)
+            return Attempts(partial(self._call, request), throttle, timeout_s)
         except ZfserveError as error:
             return error
 
-    def _call(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> "_Call":
+    def _call(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Call:
         self._check_open()
         span = CallSpan(CLASSIFY, self._tracer_provider)
         metadata = (*self._metadata, *span.metadata)
@@ -186,7 +188,8 @@ class Client(BaseClient):
         return self._projections(request, self._within(timeout_s))
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
-        with traced(PROJECT, self._tracer_provider) as trace, self._translated():
+        throttle = self._throttle(PROJECT, request.model.name, request.model.version)
+        with traced(PROJECT, self._tracer_provider) as trace, throttle.asking(), self._translated():
             call = self._stub.Project(request, timeout=timeout_s, metadata=(*self._metadata, *trace))
             try:
                 for response in call:
@@ -245,33 +248,7 @@ def _connect(target: str, options: Options, tls: TlsOptions | None) -> grpc.Chan
     return grpc.secure_channel(target, tls.credentials(), options)
 
 
-class _Attempts:
-    """One photo's calls, of which the first is under way: another follows for as long as the server is busy, says when
-    to try again, and there is time."""
-
-    def __init__(self, call: Callable[[float], _Call], timeout_s: float) -> None:
-        self._call = call
-        self._until_s = time.monotonic() + timeout_s
-        self._current = call(timeout_s)
-
-    def outcome(self) -> Classification | ZfserveError:
-        try:
-            while True:
-                try:
-                    with translated():
-                        return results.classification(self._current.result())
-                except Overloaded as error:
-                    pause_s = pause_before_retry(error, self._until_s)
-                time.sleep(pause_s)
-                self._current = self._call(max(0.0, self._until_s - time.monotonic()))
-        except ZfserveError as error:
-            return error
-
-    def cancel(self) -> None:
-        self._current.cancel()
-
-
-_Started: TypeAlias = _Attempts | ZfserveError
+_Started: TypeAlias = Attempts | ZfserveError
 
 
 def _outcome(started: _Started) -> Classification | ZfserveError:

@@ -31,8 +31,9 @@ class ZfserveError(Exception):
     Attributes:
         message: a sentence that says what to do.
         code: the gRPC status.
-        reason: the service's own name for the fault, such as "IMAGE_UNDECODABLE", stable across releases; "" where
-            the status did not come from the service, as when there is no connection.
+        reason: the service's own name for the fault, such as "IMAGE_UNDECODABLE", stable across releases; "THROTTLED"
+            where the client itself kept the call back; "" where the status came from neither, as when there is no
+            connection.
         field: the request field at fault, such as "image.encoded".
         retry_after_s: when a retry can succeed.
         request_id: finds the request in the server's log.
@@ -78,7 +79,7 @@ class OutOfRange(ZfserveError):
 
 
 class Overloaded(ZfserveError):
-    """The server's queue is full; `retry_after_s` says when to try again."""
+    """The server is too busy, or refused most calls of late; `retry_after_s` says when to try again."""
 
 
 class Unavailable(ZfserveError):
