@@ -10,19 +10,27 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import grpc
+from zfserve_client import AsyncClient, ZfserveError
+from zfserve_client.channel import Priority
 from zfserve_client.service_process import confine
+from zfserve_client.throttle import THROTTLED
+from zfserve_protos.v1 import zfserve_pb2 as pb
 
 from zfserve_bench.load import METHOD, LoadFailed, read_requests, write_requests
 
-Calling: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+Classify: TypeAlias = Callable[[bytes], Awaitable[str]]
+"""Sends a request; gives the name of the status that the call ended with."""
 
 OK, REFUSED, LATE = "OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
+KEPT_BACK = "KEPT_BACK"
+"""By the client itself: the service has seen nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +38,30 @@ class Stream:
     """What one client sends; its calls arrive at random (a Poisson process)."""
 
     client: str
-    priority: str
+    priority: Priority
     calls_per_s: float
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What to send, and for how long; no call is tried again."""
+    """What to send, and for how long.
+
+    Attributes:
+        own_client: by zfserve's client, which tries again and keeps back, as files of photos; else by a bare channel,
+            which does neither.
+    """
 
     streams: tuple[Stream, ...]
     seconds: float
     deadline_s: float
+    own_client: bool = False
 
 
 class Call(NamedTuple):
     """How one ended.
 
     Attributes:
-        status: its name.
+        status: its name, or KEPT_BACK.
         began_s: since the first could begin.
         seconds: from then to its end.
     """
@@ -92,21 +106,15 @@ async def send(target: str, requests: Sequence[bytes], offer: Offer) -> Offered:
     calls: list[Call] = []
     began = time.perf_counter()
 
-    async def call(stream: Stream, classify: Calling, request: bytes) -> None:
-        metadata = (("x-client-id", stream.client), ("x-priority", stream.priority))
+    async def call(stream: Stream, classify: Classify, request: bytes) -> None:
         sent = time.perf_counter()
-        try:
-            await classify(request, timeout=offer.deadline_s, metadata=metadata)
-            status = OK
-        except grpc.aio.AioRpcError as error:
-            status = error.code().name
+        status = await classify(request)
         calls.append(Call(stream.client, status, sent - began, time.perf_counter() - sent))
 
     async def run(stream: Stream) -> None:
-        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        connect = _by_client if offer.own_client else _by_channel
         chance, due, turn = random.Random(stream.client), began, 0
-        async with grpc.aio.insecure_channel(target, options) as channel, asyncio.TaskGroup() as under_way:
-            classify: Calling = channel.unary_unary(METHOD)
+        async with connect(target, stream, offer.deadline_s) as classify, asyncio.TaskGroup() as under_way:
             while (due := due + chance.expovariate(stream.calls_per_s)) < began + offer.seconds:
                 await asyncio.sleep(due - time.perf_counter())
                 under_way.create_task(call(stream, classify, requests[turn % len(requests)]))
@@ -116,6 +124,37 @@ async def send(target: str, requests: Sequence[bytes], offer: Offer) -> Offered:
         for stream in offer.streams:
             streams.create_task(run(stream))
     return Offered(calls, offer.seconds, time.process_time())
+
+
+@asynccontextmanager
+async def _by_channel(target: str, stream: Stream, deadline_s: float) -> AsyncIterator[Classify]:
+    metadata = (("x-client-id", stream.client), ("x-priority", stream.priority))
+    options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(target, options) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+
+        async def classify(request: bytes) -> str:
+            try:
+                await call(request, timeout=deadline_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return OK
+
+        yield classify
+
+
+@asynccontextmanager
+async def _by_client(target: str, stream: Stream, deadline_s: float) -> AsyncIterator[Classify]:
+    async with AsyncClient(target, priority=stream.priority, client_id=stream.client) as client:
+
+        async def classify(request: bytes) -> str:
+            try:
+                await client.classify(pb.ClassifyRequest.FromString(request).image.encoded, timeout_s=deadline_s)
+            except ZfserveError as error:
+                return KEPT_BACK if error.reason == THROTTLED else error.code.name
+            return OK
+
+        yield classify
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Overload: four times what the service can do, for a minute, with deadlines. What it takes on it must do in time, and
-it must do as much as without the crowd."""
+it must do as much as without the crowd. Once by callers of any kind, and once by zfserve's own client."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from zfserve_client.channel import Priority
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec, Precision
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.load import LoadGenerator, Order
-from zfserve_bench.open_load import LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
+from zfserve_bench.open_load import KEPT_BACK, LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
 from zfserve_bench.subject import Subject, available, classifying_service, jpeg
 from zfserve_bench.throughput import whole_bursts
 
@@ -30,7 +32,10 @@ LONGEST_REFUSAL_MS = 50.0
 
 JPEG_QUALITY = 80
 
-CROWD = (
+SENDERS = (("any caller", False), ("zfserve's client", True))
+"""By what the crowd's calls are made: the second keeps part of them back, as `Client` does."""
+
+CROWD: tuple[tuple[str, Priority, float], ...] = (
     ("greedy", "interactive", 0.5),
     ("modest-1", "interactive", 0.125),
     ("modest-2", "interactive", 0.125),
@@ -48,13 +53,16 @@ def measure_overload(subject: Subject) -> Report:
     own, generators = share_out(available())
     where = "on the same CPU" if own == generators else f"on CPU {generators[0]}, which the service leaves to it"
     for precision in subject.precisions:
-        capacity, deadline_s, offered = _overload(subject, precision, own, generators)
-        findings += find(precision, capacity, offered, subject.effort.judged)
-        notes.append(
-            f"{precision}: {len(offered.calls) / offered.seconds:.0f} calls/s offered for {offered.seconds:.0f} s with "
-            f"deadlines of {deadline_s:.1f} s; the load generator took "
-            f"{offered.cpu_s / len(offered.calls) * 1e3:.2f} ms of CPU time a call, {where}."
-        )
+        for crowd in _overload(subject, precision, own, generators):
+            offered = crowd.offered
+            findings += find(f"{precision}, {crowd.sender}", crowd.capacity, offered, subject.effort.judged)
+            kept_back = sum(call.status == KEPT_BACK for call in offered.calls)
+            notes.append(
+                f"{precision}, {crowd.sender}: {len(offered.calls) / offered.seconds:.0f} calls/s offered for "
+                f"{offered.seconds:.0f} s with deadlines of {crowd.deadline_s:.1f} s, {kept_back:,} of "
+                f"{len(offered.calls):,} kept back by the client; the load generator took "
+                f"{offered.cpu_s / len(offered.calls) * 1e3:.2f} ms of CPU time a call, {where}."
+            )
     return Report(
         f"Overload: {TIMES:.0f} times what the service can do, by four clients, one of them greedy and one of bulk",
         "without the crowd, or the most",
@@ -64,13 +72,23 @@ def measure_overload(subject: Subject) -> Report:
     )
 
 
-def _overload(
-    subject: Subject, precision: Precision, own: Sequence[int], generators: Sequence[int]
-) -> tuple[float, float, Offered]:
-    """What the service can do on its own CPUs, in images a second; the deadline; and what became of the crowd's calls.
+class Crowd(NamedTuple):
+    """What became of one.
 
-    The first is measured before the crowd and after it, as the machine's own pace changes meanwhile.
+    Attributes:
+        sender: by what its calls were made.
+        capacity: of the service on its own CPUs, in images a second: the mean of before the crowd and after it, as the
+            machine's own pace changes meanwhile.
     """
+
+    sender: str
+    capacity: float
+    deadline_s: float
+    offered: Offered
+
+
+def _overload(subject: Subject, precision: Precision, own: Sequence[int], generators: Sequence[int]) -> Iterator[Crowd]:
+    """The same crowd by callers of any kind, and by zfserve's client."""
     spec, effort = subject.bundle.manifest.input, subject.effort
     requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
     with (
@@ -80,12 +98,14 @@ def _overload(
         guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
         order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
         before = generator.measure(order).calls_per_s
-        deadline_s = max(1.0, DEADLINE_IMAGES / before)
-        streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
-        crowd = Offer(streams, subject.overload_s, deadline_s)
-        offered = offer(service.address, requests, folder, crowd, generators)
-        after = generator.measure(order).calls_per_s
-    return (before + after) / 2, deadline_s, offered
+        for sender, own_client in SENDERS:
+            deadline_s = max(1.0, DEADLINE_IMAGES / before)
+            streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
+            crowd = Offer(streams, subject.overload_s, deadline_s, own_client)
+            offered = offer(service.address, requests, folder, crowd, generators)
+            after = generator.measure(order).calls_per_s
+            yield Crowd(sender, (before + after) / 2, deadline_s, offered)
+            before = after
 
 
 def share_out(cpus: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
@@ -103,7 +123,7 @@ def photo_requests(subject: Subject, spec: InputSpec) -> list[bytes]:
     return [pb.ClassifyRequest(image=pb.Image(encoded=file)).SerializeToString() for file in files]
 
 
-def find(precision: str, capacity: float, offered: Offered, judged: bool = True) -> list[Finding]:
+def find(name: str, capacity: float, offered: Offered, judged: bool = True) -> list[Finding]:
     """What is asked of an overloaded service, and what its clients see of it."""
     by_status = Counter(call.status for call in offered.calls)
     answered = Counter(call.client for call in offered.calls if call.status == OK)
@@ -114,10 +134,10 @@ def find(precision: str, capacity: float, offered: Offered, judged: bool = True)
     refusals = sorted(call.seconds for call in offered.calls if call.status == REFUSED)
 
     def finding(
-        name: str, measured: Quantity, limit: Limit | None = None, reference: Quantity | None = None
+        what: str, measured: Quantity, limit: Limit | None = None, reference: Quantity | None = None
     ) -> Finding:
         figure = measured if reference is None else Quantity(measured.value / max(reference.value, 1e-9))
-        return Finding(f"{precision}, {name}", measured, reference, figure, limit if judged else None)
+        return Finding(f"{name}, {what}", measured, reference, figure, limit if judged else None)
 
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
@@ -151,4 +171,4 @@ def _latency(calls: Sequence[Call], priority: str) -> Quantity:
 
 
 def _others(by_status: Counter[str]) -> int:
-    return sum(count for status, count in by_status.items() if status not in (OK, REFUSED, LATE))
+    return sum(count for status, count in by_status.items() if status not in (OK, REFUSED, LATE, KEPT_BACK))

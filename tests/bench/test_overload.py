@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
+from fakes.vision_service import Failure, FakeVisionService, listening
 from zfserve_bench.drain import Drain, Outcome, report
-from zfserve_bench.open_load import LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
+from zfserve_bench.open_load import KEPT_BACK, LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
 from zfserve_bench.overload import find, share_out
 from zfserve_bench.subject import Subject, available, classifying_service, noise, raw_request
+from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Bundle
 
 
@@ -28,6 +31,7 @@ def test_figures_of_an_overload() -> None:
             *calls("archive", LATE, 25),
             *calls("greedy", REFUSED, 300, 0.004),
             *calls("modest-1", REFUSED, 10, 0.02),
+            *calls("greedy", KEPT_BACK, 200, 0.0),
             *calls("greedy", "UNAVAILABLE", 1),
         ],
         seconds=10.0,
@@ -90,7 +94,7 @@ def test_calls_are_offered_whatever_becomes_of_them(
 ) -> None:
     subject = subject_of(colour_bundle())
     requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
-    streams = (Stream("one", "interactive", 100.0), Stream("two", "bulk", 50.0), Stream("three", "urgent", 20.0))
+    streams = (Stream("one", "interactive", 100.0), Stream("two", "bulk", 50.0), Stream("three", "urgent", 20.0))  # type: ignore[arg-type]
     own, generators = share_out(available())
     with classifying_service(subject, "fp32", tmp_path, own) as service:
         assert os.sched_getaffinity(service.pid) == set(own)
@@ -102,3 +106,17 @@ def test_calls_are_offered_whatever_becomes_of_them(
         assert abs(len(by_client[stream.client]) - expected) < 5 * expected**0.5
     assert {call.status for call in by_client["one"] + by_client["two"]} == {OK}
     assert {call.status for call in by_client["three"]} == {"INVALID_ARGUMENT"}
+
+
+def test_what_the_client_keeps_back_is_told_apart_and_never_sent(tmp_path: Path) -> None:
+    service = FakeVisionService()
+    service.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", pushback_ms=-1)] * 60
+    request = pb.ClassifyRequest(image=pb.Image(encoded=b"1")).SerializeToString()
+    crowd = Offer((Stream("one", "bulk", 100.0),), seconds=1.0, deadline_s=30.0, own_client=True)
+    with listening(service) as port:
+        offered = offer(f"127.0.0.1:{port}", [request], tmp_path, crowd)
+    statuses = [call.status for call in offered.calls]
+    assert set(statuses) <= {OK, REFUSED, KEPT_BACK}
+    assert statuses.count(KEPT_BACK) > 0
+    assert len(service.classify_requests) == len(statuses) - statuses.count(KEPT_BACK)
+    assert {metadata["x-priority"] for metadata in service.metadata} == {"bulk"}
