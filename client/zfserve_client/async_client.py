@@ -58,7 +58,7 @@ class AsyncClient(BaseClient):
         return await self._classify(request, self._within(timeout_s))
 
     async def _classify(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Classification:
-        throttle = self._throttle(CLASSIFY, request.model.name, request.model.version)
+        throttle = self._throttle(CLASSIFY, request.model)
         with traced(CLASSIFY, self._tracer_provider) as trace, throttle.asking(), self._translated():
             metadata = (*self._metadata, *trace)
             response = await self._stub.Classify(request, timeout=timeout_s, metadata=metadata)
@@ -127,7 +127,7 @@ class AsyncClient(BaseClient):
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )
         request.model.MergeFrom(model_selector(model, version))
-        throttle = self._throttle(PROJECT, request.model.name, request.model.version)
+        throttle = self._throttle(PROJECT, request.model)
         with traced(PROJECT, self._tracer_provider) as trace, throttle.asking(), self._translated():
             metadata = (*self._metadata, *trace)
             call = self._stub.Project(request, timeout=self._within(timeout_s), metadata=metadata)

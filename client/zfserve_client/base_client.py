@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import grpc
+from zfserve_protos.v1 import zfserve_pb2
 
 from zfserve_client.channel import (
     DEFAULT_ADDRESS,
@@ -52,7 +53,7 @@ class BaseClient(ABC):
         self._max_message_bytes = max_message_bytes
         self._closed = False
         free = FREE if adaptive_throttling else math.inf
-        self._throttle = lru_cache(THROTTLES)(lambda *_method_and_model: Throttle(free))
+        self._throttles = lru_cache(THROTTLES)(lambda *_method_and_model: Throttle(free))
         target = channel_target(address)
         self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
         self._open(target, channel_options(target, max_message_bytes, tls), tls)
@@ -64,6 +65,9 @@ class BaseClient(ABC):
     def _within(self, timeout_s: float | None) -> float:
         """The time of a call, in seconds."""
         return self._timeout_s if timeout_s is None else timeout_s
+
+    def _throttle(self, method: str, model: zfserve_pb2.ModelSelector) -> Throttle:
+        return self._throttles(method, model.name, model.version)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -85,7 +85,7 @@ class Client(BaseClient):
         """
         request = classify_request(image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        throttle = self._throttle(CLASSIFY, request.model.name, request.model.version)
+        throttle = self._throttle(CLASSIFY, request.model)
         with traced(CLASSIFY, self._tracer_provider) as trace, throttle.asking(), self._translated():
             metadata = (*self._metadata, *trace)
             response = self._stub.Classify(request, timeout=self._within(timeout_s), metadata=metadata)
@@ -135,8 +135,7 @@ class Client(BaseClient):
         try:
             request = classify_request(image, top_k, features, self._max_message_bytes)
             request.model.MergeFrom(selector)
-            throttle = self._throttle(CLASSIFY, selector.name, selector.version)
-            return Attempts(partial(self._call, request), throttle, timeout_s)
+            return Attempts(partial(self._call, request), self._throttle(CLASSIFY, selector), timeout_s)
         except ZfserveError as error:
             return error
 
@@ -188,7 +187,7 @@ class Client(BaseClient):
         return self._projections(request, self._within(timeout_s))
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
-        throttle = self._throttle(PROJECT, request.model.name, request.model.version)
+        throttle = self._throttle(PROJECT, request.model)
         with traced(PROJECT, self._tracer_provider) as trace, throttle.asking(), self._translated():
             call = self._stub.Project(request, timeout=timeout_s, metadata=(*self._metadata, *trace))
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fakes.clock import Clock
 from fakes.vision_service import Failure, FakeVisionService
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,14 +21,6 @@ Ask = Callable[..., Any]
 
 REFUSED = Overloaded("no.", grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.25)
 BUSY = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", pushback_ms=-1)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def call(throttle: Throttle, error: BaseException | None = None) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.callers import bearer, guarded_probe, write_callers
+from fakes.clock import Clock
 from fakes.probe import failure_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -25,13 +26,6 @@ UNARY, STREAM = "/test.Probe/Unary", "/test.Probe/Stream"
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "tokens.json"
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from fakes.clock import Clock
 from fakes.serving import MANIFEST
 from zfserve_runtime.errors import NotFound
 from zfserve_runtime.images import InputImage
@@ -8,13 +9,6 @@ from zfserve_server.references import KeptPhoto, References
 
 def photo() -> KeptPhoto:
     return KeptPhoto(InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0)), MANIFEST)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_reference_leads_to_its_own_photo() -> None:
@@ -49,13 +43,13 @@ def test_a_reference_expires_unless_it_is_used() -> None:
     clock = Clock()
     references = References(4, 10.0, clock)
     used, unused = references.add(photo()), references.add(photo())
-    clock.now = 6.0
+    clock.now_s = 6.0
     references.get(used)
-    clock.now = 12.0
+    clock.now_s = 12.0
     references.get(used)
     with pytest.raises(NotFound, match="expired"):
         references.get(unused)
-    clock.now = 22.0
+    clock.now_s = 22.0
     with pytest.raises(NotFound):
         references.get(used)
     assert len(references) == 0
