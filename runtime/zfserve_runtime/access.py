@@ -9,11 +9,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from zfserve_runtime.callers_file import Caller, Callers, read_callers_file
-from zfserve_runtime.errors import InvalidInput, PermissionDenied, Unauthenticated
-from zfserve_runtime.method_handlers import MethodHandler, behaviour_of, wrapped, write_all
+from zfserve_runtime.errors import PermissionDenied, Unauthenticated
+from zfserve_runtime.method_handlers import Context, MethodHandler, behaviour_of, read_only, wrapped, write_all
 from zfserve_runtime.permissions import is_open
 from zfserve_runtime.reloaded import Reloaded
 
@@ -21,8 +19,6 @@ AUTHORIZATION_KEY = "authorization"
 
 LOOK_EVERY_S = 1.0
 """How old the answer may be to whether the file of callers has changed: a revoked token is refused after this time."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _NOBODY = Caller()
 _caller: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
@@ -65,7 +61,10 @@ class Access:
         async def all_of(requests: Any, context: Context) -> Any:
             return self._permitted(requests, method, context)
 
-        read = all_of if handler.request_streaming else _only
+        async def only(requests: Any, context: Context) -> Any:
+            return await read_only(context)
+
+        read = all_of if handler.request_streaming else only
 
         async def answer(requests: Any, context: Context) -> Any:
             _caller.set(self.admit(method, context))  # each call is a task of its own
@@ -132,10 +131,3 @@ def _certificate_names(context: Context) -> Iterator[str]:
     for key in ("x509_subject_alternative_name", "x509_common_name"):
         for name in properties.get(key, ()):
             yield name.decode(errors="replace")
-
-
-async def _only(requests: Any, context: Context) -> Any:
-    request = await context.read()  # by way of `requests` it would take two more steps of coroutines
-    if request is grpc.aio.EOF:
-        raise InvalidInput("the call ended before its request was sent")
-    return request

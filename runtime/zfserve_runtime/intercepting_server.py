@@ -13,7 +13,7 @@ from zfserve_runtime.access import Access
 from zfserve_runtime.gate import Gate
 from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.interceptor import Call, Context, Method, is_quiet
-from zfserve_runtime.method_handlers import MethodHandler, behaviour_of, wrapped, write_all
+from zfserve_runtime.method_handlers import MethodHandler, asking_first, behaviour_of, wrapped, write_all
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.overload_log import OverloadLog
 
@@ -48,8 +48,14 @@ class InterceptingServer(grpc.aio.Server):
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracing = tracing
+        self._asked_first: dict[str, Callable[[Context], None]] = {}
         self._gate = Gate()
         self._overload_log = OverloadLog()
+
+    def ask_first(self, method: str, ask: Callable[[Context], None]) -> None:
+        """Have `ask` look at each call of `method` (its full name; one request, one response) before its request is
+        read: what it raises ends the call. To be said before the first call."""
+        self._asked_first[method] = ask
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         self._server.add_generic_rpc_handlers([_Surrounded(each, self._surround) for each in generic_rpc_handlers])
@@ -90,6 +96,8 @@ class InterceptingServer(grpc.aio.Server):
         return await self._server.wait_for_termination(timeout)
 
     def _surround(self, handler: MethodHandler, method: str) -> MethodHandler:
+        if method in self._asked_first:
+            handler = asking_first(handler, self._asked_first[method])
         if self._access is not None:
             handler = self._access.guard(handler, method)
         tracing, gate = (None, Gate()) if is_quiet(method) else (self._tracing, self._gate)

@@ -1,13 +1,21 @@
 """What gRPC calls for a method, taken apart and put together anew, whichever of its four kinds it is: for those that
 surround handlers, `intercepting_server` and `access`."""
 
+import asyncio
 import inspect
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, Never, TypeAlias
 
 import grpc
 
+from zfserve_runtime.errors import InvalidInput
+
+Context = grpc.aio.ServicerContext[Any, Any]
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
+
+_NEWS_S = 0.05
+"""gRPC says that there is no more to read when a caller went away, too, and only then that it did."""
 
 
 def behaviour_of(handler: MethodHandler) -> Any:
@@ -25,7 +33,7 @@ def wrapped(
     return made
 
 
-async def write_all(served: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def write_all(served: Any, context: Context) -> None:
     """Write what a behaviour with a stream of responses gives: it is a coroutine that writes, or an iterator."""
     if inspect.isawaitable(served):
         await served
@@ -33,6 +41,30 @@ async def write_all(served: Any, context: grpc.aio.ServicerContext[Any, Any]) ->
     async with aclosing(served) as messages:
         async for message in messages:
             await context.write(message)
+
+
+def asking_first(handler: MethodHandler, ask: Callable[[Context], None]) -> MethodHandler:
+    """`handler`, of one request and one response, called only where `ask` raises nothing: else the server takes in no
+    more of the call than its metadata. On the wire a single request and a stream of one are the same."""
+    serve = behaviour_of(handler)
+
+    async def answer(requests: Any, context: Context) -> Any:
+        ask(context)
+        request = await context.read()  # and not by `read_only`: this stands between a lone client and its answer
+        return await serve(await _no_request() if request is grpc.aio.EOF else request, context)
+
+    return wrapped(handler, answer, handler.request_deserializer, request_streaming=True)
+
+
+async def read_only(context: Context) -> Any:
+    """The only request of a call whose requests come as a stream."""
+    request = await context.read()  # by way of that stream it would take two more steps of coroutines
+    return await _no_request() if request is grpc.aio.EOF else request
+
+
+async def _no_request() -> Never:
+    await asyncio.sleep(_NEWS_S)  # where the caller has gone this task is cancelled
+    raise InvalidInput("the call ended before its request was sent")
 
 
 def _kind(request_streaming: bool, response_streaming: bool) -> str:

@@ -55,6 +55,15 @@ class Admission:
         """Hold places for `rows` images until the block ends.
 
         Raises:
+            Overloaded: see `check`.
+        """
+        self.check(sender, deadline, rows)
+        return _Places(self, sender, rows)
+
+    def check(self, sender: Sender = NOBODY, deadline: Deadline = NO_DEADLINE, rows: int = 1) -> None:
+        """Hold nothing.
+
+        Raises:
             Overloaded: there is no place, or the answer would come too late; says when it may be tried again.
         """
         held = self._held[sender.priority].get(sender.client, 0)
@@ -70,7 +79,6 @@ class Admission:
                 f"an answer would take {finish_s:.2g} s and the deadline is in {remaining_s:.2g} s",
                 finish_s - remaining_s,
             )
-        return _Places(self, sender, rows)
 
     def _ahead(self, sender: Sender, held: int) -> int:
         """Images that come before the next one of `sender`, who has `held` under way, while everyone who has some

@@ -60,6 +60,18 @@ class Senders:
         return 0 if self._buckets is None else len(self._buckets)
 
     def recognise(self, context: Context) -> Sender:
+        """The sender of the call being served, whose rate this call counts for.
+
+        Raises:
+            InvalidInput: see `identify`.
+            RateExceeded: the client sends more than it may.
+        """
+        sender = self.identify(context)
+        if self._buckets is not None:
+            self._buckets.draw(sender.client)
+        return sender
+
+    def identify(self, context: Context) -> Sender:
         """The sender of the call being served.
 
         It is known by the name it proved to have, by token or certificate; where it proved none, by the metadata
@@ -67,7 +79,6 @@ class Senders:
 
         Raises:
             InvalidInput: there is no such priority, or the client's id is too long.
-            RateExceeded: the client sends more than it may.
         """
         client, priority = current_caller().name, Priority.INTERACTIVE
         for key, value in context.invocation_metadata() or ():
@@ -75,10 +86,7 @@ class Senders:
                 priority = _priority(value)
             elif key == CLIENT_KEY and not client:
                 client = _client_id(value)
-        sender = Sender(client or host_of(context.peer()), priority)
-        if self._buckets is not None:
-            self._buckets.draw(sender.client)
-        return sender
+        return Sender(client or host_of(context.peer()), priority)
 
 
 class _Buckets:

@@ -1,6 +1,6 @@
 """A file of callers with known tokens, and a guarded server whose methods say who calls."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,13 @@ class GuardedProbe:
 
 
 @asynccontextmanager
-async def guarded_probe(access: Access, tls: bool = False) -> AsyncIterator[GuardedProbe]:
-    """With `tls`, both sides show their certificates."""
+async def guarded_probe(
+    access: Access | None, tls: bool = False, ask: Callable[[Any], None] | None = None
+) -> AsyncIterator[GuardedProbe]:
+    """With `tls`, both sides show their certificates. `ask` looks at calls of the unary method first."""
     server, read = InterceptingServer(Metrics(), access=access), list[bytes]()
+    if ask is not None:
+        server.ask_first("/test.Probe/Unary", ask)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", _methods(read))])
     add_health_and_reflection(server, Health(SERVER))
     if tls:

@@ -1,0 +1,72 @@
+"""Calls that are looked at before their request is read, through real channels."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fakes.callers import bearer, guarded_probe, write_callers
+from fakes.probe import failure_of
+from zfserve_runtime.access import Access
+from zfserve_runtime.errors import Overloaded
+
+UNARY = "/test.Probe/Unary"
+
+
+def refuse_the_unwanted(context: Any) -> None:
+    if dict(context.invocation_metadata()).get("wanted") != "yes":
+        raise Overloaded("there is no room", retry_after_s=1.5)
+
+
+async def test_what_is_refused_first_is_never_read() -> None:
+    async with guarded_probe(None, ask=refuse_the_unwanted) as probe:
+        refused = await failure_of(probe.unary(("wanted", "no"), request="x" * 1_000_000))
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.details() == "there is no room"
+        assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1500"
+        assert probe.read == []
+        assert await probe.unary(("wanted", "yes"), request="hello") == ""
+        assert len(probe.read) == 1
+        assert await probe.stream() == ["", "s"], "which nobody is asked about"
+
+
+async def test_of_strangers_nothing_more_is_asked(tmp_path: Path) -> None:
+    asked: list[Any] = []
+    token = write_callers(tmp_path / "tokens.json", shop="all")["shop"]
+    async with guarded_probe(Access(tmp_path / "tokens.json"), ask=asked.append) as probe:
+        assert (await failure_of(probe.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert asked == []
+        assert await probe.unary(*bearer(token)) == "shop"
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize("way", ["cancelled", "late", "silent"])
+async def test_a_caller_that_goes_before_its_request_is_sent(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells it from one that sends none."""
+    caplog.set_level(logging.INFO)
+    asked, serving = asyncio.Event(), list[Any]()
+
+    def ask(context: Any) -> None:
+        serving.append(asyncio.current_task())
+        asked.set()
+
+    async def requests() -> AsyncIterator[bytes]:
+        await (asked if way == "silent" else asyncio.Event()).wait()
+        no_requests: tuple[bytes, ...] = ()
+        for request in no_requests:
+            yield request
+
+    async with guarded_probe(None, ask=ask) as probe:
+        send: Any = probe.channel.stream_unary(UNARY)
+        call = send(requests(), timeout=0.2 if way == "late" else 60)
+        await asked.wait()
+        if way == "cancelled":
+            call.cancel()
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await call
+        await asyncio.wait(serving)
+    told = {"cancelled": "CANCELLED", "late": "DEADLINE_EXCEEDED", "silent": "INVALID_ARGUMENT"}[way]
+    assert [vars(record)["status"] for record in caplog.records] == [told]
