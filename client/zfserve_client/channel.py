@@ -204,6 +204,9 @@ def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None)
         ("grpc.http2.ping_timeout_ms", 10_000),  # one of another kind may be under way when that is due
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # Else the channels of a process share connections, and with them the wait before a lost one is tried again: a
+        # new client would fail for what an older one met, even one that is closed.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # A server that was restarted, or replaced under its name, has calls again before the next one is restarted.
         ("grpc.max_reconnect_backoff_ms", 2_000),

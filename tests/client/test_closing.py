@@ -61,6 +61,21 @@ def test_a_closed_client_says_so(address: str) -> None:
         asyncio.run(closed())
 
 
+def test_each_client_has_a_connection_of_its_own(address: str, service: FakeVisionService) -> None:
+    """One that has just been made is not refused for what another met, which may wait before it connects again."""
+
+    async def by_async_clients() -> None:
+        async with AsyncClient(address) as third, AsyncClient(address) as fourth:
+            await third.classify(b"1")
+            await fourth.classify(b"1")
+
+    with Client(address) as first, Client(address) as second:
+        first.classify(b"1")
+        second.classify(b"1")
+        asyncio.run(by_async_clients())
+    assert len(service.peers) == 4
+
+
 def test_closing_the_projections_stops_the_work(address: str, service: FakeVisionService) -> None:
     service.open.clear()
     with Client(address) as client:

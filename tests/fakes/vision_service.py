@@ -92,6 +92,7 @@ class FakeVisionService(VisionServiceServicer):
         arrived: one permit for every call that has begun.
         cancelled: set when a projection's caller goes away before its end.
         traceparents: that came with the calls.
+        peers: by whose connections the calls came.
         authorizations: what each call of the service showed as its caller's, or None.
         most_at_once: the most Classify calls that were held or answered at the same time.
     """
@@ -104,6 +105,7 @@ class FakeVisionService(VisionServiceServicer):
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
     described: list[pb.ModelSelector] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
+    peers: set[str] = field(default_factory=set)
     authorizations: list[str | None] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     most_at_once: int = 0
@@ -116,6 +118,7 @@ class FakeVisionService(VisionServiceServicer):
     def _note(self, context: grpc.ServicerContext) -> None:
         metadata = context.invocation_metadata()
         self.metadata.append(dict(metadata))
+        self.peers.add(context.peer())
         self.traceparents += [str(value) for key, value in metadata if key == "traceparent"]
         self.authorizations.append(next((str(value) for key, value in metadata if key == "authorization"), None))
 
