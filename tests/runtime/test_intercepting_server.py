@@ -1,7 +1,9 @@
 """Calls that are looked at before their request is read, through real channels."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -70,3 +72,25 @@ async def test_a_caller_that_goes_before_its_request_is_sent(way: str, caplog: p
         await asyncio.wait(serving)
     told = {"cancelled": "CANCELLED", "late": "DEADLINE_EXCEEDED", "silent": "INVALID_ARGUMENT"}[way]
     assert [vars(record)["status"] for record in caplog.records] == [told]
+
+
+async def test_a_call_that_is_refused_first_leaves_nothing_to_the_garbage_collector() -> None:
+    """Its error would otherwise hold it by way of the traceback."""
+    raised = []
+
+    def remembered() -> Overloaded:
+        error = Overloaded("there is no room")
+        raised.append(weakref.ref(error))
+        return error
+
+    def ask(context: Any) -> None:
+        raise remembered()
+
+    async with guarded_probe(None, ask=ask) as probe:
+        gc.disable()
+        try:
+            await failure_of(probe.unary())
+            await asyncio.sleep(0.1)
+            assert [error() for error in raised] == [None]
+        finally:
+            gc.enable()
