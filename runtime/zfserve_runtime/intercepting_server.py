@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,6 +19,9 @@ from zfserve_runtime.overload_log import OverloadLog
 
 if TYPE_CHECKING:
     from zfserve_runtime.otlp import Tracing
+
+Choice: TypeAlias = Callable[[], MethodHandler]
+"""Of the handler for a call that comes now."""
 
 
 class InterceptingServer(grpc.aio.Server):
@@ -48,17 +51,21 @@ class InterceptingServer(grpc.aio.Server):
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracing = tracing
-        self._asked_first: dict[str, Callable[[Context], None]] = {}
+        self._asked_first: dict[str, tuple[Callable[[Context], None], Callable[[], bool]]] = {}
         self._gate = Gate()
         self._overload_log = OverloadLog()
 
-    def ask_first(self, method: str, ask: Callable[[Context], None]) -> None:
-        """Have `ask` look at each call of `method` (its full name; one request, one response) before its request is
-        read: what it raises ends the call. To be said before the first call."""
-        self._asked_first[method] = ask
+    def ask_first(self, method: str, ask: Callable[[Context], None], when: Callable[[], bool]) -> None:
+        """Have `ask` look at a call of `method` (its full name; one request, one response) before its request is read:
+        what it raises ends the call. To be said before the first call.
+
+        Args:
+            when: whether to ask about a call that comes now; what it takes stands between a lone client and its answer.
+        """
+        self._asked_first[method] = ask, when
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        self._server.add_generic_rpc_handlers([_Surrounded(each, self._surround) for each in generic_rpc_handlers])
+        self._server.add_generic_rpc_handlers([_Surrounded(each, self._choice) for each in generic_rpc_handlers])
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, MethodHandler]) -> None:
         """Leaves them to the generic handlers, which the stubs add too.
@@ -95,9 +102,15 @@ class InterceptingServer(grpc.aio.Server):
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         return await self._server.wait_for_termination(timeout)
 
+    def _choice(self, handler: MethodHandler, method: str) -> Choice:
+        plain = self._surround(handler, method)
+        if method not in self._asked_first:
+            return lambda: plain
+        ask, when = self._asked_first[method]
+        asking = self._surround(asking_first(handler, ask), method)
+        return lambda: asking if when() else plain
+
     def _surround(self, handler: MethodHandler, method: str) -> MethodHandler:
-        if method in self._asked_first:
-            handler = asking_first(handler, self._asked_first[method])
         if self._access is not None:
             handler = self._access.guard(handler, method)
         tracing, gate = (None, Gate()) if is_quiet(method) else (self._tracing, self._gate)
@@ -125,19 +138,19 @@ class InterceptingServer(grpc.aio.Server):
 class _Surrounded(grpc.GenericRpcHandler):
     """`inner`, whose handlers are surrounded when they are first asked for."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler, surround: Callable[[MethodHandler, str], MethodHandler]) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, surround: Callable[[MethodHandler, str], Choice]) -> None:
         self._inner = inner
         self._surround = surround
-        self._handlers: dict[str, MethodHandler] = {}
+        self._choices: dict[str, Choice] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         method = handler_call_details.method
-        if method not in self._handlers:
+        if method not in self._choices:
             handler = self._inner.service(handler_call_details)
             if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
                 return None
-            self._handlers[method] = self._surround(handler, method)
-        return self._handlers[method]
+            self._choices[method] = self._surround(handler, method)
+        return self._choices[method]()
 
 
 def _deserializer(handler: MethodHandler) -> Any:

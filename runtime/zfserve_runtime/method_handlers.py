@@ -5,7 +5,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, Never, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -50,8 +50,7 @@ def asking_first(handler: MethodHandler, ask: Callable[[Context], None]) -> Meth
 
     async def answer(requests: Any, context: Context) -> Any:
         ask(context)
-        request = await context.read()  # and not by `read_only`: this stands between a lone client and its answer
-        return await serve(await _no_request() if request is grpc.aio.EOF else request, context)
+        return await serve(await read_only(context), context)
 
     return wrapped(handler, answer, handler.request_deserializer, request_streaming=True)
 
@@ -59,12 +58,10 @@ def asking_first(handler: MethodHandler, ask: Callable[[Context], None]) -> Meth
 async def read_only(context: Context) -> Any:
     """The only request of a call whose requests come as a stream."""
     request = await context.read()  # by way of that stream it would take two more steps of coroutines
-    return await _no_request() if request is grpc.aio.EOF else request
-
-
-async def _no_request() -> Never:
-    await asyncio.sleep(_NEWS_S)  # where the caller has gone this task is cancelled
-    raise InvalidInput("the call ended before its request was sent")
+    if request is grpc.aio.EOF:
+        await asyncio.sleep(_NEWS_S)  # where the caller has gone this task is cancelled
+        raise InvalidInput("the call ended before its request was sent")
+    return request
 
 
 def _kind(request_streaming: bool, response_streaming: bool) -> str:

@@ -51,7 +51,7 @@ from zfserve_server.served_model import ServedModel
 from zfserve_server.service import VisionService
 from zfserve_server.startup import Startup, phase_service
 from zfserve_server.supervisor import Supervisor
-from zfserve_server.turning_away import turning_away
+from zfserve_server.turning_away import all_are_busy, turning_away
 from zfserve_server.worker_channel import WorkerChannel, worker_answers
 from zfserve_server.worker_client import WorkerClient
 
@@ -129,7 +129,7 @@ async def serve(
         senders = Senders(config.client_rate, config.client_burst)
         vision = VisionService(models, decoding, senders, worker, metrics)
         for method, turn_away in turning_away(models, senders).items():
-            server.ask_first(method, turn_away)
+            server.ask_first(method, turn_away, when=partial(all_are_busy, models))
         add_VisionServiceServicer_to_server(vision, server)
         inference = InferenceService(models, decoding, senders, health, metrics)
         add_GRPCInferenceServiceServicer_to_server(inference, server)

@@ -26,27 +26,26 @@ def turning_away(models: Models, senders: Senders) -> dict[str, TurnAway]:
     """By the full names of the methods that send photos to an engine."""
 
     def classify(context: Context) -> None:
-        if _all_are_busy(models):
-            _turn_away(models, [senders.identify(context)], Deadline.of(context))
+        _turn_away(models, [senders.identify(context)], Deadline.of(context))
 
-    def infer(context: Context) -> None:
-        if _all_are_busy(models):  # the request may name another priority than the metadata
-            sender = senders.identify(context)
-            _turn_away(models, [replace(sender, priority=priority) for priority in Priority], Deadline.of(context))
+    def infer(context: Context) -> None:  # its request may name another priority
+        sender = senders.identify(context)
+        _turn_away(models, [replace(sender, priority=priority) for priority in Priority], Deadline.of(context))
 
     return {"/zfserve.v1.VisionService/Classify": classify, "/inference.GRPCInferenceService/ModelInfer": infer}
 
 
-def _all_are_busy(models: Models) -> bool:
-    """An idle one takes anyone on; where none is ready, the service says so itself."""
+def all_are_busy(models: Models) -> bool:
+    """Else there is nobody to turn away: an idle model takes anyone on, and where none is ready the service says so."""
     return len(models) > 0 and all(model.admission.accepted for model in models)
 
 
 def _turn_away(models: Models, senders: Sequence[Sender], deadline: Deadline) -> None:
     """Raises Overloaded where none of `models` would take on an image of any of `senders`: the last one's refusal."""
-    *others, (admission, sender) = [(model.admission, sender) for model in models for sender in senders]
-    for other, its_sender in others:
+    asked = [(model.admission, sender) for model in models for sender in senders]
+    for admission, sender in asked[:-1]:
         with suppress(Overloaded):
-            other.check(its_sender, deadline)
+            admission.check(sender, deadline)
             return
-    admission.check(sender, deadline)
+    for admission, sender in asked[-1:]:  # or none at all
+        admission.check(sender, deadline)

@@ -55,12 +55,15 @@ class GuardedProbe:
 
 @asynccontextmanager
 async def guarded_probe(
-    access: Access | None, tls: bool = False, ask: Callable[[Any], None] | None = None
+    access: Access | None,
+    tls: bool = False,
+    ask: Callable[[Any], None] | None = None,
+    when: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[GuardedProbe]:
-    """With `tls`, both sides show their certificates. `ask` looks at calls of the unary method first."""
+    """With `tls`, both sides show certificates. `ask` looks first at calls of the unary method, as `when` says."""
     server, read = InterceptingServer(Metrics(), access=access), list[bytes]()
     if ask is not None:
-        server.ask_first("/test.Probe/Unary", ask)
+        server.ask_first("/test.Probe/Unary", ask, when=when)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", _methods(read))])
     add_health_and_reflection(server, Health(SERVER))
     if tls:

@@ -35,6 +35,16 @@ async def test_what_is_refused_first_is_never_read() -> None:
         assert await probe.stream() == ["", "s"], "which nobody is asked about"
 
 
+async def test_nobody_is_asked_about_while_there_is_no_reason_to() -> None:
+    reason = False
+    async with guarded_probe(None, ask=refuse_the_unwanted, when=lambda: reason) as probe:
+        for reason in (False, True, False):
+            if reason:
+                assert (await failure_of(probe.unary())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            else:
+                assert await probe.unary() == ""
+
+
 async def test_of_strangers_nothing_more_is_asked(tmp_path: Path) -> None:
     asked: list[Any] = []
     token = write_callers(tmp_path / "tokens.json", shop="all")["shop"]

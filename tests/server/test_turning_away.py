@@ -15,7 +15,7 @@ from zfserve_server.admission import Admission
 from zfserve_server.models import Models
 from zfserve_server.pace import Pace
 from zfserve_server.senders import Priority, Sender, Senders
-from zfserve_server.turning_away import turning_away
+from zfserve_server.turning_away import all_are_busy, turning_away
 
 CLASSIFY, INFER = "/zfserve.v1.VisionService/Classify", "/inference.GRPCInferenceService/ModelInfer"
 
@@ -48,6 +48,8 @@ class Served:
 def is_turned_away(method: str, *served: Served, metadata: tuple[tuple[str, str], ...] = ()) -> bool:
     models: Any = served
     call: Any = Call(*metadata)
+    if not all_are_busy(models):
+        return False
     try:
         turning_away(models, Senders())[method](call)
     except Overloaded:
@@ -75,9 +77,7 @@ def test_nothing_is_counted() -> None:
 
 
 def test_without_a_model_the_service_says_so_itself() -> None:
-    models = Models(lambda: Starting("not yet"))
-    call: Any = Call()
-    turning_away(models, Senders())[CLASSIFY](call)
+    assert not all_are_busy(Models(lambda: Starting("not yet")))
 
 
 def test_a_priority_that_the_request_may_raise() -> None:
