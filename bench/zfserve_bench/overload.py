@@ -1,5 +1,6 @@
 """Overload: four times what the service can do, for a minute, with deadlines. What it takes on it must do in time, and
-it must do as much as without the crowd. Once by callers of any kind, and once by zfserve's own client."""
+it must do as much as without the crowd. Once by callers of any kind, and once by zfserve's own client; and before that
+once what it can do, by callers of any kind."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,10 @@ LONGEST_REFUSAL_MS = 50.0
 
 JPEG_QUALITY = 80
 
-SENDERS = (("any caller", False), ("zfserve's client", True))
-"""By what the crowd's calls are made: the second keeps part of them back, as `Client` does."""
+SENDERS = (("any caller, one time", False, 1.0), ("any caller", False, TIMES), ("zfserve's client", True, TIMES))
+"""By what a crowd's calls are made, whether that keeps part of them back, as `Client` does, and how many times what the
+service can do it offers. The first tells what calls that come one by one can get of a capacity that is measured in a
+closed loop, where they come by the batch."""
 
 CROWD: tuple[tuple[str, Priority, float], ...] = (
     ("greedy", "interactive", 0.5),
@@ -54,8 +57,11 @@ def measure_overload(subject: Subject) -> Report:
     where = "on the same CPU" if own == generators else f"on CPU {generators[0]}, which the service leaves to it"
     for precision in subject.precisions:
         for crowd in _overload(subject, precision, own, generators):
-            offered = crowd.offered
-            findings += find(f"{precision}, {crowd.sender}", crowd.capacity, offered, subject.effort.judged)
+            offered, name = crowd.offered, f"{precision}, {crowd.sender}"
+            if crowd.is_overload:
+                findings += find(name, crowd.capacity, offered, subject.effort.judged)
+            else:
+                findings.append(goodput(name, crowd.capacity, offered))
             kept_back = sum(call.status == KEPT_BACK for call in offered.calls)
             notes.append(
                 f"{precision}, {crowd.sender}: {len(offered.calls) / offered.seconds:.0f} calls/s offered for "
@@ -77,18 +83,20 @@ class Crowd(NamedTuple):
 
     Attributes:
         sender: by what its calls were made.
+        is_overload: whether it offered more than the service can do.
         capacity: of the service on its own CPUs, in images a second: the mean of before the crowd and after it, as the
             machine's own pace changes meanwhile.
     """
 
     sender: str
+    is_overload: bool
     capacity: float
     deadline_s: float
     offered: Offered
 
 
 def _overload(subject: Subject, precision: Precision, own: Sequence[int], generators: Sequence[int]) -> Iterator[Crowd]:
-    """The same crowd by callers of any kind, and by zfserve's client."""
+    """The same crowd by each of `SENDERS`."""
     spec, effort = subject.bundle.manifest.input, subject.effort
     requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
     with (
@@ -98,13 +106,13 @@ def _overload(subject: Subject, precision: Precision, own: Sequence[int], genera
         guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
         order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
         before = generator.measure(order).calls_per_s
-        for sender, own_client in SENDERS:
+        for sender, own_client, times in SENDERS:
             deadline_s = max(1.0, DEADLINE_IMAGES / before)
-            streams = tuple(Stream(client, priority, share * TIMES * before) for client, priority, share in CROWD)
+            streams = tuple(Stream(client, priority, share * times * before) for client, priority, share in CROWD)
             crowd = Offer(streams, subject.overload_s, deadline_s, own_client)
             offered = offer(service.address, requests, folder, crowd, generators)
             after = generator.measure(order).calls_per_s
-            yield Crowd(sender, (before + after) / 2, deadline_s, offered)
+            yield Crowd(sender, times > 1, (before + after) / 2, deadline_s, offered)
             before = after
 
 
@@ -129,19 +137,16 @@ def find(name: str, capacity: float, offered: Offered, judged: bool = True) -> l
     answered = Counter(call.client for call in offered.calls if call.status == OK)
     interactive = [answered[client] / offered.seconds for client in _clients("interactive")]
     bulk = sum(answered[client] for client in _clients("bulk"))
-    # Not those that were answered when the crowd had gone.
-    in_time = [call for call in offered.calls if call.status == OK and call.began_s + call.seconds <= offered.seconds]
     refusals = sorted(call.seconds for call in offered.calls if call.status == REFUSED)
 
     def finding(
         what: str, measured: Quantity, limit: Limit | None = None, reference: Quantity | None = None
     ) -> Finding:
-        figure = measured if reference is None else Quantity(measured.value / max(reference.value, 1e-9))
-        return Finding(f"{name}, {what}", measured, reference, figure, limit if judged else None)
+        return _finding(f"{name}, {what}", measured, reference, limit if judged else None)
 
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
-        finding("goodput", _rate(len(in_time) / offered.seconds), Limit("at least", LEAST_GOODPUT), _rate(capacity)),
+        goodput(name, capacity, offered, Limit("at least", LEAST_GOODPUT) if judged else None),
         finding("accepted that kept their deadline", Quantity(kept), Limit("at least", LEAST_KEPT)),
         finding("the least of three clients", _rate(min(interactive)), LEAST_OF_MOST, _rate(max(interactive))),
         finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", LEAST_BULK)),
@@ -151,6 +156,17 @@ def find(name: str, capacity: float, offered: Offered, judged: bool = True) -> l
         finding("answer, interactive, median", _latency(offered.calls, "interactive")),
         finding("answer, bulk, median", _latency(offered.calls, "bulk")),
     ]
+
+
+def goodput(name: str, capacity: float, offered: Offered, limit: Limit | None = None) -> Finding:
+    """Images answered in time, over the capacity; not those that were answered when the crowd had gone."""
+    in_time = [call for call in offered.calls if call.status == OK and call.began_s + call.seconds <= offered.seconds]
+    return _finding(f"{name}, goodput", _rate(len(in_time) / offered.seconds), _rate(capacity), limit)
+
+
+def _finding(name: str, measured: Quantity, reference: Quantity | None, limit: Limit | None) -> Finding:
+    figure = measured if reference is None else Quantity(measured.value / max(reference.value, 1e-9))
+    return Finding(name, measured, reference, figure, limit)
 
 
 def _clients(priority: str) -> list[str]:

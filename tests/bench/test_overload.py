@@ -9,7 +9,7 @@ import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening
 from zfserve_bench.drain import Drain, Outcome, report
 from zfserve_bench.open_load import KEPT_BACK, LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
-from zfserve_bench.overload import find, share_out
+from zfserve_bench.overload import find, goodput, share_out
 from zfserve_bench.subject import Subject, available, classifying_service, noise, raw_request
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Bundle
@@ -60,6 +60,14 @@ def test_figures_of_an_overload() -> None:
         "neither answered, refused nor late": False,
         "refusal, median": True,
     }
+
+
+def test_what_a_crowd_gets_that_is_no_overload_is_not_judged() -> None:
+    offered = Offered([*calls("greedy", OK, 27), *calls("greedy", OK, 5, began_s=9.9)], seconds=10.0, cpu_s=1.0)
+    found = goodput("fp32, any caller, one time", 3.0, offered)
+    assert found.name == "fp32, any caller, one time, goodput"
+    assert found.figure.value == pytest.approx(0.9)
+    assert found.holds is None
 
 
 def test_the_load_generator_has_a_cpu_of_its_own() -> None:
