@@ -11,7 +11,7 @@ from typing import Any
 
 from zfserve_runtime.callers_file import Caller, Callers, read_callers_file
 from zfserve_runtime.errors import PermissionDenied, Unauthenticated
-from zfserve_runtime.method_handlers import Context, MethodHandler, behaviour_of, read_only, wrapped, write_all
+from zfserve_runtime.method_handlers import Context, MethodHandler, asking_first, behaviour_of, wrapped
 from zfserve_runtime.permissions import is_open
 from zfserve_runtime.reloaded import Reloaded
 
@@ -51,31 +51,22 @@ class Access:
     def guard(self, handler: MethodHandler, method: str) -> MethodHandler:
         """`handler`, called only for whom may call `method` (its full name).
 
-        The guarded handler reads the request itself, once the caller is known: whoever is refused has the server take
-        in no more than the metadata. On the wire a single request and a stream of one are the same.
+        The request is read once the caller is known, as `asking_first` does it.
         """
         if is_open(method):
             return handler
-        serve = behaviour_of(handler)
+        if handler.request_streaming:
+            serve = behaviour_of(handler)
 
-        async def all_of(requests: Any, context: Context) -> Any:
-            return self._permitted(requests, method, context)
+            def serve_permitted(requests: Any, context: Context) -> Any:
+                return serve(self._permitted(requests, method, context), context)
 
-        async def only(requests: Any, context: Context) -> Any:
-            return await read_only(context)
+            handler = wrapped(handler, serve_permitted, handler.request_deserializer)
 
-        read = all_of if handler.request_streaming else only
-
-        async def answer(requests: Any, context: Context) -> Any:
+        def enter(context: Context) -> None:
             _caller.set(self.admit(method, context))  # each call is a task of its own
-            return await serve(await read(requests, context), context)
 
-        async def stream(requests: Any, context: Context) -> None:
-            _caller.set(self.admit(method, context))
-            await write_all(serve(await read(requests, context), context), context)
-
-        guarded = stream if handler.response_streaming else answer
-        return wrapped(handler, guarded, handler.request_deserializer, request_streaming=True)
+        return asking_first(handler, enter)
 
     async def _permitted(self, requests: Any, method: str, context: Context) -> AsyncIterator[Any]:
         """Each request as it comes: who may no longer call hears of it at the next."""

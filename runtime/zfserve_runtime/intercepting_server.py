@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 from zfserve_runtime.access import Access
 from zfserve_runtime.gate import Gate
 from zfserve_runtime.grpc_options import Options
-from zfserve_runtime.interceptor import Call, Context, Method, is_quiet
-from zfserve_runtime.method_handlers import MethodHandler, asking_first, behaviour_of, wrapped, write_all
+from zfserve_runtime.interceptor import Call, Method, is_quiet
+from zfserve_runtime.method_handlers import Context, MethodHandler, asking_first, behaviour_of, wrapped, write_all
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.overload_log import OverloadLog
 
@@ -138,9 +138,9 @@ class InterceptingServer(grpc.aio.Server):
 class _Surrounded(grpc.GenericRpcHandler):
     """`inner`, whose handlers are surrounded when they are first asked for."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler, surround: Callable[[MethodHandler, str], Choice]) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, choose: Callable[[MethodHandler, str], Choice]) -> None:
         self._inner = inner
-        self._surround = surround
+        self._choose = choose
         self._choices: dict[str, Choice] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
@@ -149,7 +149,7 @@ class _Surrounded(grpc.GenericRpcHandler):
             handler = self._inner.service(handler_call_details)
             if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
                 return None
-            self._choices[method] = self._surround(handler, method)
+            self._choices[method] = self._choose(handler, method)
         return self._choices[method]()
 
 

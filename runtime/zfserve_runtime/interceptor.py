@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from zfserve_runtime.access import current_caller
 from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
 from zfserve_runtime.gate import Gate
+from zfserve_runtime.method_handlers import Context
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.overload_log import OverloadLog
 from zfserve_runtime.request_id import REQUEST_ID_KEY, enter_request
@@ -32,8 +33,6 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 _log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def is_quiet(method: str) -> bool:

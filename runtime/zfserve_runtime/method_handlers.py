@@ -44,20 +44,26 @@ async def write_all(served: Any, context: Context) -> None:
 
 
 def asking_first(handler: MethodHandler, ask: Callable[[Context], None]) -> MethodHandler:
-    """`handler`, of one request and one response, called only where `ask` raises nothing: else the server takes in no
-    more of the call than its metadata. On the wire a single request and a stream of one are the same."""
+    """`handler`, called only where `ask` raises nothing; a single request is read after that, so that of a call that is
+    refused the server takes in no more than the metadata. On the wire it is the same as a stream of one."""
     serve = behaviour_of(handler)
 
-    async def answer(requests: Any, context: Context) -> Any:
+    async def asked(requests: Any, context: Context) -> Any:
         ask(context)
-        return await serve(await read_only(context), context)
+        return requests if handler.request_streaming else await _only_request(context)
 
-    return wrapped(handler, answer, handler.request_deserializer, request_streaming=True)
+    async def answer(requests: Any, context: Context) -> Any:
+        return await serve(await asked(requests, context), context)
+
+    async def stream(requests: Any, context: Context) -> None:
+        await write_all(serve(await asked(requests, context), context), context)
+
+    behaviour = stream if handler.response_streaming else answer
+    return wrapped(handler, behaviour, handler.request_deserializer, request_streaming=True)
 
 
-async def read_only(context: Context) -> Any:
-    """The only request of a call whose requests come as a stream."""
-    request = await context.read()  # by way of that stream it would take two more steps of coroutines
+async def _only_request(context: Context) -> Any:
+    request = await context.read()  # by way of the stream of requests it would take two more steps of coroutines
     if request is grpc.aio.EOF:
         await asyncio.sleep(_NEWS_S)  # where the caller has gone this task is cancelled
         raise InvalidInput("the call ended before its request was sent")

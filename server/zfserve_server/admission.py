@@ -8,7 +8,7 @@ them all. A request is taken on if
 - it can be answered within its deadline, at the pace of late, with those before it who come first in the waiting line.
   Where nothing is under way, any deadline is tried: that is how a pace that was wrong is measured anew.
 
-Called by the services for every request.
+Called by the services for every request, and by `turning_away` while every model is busy.
 """
 
 from types import TracebackType

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
@@ -16,6 +15,7 @@ from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceS
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import InvalidInput, ServiceError, ShuttingDown, Unimplemented
 from zfserve_runtime.health import INFERENCE_SERVICE, SERVER, Health
+from zfserve_runtime.method_handlers import Context
 from zfserve_runtime.metrics import Metrics
 
 from zfserve_server.decoding import Decoding
@@ -32,8 +32,6 @@ from zfserve_server.inference_tensors import FILE_INPUT, add_outputs, check_inpu
 from zfserve_server.models import Models, ModelState
 from zfserve_server.senders import Sender, Senders
 from zfserve_server.served_model import ServedModel
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 STREAM_DEPTH = 32
 """Requests of one stream that are served at once; the next is read when the first has been answered."""

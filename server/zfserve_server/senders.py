@@ -4,13 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-import grpc
 from zfserve_runtime.access import current_caller
 from zfserve_runtime.errors import InvalidInput, RateExceeded
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from zfserve_runtime.method_handlers import Context
 
 PRIORITY_KEY = "x-priority"
 CLIENT_KEY = "x-client-id"

@@ -5,13 +5,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
 
-import grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
+from zfserve_runtime.method_handlers import Context
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.projection_request import check_projection_request
 
@@ -24,8 +23,6 @@ from zfserve_server.projection import add_source_box, check_projection, worker_r
 from zfserve_server.senders import Senders
 from zfserve_server.served_model import ServedModel
 from zfserve_server.worker_client import WorkerClient
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_TOP_K = 5
 

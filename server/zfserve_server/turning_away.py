@@ -8,16 +8,14 @@ others once they are read. Built by `app`.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
-import grpc
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import Overloaded
+from zfserve_runtime.method_handlers import Context
 
 from zfserve_server.models import Models
 from zfserve_server.senders import Priority, Sender, Senders
 
-Context = grpc.aio.ServicerContext[Any, Any]
 TurnAway = Callable[[Context], None]
 """Raises Overloaded; InvalidInput where the metadata name a sender that cannot be."""
 

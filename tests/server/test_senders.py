@@ -5,6 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes.clock import Clock
+from fakes.metadata_only import MetadataOnly
 from fakes.serving import FakeEngine, classify_request, running_server
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,22 +14,8 @@ from zfserve_runtime.status import from_call_error
 from zfserve_server.senders import Priority, Sender, Senders
 
 
-class Call:
-    """What is asked of a call."""
-
-    def __init__(self, *metadata: tuple[str, str], peer: str = "ipv4:10.0.0.1:4711") -> None:
-        self._metadata = metadata
-        self._peer = peer
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._metadata
-
-    def peer(self) -> str:
-        return self._peer
-
-
 def recognise(senders: Senders, *metadata: tuple[str, str], **call: Any) -> Sender:
-    return senders.recognise(Call(*metadata, **call))  # type: ignore[arg-type]
+    return senders.recognise(MetadataOnly(*metadata, **call))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes.inference_requests import raw_request
+from fakes.metadata_only import MetadataOnly
 from fakes.serving import FakeEngine, classify_request, running_server
 from zfserve_runtime.errors import InvalidInput, Overloaded, Starting
 from zfserve_runtime.status import from_call_error
@@ -19,24 +20,6 @@ from zfserve_server.turning_away import all_are_busy, turning_away
 
 CLASSIFY, INFER = "/zfserve.v1.VisionService/Classify", "/inference.GRPCInferenceService/ModelInfer"
 
-SHOP = "shop"
-
-
-class Call:
-    """What is asked of a call that has no deadline."""
-
-    def __init__(self, *metadata: tuple[str, str]) -> None:
-        self._metadata = (("x-client-id", SHOP), *metadata)
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._metadata
-
-    def peer(self) -> str:
-        return "unix:"
-
-    def time_remaining(self) -> float | None:
-        return None
-
 
 class Served:
     """A model of which nobody asks more."""
@@ -47,7 +30,7 @@ class Served:
 
 def is_turned_away(method: str, *served: Served, metadata: tuple[tuple[str, str], ...] = ()) -> bool:
     models: Any = served
-    call: Any = Call(*metadata)
+    call: Any = MetadataOnly(("x-client-id", "shop"), *metadata)
     if not all_are_busy(models):
         return False
     try:
@@ -70,9 +53,11 @@ def test_a_call_is_read_where_any_model_has_room(method: str) -> None:
 
 
 def test_nothing_is_counted() -> None:
-    free = Served(1)
-    for _ in range(3):
-        assert not is_turned_away(CLASSIFY, free)
+    free = Served(2)
+    with free.admission.admit():
+        for _ in range(3):
+            assert not is_turned_away(CLASSIFY, free)
+        assert free.admission.accepted == 1
     assert free.admission.accepted == 0
 
 
