@@ -4,15 +4,14 @@
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from zfserve_runtime.callers_file import Caller, Callers, read_callers_file
 from zfserve_runtime.errors import PermissionDenied, Unauthenticated
-from zfserve_runtime.method_handlers import Context, MethodHandler, asking_first, behaviour_of, wrapped
-from zfserve_runtime.permissions import is_open
+from zfserve_runtime.method_handlers import Ask, Context, Metadata, MethodHandler, behaviour_of, metadata_of, wrapped
 from zfserve_runtime.reloaded import Reloaded
 
 AUTHORIZATION_KEY = "authorization"
@@ -48,51 +47,50 @@ class Access:
         self._clock = clock
         self._looked_s = clock()
 
+    def entrance(self, method: str) -> Ask:
+        """To be asked first of all about a call of `method` (its full name)."""
+
+        def enter(context: Context, metadata: Metadata) -> None:
+            _caller.set(self.admit(method, context, metadata))  # each call is a task of its own
+
+        return enter
+
     def guard(self, handler: MethodHandler, method: str) -> MethodHandler:
-        """`handler`, called only for whom may call `method` (its full name).
-
-        The request is read once the caller is known, as `asking_first` does it.
-        """
-        if is_open(method):
+        """`handler`, which takes further requests only of whom may still call `method`."""
+        if not handler.request_streaming:
             return handler
-        if handler.request_streaming:
-            serve = behaviour_of(handler)
+        serve = behaviour_of(handler)
 
-            def serve_permitted(requests: Any, context: Context) -> Any:
-                return serve(self._permitted(requests, method, context), context)
+        def serve_permitted(requests: Any, context: Context) -> Any:
+            return serve(self._permitted(requests, method, context), context)
 
-            handler = wrapped(handler, serve_permitted, handler.request_deserializer)
-
-        def enter(context: Context) -> None:
-            _caller.set(self.admit(method, context))  # each call is a task of its own
-
-        return asking_first(handler, enter)
+        return wrapped(handler, serve_permitted, handler.request_deserializer)
 
     async def _permitted(self, requests: Any, method: str, context: Context) -> AsyncIterator[Any]:
         """Each request as it comes: who may no longer call hears of it at the next."""
         async for request in requests:
-            self.admit(method, context)
+            self.admit(method, context, metadata_of(context))
             yield request
 
-    def admit(self, method: str, context: Context) -> Caller:
+    def admit(self, method: str, context: Context, metadata: Metadata) -> Caller:
         """The caller of `method`.
 
         Raises:
             Unauthenticated: it is not known.
             PermissionDenied: it may not.
         """
-        caller = self._recognise(context)
+        caller = self._recognise(context, metadata)
         if not caller.may_call(method):
             raise PermissionDenied(f"{caller.name} may not call {method}; ask the service's operator to permit it")
         return caller
 
-    def _recognise(self, context: Context) -> Caller:
+    def _recognise(self, context: Context, metadata: Metadata) -> Caller:
         if self._callers is None:
             return Caller(next(_certificate_names(context), ""))
         if (now_s := self._clock()) - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now_s
             self._callers.look()
-        callers, token = self._callers.value, _bearer_token(context.invocation_metadata() or ())
+        callers, token = self._callers.value, _bearer_token(metadata)
         if token is not None:
             if (caller := callers.with_token(token)) is None:
                 raise Unauthenticated("this service does not know the token; ask its operator for another")
@@ -107,10 +105,10 @@ class Access:
         return caller
 
 
-def _bearer_token(metadata: Iterable[Any]) -> str | None:
+def _bearer_token(metadata: Metadata) -> str | None:
     """The token in `authorization: Bearer TOKEN` (RFC 6750); "", which nobody has, where something else is there."""
     for key, value in metadata:
-        if key == AUTHORIZATION_KEY:
+        if key == AUTHORIZATION_KEY and isinstance(value, str):
             scheme, _, token = value.partition(" ")
             return token.strip() if scheme.lower() == "bearer" else ""
     return None

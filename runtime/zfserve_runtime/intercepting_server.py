@@ -13,9 +13,18 @@ from zfserve_runtime.access import Access
 from zfserve_runtime.gate import Gate
 from zfserve_runtime.grpc_options import Options
 from zfserve_runtime.interceptor import Call, Method, is_quiet
-from zfserve_runtime.method_handlers import Context, MethodHandler, asking_first, behaviour_of, wrapped, write_all
+from zfserve_runtime.method_handlers import (
+    Ask,
+    Context,
+    MethodHandler,
+    behaviour_of,
+    only_request,
+    wrapped,
+    write_all,
+)
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.overload_log import OverloadLog
+from zfserve_runtime.permissions import is_open
 
 if TYPE_CHECKING:
     from zfserve_runtime.otlp import Tracing
@@ -51,13 +60,13 @@ class InterceptingServer(grpc.aio.Server):
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracing = tracing
-        self._asked_first: dict[str, tuple[Callable[[Context], None], Callable[[], bool]]] = {}
+        self._asked_first: dict[str, tuple[Ask, Callable[[], bool]]] = {}
+        self._methods: dict[str, Method] = {}
         self._gate = Gate()
         self._overload_log = OverloadLog()
 
-    def ask_first(self, method: str, ask: Callable[[Context], None], when: Callable[[], bool]) -> None:
-        """Have `ask` look at a call of `method` (its full name; one request, one response) before its request is read:
-        what it raises ends the call. To be said before the first call.
+    def ask_first(self, method: str, ask: Ask, when: Callable[[], bool]) -> None:
+        """Have `ask` look at each call of `method` (its full name). To be said before the first.
 
         Args:
             when: whether to ask about a call that comes now; what it takes stands between a lone client and its answer.
@@ -107,19 +116,23 @@ class InterceptingServer(grpc.aio.Server):
         if method not in self._asked_first:
             return lambda: plain
         ask, when = self._asked_first[method]
-        asking = self._surround(asking_first(handler, ask), method)
+        asking = self._surround(handler, method, ask)
         return lambda: asking if when() else plain
 
-    def _surround(self, handler: MethodHandler, method: str) -> MethodHandler:
-        if self._access is not None:
-            handler = self._access.guard(handler, method)
-        tracing, gate = (None, Gate()) if is_quiet(method) else (self._tracing, self._gate)
-        surround = partial(Call, Method(method, gate, self._metrics, tracing, self._overload_log))
-        serve = behaviour_of(handler)
+    def _surround(self, handler: MethodHandler, method: str, *asks: Ask) -> MethodHandler:
+        """Where anything is asked first, a single request is read after that, so that of a call which is refused the
+        server takes in no more than the metadata."""
+        if self._access is not None and not is_open(method):
+            handler, asks = self._access.guard(handler, method), (self._access.entrance(method), *asks)
+        surround = partial(Call, self._method(method))
+        serve, reads = behaviour_of(handler), bool(asks) and not handler.request_streaming
 
         async def answer(request: Any, context: Context) -> Any:
             with surround(context) as surrounded:
-                surrounded.check(request)
+                surrounded.check(asks)
+                if reads:
+                    request = await only_request(context)
+                surrounded.accept(request)
                 return await serve(request, context)
             return await surrounded.answer()
 
@@ -127,12 +140,27 @@ class InterceptingServer(grpc.aio.Server):
         # suspended at its yield would hear of it only when it is collected.
         async def stream(request: Any, context: Context) -> None:
             with surround(context) as surrounded:
-                surrounded.check(request)
+                surrounded.check(asks)
+                if reads:
+                    request = await only_request(context)
+                surrounded.accept(request)
                 await write_all(serve(request, context), context)
                 return
             await surrounded.answer()
 
-        return wrapped(handler, stream if handler.response_streaming else answer, _deserializer(handler))
+        return wrapped(
+            handler,
+            stream if handler.response_streaming else answer,
+            _deserializer(handler),
+            request_streaming=reads or bool(handler.request_streaming),
+        )
+
+    def _method(self, name: str) -> Method:
+        """One for all calls of it, asked about first or not."""
+        if name not in self._methods:
+            tracing, gate = (None, Gate()) if is_quiet(name) else (self._tracing, self._gate)
+            self._methods[name] = Method(name, gate, self._metrics, tracing, self._overload_log)
+        return self._methods[name]
 
 
 class _Surrounded(grpc.GenericRpcHandler):

@@ -10,6 +10,7 @@ import logging
 import random
 import re
 import time
+from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never
@@ -20,7 +21,7 @@ from google.protobuf.message import DecodeError
 from zfserve_runtime.access import current_caller
 from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
 from zfserve_runtime.gate import Gate
-from zfserve_runtime.method_handlers import Context
+from zfserve_runtime.method_handlers import Ask, Context, Metadata, metadata_of
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.overload_log import OverloadLog
 from zfserve_runtime.request_id import REQUEST_ID_KEY, enter_request
@@ -46,6 +47,9 @@ class Method:
     Args:
         name: as gRPC has it, "/package.Service/Method".
         tracing: None where its calls are not traced.
+
+    Attributes:
+        in_flight: calls being served; the metric is read from it.
     """
 
     def __init__(
@@ -56,7 +60,8 @@ class Method:
         self.gate = gate
         self.tracing = tracing
         self.overload_log = overload_log
-        self.in_flight = metrics.in_flight.labels(name)
+        self.in_flight = 0
+        metrics.in_flight.labels(name).set_function(lambda: self.in_flight)
         self._seconds = metrics.request_seconds.labels(name)
         self._ended = cache(lambda status: metrics.requests.labels(name, status))
         self._refused = cache(lambda reason: metrics.refusals.labels(name, reason))
@@ -80,17 +85,15 @@ class Call:
         self._method = method
         self._context = context
         self._trace: CallTrace | None = None
-        self._request_id = _request_id_of(context)
+        self._metadata = metadata_of(context)
+        self._request_id = _request_id_in(self._metadata)
         self._started_s = time.perf_counter()
         self._answer: ServiceError | None = None
 
     def __enter__(self) -> Call:
-        enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
         if self._method.tracing is not None:
-            metadata = self._context.invocation_metadata()
-            self._trace = self._method.tracing.begin_call(self._method.name, self._request_id, metadata)
-        self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
-        self._method.in_flight.inc()
+            self._trace = self._method.tracing.begin_call(self._method.name, self._request_id, self._metadata)
+        self._method.in_flight += 1
         self._method.gate.enter()
         return self
 
@@ -99,20 +102,27 @@ class Call:
     ) -> bool:
         status = self._judge(error)
         duration_s = time.perf_counter() - self._started_s
-        self._peer = self._context.peer()  # a call that has ended must not be asked: gRPC would crash the process
-        self._method.in_flight.dec()
+        self._method.in_flight -= 1
         self._method.gate.leave()
         if error is None:
-            asyncio.get_running_loop().call_soon(self._record, status, duration_s, None)
+            peer = self._context.peer()  # a call that has ended must not be asked: gRPC would crash the process
+            asyncio.get_running_loop().call_soon(self._record, status, duration_s, None, peer)
         else:  # measured and logged by the time the client knows
             self._record(status, duration_s, self._answer if isinstance(error, DecodeError) else error)
         return self._answer is not None
 
-    def check(self, request: Any) -> None:
-        """Raises ShuttingDown where calls are refused, and a `request` that is the error of reading it."""
+    def check(self, asks: Sequence[Ask]) -> None:
+        """Raises ShuttingDown where calls are refused, and what any of `asks` raises."""
         self._method.gate.check()
+        for ask in asks:
+            ask(self._context, self._metadata)
+
+    def accept(self, request: Any) -> None:
+        """Before the service has it. Raises a `request` that is the error of reading it."""
+        enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
         if isinstance(request, DecodeError):
             raise request
+        self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
 
     async def answer(self) -> Never:
         """End the call with the error that ended its handler, with no message before it, so that gRPC's retries may
@@ -138,11 +148,11 @@ class Call:
                 # The stubs leave out that a code not set is None.
                 answered: grpc.StatusCode | None = self._context.code()
                 return answered or grpc.StatusCode.OK
-            case grpc.aio.AbortError():  # the service, the standard health service for one, answered for itself
-                return self._context.code()
             case ServiceError():
                 self._answer = error
                 return error.status
+            case grpc.aio.AbortError():  # the service, the standard health service for one, answered for itself
+                return self._context.code()
             case DecodeError():
                 self._answer = InvalidInput("the request is not the message that this method takes")
                 return self._answer.status
@@ -166,21 +176,25 @@ class Call:
         allotted_s = remaining_s + time.perf_counter() - self._started_s
         return remaining_s <= 0.01 * allotted_s + 0.05
 
-    def _record(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
+    def _record(
+        self, status: grpc.StatusCode, duration_s: float, error: BaseException | None, peer: str | None = None
+    ) -> None:
         if self._trace is not None:
             self._trace.end(status.name, duration_s)
         self._method.measure(status, duration_s, error)
+        if isinstance(error, Overloaded) and not self._method.overload_log.has_room():
+            return
         is_fault = status in _SERVER_FAULTS
         level = logging.ERROR if is_fault else logging.DEBUG if self._method.quiet else logging.INFO
-        if not _log.isEnabledFor(level) or (isinstance(error, Overloaded) and not self._method.overload_log.has_room()):
+        if not _log.isEnabledFor(level):
             return
         fields = {
             "request_id": self._request_id,
             "method": self._method.name,
             "status": status.name,
             "duration_ms": round(duration_s * 1e3, 3),
-            "peer": self._peer,
-            **_earlier_attempts(self._context),
+            "peer": self._context.peer() if peer is None else peer,
+            **_earlier_attempts(self._metadata),
         }
         if caller := current_caller().name:
             fields["caller"] = caller
@@ -193,16 +207,16 @@ def _drop_traceback(error: BaseException) -> None:
     error.__traceback__ = None
 
 
-def _request_id_of(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _request_id_in(metadata: Metadata) -> str:
+    for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_ID.fullmatch(value):
             return value
     return f"{random.getrandbits(64):016x}"  # to tell calls apart, not to guard anything
 
 
-def _earlier_attempts(context: Context) -> dict[str, str]:
+def _earlier_attempts(metadata: Metadata) -> dict[str, str]:
     """For the log: how often gRPC's retries (gRFC A6) had made this call before; nothing where this is the first."""
-    for key, value in context.invocation_metadata() or ():
+    for key, value in metadata:
         if key == "grpc-previous-rpc-attempts" and isinstance(value, str):
             return {"earlier_attempts": value}
     return {}

@@ -1,9 +1,9 @@
 """What gRPC calls for a method, taken apart and put together anew, whichever of its four kinds it is: for those that
-surround handlers, `intercepting_server` and `access`."""
+surround handlers, `intercepting_server` and `access`; and what they ask of a call before."""
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -12,7 +12,11 @@ import grpc
 from zfserve_runtime.errors import InvalidInput
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = Sequence[tuple[str, str | bytes]]
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
+Ask = Callable[[Context, Metadata], None]
+"""Looks at a call before its request is read: what it raises ends the call. Is given the call's metadata, which gRPC
+would copy out once more."""
 
 _NEWS_S = 0.05
 """gRPC says that there is no more to read when a caller went away, too, and only then that it did."""
@@ -43,26 +47,13 @@ async def write_all(served: Any, context: Context) -> None:
             await context.write(message)
 
 
-def asking_first(handler: MethodHandler, ask: Callable[[Context], None]) -> MethodHandler:
-    """`handler`, called only where `ask` raises nothing; a single request is read after that, so that of a call that is
-    refused the server takes in no more than the metadata. On the wire it is the same as a stream of one."""
-    serve = behaviour_of(handler)
-
-    async def asked(requests: Any, context: Context) -> Any:
-        ask(context)
-        return requests if handler.request_streaming else await _only_request(context)
-
-    async def answer(requests: Any, context: Context) -> Any:
-        return await serve(await asked(requests, context), context)
-
-    async def stream(requests: Any, context: Context) -> None:
-        await write_all(serve(await asked(requests, context), context), context)
-
-    behaviour = stream if handler.response_streaming else answer
-    return wrapped(handler, behaviour, handler.request_deserializer, request_streaming=True)
+def metadata_of(context: Context) -> Metadata:
+    metadata: Any = context.invocation_metadata()  # the stubs have a class here that only clients are given
+    return metadata or ()
 
 
-async def _only_request(context: Context) -> Any:
+async def only_request(context: Context) -> Any:
+    """That of a method with one request, which is served as if it had a stream of them: on the wire it is the same."""
     request = await context.read()  # by way of the stream of requests it would take two more steps of coroutines
     if request is grpc.aio.EOF:
         await asyncio.sleep(_NEWS_S)  # where the caller has gone this task is cancelled

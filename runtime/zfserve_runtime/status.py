@@ -6,7 +6,9 @@ Source: google.rpc `error_details.proto` and AIP-193.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
+from secrets import token_hex
+from typing import NamedTuple
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -25,38 +27,66 @@ LONGEST_MESSAGE, LONGEST_FIELD = 1000, 200
 """Bytes. Messages quote callers, and of a status whose metadata are over 8 KiB gRPC may keep not even the code."""
 
 
-@dataclass(frozen=True)
-class ErrorStatus:
-    """What a failed call answers: a code, a sentence, google.rpc details, and when a retry can succeed."""
+_STAND_IN = token_hex(8)
+"""For a request's id, in details that are written once for many requests; as long as the ids that we give."""
+
+
+class ErrorStatus(NamedTuple):
+    """What a failed call answers: a code, a sentence, a serialised google.rpc.Status, and when a retry can succeed."""
 
     code: grpc.StatusCode
     message: str
-    details: status_pb2.Status
+    details: bytes
     retry_after_s: float | None
 
-    def metadata(self) -> Iterator[tuple[str, str | bytes]]:
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """The trailing metadata that carries the details and the delay."""
-        yield DETAILS_KEY, self.details.SerializeToString()
-        if self.retry_after_s is not None:
-            yield PUSHBACK_KEY, str(math.ceil(self.retry_after_s * 1e3))
+        details = (DETAILS_KEY, self.details)
+        if self.retry_after_s is None:
+            return (details,)
+        return details, (PUSHBACK_KEY, str(math.ceil(self.retry_after_s * 1e3)))
 
 
 def to_status(error: ServiceError, request_id: str) -> ErrorStatus:
     """The status of `error`: ErrorInfo always, BadRequest where it names a field, RetryInfo where a retry can help."""
-    number: int = error.status.value[0]
     message = _shortened(error.message, LONGEST_MESSAGE)
+    said = (error.status, message, error.reason, error.field, error.retry_after_s)
+    if len(request_id) == len(_STAND_IN):
+        before, after = _around_id(*said)
+        details = before + request_id.encode() + after
+    else:
+        details = _details(*said, request_id)
+    return ErrorStatus(error.status, message, details, error.retry_after_s)
+
+
+@lru_cache(maxsize=256)
+def _around_id(
+    code: grpc.StatusCode, message: str, reason: str, field: str | None, retry_after_s: float | None
+) -> tuple[bytes, bytes]:
+    """The details but for the request's id: what comes before it, and what after. A crowd is refused in few different
+    words, and to write them as five messages of protobuf is half of what it costs to say them."""
+    before, after = _details(code, message, reason, field, retry_after_s, _STAND_IN).split(_STAND_IN.encode())
+    return before, after
+
+
+def _details(
+    code: grpc.StatusCode, message: str, reason: str, field: str | None, retry_after_s: float | None, request_id: str
+) -> bytes:
+    number: int = code.value[0]
     status = status_pb2.Status(code=number, message=message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id})
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"request_id": request_id})
     status.details.add().Pack(info)
-    if error.field is not None:
-        field = _shortened(error.field, LONGEST_FIELD)
-        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+    if field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_shortened(field, LONGEST_FIELD), description=message
+        )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after_s is not None:
+    if retry_after_s is not None:
         delay = Duration()
-        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        delay.FromNanoseconds(round(retry_after_s * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return ErrorStatus(error.status, message, status, error.retry_after_s)
+    serialised: bytes = status.SerializeToString()
+    return serialised
 
 
 def _shortened(text: str, most: int) -> str:

@@ -121,4 +121,5 @@ class _Places:
 
 
 def _overloaded(why: str, retry_after_s: float) -> Overloaded:
-    return Overloaded(f"{why}; try again in {retry_after_s:.2g} s", retry_after_s=retry_after_s)
+    after_s = f"{retry_after_s:.2g}"  # few different ones, of which `to_status` makes use
+    return Overloaded(f"{why}; try again in {after_s} s", retry_after_s=float(after_s))

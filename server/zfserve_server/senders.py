@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from zfserve_runtime.access import current_caller
 from zfserve_runtime.errors import InvalidInput, RateExceeded
-from zfserve_runtime.method_handlers import Context
+from zfserve_runtime.method_handlers import Context, Metadata, metadata_of
 
 PRIORITY_KEY = "x-priority"
 CLIENT_KEY = "x-client-id"
@@ -63,12 +63,12 @@ class Senders:
             InvalidInput: see `identify`.
             RateExceeded: the client sends more than it may.
         """
-        sender = self.identify(context)
+        sender = self.identify(context, metadata_of(context))
         if self._buckets is not None:
             self._buckets.draw(sender.client)
         return sender
 
-    def identify(self, context: Context) -> Sender:
+    def identify(self, context: Context, metadata: Metadata) -> Sender:
         """The sender of the call being served.
 
         It is known by the name it proved to have, by token or certificate; where it proved none, by the metadata
@@ -78,7 +78,7 @@ class Senders:
             InvalidInput: there is no such priority, or the client's id is too long.
         """
         client, priority = current_caller().name, Priority.INTERACTIVE
-        for key, value in context.invocation_metadata() or ():
+        for key, value in metadata:
             if key == PRIORITY_KEY:
                 priority = _priority(value)
             elif key == CLIENT_KEY and not client:

@@ -5,29 +5,27 @@ is unknown here, so a call is turned away where every model refuses its sender a
 others once they are read. Built by `app`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import Overloaded
-from zfserve_runtime.method_handlers import Context
+from zfserve_runtime.method_handlers import Ask, Context, Metadata
 
 from zfserve_server.models import Models
 from zfserve_server.senders import Priority, Sender, Senders
 
-TurnAway = Callable[[Context], None]
-"""Raises Overloaded; InvalidInput where the metadata name a sender that cannot be."""
 
+def turning_away(models: Models, senders: Senders) -> dict[str, Ask]:
+    """By the full names of the methods that send photos to an engine. They raise Overloaded; InvalidInput where the
+    metadata name a sender that cannot be."""
 
-def turning_away(models: Models, senders: Senders) -> dict[str, TurnAway]:
-    """By the full names of the methods that send photos to an engine."""
+    def classify(context: Context, metadata: Metadata) -> None:
+        _turn_away(models, [senders.identify(context, metadata)], Deadline.of(context))
 
-    def classify(context: Context) -> None:
-        _turn_away(models, [senders.identify(context)], Deadline.of(context))
-
-    def infer(context: Context) -> None:  # its request may name another priority
-        sender = senders.identify(context)
+    def infer(context: Context, metadata: Metadata) -> None:  # its request may name another priority
+        sender = senders.identify(context, metadata)
         _turn_away(models, [replace(sender, priority=priority) for priority in Priority], Deadline.of(context))
 
     return {"/zfserve.v1.VisionService/Classify": classify, "/inference.GRPCInferenceService/ModelInfer": infer}

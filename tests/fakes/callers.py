@@ -11,6 +11,7 @@ from zfserve_runtime.access import Access, current_caller
 from zfserve_runtime.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
 from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
 from zfserve_runtime.intercepting_server import InterceptingServer
+from zfserve_runtime.method_handlers import Ask
 from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.tls import TlsFiles, server_credentials
 
@@ -57,7 +58,7 @@ class GuardedProbe:
 async def guarded_probe(
     access: Access | None,
     tls: bool = False,
-    ask: Callable[[Any], None] | None = None,
+    ask: Ask | None = None,
     when: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[GuardedProbe]:
     """With `tls`, both sides show certificates. `ask` looks first at calls of the unary method, as `when` says."""

@@ -14,12 +14,13 @@ from fakes.callers import bearer, guarded_probe, write_callers
 from fakes.probe import failure_of
 from zfserve_runtime.access import Access
 from zfserve_runtime.errors import Overloaded
+from zfserve_runtime.method_handlers import Metadata
 
 UNARY = "/test.Probe/Unary"
 
 
-def refuse_the_unwanted(context: Any) -> None:
-    if dict(context.invocation_metadata()).get("wanted") != "yes":
+def refuse_the_unwanted(context: Any, metadata: Metadata) -> None:
+    if dict(metadata).get("wanted") != "yes":
         raise Overloaded("there is no room", retry_after_s=1.5)
 
 
@@ -48,7 +49,11 @@ async def test_nobody_is_asked_about_while_there_is_no_reason_to() -> None:
 async def test_of_strangers_nothing_more_is_asked(tmp_path: Path) -> None:
     asked: list[Any] = []
     token = write_callers(tmp_path / "tokens.json", shop="all")["shop"]
-    async with guarded_probe(Access(tmp_path / "tokens.json"), ask=asked.append) as probe:
+
+    def ask(context: Any, metadata: Metadata) -> None:
+        asked.append(metadata)
+
+    async with guarded_probe(Access(tmp_path / "tokens.json"), ask=ask) as probe:
         assert (await failure_of(probe.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
         assert asked == []
         assert await probe.unary(*bearer(token)) == "shop"
@@ -61,7 +66,7 @@ async def test_a_caller_that_goes_before_its_request_is_sent(way: str, caplog: p
     caplog.set_level(logging.INFO)
     asked, serving = asyncio.Event(), list[Any]()
 
-    def ask(context: Any) -> None:
+    def ask(context: Any, metadata: Metadata) -> None:
         serving.append(asyncio.current_task())
         asked.set()
 
@@ -93,7 +98,7 @@ async def test_a_call_that_is_refused_first_leaves_nothing_to_the_garbage_collec
         raised.append(weakref.ref(error))
         return error
 
-    def ask(context: Any) -> None:
+    def ask(context: Any, metadata: Metadata) -> None:
         raise remembered()
 
     async with guarded_probe(None, ask=ask) as probe:

@@ -133,8 +133,8 @@ async def test_a_call_that_has_ended_is_not_asked_for_its_peer(caplog: pytest.Lo
     context: Any = EndingContext()
     method = Method("/test.Probe/Unary", Gate(), Metrics(), None, OverloadLog())
     with caplog.at_level(logging.INFO):
-        with Call(method, context):
-            pass
+        with Call(method, context) as call:
+            call.accept(Empty())
         context.ended = True
         await asyncio.sleep(0)
     (line,) = (record for record in caplog.records if record.message == "call")

@@ -2,15 +2,23 @@
 
 import asyncio
 import json
+from typing import TypeVar
 
 import grpc
 import pytest
 from fakes.probe import Probe, details_of, failure_at_the_end_of, failure_of, raising, stubs
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from hypothesis import given
+from hypothesis import strategies as st
 from zfserve_runtime import errors
-from zfserve_runtime.status import error_classes, from_call_error
+from zfserve_runtime.status import error_classes, from_call_error, to_status
 
+M = TypeVar("M", bound=Message)
 SECRET = "/var/secret/path of another user"
 
 STATUSES = {
@@ -64,6 +72,33 @@ async def test_error_class_becomes_its_status_with_details(
     returned = from_call_error(failure)
     assert type(returned) is error_class
     assert vars(returned) == {"message": "Do this instead.", "field": "image.encoded", "retry_after_s": 1.5}
+
+
+@given(
+    st.lists(st.from_regex(r"[0-9a-f]{16}|[A-Za-z0-9._-]{1,64}", fullmatch=True), min_size=1, max_size=3),
+    st.sampled_from(["Do this instead.", ""]) | st.text(max_size=30),
+    st.none() | st.text(max_size=10),
+    st.none() | st.sampled_from([0.5, 2.0]),
+)
+def test_each_call_is_told_its_own_id(
+    request_ids: list[str], message: str, field: str | None, retry_after_s: float | None
+) -> None:
+    """In details that are written once for many calls."""
+    error = errors.Overloaded(message, field=field, retry_after_s=retry_after_s)
+    for request_id in request_ids:
+        status = Status.FromString(to_status(error, request_id).details)
+        info, *others = status.details
+        assert (status.code, status.message) == (8, message)
+        assert unpacked(info, ErrorInfo).metadata == {"request_id": request_id}
+        assert len(others) == (field is not None) + (retry_after_s is not None)
+        if retry_after_s is not None:
+            assert unpacked(others[-1], RetryInfo).retry_delay.ToMilliseconds() == retry_after_s * 1000
+
+
+def unpacked(detail: AnyMessage, kind: type[M]) -> M:
+    message = kind()
+    assert detail.Unpack(message)
+    return message
 
 
 async def test_details_hold_nothing_that_the_error_does_not_say(probe: Probe) -> None:

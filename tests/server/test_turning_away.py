@@ -34,7 +34,7 @@ def is_turned_away(method: str, *served: Served, metadata: tuple[tuple[str, str]
     if not all_are_busy(models):
         return False
     try:
-        turning_away(models, Senders())[method](call)
+        turning_away(models, Senders())[method](call, call.invocation_metadata())
     except Overloaded:
         return True
     return False
