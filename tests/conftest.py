@@ -5,12 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, LayerEntry, Manifest, file_digest
 from zfserve_runtime.golden import Golden, write_golden
 
 ColourBundle = Callable[..., Bundle]
+
+# How long a test may take is pytest's to say, and not by the first example's luck on a busy machine.
+hypothesis.settings.register_profile("zfserve", deadline=None)
+hypothesis.settings.load_profile("zfserve")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts its background jobs so, and they their children: those that tests interrupt would not hear of it.

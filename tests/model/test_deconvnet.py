@@ -257,7 +257,7 @@ def test_nothing_is_left_on_the_network() -> None:
 
 
 @given(scale=st.floats(1e-3, 1e3), layer=st.sampled_from(["conv1", "relu2", "pool2", "conv3"]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_projections_are_positively_homogeneous(scale: float, layer: str) -> None:
     """With the switches held fast, a unit c times as strong has a projection c times as strong."""
     _, _, traced_image = traced("zfnet-fig3")
@@ -278,7 +278,7 @@ def test_projections_are_positively_homogeneous(scale: float, layer: str) -> Non
     right=st.integers(0, 2),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_an_image_moved_by_the_stride_moves_the_projection(layer: str, down: int, right: int, seed: int) -> None:
     network, _, _ = traced("zfnet-fig3")
     (row,) = (row for row in layer_table(network) if row.name == layer)

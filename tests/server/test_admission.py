@@ -122,7 +122,7 @@ def test_one_client_alone_leaves_a_place_for_the_next_and_two_share() -> None:
         assert fill(admission, Sender("third"), stack) > 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(), st.integers(30, 120))
 def test_clients_that_press_get_equal_shares_whatever_the_first_one_held(seed: int, limit: int) -> None:
     """Admission and the waiting line together: each answer makes room for one, and all press in any order."""

@@ -63,7 +63,7 @@ async def test_what_waits_together_runs_together_oldest_first_up_to_the_limit(
     assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 2, 2]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pauses=st.lists(st.integers(0, 3), min_size=1, max_size=40),
     cancelled=st.sets(st.integers(0, 39), max_size=10),
@@ -152,7 +152,7 @@ async def test_an_engine_error_fails_its_own_batch_only(
     assert (await batcher.submit(pixels_of(2), NEVER)).features[0] == 2
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(poison=st.sets(st.integers(1, 9), max_size=4), endless=st.sets(st.integers(1, 9), max_size=4))
 def test_bad_images_fail_alone_and_their_mates_are_answered(poison: set[int], endless: set[int]) -> None:
     async def scenario() -> None:
