@@ -11,7 +11,7 @@ from typing import Any
 
 from zfserve_runtime.callers_file import Caller, Callers, read_callers_file
 from zfserve_runtime.errors import PermissionDenied, Unauthenticated
-from zfserve_runtime.method_handlers import Ask, Context, Metadata, MethodHandler, behaviour_of, metadata_of, wrapped
+from zfserve_runtime.method_handlers import Ask, Context, Metadata, metadata_of
 from zfserve_runtime.reloaded import Reloaded
 
 AUTHORIZATION_KEY = "authorization"
@@ -55,21 +55,19 @@ class Access:
 
         return enter
 
-    def guard(self, handler: MethodHandler, method: str) -> MethodHandler:
-        """`handler`, which takes further requests only of whom may still call `method`."""
-        if not handler.request_streaming:
-            return handler
-        serve = behaviour_of(handler)
+    def guard(self, serve: Callable[[Any, Context], Any], method: str) -> Callable[[Any, Context], Any]:
+        """`serve`, which takes a stream of requests, and takes each only of whom may still call `method`."""
 
         def serve_permitted(requests: Any, context: Context) -> Any:
             return serve(self._permitted(requests, method, context), context)
 
-        return wrapped(handler, serve_permitted, handler.request_deserializer)
+        return serve_permitted
 
     async def _permitted(self, requests: Any, method: str, context: Context) -> AsyncIterator[Any]:
         """Each request as it comes: who may no longer call hears of it at the next."""
+        metadata = metadata_of(context)
         async for request in requests:
-            self.admit(method, context, metadata_of(context))
+            self.admit(method, context, metadata)
             yield request
 
     def admit(self, method: str, context: Context, metadata: Metadata) -> Caller:

@@ -122,38 +122,28 @@ class InterceptingServer(grpc.aio.Server):
     def _surround(self, handler: MethodHandler, method: str, *asks: Ask) -> MethodHandler:
         """Where anything is asked first, a single request is read after that, so that of a call which is refused the
         server takes in no more than the metadata."""
+        serve, takes_stream = behaviour_of(handler), bool(handler.request_streaming)
+        writes_stream = bool(handler.response_streaming)
         if self._access is not None and not is_open(method):
-            handler, asks = self._access.guard(handler, method), (self._access.entrance(method), *asks)
-        surround = partial(Call, self._method(method))
-        serve, reads = behaviour_of(handler), bool(asks) and not handler.request_streaming
+            asks = (self._access.entrance(method), *asks)
+            if takes_stream:
+                serve = self._access.guard(serve, method)
+        surround, reads = partial(Call, self._method(method)), bool(asks) and not takes_stream
 
+        # A coroutine that writes, where a stream is wanted, not a generator: a client that goes away cancels the write,
+        # and a generator suspended at its yield would hear of it only when it is collected.
         async def answer(request: Any, context: Context) -> Any:
             with surround(context) as surrounded:
                 surrounded.check(asks)
                 if reads:
                     request = await only_request(context)
                 surrounded.accept(request)
+                if writes_stream:
+                    return await write_all(serve(request, context), context)
                 return await serve(request, context)
             return await surrounded.answer()
 
-        # A coroutine that writes, not a generator: a client that goes away cancels the write, and a generator
-        # suspended at its yield would hear of it only when it is collected.
-        async def stream(request: Any, context: Context) -> None:
-            with surround(context) as surrounded:
-                surrounded.check(asks)
-                if reads:
-                    request = await only_request(context)
-                surrounded.accept(request)
-                await write_all(serve(request, context), context)
-                return
-            await surrounded.answer()
-
-        return wrapped(
-            handler,
-            stream if handler.response_streaming else answer,
-            _deserializer(handler),
-            request_streaming=reads or bool(handler.request_streaming),
-        )
+        return wrapped(handler, answer, _deserializer(handler), request_streaming=reads or takes_stream)
 
     def _method(self, name: str) -> Method:
         """One for all calls of it, asked about first or not."""

@@ -91,6 +91,7 @@ class Call:
         self._answer: ServiceError | None = None
 
     def __enter__(self) -> Call:
+        enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
         if self._method.tracing is not None:
             self._trace = self._method.tracing.begin_call(self._method.name, self._request_id, self._metadata)
         self._method.in_flight += 1
@@ -119,7 +120,6 @@ class Call:
 
     def accept(self, request: Any) -> None:
         """Before the service has it. Raises a `request` that is the error of reading it."""
-        enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
         if isinstance(request, DecodeError):
             raise request
         self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
@@ -133,8 +133,8 @@ class Call:
         """
         error, self._answer = self._answer, None
         assert error is not None, "the handler's own answer was returned otherwise"
-        status = to_status(error, self._request_id)
-        metadata = (*status.metadata(), (REQUEST_ID_KEY, self._request_id))
+        status = to_status(error)
+        metadata = (*status.metadata(self._request_id), (REQUEST_ID_KEY, self._request_id))
         try:
             await self._context.abort(status.code, status.message, metadata)
         except grpc.aio.AbortError as aborted:

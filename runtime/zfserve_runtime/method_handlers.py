@@ -1,5 +1,5 @@
-"""What gRPC calls for a method, taken apart and put together anew, whichever of its four kinds it is: for those that
-surround handlers, `intercepting_server` and `access`; and what they ask of a call before."""
+"""What gRPC calls for a method, taken apart and put together anew, whichever of its four kinds it is: for what
+surrounds handlers, `intercepting_server`; and what is asked of a call before, by `access` for one."""
 
 import asyncio
 import inspect
@@ -27,12 +27,9 @@ def behaviour_of(handler: MethodHandler) -> Any:
     return getattr(handler, _kind(bool(handler.request_streaming), bool(handler.response_streaming)))
 
 
-def wrapped(
-    handler: MethodHandler, behaviour: Any, deserialize: Any, *, request_streaming: bool | None = None
-) -> MethodHandler:
+def wrapped(handler: MethodHandler, behaviour: Any, deserialize: Any, *, request_streaming: bool) -> MethodHandler:
     """A handler like `handler` that serves by `behaviour`; with a stream of requests in place of one, if wanted."""
-    streaming = bool(handler.request_streaming) if request_streaming is None else request_streaming
-    make: Any = getattr(grpc, f"{_kind(streaming, bool(handler.response_streaming))}_rpc_method_handler")
+    make: Any = getattr(grpc, f"{_kind(request_streaming, bool(handler.response_streaming))}_rpc_method_handler")
     made: MethodHandler = make(behaviour, deserialize, handler.response_serializer)
     return made
 

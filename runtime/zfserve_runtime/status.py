@@ -32,60 +32,60 @@ _STAND_IN = token_hex(8)
 
 
 class ErrorStatus(NamedTuple):
-    """What a failed call answers: a code, a sentence, a serialised google.rpc.Status, and when a retry can succeed."""
+    """What a failed call answers: a code, a sentence, and what else its google.rpc details say but the request's id.
+
+    Those of equal statuses are written once, for many requests.
+
+    Attributes:
+        message, field: see `ServiceError`; shortened.
+    """
 
     code: grpc.StatusCode
     message: str
-    details: bytes
+    reason: str
+    field: str | None
     retry_after_s: float | None
 
-    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+    def metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
         """The trailing metadata that carries the details and the delay."""
-        details = (DETAILS_KEY, self.details)
+        if len(request_id) == len(_STAND_IN):
+            before, after = _around_id(self)
+            details = (DETAILS_KEY, before + request_id.encode() + after)
+        else:
+            details = (DETAILS_KEY, _details(self, request_id))
         if self.retry_after_s is None:
             return (details,)
         return details, (PUSHBACK_KEY, str(math.ceil(self.retry_after_s * 1e3)))
 
 
-def to_status(error: ServiceError, request_id: str) -> ErrorStatus:
-    """The status of `error`: ErrorInfo always, BadRequest where it names a field, RetryInfo where a retry can help."""
+def to_status(error: ServiceError) -> ErrorStatus:
     message = _shortened(error.message, LONGEST_MESSAGE)
-    said = (error.status, message, error.reason, error.field, error.retry_after_s)
-    if len(request_id) == len(_STAND_IN):
-        before, after = _around_id(*said)
-        details = before + request_id.encode() + after
-    else:
-        details = _details(*said, request_id)
-    return ErrorStatus(error.status, message, details, error.retry_after_s)
+    field = None if error.field is None else _shortened(error.field, LONGEST_FIELD)
+    return ErrorStatus(error.status, message, error.reason, field, error.retry_after_s)
 
 
 @lru_cache(maxsize=256)
-def _around_id(
-    code: grpc.StatusCode, message: str, reason: str, field: str | None, retry_after_s: float | None
-) -> tuple[bytes, bytes]:
+def _around_id(status: ErrorStatus) -> tuple[bytes, bytes]:
     """The details but for the request's id: what comes before it, and what after. A crowd is refused in few different
     words, and to write them as five messages of protobuf is half of what it costs to say them."""
-    before, after = _details(code, message, reason, field, retry_after_s, _STAND_IN).split(_STAND_IN.encode())
+    before, after = _details(status, _STAND_IN).split(_STAND_IN.encode())
     return before, after
 
 
-def _details(
-    code: grpc.StatusCode, message: str, reason: str, field: str | None, retry_after_s: float | None, request_id: str
-) -> bytes:
-    number: int = code.value[0]
-    status = status_pb2.Status(code=number, message=message)
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"request_id": request_id})
-    status.details.add().Pack(info)
-    if field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_shortened(field, LONGEST_FIELD), description=message
-        )
-        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-    if retry_after_s is not None:
+def _details(status: ErrorStatus, request_id: str) -> bytes:
+    """A google.rpc.Status: ErrorInfo always, BadRequest where it names a field, RetryInfo where a retry can help."""
+    number: int = status.code.value[0]
+    message = status_pb2.Status(code=number, message=status.message)
+    info = error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"request_id": request_id})
+    message.details.add().Pack(info)
+    if status.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=status.field, description=status.message)
+        message.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if status.retry_after_s is not None:
         delay = Duration()
-        delay.FromNanoseconds(round(retry_after_s * 1e9))
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    serialised: bytes = status.SerializeToString()
+        delay.FromNanoseconds(round(status.retry_after_s * 1e9))
+        message.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    serialised: bytes = message.SerializeToString()
     return serialised
 
 

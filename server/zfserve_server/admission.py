@@ -121,5 +121,5 @@ class _Places:
 
 
 def _overloaded(why: str, retry_after_s: float) -> Overloaded:
-    after_s = f"{retry_after_s:.2g}"  # few different ones, of which `to_status` makes use
+    after_s = f"{retry_after_s:.2g}"  # few different ones: see `ErrorStatus`
     return Overloaded(f"{why}; try again in {after_s} s", retry_after_s=float(after_s))

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 from zfserve_runtime import errors
-from zfserve_runtime.status import error_classes, from_call_error, to_status
+from zfserve_runtime.status import DETAILS_KEY, error_classes, from_call_error, to_status
 
 M = TypeVar("M", bound=Message)
 SECRET = "/var/secret/path of another user"
@@ -86,7 +86,8 @@ def test_each_call_is_told_its_own_id(
     """In details that are written once for many calls."""
     error = errors.Overloaded(message, field=field, retry_after_s=retry_after_s)
     for request_id in request_ids:
-        status = Status.FromString(to_status(error, request_id).details)
+        details: Any = dict(to_status(error).metadata(request_id))[DETAILS_KEY]
+        status = Status.FromString(details)
         info, *others = status.details
         assert (status.code, status.message) == (8, message)
         assert unpacked(info, ErrorInfo).metadata == {"request_id": request_id}
