@@ -51,6 +51,7 @@ from zfserve_server.served_model import ServedModel
 from zfserve_server.service import VisionService
 from zfserve_server.startup import Startup, phase_service
 from zfserve_server.supervisor import Supervisor
+from zfserve_server.time_slices import TimeSlices
 from zfserve_server.turning_away import all_are_busy, turning_away
 from zfserve_server.worker_channel import WorkerChannel, worker_answers
 from zfserve_server.worker_client import WorkerClient
@@ -113,13 +114,21 @@ async def serve(
         stop.ask("an engine is lost")
 
     async with AsyncExitStack() as stack:
-        worker, background = await _companion(config, metrics, readiness.project, stack)
+        slices = TimeSlices(config.long_slices)
+        stack.callback(slices.restore)
+        worker, background = await _companion(config, metrics, readiness.project, slices, stack)
 
         async def prepare(fingerprints: Collection[str]) -> None:
             if worker is not None:
                 await worker.serve(fingerprints)
 
-        terms = Terms(config.max_queue, config.engine_timeout, on_death, lambda stalled: readiness.settle())
+        terms = Terms(
+            config.max_queue,
+            config.engine_timeout,
+            on_death,
+            on_stall=lambda stalled: readiness.settle(),
+            on_refusal=slices.lengthen,
+        )
         loader = ModelLoader(source.open, terms, metrics)
         watch = ModelWatch(source.look, loader, models, metrics, config.keep_versions, prepare, readiness.settle)
         stack.push_async_callback(watch.close)
@@ -223,7 +232,11 @@ def _decoding(config: ServerConfig) -> Decoding:
 
 
 async def _companion(
-    config: ServerConfig, metrics: Metrics, on_change: Callable[[bool], None], stack: AsyncExitStack
+    config: ServerConfig,
+    metrics: Metrics,
+    on_change: Callable[[bool], None],
+    slices: TimeSlices,
+    stack: AsyncExitStack,
 ) -> tuple[WorkerClient | None, list[Callable[[], Coroutine[None, None, None]]]]:
     """The client of the worker, and what has to run beside the server for it."""
     if not config.worker:
@@ -239,7 +252,12 @@ async def _companion(
     client = WorkerClient(channel.current, metrics, LONGEST_PROJECTION_S, on_change, renewed=channel.renewed)
     if not supervised:
         return client, [client.watch]
-    supervisor = Supervisor(worker_command(config, address), metrics, answers=partial(worker_answers, address))
+    supervisor = Supervisor(
+        worker_command(config, address),
+        metrics,
+        answers=partial(worker_answers, address),
+        before_start=slices.restore,  # the worker's own would be long for good
+    )
     return client, [client.watch, supervisor.run]
 
 

@@ -12,6 +12,7 @@ from zfserve_runtime.model_folders import FoundVersion
 
 from zfserve_server.admission import Admission
 from zfserve_server.batcher import Batcher
+from zfserve_server.engine_choice import ON_CPU
 from zfserve_server.model_source import OpenedVersion
 from zfserve_server.opening_thread import OpeningThread
 from zfserve_server.served_model import ServedModel
@@ -27,12 +28,14 @@ class Terms:
         engine_timeout_s: the longest that one run may take.
         on_death: called when an engine is lost for good.
         on_stall: called when a version has no engine left that works, with True, and when it has one again.
+        on_refusal: called for every image that is refused to an engine on the CPU.
     """
 
     max_queue: int
     engine_timeout_s: float
     on_death: Callable[[], None]
     on_stall: Callable[[bool], None]
+    on_refusal: Callable[[], None]
 
 
 class ModelLoader:
@@ -65,7 +68,8 @@ class ModelLoader:
         batcher = Batcher(choice.instances, shape, metrics, self._terms.on_death, care)
         batcher.start()
         metrics.queue_depth.set_function(lambda: batcher.waiting)
-        admission = Admission(self._terms.max_queue, batcher.pace)
+        on_refusal = self._terms.on_refusal if choice.name in ON_CPU else lambda: None
+        admission = Admission(self._terms.max_queue, batcher.pace, on_refusal)
         return ServedModel(manifest, choice, batcher, admission, metrics, time.monotonic() - began_s)
 
     def cancel(self) -> None:

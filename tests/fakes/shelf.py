@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.engine import Engine
-from zfserve_runtime.engine_catalogue import Phase, Report, Step
+from zfserve_runtime.engine_catalogue import EngineName, Phase, Report, Step
 from zfserve_runtime.model_folders import FoundVersion
 from zfserve_server.engine_choice import EngineChoice
 from zfserve_server.model_source import ModelSource, OpenedVersion
@@ -20,12 +20,14 @@ class Shelf:
         looks: that were taken.
         fault: raised by the next looks, until cleared.
         reopen: opens engines in place of those that hang; None: none can be had.
+        engine: as which all of them are known.
     """
 
     opened: list[tuple[str, str]] = field(default_factory=list)
     looks: int = 0
     fault: Exception | None = None
     reopen: Callable[[], Engine] | None = None
+    engine: EngineName = "onnx-cpu"
     _lying: dict[Path, tuple[FoundVersion, Manifest, tuple[Engine, ...], Exception | None]] = field(
         default_factory=dict
     )
@@ -74,4 +76,4 @@ class Shelf:
         report(Step("onnx-cpu", Phase.LOADING))
         if error is not None:
             raise error
-        return OpenedVersion(manifest, EngineChoice("onnx-cpu", engines, reopen=self.reopen))
+        return OpenedVersion(manifest, EngineChoice(self.engine, engines, reopen=self.reopen))
