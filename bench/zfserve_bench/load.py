@@ -62,20 +62,6 @@ class Load:
         return self.calls / self.seconds
 
 
-def start_generator(
-    command: Sequence[str], cpus: Collection[int] | None, stdin: int | None = None
-) -> "subprocess.Popen[str]":
-    """The process of a load generator, whose output is piped. It must be ended with this one: Ctrl-C does not reach it.
-
-    It has a session of its own, by which the kernel shares CPUs out as by containers, and so a service has what it
-    would have in one. With the generator in the service's, on another CPU, Linux 6.18 was seen to let kernel threads
-    beside the service wait for a minute, and every call interrupted its engine (docs/benchmarks.md).
-    """
-    process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    confine(process, cpus)
-    return process
-
-
 class LoadGenerator:
     """The process, as seen by the benchmark that started it. Leaving the block ends it.
 
@@ -92,7 +78,8 @@ class LoadGenerator:
         file = folder / "requests"
         write_requests(file, requests)
         command = [sys.executable, "-m", "zfserve_bench.load", target, str(file)]
-        self._process = start_generator(command, cpus, stdin=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        confine(self._process, cpus)
 
     def measure(self, order: Order) -> Load:
         """Raises LoadFailed where any call fails."""

@@ -7,6 +7,7 @@ is kept lean, as it shares the cores with what it measures: requests are bytes, 
 import asyncio
 import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -18,10 +19,11 @@ from typing import NamedTuple, TypeAlias
 import grpc
 from zfserve_client import AsyncClient, ZfserveError
 from zfserve_client.channel import Priority
+from zfserve_client.service_process import confine
 from zfserve_client.throttle import THROTTLED
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
-from zfserve_bench.load import METHOD, LoadFailed, read_requests, start_generator, write_requests
+from zfserve_bench.load import METHOD, LoadFailed, read_requests, write_requests
 
 Classify: TypeAlias = Callable[[bytes], Awaitable[str]]
 """Sends a request; gives the name of the status that the call ended with."""
@@ -90,12 +92,9 @@ def offer(
     file = folder / "open-requests"
     write_requests(file, requests)
     command = [sys.executable, "-m", "zfserve_bench.open_load", target, str(file), json.dumps(asdict(offer))]
-    with start_generator(command, cpus) as process:
-        try:
-            said, _ = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        confine(process, cpus)
+        said, _ = process.communicate()
     if process.returncode:
         raise LoadFailed(f"the load generator ended with status {process.returncode}")
     document = json.loads(said)

@@ -44,14 +44,14 @@ class ServiceProcess:
 
 @contextmanager
 def running_service(
-    model: Path, folder: Path, *flags: str, cpus: Collection[int] | None = None
+    model: Path, folder: Path, *flags: str, cpus: Collection[int] | None = None, own_session: bool = False
 ) -> Iterator[ServiceProcess]:
     """Serve `model` on a free port of loopback; stopped, with its worker, when the block ends.
 
     Args:
         folder: for its log and ready file; a new one for each service.
         flags: more of `zfserve serve`.
-        cpus: the only ones it may use; None for all that this process may.
+        cpus, own_session: see `running_process`.
 
     Raises:
         ServiceFailed: it did not get ready.
@@ -61,7 +61,7 @@ def running_service(
     places = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--ready-file", str(ready))
     command = [*_COMMAND, "serve", "--model", str(model), *places, *flags]
     try:
-        with running_process(command, log, ready.exists, cpus) as (pid, starting_s):
+        with running_process(command, log, ready.exists, cpus, own_session) as (pid, starting_s):
             ports = json.loads(ready.read_text())
             port, metrics_port = (f"127.0.0.1:{ports[name]}" for name in ("port", "metrics_port"))
             yield ServiceProcess(pid, port, metrics_port, starting_s, log)
@@ -71,20 +71,27 @@ def running_service(
 
 @contextmanager
 def running_process(
-    command: Sequence[str], log: Path, is_ready: Callable[[], bool], cpus: Collection[int] | None = None
+    command: Sequence[str],
+    log: Path,
+    is_ready: Callable[[], bool],
+    cpus: Collection[int] | None = None,
+    own_session: bool = False,
 ) -> Iterator[tuple[int, float]]:
     """Its id, and the seconds that it took to be ready; SIGTERM when the block ends, and killed if that does not help.
 
     Args:
         log: gets its output.
         cpus: the only ones it may use; None for all that this process may.
+        own_session: give it one, by which the kernel shares CPUs out as it does by containers. It outlives a terminal.
 
     Raises:
         ServiceFailed: it ended first, or needed too long.
     """
     with log.open("wb") as output:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment())
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=_environment(), start_new_session=own_session
+        )
     confine(process, cpus)
     try:
         _await_ready(is_ready, process, log)

@@ -179,7 +179,8 @@ class EngineThread:
     def _observe(self, batch: Sequence[Entry], times: "_Times") -> None:
         self._proven = True
         if not self._abandoned:
-            self._pace.observe(len(batch), times.lap_s)
+            delivery_s = time.monotonic() - times.began - times.inference_s
+            self._pace.observe(len(batch), times.lap_s, delivery_s)
         self._metrics.batch_size.observe(len(batch))
         self._metrics.batch_fill.observe(len(batch) / self._most)
         self._metrics.inference_seconds.observe(times.inference_s)

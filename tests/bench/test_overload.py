@@ -106,6 +106,7 @@ def test_calls_are_offered_whatever_becomes_of_them(
     own, generators = share_out(available())
     with classifying_service(subject, "fp32", tmp_path, own) as service:
         assert os.sched_getaffinity(service.pid) == set(own)
+        assert os.getsid(service.pid) == service.pid
         crowd = Offer(streams, seconds=1.0, deadline_s=30.0)
         offered = offer(service.address, requests, tmp_path, crowd, generators)
     by_client = {stream.client: [call for call in offered.calls if call.client == stream.client] for stream in streams}

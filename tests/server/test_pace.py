@@ -24,6 +24,14 @@ def test_an_image_waits_for_those_ahead_and_for_its_whole_batch() -> None:
     assert pace.finish_s(6, rows=10) == 8.0
 
 
+def test_the_time_until_answers_are_handed_out_comes_on_top() -> None:
+    pace = Pace()
+    for delivery_s in (*[0.25] * 20, 60.0):
+        pace.observe(4, 2.0, delivery_s)
+    assert pace.finish_s(0) == 2.25
+    assert pace.finish_s(6) == 5.25
+
+
 def test_engines_side_by_side_share_those_ahead_but_not_a_batch() -> None:
     assert observed(*[(4, 2.0)] * 8, engines=2).finish_s(6) == 3.5
 
