@@ -256,7 +256,7 @@ async def _companion(
         worker_command(config, address),
         metrics,
         answers=partial(worker_answers, address),
-        before_start=slices.restore,  # the worker's own would be long for good
+        before_start=slices.restore,  # else the worker would inherit long ones, for good
     )
     return client, [client.watch, supervisor.run]
 

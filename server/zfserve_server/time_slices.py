@@ -15,6 +15,7 @@ import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class _Attributes(ctypes.Structure):
 
 
 def _lengthen_all() -> None:
-    """Of every thread, also those that sleep: beside one with a short slice the kernel was seen to make all short.
+    """Of every thread, the engines' too, so that none has to be told from the others.
 
     Not of one that was given a policy of another kind, nor where the kernel has one length for all and so tells none.
     """
@@ -109,10 +110,11 @@ def _restore_all() -> None:
 def _threads() -> dict[int, _Attributes]:
     """Those of this process, by their ids. Without one that has just ended; none where a sandbox keeps them secret."""
     found = {}
-    for task in _THREADS.iterdir():
-        attributes, thread = _Attributes(), int(task.name)
-        if _system_call(0, thread, ctypes.byref(attributes), ctypes.sizeof(attributes), 0):
-            found[thread] = attributes
+    with suppress(OSError):
+        for task in _THREADS.iterdir():
+            attributes, thread = _Attributes(), int(task.name)
+            if _system_call(0, thread, ctypes.byref(attributes), ctypes.sizeof(attributes), 0):
+                found[thread] = attributes
     return found
 
 

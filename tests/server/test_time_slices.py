@@ -150,6 +150,15 @@ async def test_a_system_without_such_calls(monkeypatch: pytest.MonkeyPatch) -> N
     assert of_all() == before
 
 
+async def test_a_system_that_keeps_its_threads_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of_all()
+    monkeypatch.setattr(time_slices, "_THREADS", Path("/nowhere"))
+    slices = TimeSlices()
+    slices.lengthen()
+    slices.restore()
+    assert of_all() == before
+
+
 async def test_a_process_started_meanwhile_has_ordinary_ones(slices: TimeSlices, tmp_path: Path) -> None:
     """What starts a process is the event loop's thread, and a process inherits what that has."""
     told = tmp_path / "told"
