@@ -15,6 +15,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
@@ -24,6 +25,8 @@ SLICE_S = 0.04
 
 CALM_S = 1.0
 """Without a refusal, until slices are as the kernel likes them again; at most twice as long."""
+
+_SLICE_NS = round(SLICE_S * 1e9)
 
 _NUMBERS = {"x86_64": (315, 314), "aarch64": (275, 274)}.get(platform.machine()) if sys.platform == "linux" else None
 """Of the system calls sched_getattr and sched_setattr, for which few C libraries have functions."""
@@ -45,8 +48,10 @@ class TimeSlices:
 
     def lengthen(self) -> None:
         """Until this was not called for `CALM_S`."""
-        self._asked = self._wanted
-        if self._look is None and self._wanted:
+        if not self._wanted:
+            return
+        self._asked = True
+        if self._look is None:
             _lengthen_all()
             self._look_later()
 
@@ -82,44 +87,36 @@ class _Attributes(ctypes.Structure):
         ("period_ns", ctypes.c_uint64),
     )
 
-    @property
-    def is_long(self) -> bool:
-        """As `_lengthen_all` leaves a thread."""
-        return (self.policy, self.slice_ns) == (os.SCHED_BATCH, round(SLICE_S * 1e9))
-
 
 def _lengthen_all() -> None:
     """Of every thread, the engines' too, so that none has to be told from the others.
 
     Not of one that was given a policy of another kind, nor where the kernel has one length for all and so tells none.
     """
-    for thread, attributes in _threads().items():
+    for thread, attributes in _threads():
         if attributes.policy == os.SCHED_OTHER and attributes.slice_ns:
-            attributes.policy, attributes.slice_ns = os.SCHED_BATCH, round(SLICE_S * 1e9)
-            _set(thread, attributes)
+            _set(thread, attributes, os.SCHED_BATCH, _SLICE_NS)
 
 
 def _restore_all() -> None:
     """Threads that were started meanwhile have inherited what the others have."""
-    for thread, attributes in _threads().items():
-        if attributes.is_long:
-            attributes.policy, attributes.slice_ns = os.SCHED_OTHER, 0  # as the kernel likes it
-            _set(thread, attributes)
+    for thread, attributes in _threads():
+        if (attributes.policy, attributes.slice_ns) == (os.SCHED_BATCH, _SLICE_NS):
+            _set(thread, attributes, os.SCHED_OTHER, 0)  # as the kernel likes it
 
 
-def _threads() -> dict[int, _Attributes]:
+def _threads() -> Iterator[tuple[int, _Attributes]]:
     """Those of this process, by their ids. Without one that has just ended; none where a sandbox keeps them secret."""
-    found = {}
     with suppress(OSError):
         for task in _THREADS.iterdir():
             attributes, thread = _Attributes(), int(task.name)
             if _system_call(0, thread, ctypes.byref(attributes), ctypes.sizeof(attributes), 0):
-                found[thread] = attributes
-    return found
+                yield thread, attributes
 
 
-def _set(thread: int, attributes: _Attributes) -> None:
-    """Where a sandbox forbids it, all stays as it is."""
+def _set(thread: int, attributes: _Attributes, policy: int, slice_ns: int) -> None:
+    """All else of them stays; where a sandbox forbids it, these do too."""
+    attributes.policy, attributes.slice_ns = policy, slice_ns
     _system_call(1, thread, ctypes.byref(attributes), 0)
 
 

@@ -73,7 +73,7 @@ class Shelf:
     def _open(self, found: FoundVersion, report: Report) -> OpenedVersion:
         self.opened.append((found.name, found.version))
         _, manifest, engines, error = self._lying[found.folder]
-        report(Step("onnx-cpu", Phase.LOADING))
+        report(Step(self.engine, Phase.LOADING))
         if error is not None:
             raise error
         return OpenedVersion(manifest, EngineChoice(self.engine, engines, reopen=self.reopen))

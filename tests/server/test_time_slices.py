@@ -141,18 +141,12 @@ async def test_nothing_is_changed_unless_it_is_wanted() -> None:
     assert of_all() == before
 
 
-async def test_a_system_without_such_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lacking", "instead"), [("_NUMBERS", None), ("_THREADS", Path("/nowhere"))])
+async def test_a_system_without_such_calls_or_that_keeps_its_threads_secret(
+    monkeypatch: pytest.MonkeyPatch, lacking: str, instead: object
+) -> None:
     before = of_all()
-    monkeypatch.setattr(time_slices, "_NUMBERS", None)
-    slices = TimeSlices()
-    slices.lengthen()
-    slices.restore()
-    assert of_all() == before
-
-
-async def test_a_system_that_keeps_its_threads_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = of_all()
-    monkeypatch.setattr(time_slices, "_THREADS", Path("/nowhere"))
+    monkeypatch.setattr(time_slices, lacking, instead)
     slices = TimeSlices()
     slices.lengthen()
     slices.restore()
