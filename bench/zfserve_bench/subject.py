@@ -93,16 +93,16 @@ def classifying_service(
 ) -> Iterator[ServiceProcess]:
     """A service of that precision, without a worker. Its answers were compared at its start, with golden inputs.
 
-    It has a session of its own, and so what it would have of the CPUs in a container. With the load generator in it, on
-    another CPU, Linux 6.18 was seen to let kernel threads beside the service wait for a minute, and every call
-    interrupted its engine (docs/benchmarks.md).
-
     Args:
-        cpus: the only ones it may use, with a thread for each at most; None for all that this process may.
+        cpus: the only ones it may use, with a thread for each at most; None for all that this process may. With some it
+            has a session of its own, too, as in a container: with the load generator in it, on another CPU, Linux 6.18
+            was seen to let kernel threads beside the service wait for a minute, and every call interrupted its engine
+            (docs/benchmarks.md).
     """
     threads = subject.threads if cpus is None else min(subject.threads, len(cpus))
     flags = ("--no-worker", "--engine", "onnx-cpu", "--precision", precision, "--threads", str(threads))
-    with running_service(subject.bundle.folder, folder, *flags, cpus=cpus, own_session=True) as service:
+    own_session = cpus is not None
+    with running_service(subject.bundle.folder, folder, *flags, cpus=cpus, own_session=own_session) as service:
         with grpc.insecure_channel(service.address) as channel:
             engine = VisionServiceStub(channel).DescribeModel(pb.DescribeModelRequest(), timeout=10).engine
         assert (engine.runtime, engine.precision, engine.threads) == ("onnxruntime", precision, threads), engine
