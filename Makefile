@@ -26,7 +26,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 # `make demo`    classify and explain the sample photos, into demo-output/
 demo: $(BIN)/.installed
-	$(BIN)/python -m zfserve_client.demo
+	$(BIN)/python -m zfserve_cli.demo.demo
 
 # `make serve`   start the service on localhost:8500
 serve: $(BIN)/.installed models/zfnet
@@ -42,7 +42,7 @@ test: $(BIN)/.installed
 
 # `make test-gpu`  what only an NVIDIA GPU can show; fails where there is none. For its PyTorch, see TORCH_INDEX above
 test-gpu: $(BIN)/.installed
-	$(BIN)/python -c 'import sys; from zfserve_runtime.gpu import detect_gpu; sys.exit(0 if detect_gpu() else "there is no NVIDIA GPU that CUDA can use here")'
+	$(BIN)/python -c 'import sys; from zfserve_engines.cuda.gpu import detect_gpu; sys.exit(0 if detect_gpu() else "there is no NVIDIA GPU that CUDA can use here")'
 	$(BIN)/pytest -q -m gpu tests/gpu
 
 # `make check`   format, lint, types, stubs, import boundaries

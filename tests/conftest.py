@@ -1,15 +1,16 @@
 """A bundle small enough to compute by hand, for every room's tests."""
 
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+from zfserve_engines.golden import Golden, write_golden
 from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, LayerEntry, Manifest, file_digest
-from zfserve_runtime.golden import Golden, write_golden
 
 ColourBundle = Callable[..., Bundle]
 
@@ -64,6 +65,16 @@ def colour_bundle(tmp_path: Path) -> ColourBundle:
         return Bundle(folder, manifest)
 
     return write
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can reach, as pytest's own cannot be."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+        folder.chmod(0o777)
 
 
 def _write_colour_graph(file: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-CLI = ("-m", "zfserve_client.cli")
+CLI = ("-m", "zfserve_cli.main")
 """Python's arguments for the command line."""
 
 START_S = 60

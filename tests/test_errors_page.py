@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import grpc
-from zfserve_client.channel import _SERVICE_CONFIG
-from zfserve_client.errors import _BY_CODE, ServerFailed
-from zfserve_runtime.status import error_classes
+from zfserve.channel import _SERVICE_CONFIG
+from zfserve.errors import _BY_CODE, ServerFailed
+from zfserve_runtime.grpc.status import error_classes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "errors.md").read_text()
 ROW = re.compile(r"^\| `([A-Z_]+)` \| ([A-Z_]+)( \*)? \| `(\w+)` \|[^|]+\|[^|]+\|$", re.MULTILINE)

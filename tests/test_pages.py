@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from zfserve_client import AsyncClient, Client, TlsOptions, errors
+from zfserve import AsyncClient, Client, TlsOptions, errors
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,9 +16,9 @@ from typing import Any
 import grpc
 import numpy as np
 import uvloop
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Precision, load_bundle
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_bench.load import METHOD
 from zfserve_bench.subject import Subject

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from zfserve_client.service_process import ServiceFailed
+from zfserve_cli.service_process import ServiceFailed
 from zfserve_export.photos import PhotoError
 from zfserve_runtime.bundle import BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus

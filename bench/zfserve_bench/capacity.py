@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 import grpc
-from zfserve_client.service_process import running_service
+from zfserve_cli.service_process import running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 

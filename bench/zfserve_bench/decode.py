@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
-from zfserve_runtime.images import ImageLimits, decode_image
+from zfserve_engines.images import ImageLimits, decode_image
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.rounds import alternate, median_ratio

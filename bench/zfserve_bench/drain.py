@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve_client.service_process import running_service
+from zfserve_cli.service_process import running_service
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.load import METHOD, Call

@@ -13,14 +13,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+from zfserve_engines.catalogue import OPENERS, EngineName, Opening
+from zfserve_engines.contract import Engine, EngineUnavailable
+from zfserve_engines.cuda.gpu import detect_gpu
+from zfserve_engines.golden import load_golden, verify_engine
 from zfserve_export.evaluation import evaluate
 from zfserve_export.photos import list_labelled_photos
 from zfserve_runtime.bundle import BundleError, Precision
-from zfserve_runtime.engine import Engine, EngineUnavailable
-from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.golden import load_golden, verify_engine
-from zfserve_runtime.gpu import detect_gpu
 
 from zfserve_bench.findings import Finding, Quantity, Report
 from zfserve_bench.gpu import DTYPES, TorchClassifier, check_torch, without_tf32

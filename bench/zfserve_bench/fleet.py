@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TypeAlias
 
-from zfserve_client.metrics_text import Series
-from zfserve_client.replicas import fetch
-from zfserve_client.service_process import ServiceProcess, running_service
+from zfserve_cli.service_process import ServiceProcess, running_service
+from zfserve_cli.top.metrics_text import Series
+from zfserve_cli.top.replicas import fetch
 
 from zfserve_bench.load import METHOD
 from zfserve_bench.subject import Subject

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from zfserve_engines.image_codec import silence_decoders
+from zfserve_engines.images import ImageLimits, decode_image
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, InvalidInput
-from zfserve_runtime.image_codec import silence_decoders
-from zfserve_runtime.images import ImageLimits, decode_image
 
 from zfserve_bench.image_corpus import make_corpus
 from zfserve_bench.image_mutations import mutate

@@ -13,13 +13,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from zfserve_engines.catalogue import OPENERS, EngineName, Opening
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
+from zfserve_engines.golden import load_golden, verify_engine
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, Precision
-from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.golden import load_golden, verify_engine
-from zfserve_runtime.gpu import GpuFacts, detect_gpu
 
 from zfserve_bench.findings import Finding, Quantity, Report
 from zfserve_bench.rounds import alternate, median_ratio

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import Precision
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_bench.subject import Subject
 

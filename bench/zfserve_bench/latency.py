@@ -9,8 +9,8 @@ from itertools import cycle, islice
 from typing import TypeAlias
 
 import grpc
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import Precision
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_bench.bare_server import bare_server
 from zfserve_bench.findings import Finding, Limit, Quantity, Report

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 import grpc
-from zfserve_client.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
-from zfserve_client.service_process import confine
+from zfserve.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
+from zfserve_cli.service_process import confine
 
 METHOD = "/zfserve.v1.VisionService/Classify"
 CALL_TIMEOUT_S = 60.0

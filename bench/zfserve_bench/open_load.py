@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import grpc
-from zfserve_client import AsyncClient, ZfserveError
-from zfserve_client.channel import Priority
-from zfserve_client.service_process import confine
-from zfserve_client.throttle import THROTTLED
+from zfserve import AsyncClient, ZfserveError
+from zfserve.channel import Priority
+from zfserve.throttle import THROTTLED
+from zfserve_cli.service_process import confine
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 from zfserve_bench.load import METHOD, LoadFailed, read_requests, write_requests

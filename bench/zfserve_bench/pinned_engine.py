@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import Bundle, Precision, load_bundle
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_bench.in_process import InProcess
 from zfserve_bench.subject import noise

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zfserve_client.service_process import ServiceFailed
+from zfserve_cli.service_process import ServiceFailed
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.fleet import Replica, address_of, running_fleet
@@ -59,7 +59,7 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
         f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
         "The next one waits until this one is called again, as `minReadySeconds` has Kubernetes wait.",
         f"The load is at most {SHARE_OF_CAPACITY:.0%} of what all do at best, sent at a steady rate whatever comes "
-        "back, through one channel with the options of `zfserve_client.Client`.",
+        "back, through one channel with the options of `zfserve.Client`.",
         f"Calls: {tally(records)}.",
         "Tried again: calls that servers saw for a second time, by the channel's retry policy.",
     )

@@ -2,7 +2,7 @@
 started one after the other, and no projection may fail."""
 
 import grpc
-from zfserve_client.service_process import running_service
+from zfserve_cli.service_process import running_service
 
 from zfserve_bench.findings import Report
 from zfserve_bench.fleet import address_of, running_workers

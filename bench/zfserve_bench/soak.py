@@ -12,9 +12,9 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from zfserve_client.metrics_text import Samples
-from zfserve_client.replicas import fetch
-from zfserve_client.service_process import ServiceProcess, running_service
+from zfserve_cli.service_process import ServiceProcess, running_service
+from zfserve_cli.top.metrics_text import Samples
+from zfserve_cli.top.replicas import fetch
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 from zfserve_bench.findings import Finding, Limit, Quantity, Report

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve_client.service_process import STARTING_S, ServiceFailed, ServiceProcess, running_service
+from zfserve_cli.service_process import STARTING_S, ServiceFailed, ServiceProcess, running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
-from zfserve_runtime.health import PROJECTION
+from zfserve_runtime.grpc.health import PROJECTION
 
 from zfserve_bench.findings import Finding, Quantity, Report
 from zfserve_bench.subject import Subject, noise

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve_client.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
+from zfserve.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
 
 from zfserve_bench.load import METHOD, Call, read_requests, write_requests
 

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from zfserve_client.service_process import ServiceProcess, running_service
+from zfserve_cli.service_process import ServiceProcess, running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle, InputSpec, Precision

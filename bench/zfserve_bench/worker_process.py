@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zfserve_client.service_process import ServiceProcess, running_process
+from zfserve_cli.service_process import ServiceProcess, running_process
 
 PROJECT = "/zfserve.worker.v1.WorkerService/Project"
 

@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from zfserve_engines.catalogue import OPENERS, EngineName, Opening
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.golden import verify_engine
 from zfserve_model.checkpoint import CheckpointError
 from zfserve_model.imports import SUFFIXES as WEIGHTS_SUFFIXES
 from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import BundleError, InputSpec, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.golden import verify_engine
 
 from zfserve_export.evaluation import Classifier, Score, evaluate
 from zfserve_export.parity import network_outputs

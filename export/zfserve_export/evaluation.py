@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from zfserve_engines.contract import Engine
 from zfserve_runtime.bundle import InputSpec
-from zfserve_runtime.engine import Engine
 
 from zfserve_export.photos import LabelledPhotos, read_batches
 

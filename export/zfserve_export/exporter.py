@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from zfserve_engines.golden import Golden, write_golden
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
 from zfserve_model.layer_table import layer_table
 from zfserve_model.networks import Network
@@ -29,7 +30,6 @@ from zfserve_runtime.bundle import (
     Precision,
     load_bundle,
 )
-from zfserve_runtime.golden import Golden, write_golden
 
 from zfserve_export.bundle_writer import bundle_draft, next_version, publish
 from zfserve_export.measurement import BATCH, Measurement, Trials, measure, rehearse

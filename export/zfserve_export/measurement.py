@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from zfserve_engines.golden import verify_engine
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, Precision
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.golden import verify_engine
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 from zfserve_export.evaluation import evaluate_engine
 from zfserve_export.parity import Reference, compare, require_parity, run_all

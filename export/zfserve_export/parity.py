@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from zfserve_engines.contract import Engine, EngineOutputs
 from zfserve_model.checkpoint import Checkpoint
 from zfserve_runtime.bundle import InputSpec, ParityEntry, Precision
-from zfserve_runtime.engine import Engine, EngineOutputs
 
 from zfserve_export.onnx_graph import LARGEST_HALF
 

@@ -1,6 +1,6 @@
 """Photos on disk: those with a class, for accuracy, and those without, for calibration and parity.
 
-Called by `zfserve evaluate` and `zfserve export`. They are decoded by `zfserve_runtime.images`, as the server does.
+Called by `zfserve evaluate` and `zfserve export`. They are decoded by `zfserve_engines.images`, as the server does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from zfserve_engines.images import ImageLimits, decode_image
 from zfserve_model.checkpoint import Preprocessing
 from zfserve_model.networks import INPUT_SIZE
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import InvalidInput
-from zfserve_runtime.images import ImageLimits, decode_image
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 

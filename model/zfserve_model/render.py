@@ -6,7 +6,7 @@ Called by the worker (`render_projection`) and by `zfserve train` (`render_filte
 import torch
 from PIL import Image
 from torch import Tensor
-from zfserve_pictures.contact_sheet import Tile, contact_sheet
+from zfserve_photos.contact_sheet import Tile, contact_sheet
 
 from zfserve_model.networks import Network
 

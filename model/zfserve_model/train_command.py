@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch
 from rich.console import Console
-from zfserve_extras import not_installed
+from zfserve_protos.extras import not_installed
 
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
 from zfserve_model.devices import NoSuchDevice, choose_device

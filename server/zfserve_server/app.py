@@ -12,49 +12,49 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from zfserve_engines.catalogue import Phase
+from zfserve_engines.images import ImageLimits
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
-from zfserve_runtime.access import Access
+from zfserve_runtime.access.access import Access
+from zfserve_runtime.access.tls import ClientTlsFiles
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.engine_catalogue import Phase
 from zfserve_runtime.errors import EngineLost, ServiceError
-from zfserve_runtime.grpc_options import server_options
-from zfserve_runtime.health import (
+from zfserve_runtime.grpc.health import (
     INFERENCE_SERVICE,
     PROJECTION,
     VISION_SERVICE,
     Health,
     add_health_and_reflection,
 )
-from zfserve_runtime.images import ImageLimits
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.lifecycle import StopRequest, drain
-from zfserve_runtime.listening import host_and_port, open_port
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.metrics_endpoint import MetricsEndpoint
+from zfserve_runtime.grpc.lifecycle import StopRequest, drain
+from zfserve_runtime.grpc.listening import host_and_port, open_port
+from zfserve_runtime.grpc.options import server_options
+from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.model_folders import by_model
-from zfserve_runtime.tls import ClientTlsFiles
-from zfserve_runtime.tracing import open_tracing
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
+from zfserve_runtime.telemetry.tracing import open_tracing
 
+from zfserve_server.admission.early_shedding import all_are_busy, turning_away
+from zfserve_server.admission.senders import Senders
 from zfserve_server.config import ServerConfig
-from zfserve_server.decoding import Decoding
-from zfserve_server.inference_service import InferenceService
-from zfserve_server.model_loader import ModelLoader, Terms
-from zfserve_server.model_source import ModelSource
-from zfserve_server.model_watch import ModelWatch
-from zfserve_server.models import Models
-from zfserve_server.readiness import SERVICES, Readiness
-from zfserve_server.references import References
-from zfserve_server.senders import Senders
-from zfserve_server.served_model import ServedModel
-from zfserve_server.service import VisionService
-from zfserve_server.startup import Startup, phase_service
-from zfserve_server.supervisor import Supervisor
+from zfserve_server.models.loader import ModelLoader, Terms
+from zfserve_server.models.readiness import SERVICES, Readiness
+from zfserve_server.models.reconciler import Reconciler
+from zfserve_server.models.registry import Models
+from zfserve_server.models.served_model import ServedModel
+from zfserve_server.models.source import ModelSource
+from zfserve_server.models.startup import Startup, phase_service
+from zfserve_server.requests.decoding import Decoding
+from zfserve_server.requests.inference_service import InferenceService
+from zfserve_server.requests.references import References
+from zfserve_server.requests.vision_service import VisionService
 from zfserve_server.time_slices import TimeSlices
-from zfserve_server.turning_away import all_are_busy, turning_away
-from zfserve_server.worker_channel import WorkerChannel, worker_answers
-from zfserve_server.worker_client import WorkerClient
+from zfserve_server.worker.channel import WorkerChannel, worker_answers
+from zfserve_server.worker.client import WorkerClient
+from zfserve_server.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ async def serve(
             on_refusal=slices.lengthen,
         )
         loader = ModelLoader(source.open, terms, metrics)
-        watch = ModelWatch(source.look, loader, models, metrics, config.keep_versions, prepare, readiness.settle)
+        watch = Reconciler(source.look, loader, models, metrics, config.keep_versions, prepare, readiness.settle)
         stack.push_async_callback(watch.close)
         access = _access(config)
         server = _server(config, metrics, access, stack)
@@ -207,7 +207,7 @@ async def _succeeds(starting: "asyncio.Future[None]", stop: StopRequest) -> bool
 
 
 async def _keep_looking(
-    watch: ModelWatch, interval_s: float, asked: asyncio.Event | None, on_death: Callable[[], None]
+    watch: Reconciler, interval_s: float, asked: asyncio.Event | None, on_death: Callable[[], None]
 ) -> None:
     try:
         await watch.run(interval_s, asked or asyncio.Event())

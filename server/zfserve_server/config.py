@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from zfserve_runtime.engine_catalogue import EngineName, OnRefusal
-from zfserve_runtime.grpc_options import MAX_CONNECTIONS
-from zfserve_runtime.images import ImageLimits
-from zfserve_runtime.listening import LOOPBACK, exposure_fault
-from zfserve_runtime.logs import LogFormat
-from zfserve_runtime.tls import TlsFiles
+from zfserve_engines.catalogue import EngineName, OnRefusal
+from zfserve_engines.images import ImageLimits
+from zfserve_runtime.access.tls import TlsFiles
+from zfserve_runtime.grpc.listening import LOOPBACK, exposure_fault
+from zfserve_runtime.grpc.options import MAX_CONNECTIONS
+from zfserve_runtime.telemetry.logs import LogFormat
 
-from zfserve_server.engine_choice import WantedEngine, WantedPrecision
+from zfserve_server.models.engine_choice import WantedEngine, WantedPrecision
 
 
 class ServerConfig(BaseModel):

@@ -15,24 +15,24 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.image_codec import silence_decoders
+from zfserve_runtime.access.callers_file import CallersFileError
+from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.bundle import BundleError
-from zfserve_runtime.callers_file import CallersFileError
-from zfserve_runtime.engine import EngineUnavailable
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.garbage import set_modules_aside
-from zfserve_runtime.image_codec import silence_decoders
-from zfserve_runtime.lifecycle import LOST, StopRequest, end_at_once
-from zfserve_runtime.listening import host_and_port
-from zfserve_runtime.logs import configure_logging
-from zfserve_runtime.tls import TlsError
-from zfserve_runtime.tracing import TracingError, endpoint_in
+from zfserve_runtime.grpc.lifecycle import LOST, StopRequest, end_at_once
+from zfserve_runtime.grpc.listening import host_and_port
+from zfserve_runtime.telemetry.logs import configure_logging
+from zfserve_runtime.telemetry.tracing import TracingError, endpoint_in
 
 from zfserve_server.allocator import keep_freed_memory
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
-from zfserve_server.model_source import models_on_disk
-from zfserve_server.opening_thread import StillOpening
-from zfserve_server.served_model import ServedModel
+from zfserve_server.models.opening_thread import StillOpening
+from zfserve_server.models.served_model import ServedModel
+from zfserve_server.models.source import models_on_disk
 
 logger = logging.getLogger(__name__)
 

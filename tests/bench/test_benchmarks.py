@@ -23,7 +23,7 @@ from zfserve_bench.projection import (
 from zfserve_bench.startup import measure_startup, resident_bytes, status_number
 from zfserve_bench.subject import Subject, jpeg
 from zfserve_bench.throughput import measure_throughput
-from zfserve_client.service_process import ServiceFailed, running_service
+from zfserve_cli.service_process import ServiceFailed, running_service
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_runtime.bundle import Bundle
 

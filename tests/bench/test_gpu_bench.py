@@ -8,10 +8,10 @@ import pytest
 import torch
 from zfserve_bench.gpu import TorchClassifier, check_torch, measure_gpu
 from zfserve_bench.subject import Subject
+from zfserve_engines.cuda.gpu import detect_gpu
+from zfserve_engines.golden import load_golden
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.golden import load_golden
-from zfserve_runtime.gpu import detect_gpu
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 from zfserve_bench.findings import Finding
 from zfserve_bench.soak import BARS, Sample, find, held_bytes, queue_depth, slope, sparkline, to_csv
 from zfserve_bench.steady import Kind, Record, tally
-from zfserve_client.metrics_text import parse_metrics
+from zfserve_cli.top.metrics_text import parse_metrics
 
 FLAT = Sample(0.0, 200.0, 500.0, 30, 20, 15, 12, 0.0, 0, 0)
 

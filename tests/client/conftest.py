@@ -1,43 +1,17 @@
-"""A fake service on a port of its own, and both clients and the command line as ways of calling it."""
+"""A fake service on a port of its own, and both clients as ways of calling it."""
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from inspect import isasyncgen
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.vision_service import FakeVisionService, listening
-from zfserve_client import AsyncClient, Client
-from zfserve_client.cli import main
+from fakes.called_service import address, photos, service
+from zfserve import AsyncClient, Client
+
+__all__ = ["address", "photos", "service"]
 
 Ask = Callable[..., Any]
-Run = Callable[..., int]
-
-
-@pytest.fixture
-def service() -> FakeVisionService:
-    return FakeVisionService()
-
-
-@pytest.fixture
-def address(service: FakeVisionService) -> Iterator[str]:
-    with listening(service) as port:
-        yield f"127.0.0.1:{port}"
-
-
-@pytest.fixture
-def run(address: str) -> Run:
-    """`zfserve` against the fake service."""
-    return lambda *arguments: main([*map(str, arguments), "--address", address])
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
-    files = [tmp_path / f"photo{length}.jpg" for length in (1, 2, 3)]
-    for length, file in enumerate(files, 1):
-        file.write_bytes(bytes(length))
-    return files
 
 
 @pytest.fixture(params=["Client", "AsyncClient"])

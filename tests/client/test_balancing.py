@@ -7,9 +7,9 @@ import pytest
 from fakes.vision_service import FakeVisionService, listening
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import HealthServicer
-from zfserve_client import Client
-from zfserve_client.cli import FAILED, OK, UNREACHABLE, main
-from zfserve_client.errors import Unavailable
+from zfserve import Client
+from zfserve.errors import Unavailable
+from zfserve_cli.main import FAILED, OK, UNREACHABLE, main
 
 VISION_SERVICE = "zfserve.v1.VisionService"
 PHOTO = b"1"

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from zfserve_client.channel import TlsOptions, channel_target, may_be_several
+from zfserve.channel import TlsOptions, channel_target, may_be_several
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService
-from zfserve_client import (
-    Client,
-    ImageReference,
-    InvalidInput,
-    Overloaded,
-)
+from zfserve import Client, ImageReference, InvalidInput, Overloaded
 
 Ask = Any
 

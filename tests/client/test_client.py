@@ -9,7 +9,7 @@ import grpc
 import pytest
 from fakes.vision_service import DESCRIPTION, MODELS, Failure, FakeVisionService, listening, png
 from google.protobuf.json_format import MessageToDict
-from zfserve_client import (
+from zfserve import (
     AsyncClient,
     Cancelled,
     Classification,
@@ -31,7 +31,7 @@ from zfserve_client import (
 )
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
-CERTIFICATES = Path(__file__).parent.parent / "runtime" / "tls"
+CERTIFICATES = Path(__file__).parent.parent / "runtime" / "access" / "tls"
 Ask = Any
 
 

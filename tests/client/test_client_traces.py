@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import format_span_id, format_trace_id
-from zfserve_client import Client, InvalidInput
+from zfserve import Client, InvalidInput
 
 Ask = Any
 
@@ -80,7 +80,7 @@ def test_a_failure_and_a_stream_left_early_are_told_apart_from_an_answer(
 
 def test_where_nobody_traces_nothing_is_sent_nor_imported(address: str, service: FakeVisionService) -> None:
     program = (
-        "import sys; from zfserve_client import Client\n"
+        "import sys; from zfserve import Client\n"
         f"Client({address!r}).classify(b'1')\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )

@@ -6,7 +6,7 @@ from contextlib import aclosing, closing
 
 import pytest
 from fakes.vision_service import FakeVisionService
-from zfserve_client import AsyncClient, Cancelled, Classification, Client
+from zfserve import AsyncClient, Cancelled, Classification, Client
 
 
 def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisionService) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from fakes.vision_service import FakeVisionService
-from zfserve_client import Client
-from zfserve_client.channel import LONGEST_CLIENT_ID, sender_metadata
-from zfserve_client.cli import OK, main
+from zfserve import Client
+from zfserve.channel import LONGEST_CLIENT_ID, sender_metadata
+from zfserve_cli.main import OK, main
 
 Ask = Callable[..., Any]
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from zfserve_client import ImageReference, InvalidInput, Position
-from zfserve_client.requests import ForClass, classify_request, image_message, project_request
+from zfserve import ImageReference, InvalidInput, Position
+from zfserve.requests import ForClass, classify_request, image_message, project_request
 
 LIMIT = 1_000_000
 

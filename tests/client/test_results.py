@@ -3,9 +3,9 @@
 from dataclasses import fields
 
 import pytest
-import zfserve_client
+import zfserve
 from google.protobuf.descriptor import Descriptor
-from zfserve_client import results
+from zfserve import results
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 
@@ -37,7 +37,7 @@ def test_every_field_has_its_place(result: type, message: type) -> None:
 
 
 def test_every_public_name_can_be_imported() -> None:
-    for name in zfserve_client.__all__:
-        assert getattr(zfserve_client, name).__name__ == name
+    for name in zfserve.__all__:
+        assert getattr(zfserve, name).__name__ == name
     with pytest.raises(AttributeError):
-        zfserve_client.Nothing  # noqa: B018
+        zfserve.Nothing  # noqa: B018

@@ -15,8 +15,8 @@ from fakes.clock import Clock
 from fakes.vision_service import Failure, FakeVisionService
 from hypothesis import given
 from hypothesis import strategies as st
-from zfserve_client import AsyncClient, Client, InvalidInput, Overloaded, ZfserveError
-from zfserve_client.throttle import FREE, MEMORY_S, SENT_FOR_EACH_TAKEN, THROTTLED, Throttle
+from zfserve import AsyncClient, Client, InvalidInput, Overloaded, ZfserveError
+from zfserve.throttle import FREE, MEMORY_S, SENT_FOR_EACH_TAKEN, THROTTLED, Throttle
 
 Ask = Callable[..., Any]
 

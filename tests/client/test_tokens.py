@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening
-from zfserve_client import Client, PermissionDenied, TlsOptions, Unauthenticated
-from zfserve_client.channel import call_metadata, channel_target
-from zfserve_client.cli import OK, UNUSABLE, main
+from zfserve import Client, PermissionDenied, TlsOptions, Unauthenticated
+from zfserve.channel import call_metadata, channel_target
+from zfserve_cli.main import OK, UNUSABLE, main
 
-CERTIFICATES = Path(__file__).parent.parent / "runtime" / "tls"
+CERTIFICATES = Path(__file__).parent.parent / "runtime" / "access" / "tls"
 Ask = Callable[..., Any]
 TOKEN = "zfs_a-secret"
 SHOWN = f"Bearer {TOKEN}"

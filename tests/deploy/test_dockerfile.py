@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from zfserve_client.cli import COMMANDS
+from zfserve_cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -23,12 +23,12 @@ from fakes.manifests import (
     programs,
     server_config,
 )
-from zfserve_client import channel
-from zfserve_runtime import grpc_options
-from zfserve_runtime.engine_catalogue import Phase
-from zfserve_runtime.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
-from zfserve_runtime.metrics import Metrics
-from zfserve_server.startup import phase_service
+from zfserve import channel
+from zfserve_engines.catalogue import Phase
+from zfserve_runtime.grpc import options as grpc_options
+from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_server.models.startup import phase_service
 
 KUBERNETES = "1.37"
 SERVER_NAMES = {SERVER, VISION_SERVICE, PROJECTION, *map(phase_service, Phase)}

@@ -18,11 +18,11 @@ import pytest
 import yaml
 from fakes.manifests import kustomized
 from prometheus_client.metrics import MetricWrapperBase
-from zfserve_runtime.engine_catalogue import Phase
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.status import error_classes
-from zfserve_runtime.tracing import endpoint_in
-from zfserve_server.worker_client import Pairing
+from zfserve_engines.catalogue import Phase
+from zfserve_runtime.grpc.status import error_classes
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.telemetry.tracing import endpoint_in
+from zfserve_server.worker.client import Pairing
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "observability"

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import Service, running_service, zfserve
-from zfserve_client import Client
+from zfserve import Client
 from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_model.deconvnet import project, strongest_maps, trace

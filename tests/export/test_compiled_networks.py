@@ -11,14 +11,14 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from zfserve_engines.tensorrt.build_summary import BatchProfile, BuildSummary, TensorSummary
+from zfserve_engines.tensorrt.builder import build_engine
+from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS, BuildSettings
 from zfserve_export.onnx_graph import export_graph
 from zfserve_export.quantize import quantize_files
 from zfserve_model.checkpoint import Checkpoint, Preprocessing
 from zfserve_model.networks import NetworkSpec, build_network
-from zfserve_runtime.build_summary import BatchProfile, BuildSummary, TensorSummary
 from zfserve_runtime.bundle import Precision
-from zfserve_runtime.tensorrt_builder import build_engine
-from zfserve_runtime.tensorrt_settings import COMPILED_PRECISIONS, BuildSettings
 
 Pixels = NDArray[np.uint8]
 Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]

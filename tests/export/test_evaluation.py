@@ -5,10 +5,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_export.evaluation import Confusion, evaluate, evaluate_engine, score
 from zfserve_export.photos import LabelledPhotos, list_labelled_photos
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 ColourBundle = Callable[..., Bundle]
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from zfserve_engines.contract import EngineOutputs
+from zfserve_engines.golden import EngineDisagrees, load_golden, verify_engine
+from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle, smallest_exact_dtype, thin_out
 from zfserve_export.measurement import Trials, measure
 from zfserve_export.parity import ParityError, make_reference, noise_images
 from zfserve_export.photos import list_photos
 from zfserve_model.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
 from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
-from zfserve_runtime.engine import EngineOutputs
-from zfserve_runtime.golden import EngineDisagrees, load_golden, verify_engine
-from zfserve_runtime.onnx_engine import OnnxEngine
 
 PRECISIONS = get_args(Precision)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from fakes.bf16 import needs_bf16
+from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_engines.openvino.engine import OpenVinoEngine
 from zfserve_runtime.bundle import Bundle, Precision
-from zfserve_runtime.golden import load_golden, verify_engine
-from zfserve_runtime.openvino_engine import OpenVinoEngine
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from zfserve_engines.contract import EngineInfo, EngineOutputs
 from zfserve_export.parity import (
     ParityError,
     Reference,
@@ -14,7 +15,6 @@ from zfserve_export.parity import (
 from zfserve_export.photos import input_spec
 from zfserve_model.checkpoint import Checkpoint
 from zfserve_runtime.bundle import InputSpec, Precision
-from zfserve_runtime.engine import EngineInfo, EngineOutputs
 
 SPEC = InputSpec(height=4, width=6, resize="squash", shorter_side=256, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from fakes.engines import AHEAD, SUMMARY
-from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.engine_store import EngineStore
-from zfserve_runtime.tensorrt_builder import BuiltEngine
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.store.store import EngineStore
+from zfserve_engines.tensorrt.builder import BuiltEngine
 
 
 def main(folder: Path, letter: str, size_bytes: int) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
-from zfserve_runtime.access import Access, current_caller
-from zfserve_runtime.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
-from zfserve_runtime.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.method_handlers import Ask
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.tls import TlsFiles, server_credentials
+from zfserve_runtime.access.access import Access, current_caller
+from zfserve_runtime.access.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
+from zfserve_runtime.access.tls import TlsFiles, server_credentials
+from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
+from zfserve_runtime.grpc.method_handlers import Ask
+from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.telemetry.metrics import Metrics
 
-TLS = Path(__file__).parent.parent / "runtime" / "tls"
+TLS = Path(__file__).parent.parent / "runtime" / "access" / "tls"
 CLIENT_NAME = "zfserve test client"
 """The common name in the client's certificate."""
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zfserve_runtime.build_summary import BatchProfile, BuildSummary, LayerSummary, TensorSummary
-from zfserve_runtime.engine_identity import EngineRequest, Host
-from zfserve_runtime.engine_store import EngineRefused, EngineStore
-from zfserve_runtime.gpu import GpuFacts
-from zfserve_runtime.tensorrt_builder import BuiltEngine
-from zfserve_runtime.tensorrt_settings import BuildSettings
+from zfserve_engines.cuda.gpu import GpuFacts
+from zfserve_engines.store.identity import EngineRequest, Host
+from zfserve_engines.store.store import EngineRefused, EngineStore
+from zfserve_engines.tensorrt.build_summary import BatchProfile, BuildSummary, LayerSummary, TensorSummary
+from zfserve_engines.tensorrt.builder import BuiltEngine
+from zfserve_engines.tensorrt.settings import BuildSettings
 
 A10 = GpuFacts("NVIDIA A10", "8.6", "580.65.06", "13.0", 24 << 30)
 H100 = GpuFacts("NVIDIA H100", "9.0", "580.65.06", "13.0", 80 << 30)

@@ -3,13 +3,13 @@
 from typing import get_args
 
 import pytest
-from zfserve_runtime.engine import EngineUnavailable
-from zfserve_runtime.engine_catalogue import EngineName
-from zfserve_runtime.gpu import GpuFacts
-from zfserve_runtime.onnx_providers import CudaProvider, TensorRTProvider
-from zfserve_runtime.onnx_session import require_libraries
-from zfserve_runtime.tensorrt_library import Library, load_library
-from zfserve_runtime.tensorrt_settings import TensorRTLibrary
+from zfserve_engines.catalogue import EngineName
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.cuda.gpu import GpuFacts
+from zfserve_engines.onnx.providers import CudaProvider, TensorRTProvider
+from zfserve_engines.onnx.session import require_libraries
+from zfserve_engines.tensorrt.library import Library, load_library
+from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
 
 def require_library(kind: TensorRTLibrary, gpu: GpuFacts) -> Library:

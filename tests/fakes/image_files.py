@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from zfserve_engines.images import ImageLimits, decode_image
 from zfserve_runtime.bundle import InputSpec
-from zfserve_runtime.images import ImageLimits, decode_image
 
 LIMITS = ImageLimits(max_bytes=4_000_000, max_pixels=8_000_000)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")

@@ -12,7 +12,7 @@ from fakes.serving import SIDE, pixels_of
 from PIL import Image
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.errors import ServiceError
-from zfserve_runtime.status import from_call_error
+from zfserve_runtime.grpc.status import from_call_error
 
 Parameter = pb.InferParameter
 Contents = pb.InferTensorContents

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from fakes.kserve import deployment_of
-from zfserve_client.cli import COMMANDS
+from zfserve_cli.main import COMMANDS
 from zfserve_server.config import ServerConfig
 from zfserve_server.serve_command import read_config
 

@@ -10,8 +10,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.telemetry.metrics import Metrics
 
 Behaviour = Callable[[], Awaitable[str]]
 

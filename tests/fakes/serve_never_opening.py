@@ -6,11 +6,11 @@ Run as a program, in a process of its own.
 import sys
 import threading
 
-from zfserve_client.cli import main
-from zfserve_runtime import engine_catalogue
+from zfserve_cli.main import main
+from zfserve_engines import catalogue as engine_catalogue
+from zfserve_engines.catalogue import Opening, Phase, Report, Step
+from zfserve_engines.contract import Engine
 from zfserve_runtime.bundle import Precision
-from zfserve_runtime.engine import Engine
-from zfserve_runtime.engine_catalogue import Opening, Phase, Report, Step
 
 
 def never_open(opening: Opening, precision: Precision, report: Report) -> list[Engine]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from zfserve_client.cli import main
-from zfserve_runtime import engine_catalogue
+from zfserve_cli.main import main
+from zfserve_engines import catalogue as engine_catalogue
+from zfserve_engines.catalogue import Opening, Report, open_onnx_cpu
+from zfserve_engines.contract import Engine, EngineInfo, EngineOutputs
 from zfserve_runtime.bundle import Precision
-from zfserve_runtime.engine import Engine, EngineInfo, EngineOutputs
-from zfserve_runtime.engine_catalogue import Opening, Report, open_onnx_cpu
 from zfserve_runtime.errors import EngineLost
 
 

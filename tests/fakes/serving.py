@@ -14,11 +14,13 @@ import numpy.typing as npt
 from fakes.shelf import Shelf
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from zfserve_engines.contract import EngineInfo, EngineOutputs
 from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_protos.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from zfserve_runtime.access.tls import TlsFiles
 from zfserve_runtime.bundle import (
     AccuracyEntry,
     Artefact,
@@ -28,15 +30,13 @@ from zfserve_runtime.bundle import (
     Manifest,
     ParityEntry,
 )
-from zfserve_runtime.engine import EngineInfo, EngineOutputs
-from zfserve_runtime.grpc_options import Options
-from zfserve_runtime.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.lifecycle import StopRequest, drain
-from zfserve_runtime.listening import open_port
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.request_id import current_request_id
-from zfserve_runtime.tls import TlsFiles
+from zfserve_runtime.grpc.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.lifecycle import StopRequest, drain
+from zfserve_runtime.grpc.listening import open_port
+from zfserve_runtime.grpc.options import Options
+from zfserve_runtime.grpc.request_id import current_request_id
+from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig
 

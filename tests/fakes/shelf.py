@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zfserve_engines.catalogue import EngineName, Phase, Report, Step
+from zfserve_engines.contract import Engine
 from zfserve_runtime.bundle import BundleError, Manifest
-from zfserve_runtime.engine import Engine
-from zfserve_runtime.engine_catalogue import EngineName, Phase, Report, Step
 from zfserve_runtime.model_folders import FoundVersion
-from zfserve_server.engine_choice import EngineChoice
-from zfserve_server.model_source import ModelSource, OpenedVersion
+from zfserve_server.models.engine_choice import EngineChoice
+from zfserve_server.models.source import ModelSource, OpenedVersion
 
 
 @dataclass

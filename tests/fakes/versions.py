@@ -14,7 +14,7 @@ from fakes.shelf import Shelf
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import ServiceError
-from zfserve_runtime.status import from_call_error
+from zfserve_runtime.grpc.status import from_call_error
 
 Status = tuple[str, str, int]
 """Name, version and state, as the server lists them."""

@@ -14,7 +14,7 @@ import grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_protos.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
-from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

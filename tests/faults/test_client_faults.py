@@ -15,10 +15,10 @@ from fakes.serving import FakeEngine, FakeWorker, Running, classify_request, pro
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
-from zfserve_runtime.grpc_options import server_options
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.metrics import Metrics
-from zfserve_server.entries import Entry
+from zfserve_runtime.grpc.options import server_options
+from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_server.batching.entries import Entry
 
 PROJECT = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=6)
 

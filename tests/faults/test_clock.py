@@ -15,11 +15,11 @@ ROOT = Path(__file__).parent.parent.parent
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 
 DATED = {
-    "runtime/zfserve_runtime/logs.py",  # lines of the log
-    "runtime/zfserve_runtime/otlp.py",  # spans, as OpenTelemetry wants them
-    "runtime/zfserve_runtime/engine_store.py",  # when an engine was built
-    "runtime/zfserve_runtime/engines_command.py",  # and how long that is ago
-    "runtime/zfserve_runtime/model_statistics.py",  # when a model answered last
+    "runtime/zfserve_runtime/telemetry/logs.py",  # lines of the log
+    "runtime/zfserve_runtime/telemetry/otlp.py",  # spans, as OpenTelemetry wants them
+    "engines/zfserve_engines/store/store.py",  # when an engine was built
+    "engines/zfserve_engines/engines_command.py",  # and how long that is ago
+    "runtime/zfserve_runtime/telemetry/model_statistics.py",  # when a model answered last
 }
 """Modules that write down when something was, and wait for nothing."""
 

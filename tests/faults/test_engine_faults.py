@@ -1,5 +1,7 @@
-"""An engine that raises, hangs, or computes nonsense, seen by whoever calls; how, is in tests/server/test_watchdog.py
-and test_batcher.py."""
+"""An engine that raises, hangs, or computes nonsense, as its callers see it.
+
+tests/server/batching has the details: test_watchdog.py and test_batcher.py.
+"""
 
 import asyncio
 
@@ -10,8 +12,8 @@ from fakes.shelf import Shelf
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_runtime.errors import EngineFailed, EngineHung, EngineLost, ServiceError
-from zfserve_runtime.health import VISION_SERVICE
-from zfserve_runtime.status import from_call_error
+from zfserve_runtime.grpc.health import VISION_SERVICE
+from zfserve_runtime.grpc.status import from_call_error
 
 
 async def error_of(server: Running, identity: int) -> ServiceError | None:

@@ -1,5 +1,5 @@
 """A new version that cannot be had, with the disk full or its files damaged: the old one serves on, and a good one
-takes over later. Damage to real files is in tests/server/test_model_reload.py."""
+takes over later. Damage to real files is in tests/server/models/test_reload.py."""
 
 import asyncio
 import errno

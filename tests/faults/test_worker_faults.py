@@ -23,11 +23,11 @@ from fakes.serving import (
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.errors import EngineFailed, ServiceError, WorkerUnavailable
-from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.status import from_call_error
-from zfserve_server.supervisor import Supervisor
-from zfserve_server.worker_channel import worker_answers
+from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.status import from_call_error
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_server.worker.channel import worker_answers
+from zfserve_server.worker.supervisor import Supervisor
 
 TESTS = Path(__file__).parent.parent
 REQUEST = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=3)

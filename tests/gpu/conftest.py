@@ -11,17 +11,17 @@ import pytest
 import torch
 from fakes.gpu_libraries import require_library
 from processes import zfserve
+from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
+from zfserve_engines.golden import load_golden
+from zfserve_engines.tensorrt.builder import build_engine
+from zfserve_engines.tensorrt.engine import TensorRTEngine, open_engines
+from zfserve_engines.tensorrt.library import load_library
+from zfserve_engines.tensorrt.plan import LoadedPlan
+from zfserve_engines.tensorrt.settings import BuildSettings, TensorRTLibrary
 from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_runtime.bundle import Bundle, Precision, load_bundle
 from zfserve_runtime.durable_file import SealedFile
-from zfserve_runtime.golden import load_golden
-from zfserve_runtime.gpu import GpuFacts, detect_gpu
-from zfserve_runtime.tensorrt_builder import build_engine
-from zfserve_runtime.tensorrt_engine import TensorRTEngine, open_engines
-from zfserve_runtime.tensorrt_library import load_library
-from zfserve_runtime.tensorrt_plan import LoadedPlan
-from zfserve_runtime.tensorrt_settings import BuildSettings, TensorRTLibrary
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from zfserve_engines.catalogue import Opening
+from zfserve_engines.cuda.gpu import GpuFacts
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.engine_catalogue import Opening
-from zfserve_runtime.gpu import GpuFacts
-from zfserve_server.engine_choice import BY_NAME, PREFERENCE, choose_engine
+from zfserve_server.models.engine_choice import BY_NAME, PREFERENCE, choose_engine
 
 pytestmark = pytest.mark.gpu
 

@@ -7,11 +7,11 @@ from typing import get_args
 import pytest
 import torch
 from fakes.gpu_libraries import require_engine
+from zfserve_engines.catalogue import OPENERS, EngineName, Opening, Step
+from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
+from zfserve_engines.golden import verify_engine
 from zfserve_runtime.bundle import Bundle, Precision
-from zfserve_runtime.engine_catalogue import OPENERS, EngineName, Opening, Step
-from zfserve_runtime.golden import verify_engine
-from zfserve_runtime.gpu import GpuFacts, detect_gpu
-from zfserve_server.engine_choice import ON_CPU
+from zfserve_server.models.engine_choice import ON_CPU
 
 pytestmark = pytest.mark.gpu
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.gpu_libraries import require_engine
+from zfserve_engines.cuda.gpu import GpuFacts
+from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_engines.onnx.engine import OnnxEngine
+from zfserve_engines.onnx.providers import CudaProvider, GpuProvider, TensorRTProvider
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.golden import load_golden, verify_engine
-from zfserve_runtime.gpu import GpuFacts
-from zfserve_runtime.onnx_engine import OnnxEngine
-from zfserve_runtime.onnx_providers import CudaProvider, GpuProvider, TensorRTProvider
 
 pytestmark = pytest.mark.gpu
 

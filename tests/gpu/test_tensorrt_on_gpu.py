@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from zfserve_engines.contract import EngineOutputs, EngineUnavailable
+from zfserve_engines.cuda.device import free_memory_bytes, start_cuda
+from zfserve_engines.cuda.gpu import GpuFacts
+from zfserve_engines.golden import verify_engine
+from zfserve_engines.onnx.engine import OnnxEngine
+from zfserve_engines.tensorrt.engine import TensorRTEngine, open_engines
+from zfserve_engines.tensorrt.library import load_library
+from zfserve_engines.tensorrt.plan import LoadedPlan
+from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS, TensorRTLibrary
 from zfserve_runtime.bundle import Bundle, BundleError, ClassEntry, Precision
-from zfserve_runtime.cuda_device import free_memory_bytes, start_cuda
 from zfserve_runtime.durable_file import SealedFile
-from zfserve_runtime.engine import EngineOutputs, EngineUnavailable
-from zfserve_runtime.golden import verify_engine
-from zfserve_runtime.gpu import GpuFacts
-from zfserve_runtime.onnx_engine import OnnxEngine
-from zfserve_runtime.tensorrt_engine import TensorRTEngine, open_engines
-from zfserve_runtime.tensorrt_library import load_library
-from zfserve_runtime.tensorrt_plan import LoadedPlan
-from zfserve_runtime.tensorrt_settings import COMPILED_PRECISIONS, TensorRTLibrary
 
 pytestmark = pytest.mark.gpu
 
@@ -199,10 +199,10 @@ import numpy as np
 import torch
 from zfserve_runtime.bundle import load_bundle
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.gpu import detect_gpu
-from zfserve_runtime.tensorrt_engine import open_engines
-from zfserve_runtime.tensorrt_library import load_library
-from zfserve_runtime.tensorrt_plan import LoadedPlan
+from zfserve_engines.cuda.gpu import detect_gpu
+from zfserve_engines.tensorrt.engine import open_engines
+from zfserve_engines.tensorrt.library import load_library
+from zfserve_engines.tensorrt.plan import LoadedPlan
 
 kind, plan_file, bundle_folder = sys.argv[1:]
 bundle = load_bundle(Path(bundle_folder))

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from zfserve_engines.golden import load_golden
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.golden import load_golden
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.projector import open_projector
 
 pytestmark = [
@@ -21,9 +21,9 @@ pytestmark = [
 
 STICKY = """
 import asyncio, torch
-from zfserve_runtime.deadline import Deadline
+from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.torch_thread import TorchThread
 
 def breaking():

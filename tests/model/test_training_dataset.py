@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from zfserve_engines.images import ImageLimits, decode_image
 from zfserve_model.training.dataset import DatasetError, decode_photo, decode_photos, list_photos, list_splits
 from zfserve_runtime.bundle import InputSpec
-from zfserve_runtime.images import ImageLimits, decode_image
 
 SQUASHED = InputSpec(
     height=224, width=224, resize="squash", shorter_side=224, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)

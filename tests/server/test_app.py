@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.health import VISION_SERVICE
-from zfserve_runtime.tls import TlsError
+from zfserve_runtime.grpc.health import VISION_SERVICE
 from zfserve_server.app import Ports, worker_command
 from zfserve_server.config import ServerConfig
 from zfserve_server.serve_command import write_ready_file
@@ -136,7 +136,7 @@ async def test_a_certificate_that_is_none_stops_the_start(engine: FakeEngine, tm
 
 
 async def test_tls(engine: FakeEngine) -> None:
-    folder = Path(__file__).parent.parent / "runtime" / "tls"
+    folder = Path(__file__).parent.parent / "runtime" / "access" / "tls"
     async with running_server(engine, tls_cert=folder / "server.pem", tls_key=folder / "server.key") as server:
         credentials = grpc.ssl_channel_credentials((folder / "ca.pem").read_bytes())
         async with grpc.aio.secure_channel(f"localhost:{server.ports.grpc}", credentials) as channel:

@@ -14,11 +14,11 @@ import pytest
 from fakes.clock import Clock
 from fakes.serving import MANIFEST, FakeEngine, classify_request, running_server
 from fakes.shelf import Shelf
-from zfserve_runtime.engine_catalogue import EngineName
-from zfserve_runtime.metrics import Metrics
+from zfserve_engines.catalogue import EngineName
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server import time_slices
-from zfserve_server.supervisor import Supervisor
 from zfserve_server.time_slices import CALM_S, SLICE_S, TimeSlices
+from zfserve_server.worker.supervisor import Supervisor
 
 
 def slice_s(thread: int) -> float:

@@ -12,8 +12,8 @@ import pytest
 from fakes.serving import MANIFEST
 from zfserve_runtime.bundle import GOLDEN, WEIGHTS, Bundle, BundleError, Manifest, file_digest
 from zfserve_runtime.errors import WorkerMismatch
-from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.model_folders import ModelFolders
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.networks import Networks
 from zfserve_worker.projector import Projector
 from zfserve_worker.torch_thread import TorchThread

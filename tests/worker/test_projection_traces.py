@@ -8,7 +8,7 @@ import grpc
 from fakes.collector import Collector
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.lifecycle import StopRequest
+from zfserve_runtime.grpc.lifecycle import StopRequest
 from zfserve_worker.app import WorkerConfig, serve
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

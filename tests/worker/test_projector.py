@@ -14,7 +14,7 @@ from zfserve_model.checkpoint import load_checkpoint
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError
-from zfserve_runtime.metrics import Metrics
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.projector import Projector, open_projector
 
 RequestFor = Callable[..., worker_pb2.ProjectRequest]

@@ -13,11 +13,11 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime import errors
 from zfserve_runtime.bundle import Bundle, Manifest
-from zfserve_runtime.health import WORKER_SERVICE
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.lifecycle import StopRequest
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.status import from_call_error
+from zfserve_runtime.grpc.health import WORKER_SERVICE
+from zfserve_runtime.grpc.lifecycle import StopRequest
+from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.grpc.status import from_call_error
+from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.app import WorkerConfig, serve
 from zfserve_worker.networks import Networks
 from zfserve_worker.service import WorkerService

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, EngineLost, Overloaded
-from zfserve_runtime.metrics import Metrics, ModelMetrics
+from zfserve_runtime.grpc.deadline import Deadline
+from zfserve_runtime.telemetry.metrics import Metrics, ModelMetrics
 from zfserve_worker.torch_thread import TorchThread
 
 

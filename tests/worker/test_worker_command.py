@@ -18,8 +18,8 @@ from fakes import work_until_white
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.lifecycle import LOST
-from zfserve_runtime.status import from_call_error
+from zfserve_runtime.grpc.lifecycle import LOST
+from zfserve_runtime.grpc.status import from_call_error
 from zfserve_worker.worker_command import add_arguments, run
 
 PROGRAM = ("-m", "zfserve_worker")

@@ -10,17 +10,17 @@ from pathlib import Path
 import grpc
 import torch
 from zfserve_protos.worker.v1 import worker_pb2_grpc
+from zfserve_runtime.access.tls import TlsFiles
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc_options import server_options
-from zfserve_runtime.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
-from zfserve_runtime.intercepting_server import InterceptingServer
-from zfserve_runtime.lifecycle import StopRequest, drain
-from zfserve_runtime.listening import LOOPBACK, open_port
-from zfserve_runtime.metrics import Metrics
-from zfserve_runtime.metrics_endpoint import MetricsEndpoint
+from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.lifecycle import StopRequest, drain
+from zfserve_runtime.grpc.listening import LOOPBACK, open_port
+from zfserve_runtime.grpc.options import server_options
+from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.model_folders import ModelFolders
-from zfserve_runtime.tls import TlsFiles
-from zfserve_runtime.tracing import open_tracing
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
+from zfserve_runtime.telemetry.tracing import open_tracing
 
 from zfserve_worker.networks import Networks
 from zfserve_worker.parent import watch_parent

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from zfserve_runtime.bundle import Bundle, BundleError, load_bundle
 from zfserve_runtime.errors import WorkerMismatch
-from zfserve_runtime.metrics import Metrics
 from zfserve_runtime.model_folders import FoundVersion, Listing, by_model
+from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_worker.projector import Projector
 from zfserve_worker.torch_thread import TorchThread

@@ -32,9 +32,9 @@ from zfserve_model.render import render_projection
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
-from zfserve_runtime.metrics import Metrics, ModelMetrics
 from zfserve_runtime.projection_request import find_class, map_count
-from zfserve_runtime.tracing import note_model, span
+from zfserve_runtime.telemetry.metrics import Metrics, ModelMetrics
+from zfserve_runtime.telemetry.tracing import note_model, span
 
 Pixels = npt.NDArray[np.uint8]
 

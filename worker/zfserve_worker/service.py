@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Manifest
-from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import InvalidInput
+from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.projection_request import check_projection_request
 
 from zfserve_worker.networks import Networks

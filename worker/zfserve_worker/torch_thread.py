@@ -14,9 +14,9 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
-from zfserve_runtime.deadline import Deadline
 from zfserve_runtime.errors import DeadlineExceeded, EngineLost, Overloaded
-from zfserve_runtime.metrics import ModelMetrics
+from zfserve_runtime.grpc.deadline import Deadline
+from zfserve_runtime.telemetry.metrics import ModelMetrics
 
 RETRY_AFTER_S = 1.0
 """Roughly the time in which a call of a few projections makes room."""

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import get_args
 
 from zfserve_model.devices import NoSuchDevice, choose_device
+from zfserve_runtime.access.tls import TlsError, TlsFiles
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.garbage import set_modules_aside
-from zfserve_runtime.lifecycle import LOST, StopRequest, end_at_once
-from zfserve_runtime.listening import LOOPBACK, exposure_fault
-from zfserve_runtime.logs import LogFormat, configure_logging
-from zfserve_runtime.tls import TlsError, TlsFiles
-from zfserve_runtime.tracing import TracingError, endpoint_in
+from zfserve_runtime.grpc.lifecycle import LOST, StopRequest, end_at_once
+from zfserve_runtime.grpc.listening import LOOPBACK, exposure_fault
+from zfserve_runtime.telemetry.logs import LogFormat, configure_logging
+from zfserve_runtime.telemetry.tracing import TracingError, endpoint_in
 
 from zfserve_worker.app import WorkerConfig, serve
 

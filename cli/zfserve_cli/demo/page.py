@@ -1,0 +1,204 @@
+"""The demo's page: one HTML file that holds photos, classes and projections. Called by `demo`."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageChops, ImageOps
+from zfserve.results import Box, Classification, Layer, ModelDescription, Projection
+
+from zfserve_cli.demo.photo_truth import Verdict
+
+STYLE = Path(__file__).with_name("page.css")
+MOST_PIXELS = 720
+"""Longest side of an embedded photo."""
+ZERO = (128, 128, 128)
+"""What stands for nothing in a projection."""
+
+_SEES = {
+    "conv1": "edges and colours",
+    "conv2": "corners, and edges with colours",
+    "conv3": "textures and patterns",
+    "conv4": "parts typical of a class",
+    "conv5": "whole objects",
+}
+"""What Zeiler & Fergus found in each layer (ECCV 2014, section 4, figure 2)."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One photo with what the network said of it, and the projections of each layer by the layer's name.
+
+    Attributes:
+        verdict: whether the network is right; None where nobody knows.
+    """
+
+    photo: Path
+    classification: Classification
+    projections: Mapping[str, Sequence[Projection]]
+    verdict: Verdict | None
+
+
+def render_page(photos: Sequence[Explained], description: ModelDescription, layers: Sequence[Layer]) -> str:
+    """A page that needs nothing else: style and pictures are part of it.
+
+    Args:
+        layers: at least one, from the input upwards; the last of them is shown first, and largest: its maps are those
+            that speak most for the class that the network says.
+    """
+    model = description.model
+    accuracy = "".join(
+        f", {figure.top1:.1%} of {figure.count:,} validation photos right ({figure.precision})"
+        for figure in description.accuracy
+        if figure.precision == description.engine.precision
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>zfserve: what the network saw</title>
+<style>
+{STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<header>
+<h1>What the network saw</h1>
+<p class="lead">A convolutional network that knows {len(description.classes)} classes was shown these photos. Beside
+each photo stand what it said, and the very pixels that drove the feature maps that spoke most for it.</p>
+<nav aria-label="Photos">{"".join(map(_link, photos))}</nav>
+<p class="notes">Below, each map stands by itself: the pixels that made it fire, on a grey that means nothing (a
+deconvnet projection, Zeiler &amp; Fergus 2014), above the part of the photo it sees, in the shape the network gets it;
+its number, and what it adds to the score of the class, or, in the layers below, how strongly it fired: there the
+strongest maps are shown, what the network noticed most, which need not be what decided.</p>
+<p class="notes">{escape(model.name)} {escape(model.version)}{accuracy}
+· weights <code>{escape(model.fingerprint[:12])}</code>
+· {escape(description.engine.runtime)}, {escape(description.engine.precision)}</p>
+</header>
+<main>
+{"".join(_section(entry, layers, opened=entry is photos[0]) for entry in photos)}</main>
+<footer><p>It can only answer with one of: {escape(", ".join(entry.label for entry in description.classes))}. A photo of
+anything else gets the class it resembles most. Made by <code>make demo</code>.</p></footer>
+</body>
+</html>
+"""
+
+
+def _link(entry: Explained) -> str:
+    said, mark = escape(entry.classification.classes[0].label), ""
+    if verdict := entry.verdict:
+        mark = f' <span class="{verdict.word}" role="img" aria-label="{verdict.word}">{verdict.mark}</span>'
+    return f'<a href="#{_anchor(entry)}">{escape(_name(entry))}: <strong>{said}</strong>{mark}</a>\n'
+
+
+def _section(entry: Explained, layers: Sequence[Layer], opened: bool) -> str:
+    with Image.open(entry.photo) as file:
+        exif = file.getexif()
+        photo = ImageOps.exif_transpose(file)
+    shows = str(exif.get(ExifTags.Base.ImageDescription, "")) or f"The photo {entry.photo.name}"
+    credit = " · ".join(str(exif[tag]) for tag in (ExifTags.Base.Artist, ExifTags.Base.Copyright) if tag in exif)
+    timings = entry.classification.timings
+    *lower, last = layers
+    shown = entry.projections[last.name]
+    said = entry.classification.classes[0].label
+    saw = f"The pixels that drove the {len(shown)} maps of {last.name} that speak most for {said}"
+    return f"""<section id="{_anchor(entry)}" aria-labelledby="{_anchor(entry)}-said">
+<h2 id="{_anchor(entry)}-said"><small>{escape(entry.photo.name)}: the network says</small>
+{escape(said)}</h2>
+{_judgement(entry.verdict)}<div class="answer">
+<figure><img src="{_data_uri(photo, MOST_PIXELS)}" alt="{escape(shows)}">
+<figcaption>{escape(shows)}{f'. <span class="credit">{escape(credit)}</span>' if credit else ""}</figcaption></figure>
+<figure><img src="{_data_uri(_in_place(photo.size, shown), MOST_PIXELS)}"
+alt="{escape(saw)}, each in its place in the photo">
+<figcaption>{escape(saw)}, each in its place</figcaption></figure>
+<div>
+<table class="scores"><caption class="hidden">Classes and their probabilities</caption>
+{"".join(_score_row(score.label, score.probability) for score in entry.classification.classes)}</table>
+<p class="figures">{photo.width} × {photo.height} pixels · decoded in {timings.decode_ms:.1f} ms
+· classified in {timings.inference_ms:.1f} ms</p>
+</div>
+</div>
+{_strip(last, shown)}<details{" open" if opened else ""}>
+<summary>The layers below, down to edges and colours</summary>
+{"".join(_strip(layer, entry.projections[layer.name]) for layer in reversed(lower))}</details>
+</section>
+"""
+
+
+def _judgement(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    sentence = f'<span aria-hidden="true">{verdict.mark}</span> {escape(verdict.sentence)}'
+    return f'<p class="verdict"><strong class="{verdict.word}">{sentence}</strong> {escape(verdict.why)}</p>\n'
+
+
+def _in_place(size: tuple[int, int], projections: Sequence[Projection]) -> Image.Image:
+    """All projections on one picture of the photo's size; where they overlap, the brightest and the darkest remain."""
+    brightest = darkest = Image.new("RGB", size, ZERO)
+    for projection in projections:
+        if (box := projection.source_box) and projection.png:
+            layer = Image.new("RGB", size, ZERO)
+            with Image.open(io.BytesIO(projection.png)) as picture:
+                layer.paste(picture.resize((box.right - box.left, box.bottom - box.top)), (box.left, box.top))
+            brightest, darkest = ImageChops.lighter(brightest, layer), ImageChops.darker(darkest, layer)
+    return ImageChops.add(brightest, darkest, offset=-ZERO[0])
+
+
+def _score_row(label: str, probability: float) -> str:
+    return (
+        f'<tr><th scope="row">{escape(label)}</th><td class="bar"><span style="width:{probability:.2%}"></span></td>'
+        f"<td>{probability:.1%}</td></tr>\n"
+    )
+
+
+def _strip(layer: Layer, projections: Sequence[Projection]) -> str:
+    sees = f"{_SEES[layer.name]}; " if layer.name in _SEES else ""
+    side = layer.receptive_field
+    return f"""<div class="layer">
+<h3>{escape(layer.name)} <small>{sees}a unit sees {side} × {side} pixels</small></h3>
+<ol>{"".join(_tile(layer, projection) for projection in projections)}</ol>
+</div>
+"""
+
+
+def _tile(layer: Layer, projection: Projection) -> str:
+    where = _place(projection.source_box or projection.box)
+    name = f"map {projection.map} of {layer.name}"
+    crisp = ' class="crisp"' if layer.receptive_field < 40 else ""
+    return f"""<li><img{crisp} src="{_data_uri_of(projection.png or b"")}" alt="Pixels that drove {name}">
+<img{crisp} src="{_data_uri_of(projection.patch_png)}" alt="The photo at {where}">
+<span>map {projection.map} <i>{_weight(projection)}</i></span></li>
+"""
+
+
+def _weight(projection: Projection) -> str:
+    return f"{projection.activation:.1f}" if projection.attribution is None else f"{projection.attribution:+.2f}"
+
+
+def _place(box: Box) -> str:
+    return f"columns {box.left} to {box.right}, rows {box.top} to {box.bottom}"
+
+
+def _anchor(entry: Explained) -> str:
+    return escape(entry.photo.stem.replace(" ", "-"))
+
+
+def _name(entry: Explained) -> str:
+    return entry.photo.stem.replace("-", " ")
+
+
+def _data_uri_of(png: bytes) -> str:
+    with Image.open(io.BytesIO(png)) as picture:
+        return _data_uri(picture, MOST_PIXELS)
+
+
+def _data_uri(picture: Image.Image, longest: int) -> str:
+    """WebP, a fifth of PNG's size; small pictures without loss, for there every pixel shows."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((longest, longest))
+    file = io.BytesIO()
+    picture.save(file, "WEBP", lossless=max(picture.size) < 40, quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -1,0 +1,143 @@
+"""The command line `zfserve`: a table of commands, each in a module that is imported only when it is called for."""
+
+import argparse
+import difflib
+import errno
+import importlib
+import importlib.metadata
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zfserve_protos.extras import not_installed
+
+OK, FAILED, UNUSABLE, UNREACHABLE, NOT_INSTALLED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+_OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        module: has `add_arguments(parser)` and `run(arguments) -> int`, the exit status.
+        extra: what to install for it, or "" where the base install has all it needs.
+    """
+
+    summary: str
+    module: str
+    extra: str
+
+
+COMMANDS = {
+    "classify": Command("say what photos show", "zfserve_cli.classify_command", ""),
+    "project": Command("show which pixels drove the feature maps", "zfserve_cli.project_command", ""),
+    "info": Command("describe the model that is served", "zfserve_cli.info_command", ""),
+    "health": Command("say whether a service is ready", "zfserve_cli.health_command", ""),
+    "top": Command("watch load, latency and batches, live", "zfserve_cli.top.top_command", ""),
+    "serve": Command("run the service", "zfserve_server.serve_command", "server"),
+    "worker": Command("run the companion that computes projections", "zfserve_worker.worker_command", "worker"),
+    "token": Command("say who may call a service, and what", "zfserve_runtime.access.token_command", "server"),
+    "train": Command("train a network on folders of photos", "zfserve_model.train_command", "train"),
+    "evaluate": Command("measure a checkpoint or a bundle", "zfserve_export.evaluate_command", "export"),
+    "export": Command("turn a checkpoint into a bundle to serve", "zfserve_export.export_command", "export"),
+    "compile": Command("build a TensorRT engine from a bundle", "zfserve_engines.compile_command", "tensorrt-rtx"),
+    "engines": Command("list, verify or remove built engines", "zfserve_engines.engines_command", "tensorrt-rtx"),
+    "bench": Command("measure the service against its limits", "zfserve_bench.bench_command", "dev"),
+}
+
+_USAGE = "usage: zfserve COMMAND [OPTIONS]     zfserve COMMAND --help     zfserve --version"
+_EXIT_STATUS = """\
+exit status:
+  0 done    1 some or all of it failed    2 unusable arguments or input    3 no server there, or it is too busy
+  4 the command's extra is not installed    130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: without the program's name; None for the process's own.
+
+    Returns:
+        The exit status, as `zfserve --help` explains it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text, and a terminal may lack letters
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _answer(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        sys.stdout.flush()  # at the interpreter's end a disk that is full would pass unnoticed
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        _drop_output()
+        return OK
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAULTS:
+            raise
+        _drop_output()
+        return _fail(f"the output cannot be written: {error.strerror}", FAILED)
+    return status
+
+
+def _answer(argv: list[str]) -> int:
+    name, *rest = argv
+    if name in ("-h", "--help", "help"):
+        _print(_help())
+        return OK
+    if name == "--version":
+        _print(f"zfserve {importlib.metadata.version('zfserve')}")
+        return OK
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `zfserve {near[0]}`?" if near else "`zfserve --help` lists the commands"
+        return _fail(f"there is no command {name!r}; {hint}", UNUSABLE)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its remarks on connections are not for users
+    try:
+        return _run(name, rest)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        extra = COMMANDS[name].extra
+        if not extra or missing.startswith("zfserve_"):
+            raise
+        return _fail(f"`zfserve {name}` cannot run: {not_installed(missing, extra)}", NOT_INSTALLED)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer goes nowhere, in place of failing once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    summary = command.summary[0].upper() + command.summary[1:] + "."
+    parser = argparse.ArgumentParser(prog=f"zfserve {name}", description=summary)
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(argv))
+    return status
+
+
+def _help() -> str:
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    commands = "\n".join(f"  {bold}{name:<10}{plain}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"{bold}zfserve{plain} serves a trained convolutional network, and shows which pixels made it say so.\n\n"
+        f"{_USAGE}\n\ncommands:\n{commands}\n\n{_EXIT_STATUS}"
+    )
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"zfserve: {message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`zfserve top` shows what a service does at present, live in a terminal."""

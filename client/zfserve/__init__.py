@@ -1,0 +1,98 @@
+"""The client of the service, sync and async, and the command line that calls it.
+
+    from zfserve import Client
+
+    with Client("localhost:8500") as client:
+        answer = client.classify("photo.jpg")
+        for projection in client.project(answer.image_reference, "conv5", strongest=9):
+            ...
+
+The names below are imported when first used, so that the command line starts without gRPC.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zfserve.async_client import AsyncClient
+    from zfserve.channel import TlsOptions
+    from zfserve.client import Client
+    from zfserve.errors import (
+        Cancelled,
+        DeadlineExceeded,
+        InvalidInput,
+        NotFound,
+        OutOfRange,
+        Overloaded,
+        PermissionDenied,
+        PreconditionFailed,
+        ServerFailed,
+        Unauthenticated,
+        Unavailable,
+        ZfserveError,
+    )
+    from zfserve.results import (
+        AccuracyFigure,
+        Box,
+        Classification,
+        ClassScore,
+        Engine,
+        EngineNotTaken,
+        Float32Picture,
+        ImageReference,
+        InputSpec,
+        Layer,
+        ModelDescription,
+        ModelIdentity,
+        ModelStatus,
+        ParityFigure,
+        Position,
+        Projection,
+        Timings,
+    )
+
+__all__ = [
+    "AccuracyFigure",
+    "AsyncClient",
+    "Box",
+    "Cancelled",
+    "ClassScore",
+    "Classification",
+    "Client",
+    "DeadlineExceeded",
+    "Engine",
+    "EngineNotTaken",
+    "Float32Picture",
+    "ImageReference",
+    "InputSpec",
+    "InvalidInput",
+    "Layer",
+    "ModelDescription",
+    "ModelIdentity",
+    "ModelStatus",
+    "NotFound",
+    "OutOfRange",
+    "Overloaded",
+    "ParityFigure",
+    "PermissionDenied",
+    "Position",
+    "PreconditionFailed",
+    "Projection",
+    "ServerFailed",
+    "Timings",
+    "TlsOptions",
+    "Unauthenticated",
+    "Unavailable",
+    "ZfserveError",
+]
+
+_HOMES = ("client", "async_client", "channel", "errors", "results")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,186 @@
+"""Requests from what a caller holds: a path, the bytes of a file, a Pillow image, an array, or a reference.
+
+Used by the sync and the async client alike. Nothing here needs numpy.
+"""
+
+import importlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import grpc
+from PIL import Image, ImageOps
+from zfserve_protos.v1 import zfserve_pb2
+
+from zfserve.errors import InvalidInput
+from zfserve.results import ImageReference, Position
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageReference | Any
+"""A path; the bytes of an image file; a Pillow image; uint8 (height, width, 3) RGB in anything with the buffer
+protocol or numpy's array interface; or a reference that `classify` returned."""
+
+UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
+"""Which unit of a map to project: that with the highest activation, the one at a place, or all of them together."""
+
+PictureFormat: TypeAlias = Literal["png", "float32"]
+
+
+@dataclass(frozen=True)
+class ForClass:
+    """The `count` maps that add most to the score of the class with that id or label; of "", the most probable one."""
+
+    name: str
+    count: int
+
+
+Maps: TypeAlias = int | Sequence[int] | ForClass
+"""So many of the strongest, just those listed, or those for a class."""
+
+_FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
+
+
+def classify_request(
+    image: ImageSource, top_k: int | None, features: bool, max_bytes: int
+) -> zfserve_pb2.ClassifyRequest:
+    """Raises InvalidInput where `image` is none of the kinds above or cannot be read, or `top_k` is negative."""
+    return zfserve_pb2.ClassifyRequest(
+        image=image_message(image, max_bytes),
+        top_k=None if top_k is None else _unsigned(top_k, "top_k"),
+        include_features=features,
+    )
+
+
+def project_request(
+    image: ImageSource,
+    layer: str,
+    maps: Maps,
+    unit: UnitRule,
+    picture_format: PictureFormat,
+    max_bytes: int,
+) -> zfserve_pb2.ProjectRequest:
+    """Raises InvalidInput as `classify_request`, and for negative maps or places and unknown unit rules or formats."""
+    if picture_format not in _FORMATS:
+        raise _invalid(f'no picture format {picture_format!r}; give "png" or "float32"', "format")
+    request = zfserve_pb2.ProjectRequest(
+        image=image_message(image, max_bytes), layer=layer, unit=_unit_rule(unit), format=_FORMATS[picture_format]
+    )
+    match maps:
+        case int():
+            request.strongest = _unsigned(maps, "strongest")
+        case ForClass():
+            if maps.count == 0:  # which would leave the number to the server
+                raise _invalid("ask for at least one map", "for_class.count")
+            request.for_class.count = _unsigned(maps.count, "for_class.count")
+            request.for_class.class_name = maps.name
+        case _:
+            # Set even when empty: the server then says that a selection needs a map, and does not choose nine itself.
+            request.selection.SetInParent()
+            request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
+    return request
+
+
+def choose_maps(strongest: int, maps: Sequence[int] | None, for_class: str | None) -> Maps:
+    """Raises InvalidInput where maps are given and a class to choose them for."""
+    if for_class is None:
+        return strongest if maps is None else maps
+    if maps is not None:
+        raise _invalid("maps are given, or chosen for a class, not both", "for_class")
+    return ForClass(for_class, strongest)
+
+
+def model_selector(model: str | None, version: str | None) -> zfserve_pb2.ModelSelector:
+    """Of None the server's default is meant: its default model, and the newest version that is ready."""
+    return zfserve_pb2.ModelSelector(name=model or "", version=version or "")
+
+
+def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
+    """Raises InvalidInput where `image` cannot be read, is of no known kind, or is over `max_bytes`."""
+    try:
+        message = _convert(image, max_bytes)
+    except (OSError, ValueError, SyntaxError) as error:  # of Pillow and numpy, which say what is wrong in many ways
+        what = image if isinstance(image, str | os.PathLike) else "the photo"
+        raise _invalid(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}", "image") from error
+    _check_size(message.ByteSize(), max_bytes)
+    return message
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise _invalid(
+            f"the photo takes {size:,} bytes, the client sends at most {max_bytes:,}; "
+            "scale it down or raise max_message_bytes",
+            "image",
+        )
+
+
+def _convert(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
+    match image:
+        case ImageReference():
+            return zfserve_pb2.Image(reference=image.value)
+        case str() | os.PathLike():
+            file = Path(image)
+            _check_size(file.stat().st_size, max_bytes)  # before it is read, and made a message, which 2 GiB cannot be
+            return zfserve_pb2.Image(encoded=file.read_bytes())
+        case Image.Image():
+            return _from_pillow(image)
+    view = _buffer(image)
+    _check_size(view.nbytes, max_bytes)
+    if view.format == "B" and view.ndim == 1:
+        return zfserve_pb2.Image(encoded=view.tobytes())
+    if view.format == "B" and view.ndim == 3 and view.shape is not None and view.shape[2] == 3:
+        height, width, _ = view.shape
+        return zfserve_pb2.Image(raw=zfserve_pb2.RawPixels(width=width, height=height, data=view.tobytes()))
+    raise _invalid(
+        f"an array must be uint8 (height, width, 3), RGB; this one is {view.format!r} {view.shape}", "image.raw"
+    )
+
+
+def _from_pillow(image: Image.Image) -> zfserve_pb2.Image:
+    """RGB as raw pixels; every other mode as an uncompressed TIFF, so that the server treats palette, alpha, CMYK
+    and 16 bits as it would in a file."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "RGB":
+        pixels = zfserve_pb2.RawPixels(width=upright.width, height=upright.height, data=upright.tobytes())
+        return zfserve_pb2.Image(raw=pixels)
+    if "transparency" in upright.info:  # which TIFF would lose
+        upright = upright.convert("RGBA")
+    file = io.BytesIO()
+    upright.save(file, "TIFF")
+    return zfserve_pb2.Image(encoded=file.getvalue())
+
+
+def _buffer(image: Any) -> memoryview:
+    try:
+        return memoryview(image)
+    except TypeError:
+        if not (hasattr(image, "__array_interface__") or hasattr(image, "__array__")):
+            raise _invalid(
+                f"{type(image).__name__} is no image; give a path, bytes, a Pillow image or an array", "image"
+            ) from None
+    # Whoever holds such an array without a buffer has numpy.
+    return memoryview(importlib.import_module("numpy").asarray(image))
+
+
+def _unit_rule(unit: UnitRule) -> zfserve_pb2.UnitRule:
+    match unit:
+        case "strongest":
+            return zfserve_pb2.UnitRule(strongest=zfserve_pb2.StrongestUnit())
+        case "whole":
+            return zfserve_pb2.UnitRule(whole_map=zfserve_pb2.WholeMap())
+        case Position(row, column):
+            row, column = _unsigned(row, "unit.position.row"), _unsigned(column, "unit.position.column")
+            return zfserve_pb2.UnitRule(position=zfserve_pb2.Position(row=row, column=column))
+    raise _invalid(f'no unit rule {unit!r}; give "strongest", "whole" or a Position', "unit")
+
+
+def _unsigned(value: int, field: str) -> int:
+    if not 0 <= value < 2**32:
+        raise _invalid(f"{field} must be from 0, and {value} is not", field)
+    return value
+
+
+def _invalid(message: str, field: str) -> InvalidInput:
+    return InvalidInput(message, grpc.StatusCode.INVALID_ARGUMENT, field=field)

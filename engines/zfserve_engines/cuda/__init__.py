@@ -1,0 +1,1 @@
+"""The few calls of CUDA that engines on an NVIDIA GPU need."""

@@ -1,0 +1,1 @@
+"""Engines on ONNX Runtime, on the CPU or on an NVIDIA GPU."""

@@ -1,0 +1,80 @@
+"""Sessions of ONNX Runtime with inputs and outputs bound to memory of a device; used by `onnx_engine` on GPUs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from zfserve_runtime.bundle import GRAPH_INPUT
+
+from zfserve_engines.tensorrt.build_summary import BatchProfile
+from zfserve_engines.tensorrt.signature import plan_batch_sizes
+
+
+@dataclass(frozen=True, eq=False)
+class _Binding:
+    """Attributes:
+    pixels: on the device; outputs are kept by `bound`.
+    """
+
+    session: onnxruntime.InferenceSession
+    pixels: Any
+    bound: Any
+
+
+def bound_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """The batch sizes that are bound, ascending."""
+    return plan_batch_sizes([BatchProfile(1, max_batch_size)], max_batch_size)
+
+
+class BoundSessions:
+    """Runs batches of a few sizes only, each bound once, before the first request.
+
+    A GPU's libraries choose their kernels anew for every shape that they meet. A batch is filled up to the next size
+    with whatever lies in the buffer, so that all shapes can be met while warming up.
+
+    Args:
+        sessions: from `onnx_session`, by batch size, ascending as in `bound_sizes`; one may serve several sizes.
+        device: ONNX Runtime's name for where the memory is: "cuda", or "cpu" in tests.
+        widths: of the outputs, by name.
+        host: uint8 (max_batch_size, H, W, 3); batches are copied there on their way. Best page-locked.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[int, onnxruntime.InferenceSession],
+        device: str,
+        widths: Mapping[str, int],
+        host: npt.NDArray[np.uint8],
+    ) -> None:
+        self._host = host
+        self._bindings = {
+            size: _bind(session, device, widths, (size, *host.shape[1:])) for size, session in sessions.items()
+        }
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """The outputs for uint8 (N, H, W, 3), in new arrays, in the order that the constructor was given."""
+        count = len(pixels)
+        size = next(size for size in self._bindings if size >= count)
+        binding = self._bindings[size]
+        self._host[:count] = pixels
+        binding.pixels.update_inplace(self._host[:size])
+        binding.session.run_with_iobinding(binding.bound)
+        return [values[:count] for values in binding.bound.copy_outputs_to_cpu()]
+
+
+def _bind(
+    session: onnxruntime.InferenceSession,
+    device: str,
+    widths: Mapping[str, int],
+    input_shape: tuple[int, ...],
+) -> _Binding:
+    new = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+    pixels = new(input_shape, np.uint8, device, 0)
+    bound = session.io_binding()
+    bound.bind_ortvalue_input(GRAPH_INPUT, pixels)
+    for name, width in widths.items():
+        bound.bind_ortvalue_output(name, new((input_shape[0], width), np.float32, device, 0))
+    return _Binding(session, pixels, bound)

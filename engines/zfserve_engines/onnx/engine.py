@@ -1,0 +1,157 @@
+"""The bundle's ONNX graph on ONNX Runtime, on the CPU or on an NVIDIA GPU.
+
+Called by the server's choice of engine, by export and by evaluation. `onnx_providers` has the options, `onnx_session`
+opens the session, `onnx_binding` keeps its tensors on a GPU; here it becomes an `Engine`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import cycle
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, Precision
+from zfserve_runtime.errors import EngineFailed, EngineLost
+
+from zfserve_engines.contract import EngineInfo, EngineOutputs, OnWarming
+from zfserve_engines.cuda.gpu import detect_gpu
+from zfserve_engines.onnx.binding import BoundSessions, bound_sizes
+from zfserve_engines.onnx.providers import CPU, OnnxProvider
+from zfserve_engines.onnx.session import open_sessions
+from zfserve_engines.warm_up import cpu_sizes, warm_up
+
+Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
+"""From pixels to probabilities and features."""
+
+log = logging.getLogger(__name__)
+
+
+class OnnxEngine:
+    """An `Engine` on ONNX Runtime, warm when the constructor returns.
+
+    Args:
+        bundle: its artefact of `precision` is run.
+        threads: that share one `run`; on a GPU they only feed it.
+        max_batch_size: largest batch that `run` will be given.
+        provider: what computes, with its options.
+        spinning: let idle threads wait for work in a busy loop. It saves microseconds a layer and burns the cores on
+            which photos are decoded, so it is off.
+        optimised: off, every node is computed alone, as ONNX defines it: slow, and right for graphs whose fused
+            kernels are not. Without VNNI, x86 saturates sums of 8-bit weights.
+
+    Raises:
+        BundleError: no artefact of that precision, or a graph that cannot be loaded or does not fit the manifest.
+        EngineUnavailable: this build of ONNX Runtime, or this machine, has no such provider.
+        EngineFailed: the first runs failed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        *,
+        threads: int,
+        max_batch_size: int,
+        provider: OnnxProvider = CPU,
+        spinning: bool = False,
+        optimised: bool = True,
+        on_warming: OnWarming = lambda done, total: None,
+    ) -> None:
+        self._manifest = bundle.manifest
+        self._on_gpu = provider != CPU
+        options = _session_options(threads, spinning, optimised)
+        sizes = bound_sizes(max_batch_size) if self._on_gpu else cpu_sizes(max_batch_size)
+        count = len(sizes) if provider.session_per_batch_size else 1
+        sessions = open_sessions(bundle, precision, provider, max_batch_size, options, count)
+        self._info = EngineInfo("onnxruntime", provider.name, precision, max_batch_size, threads, _device(self._on_gpu))
+        self._owned = ExitStack()
+        self._outputs_of: Run = _closed
+        try:
+            self._outputs_of = self._bind(sessions, sizes) if self._on_gpu else self._unbound(*sessions)
+            warm_up(self, bundle.manifest, sizes, on_warming)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
+        """See `Engine.run`."""
+        self._info.check_batch(pixels, self._manifest.input)
+        try:
+            probabilities, features = self._outputs_of(pixels)
+        except Exception as error:
+            # ONNX Runtime's exceptions have no common class below Exception.
+            log.exception("ONNX Runtime failed on a batch of %d", len(pixels))
+            if self._on_gpu and not still_runs(self._outputs_of, pixels.shape[1:]):
+                raise EngineLost("the GPU failed for good; try another instance, or again shortly") from error
+            raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
+        return EngineOutputs(probabilities, features)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._outputs_of = _closed
+        self._owned.close()
+
+    def _unbound(self, session: onnxruntime.InferenceSession) -> Run:
+        outputs = tuple(self._manifest.output_widths)
+        return lambda pixels: session.run(outputs, {GRAPH_INPUT: pixels})
+
+    def _bind(self, sessions: Sequence[onnxruntime.InferenceSession], sizes: Sequence[int]) -> Run:
+        spec = self._manifest.input
+        host = self._page_locked((self._info.max_batch_size, spec.height, spec.width, 3))
+        return BoundSessions(dict(zip(sizes, cycle(sessions))), "cuda", self._manifest.output_widths, host).run
+
+    def _page_locked(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Host memory that the card copies faster from; ordinary memory where cuda-bindings is not installed."""
+        try:
+            from zfserve_engines.cuda.device import Stream, start_cuda
+        except ImportError:
+            return np.empty(shape, np.uint8)
+        start_cuda()
+        stream = Stream()
+        self._owned.callback(stream.close)
+        return stream.allocate_pinned(shape, np.uint8)
+
+
+def still_runs(outputs_of: Run, image_shape: tuple[int, ...]) -> bool:
+    """Whether one black photo can be run after a batch that failed.
+
+    After a sticky CUDA error nothing can, whichever library reports it and by what name. Lack of memory for a large
+    batch passes.
+    """
+    try:
+        outputs_of(np.zeros((1, *image_shape), np.uint8))
+    except Exception:
+        log.exception("ONNX Runtime fails on one black photo too")
+        return False
+    return True
+
+
+def _closed(pixels: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.float32]]:
+    raise RuntimeError("the engine is closed")
+
+
+def _device(on_gpu: bool) -> str:
+    if not on_gpu:
+        return "CPU"
+    gpu = detect_gpu()
+    return gpu.name if gpu else "NVIDIA GPU"
+
+
+def _session_options(threads: int, spinning: bool, optimised: bool) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    # The networks are chains: there is nothing to run side by side.
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.log_severity_level = 3
+    return options

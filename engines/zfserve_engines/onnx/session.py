@@ -1,0 +1,142 @@
+"""Sessions of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
+
+import contextlib
+import ctypes
+import importlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Manifest, Precision
+
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.onnx.providers import Chain, CpuProvider, GpuProvider, OnnxProvider, TensorRTProvider, Workload
+
+log = logging.getLogger(__name__)
+
+onnxruntime.set_default_logger_severity(3)  # errors; it warns of every session on a GPU
+
+
+def open_sessions(
+    bundle: Bundle,
+    precision: Precision,
+    provider: OnnxProvider,
+    max_batch_size: int,
+    options: onnxruntime.SessionOptions,
+    count: int = 1,
+) -> list[onnxruntime.InferenceSession]:
+    """Sessions on `provider`, each with weights of its own, whose inputs and outputs fit the manifest.
+
+    Raises:
+        BundleError: the bundle lacks the graph, or it cannot be loaded, or does not fit the manifest.
+        EngineUnavailable: the provider cannot be had.
+    """
+    artefact = bundle.artefact(precision)
+    require_libraries(provider)
+    spec = bundle.manifest.input
+    workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
+    chain = provider.chain(workload, onnxruntime.__version__)
+    if isinstance(provider, CpuProvider):
+        sessions = [_load_on_cpu(artefact, options, chain) for _ in range(count)]
+    else:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        sessions = [_load_on_gpu(artefact, options, chain, provider) for _ in range(count)]
+        _log_placement(sessions[0])
+    _check_signature(sessions[0], bundle.manifest)
+    return sessions
+
+
+def require_libraries(provider: OnnxProvider) -> None:
+    """Load what the provider needs: its own, and those that NVIDIA's wheels installed, where the system's loader does
+    not look.
+
+    Raises:
+        EngineUnavailable: this build of ONNX Runtime lacks it, or TensorRT is not to be had, which ONNX Runtime would
+            only say on stderr.
+    """
+    available = onnxruntime.get_available_providers()
+    if provider.name not in available:
+        raise EngineUnavailable(
+            f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
+            "of `server`, brings those for NVIDIA's cards"
+        )
+    if not isinstance(provider, CpuProvider):
+        _load_cuda_libraries()
+    if isinstance(provider, TensorRTProvider):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
+        try:
+            ctypes.CDLL(provider.library)
+        except OSError as error:
+            raise EngineUnavailable(f"TensorRT 10 is not installed: {error}") from error
+
+
+def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Chain) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(artefact, options, providers=chain)
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common class below Exception.
+        raise BundleError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {artefact.name}; export the bundle again"
+        ) from error
+
+
+def _load_on_gpu(
+    artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, provider: GpuProvider
+) -> onnxruntime.InferenceSession:
+    """The graph's digest was checked, and it ran on the CPU when it was exported: what fails here is the provider."""
+    cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
+    try:
+        # Its fallback prints to stdout and serves from another provider.
+        session = onnxruntime.InferenceSession(artefact, options, providers=chain, enable_fallback=0)
+    except Exception as error:
+        log.info("%s cannot start: %s", provider.name, error)
+        raise EngineUnavailable(cannot) from error
+    if session.get_providers()[0] != provider.name:
+        # Where only libraries are missing, it takes the next provider and writes a line to stderr.
+        raise EngineUnavailable(cannot)
+    return session
+
+
+def _log_placement(session: onnxruntime.InferenceSession) -> None:
+    nodes = Counter(part.ep_name for part in session.get_provider_graph_assignment_info() for _ in part.get_nodes())
+    log.info("ONNX Runtime has placed the graph's nodes", extra={"nodes": dict(nodes)})
+
+
+def _load_cuda_libraries() -> None:
+    """What is missing is printed, and logged here."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        onnxruntime.preload_dlls()
+    for line in said.getvalue().splitlines():
+        log.info("%s", line)
+
+
+def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+    """Raises BundleError where the graph's inputs and outputs are not those the manifest promises."""
+    spec = manifest.input
+    wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        GRAPH_INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
+        **{name: ("tensor(float)", (None, width)) for name, width in manifest.output_widths.items()},
+    }
+    found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{node.name} is an input nobody feeds" for node in session.get_inputs() if node.name != GRAPH_INPUT]
+    for name in wanted.keys() & found.keys():
+        element, shape = wanted[name]
+        if found[name].type != element or not _fits(found[name].shape, shape):
+            described = tuple("N" if size is None else size for size in shape)
+            faults.append(f"{name} is {found[name].type} {found[name].shape}, not {element} {described}")
+    if faults:
+        raise BundleError("the graph does not fit the manifest: " + "; ".join(sorted(faults)))
+
+
+def _fits(found: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape agrees with one in which None is an axis that must be dynamic. Axes the graph leaves open pass:
+    the warm-up measures them."""
+    return len(found) == len(wanted) and all(
+        not isinstance(size, int) or size == need for size, need in zip(found, wanted, strict=True)
+    )

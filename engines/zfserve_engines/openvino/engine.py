@@ -1,0 +1,103 @@
+"""The bundle's ONNX graph on OpenVINO, on the CPU. Called by the server's choice of engine and by the benchmarks.
+
+The one module that touches OpenVINO, and so the one that translates its errors.
+"""
+
+import logging
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_protos.extras import not_installed
+from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Precision
+from zfserve_runtime.errors import EngineFailed
+
+from zfserve_engines.contract import EngineInfo, EngineOutputs, EngineUnavailable, OnWarming
+from zfserve_engines.openvino.signal_stack import kept_signal_stack
+from zfserve_engines.warm_up import cpu_sizes, warm_up
+
+log = logging.getLogger(__name__)
+
+
+class OpenVinoEngine:
+    """An `Engine` on OpenVINO's CPU device, warm when the constructor returns.
+
+    One model with a dynamic batch serves every size: compiled for a size of its own each runs no faster.
+
+    Args:
+        bundle: its artefact of `precision` is run.
+        threads: that share one `run`.
+        max_batch_size: largest batch that `run` will be given.
+        arithmetic: of what the graph leaves in floats. bf16 is twice as quick on CPUs that have it, and keeps 8 bits of
+            every number: whether that is still the network is for the golden inputs to say.
+
+    Raises:
+        BundleError: no artefact of that precision, or a graph that cannot be loaded or does not fit the manifest.
+        EngineUnavailable: OpenVINO is not installed, or this CPU lacks the arithmetic.
+        EngineFailed: the first runs failed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        *,
+        threads: int,
+        max_batch_size: int,
+        arithmetic: Literal["f32", "bf16"] = "f32",
+        on_warming: OnWarming = lambda done, total: None,
+    ) -> None:
+        self._manifest = bundle.manifest
+        self._info = EngineInfo(
+            "openvino", f"CPU {arithmetic}", precision, max_batch_size, threads, bf16=arithmetic == "bf16"
+        )
+        with kept_signal_stack():
+            self._request = _open_request(bundle, precision, threads, arithmetic)
+        warm_up(self, bundle.manifest, cpu_sizes(max_batch_size), on_warming)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
+        """See `Engine.run`."""
+        self._info.check_batch(pixels, self._manifest.input)
+        try:
+            # It reads the pixels where they are, and copies the outputs.
+            outputs = self._request.infer({GRAPH_INPUT: pixels}, share_inputs=True)
+            return EngineOutputs(outputs["probabilities"], outputs["features"])
+        except Exception as error:
+            log.exception("OpenVINO failed on a batch of %d", len(pixels))
+            raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._request = None
+
+
+def _open_request(bundle: Bundle, precision: Precision, threads: int, arithmetic: str) -> Any:
+    """An inference request of the compiled graph; OpenVINO's own types are not exported to type checkers."""
+    artefact = bundle.artefact(precision)
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineUnavailable(not_installed("OpenVINO", "openvino")) from error
+    runtime = openvino.Core()
+    if arithmetic == "bf16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        # It would compute in f32 without a word.
+        raise EngineUnavailable("this CPU has no bf16 arithmetic; choose another engine")
+    settings = {
+        "INFERENCE_PRECISION_HINT": arithmetic,
+        "INFERENCE_NUM_THREADS": threads,
+        # Batches come one at a time: one stream with all threads, where THROUGHPUT would split them among several.
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # The cores are shared with the threads that decode photos.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        return runtime.compile_model(runtime.read_model(artefact), "CPU", settings).create_infer_request()
+    except Exception as error:
+        raise BundleError(
+            f"OpenVINO {openvino.__version__} cannot load {artefact.name}; export the bundle again"
+        ) from error

@@ -1,0 +1,202 @@
+"""An ONNX graph becomes a TensorRT engine: parse, configure, build, in this order. Called through the engine store.
+
+The network is strongly typed: the graph alone says what is computed in which precision, so that the engine computes
+what was measured at export, and one way of building serves fp32, fp16 and int8 alike.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zfserve_engines.tensorrt.build_progress import OnProgress, bind_monitor
+from zfserve_engines.tensorrt.build_summary import (
+    DYNAMIC,
+    BatchProfile,
+    BuildSummary,
+    peak_memory_bytes,
+    read_network,
+)
+from zfserve_engines.tensorrt.library import Library, load_library
+from zfserve_engines.tensorrt.settings import BuildSettings
+
+
+class BuildFailed(RuntimeError):
+    """TensorRT did not build the graph; the message says at which step and why, in one sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class BuiltEngine:
+    """An engine, not yet on disk.
+
+    Attributes:
+        plan: what a TensorRT runtime of the same version deserialises.
+        timing_cache: to give to the next build on this card; empty with TensorRT for RTX, which measures nothing.
+    """
+
+    plan: bytes
+    summary: BuildSummary
+    timing_cache: bytes = b""
+
+
+def build_engine(
+    graph: Path, settings: BuildSettings, on_progress: OnProgress = lambda *step: None, timing_cache: bytes = b""
+) -> BuiltEngine:
+    """Build the engine of an ONNX file. Blocks for seconds to minutes.
+
+    It builds in a thread of its own: TensorRT calls back into Python between its steps, and a KeyboardInterrupt that
+    struck there would unwind its frames. Here it strikes while waiting, and the build then ends at its next step.
+
+    Args:
+        settings: without `compute_capabilities`, `tensorrt` builds for the card at hand and `tensorrt-rtx` for every
+            card from Ampere on.
+        on_progress: called from that thread; what it raises stops the build and is raised here.
+        timing_cache: of an earlier build on this card by this library.
+
+    Raises:
+        EngineUnavailable: the library is not installed.
+        BuildFailed: it cannot read the graph, has no such target, or gave up.
+    """
+    library = load_library(settings.library)
+    monitor = bind_monitor(library.module, on_progress)
+    with ThreadPoolExecutor(1, "tensorrt-build") as thread:
+        build = thread.submit(_build, library, graph, settings, monitor, timing_cache)
+        try:
+            return build.result()
+        except BaseException:
+            monitor.stop()
+            raise
+
+
+def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any, timing_cache: bytes) -> BuiltEngine:
+    started = time.monotonic()
+    try:
+        builder = library.module.Builder(library.logger)
+    except TypeError as error:  # what pybind11 makes of getting nothing; `tensorrt` gives nothing without a card
+        raise BuildFailed(f"{library} cannot build here: it finds no NVIDIA GPU with a driver that suits it") from error
+    network = builder.create_network(1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parse(library, network, graph)
+    profiles = plan_profiles(settings.batches)
+    config = configure(library, builder, settings)
+    config.progress_monitor = monitor
+    for profile in profiles:
+        config.add_optimization_profile(_make_profile(builder, network, profile))
+    if library.kind == "tensorrt":
+        for timings in (timing_cache, b""):
+            if config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False):
+                break  # those of another card are refused
+    facts = read_network(network)
+    with library.logger.collect_errors() as errors:
+        plan = builder.build_serialized_network(network, config)
+    if monitor.failure is not None:
+        raise monitor.failure
+    if plan is None:
+        raise BuildFailed(_explain(library, graph, settings, errors))
+    summary = BuildSummary(
+        library=str(library),
+        precision=settings.precision,
+        compute_capabilities=_targets(library, settings),
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        profiles=profiles,
+        layers=facts.layers,
+        plan_bytes=plan.nbytes,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    measured = bytes(config.get_timing_cache().serialize()) if library.kind == "tensorrt" else b""
+    return BuiltEngine(bytes(plan), summary, measured)
+
+
+def parse(library: Library, network: Any, graph: Path) -> None:
+    """Raises BuildFailed where the file is no ONNX, or holds what the library does not support."""
+    parser = library.module.OnnxParser(network, library.logger)
+    if parser.parse_from_file(str(graph)):
+        return
+    error = parser.get_error(0)
+    if operator := error.node_operator():
+        # Some checks explain themselves by the condition that failed, such as "false".
+        why = f" ({error.desc()})" if " " in error.desc() else ""
+        raise BuildFailed(
+            f"{library} does not support the operator {operator} of {graph.name} as {error.node_name()} has it{why}"
+        )
+    if not graph.is_file():
+        raise BuildFailed(f"there is no graph at {graph}")
+    raise BuildFailed(f"{graph.name} is not an ONNX graph that {library} can read; export the bundle again")
+
+
+def configure(library: Library, builder: Any, settings: BuildSettings) -> Any:
+    """An `IBuilderConfig` with everything but profiles, cache and monitor.
+
+    All that differs between the libraries is here, in `_build`'s timing cache and in `Library.targets`:
+
+    - `tensorrt` builds for the card at hand, `tensorrt-rtx` for compute capabilities;
+    - timing caches do nothing in `tensorrt-rtx`, which leaves the choice of kernels to the card that runs the engine;
+    - TensorRT 10 has weakly typed networks too, and asks for the flag STRONGLY_TYPED; 11 and RTX accept it.
+
+    Raises:
+        BuildFailed: the library has no such target.
+    """
+    module, config = library.module, builder.create_builder_config()
+    config.builder_optimization_level = settings.optimization_level
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if not settings.tf32:
+        config.clear_flag(module.BuilderFlag.TF32)  # on by default
+    if library.kind == "tensorrt-rtx":
+        targets = _targets(library, settings)
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            member = module.ComputeCapability.__members__["SM" + target.replace(".", "")]
+            if not config.set_compute_capability(member, index):
+                raise BuildFailed(f"{library} refuses to build for compute capability {target}")
+    return config
+
+
+def check_targets(library: Library, compute_capabilities: Sequence[str]) -> None:
+    """Raises BuildFailed where `tensorrt-rtx` cannot build for one of them."""
+    if library.kind == "tensorrt-rtx" and (unknown := [x for x in compute_capabilities if x not in library.targets]):
+        raise BuildFailed(
+            f"{library} cannot build for compute capability {', '.join(unknown)}, only for {', '.join(library.targets)}"
+        )
+
+
+def plan_profiles(batches: Sequence[int]) -> tuple[BatchProfile, ...]:
+    """One profile per batch size, each from where the one before it ends; see `BuildSettings.batches`."""
+    return tuple(BatchProfile(before + 1, largest) for before, largest in zip((0, *batches[:-1]), batches, strict=True))
+
+
+def _targets(library: Library, settings: BuildSettings) -> tuple[str, ...]:
+    check_targets(library, settings.compute_capabilities)
+    return settings.compute_capabilities or library.default_targets
+
+
+def _make_profile(builder: Any, network: Any, profile: BatchProfile) -> Any:
+    made = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        batch, *rest = tensor.shape
+        if batch != DYNAMIC:
+            raise BuildFailed(f"the input {tensor.name} has a fixed batch of {batch}; export the bundle again")
+        smallest, largest = ((size, *rest) for size in (profile.smallest, profile.largest))
+        made.set_shape(tensor.name, min=smallest, opt=largest, max=largest)
+    return made
+
+
+_LACKS_WORKSPACE = re.compile(r"OutOfMemory|insufficient workspace|could not find any implementation", re.IGNORECASE)
+_SOURCE_PLACES = re.compile(
+    r"\[[\w.]+:\d+: \w+\] |\[[\w.]+::\w+::\d+\] | ?In \w+ at [\w./]+:\d+|\w+::\w+: |Error Code \d+: "
+)
+
+
+def _explain(library: Library, graph: Path, settings: BuildSettings, messages: Sequence[str]) -> str:
+    said = "; ".join(messages) or "it does not say why"
+    if settings.workspace_bytes is not None and _LACKS_WORKSPACE.search(said):
+        return (
+            f"{library} cannot build {graph.name} with a workspace of {settings.workspace_bytes:,} bytes; "
+            f"allow it more with --workspace ({_SOURCE_PLACES.sub('', said)})"
+        )
+    return f"{library} cannot build {graph.name}: {_SOURCE_PLACES.sub('', said)}"

@@ -1,0 +1,197 @@
+"""The bundle's network as compiled by TensorRT or TensorRT for RTX, on an NVIDIA GPU, behind `Engine`.
+
+    plan = LoadedPlan(stored.plan, manifest, load_library("tensorrt"), gpu)
+    engines = open_engines(plan, manifest, precision, max_batch_size=32, instances=2)
+
+Called where the server opens engines. Each engine has a stream, buffers, and for every batch size it is run at a
+context of its own: a CUDA graph is of one shape, one set of addresses and one state of its context, so NVIDIA advises
+one context for each graph. Their scratch memory is shared, as only one of them runs at a time. Importing this module
+needs cuda-bindings.
+"""
+
+import bisect
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_runtime.bundle import GRAPH_INPUT, Manifest, Precision
+from zfserve_runtime.errors import EngineFailed, EngineLost
+
+from zfserve_engines.contract import EngineInfo, EngineOutputs, OnWarming
+from zfserve_engines.cuda.device import Stream
+from zfserve_engines.tensorrt.plan import LoadedPlan
+from zfserve_engines.tensorrt.signature import choose_profile, plan_batch_sizes
+
+log = logging.getLogger(__name__)
+
+
+class TensorRTEngine:
+    """An `Engine` on a loaded plan, warm when the constructor returns. Several may run side by side in threads.
+
+    Args:
+        precision: of the graph that was compiled.
+        max_batch_size: largest batch that `run` will be given; the plan's own limit may be lower, see `info`.
+
+    Raises:
+        EngineFailed: the first runs failed, as where the card's memory is full.
+    """
+
+    def __init__(
+        self,
+        plan: LoadedPlan,
+        manifest: Manifest,
+        precision: Precision,
+        *,
+        max_batch_size: int,
+        on_warming: OnWarming = lambda done, total: None,
+    ) -> None:
+        self._plan = plan
+        self._spec = manifest.input
+        self._sizes = plan_batch_sizes(plan.signature.profiles, max_batch_size)
+        largest = self._sizes[-1]
+        self._info = EngineInfo(plan.library.kind, str(plan.library), precision, largest, 1, plan.gpu.name)
+        self._stream = Stream()
+        self._contexts: list[Any] = []
+        self._launches: dict[int, Callable[[], None]] = {}
+        self._captured: list[int] = []
+        self._capturing = plan.cuda_graphs and not plan.captures_itself
+        try:
+            self._allocate(manifest, largest)
+            self._stream.on_close(self._contexts.clear)
+            for done, size in enumerate(reversed(self._sizes)):  # the largest first: it is what may not fit
+                on_warming(done, len(self._sizes))
+                self._launches[size] = self._prepare(size)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Batch sizes, ascending, that are launched as CUDA graphs captured here."""
+        return tuple(sorted(self._captured))
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
+        """See `Engine.run`."""
+        self._info.check_batch(pixels, self._spec)
+        count = len(pixels)
+        size = self._sizes[bisect.bisect_left(self._sizes, count)]
+        self._pixels[:count] = pixels  # the rows after them hold older photos, whose answers nobody reads
+        self._complete(self._launches[size])
+        return EngineOutputs(self._probabilities[:count].copy(), self._features[:count].copy())
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._launches.clear()  # they refer to contexts, which have to go before the memory that they use
+        self._stream.close()
+        del self._plan
+
+    def _allocate(self, manifest: Manifest, largest: int) -> None:
+        """Everything that batches up to `largest` will need."""
+        spec, stream, engine = manifest.input, self._stream, self._plan.engine
+        self._pixels: npt.NDArray[np.uint8] = stream.allocate_pinned((largest, spec.height, spec.width, 3), np.uint8)
+        self._probabilities: npt.NDArray[np.float32] = stream.allocate_pinned(
+            (largest, len(manifest.classes)), np.float32
+        )
+        self._features: npt.NDArray[np.float32] = stream.allocate_pinned((largest, manifest.feature_width), np.float32)
+        self._pixels[:] = 0
+        self._addresses = {
+            GRAPH_INPUT: stream.allocate(self._pixels.nbytes),
+            "probabilities": stream.allocate(self._probabilities.nbytes),
+            "features": stream.allocate(self._features.nbytes),
+        }
+        self._scratch_bytes = engine.device_memory_size_v2  # of the most demanding profile; less is refused
+        self._scratch = stream.allocate(max(self._scratch_bytes, 1))
+
+    def _prepare(self, size: int) -> Callable[[], None]:
+        """A warm launch of batches of `size`: copy in, run, copy out."""
+        context, stream = self._plan.create_context(), self._stream
+        self._contexts.append(context)  # a graph uses it without referring to it
+        profile = choose_profile(self._plan.signature.profiles, size)
+        accepted = context.set_optimization_profile_async(profile, stream.handle)
+        stream.wait()
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        accepted &= context.set_input_shape(GRAPH_INPUT, (size, *self._pixels.shape[1:]))
+        for name, address in self._addresses.items():
+            accepted &= context.set_tensor_address(name, address)
+        if not accepted or context.infer_shapes():
+            raise EngineFailed(f"TensorRT does not accept batches of {size}; see the server's log")
+        enqueue = functools.partial(self._enqueue, context, size)
+        try:
+            # Before a capture TensorRT has to run once, to finish what it put off; TensorRT for RTX compiles kernels.
+            self._complete(enqueue)
+            launch = self._capture(size, enqueue) or enqueue
+            self._complete(launch)
+        except BaseException:
+            del context, enqueue  # else the traceback keeps the context beyond the memory that it uses
+            raise
+        return launch
+
+    def _enqueue(self, context: Any, size: int) -> None:
+        self._stream.copy_in(self._pixels[:size], self._addresses[GRAPH_INPUT])
+        if not context.execute_async_v3(self._stream.handle):
+            raise EngineFailed("TensorRT failed on this batch; try again, or see the server's log")
+        self._stream.copy_out(self._addresses["probabilities"], self._probabilities[:size])
+        self._stream.copy_out(self._addresses["features"], self._features[:size])
+
+    def _capture(self, size: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
+        """`enqueue` as a CUDA graph; None where there is to be none, or where the capture is refused."""
+        if not self._capturing:
+            return None
+        try:
+            launch = self._stream.capture(enqueue)
+        except EngineLost:
+            raise
+        except EngineFailed as error:
+            log.warning("running without CUDA graphs, as a capture is refused: %s", error)
+            self._capturing = False
+            return None
+        self._captured.append(size)
+        return launch
+
+    def _complete(self, launch: Callable[[], None]) -> None:
+        """Launch, and wait until it is done.
+
+        Raises:
+            EngineLost: TensorRT merely says that it failed, so CUDA is asked whether the card is lost.
+        """
+        try:
+            launch()
+        except EngineLost:
+            raise
+        except EngineFailed:
+            self._stream.wait()
+            raise
+        self._stream.wait()
+
+
+def open_engines(
+    plan: LoadedPlan,
+    manifest: Manifest,
+    precision: Precision,
+    *,
+    max_batch_size: int,
+    instances: int,
+    on_warming: OnWarming = lambda done, total: None,
+) -> list[TensorRTEngine]:
+    """`instances` engines that share the plan, all of them or, where one cannot be opened, none.
+
+    Raises:
+        EngineFailed: see `TensorRTEngine`.
+    """
+    with ExitStack() as opened:
+        engines = []
+        for _ in range(instances):
+            engine = TensorRTEngine(plan, manifest, precision, max_batch_size=max_batch_size, on_warming=on_warming)
+            opened.callback(engine.close)
+            engines.append(engine)
+        plan.keep_runtime_cache()
+        opened.pop_all()
+        return engines

@@ -1,0 +1,1 @@
+"""Access control: TLS, tokens and permissions."""

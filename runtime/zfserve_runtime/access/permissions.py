@@ -1,0 +1,62 @@
+"""Which methods there are to permit, in groups that an operator can name. Used by `callers_file` and `access`."""
+
+import re
+
+from zfserve_runtime.grpc.health import VISION_SERVICE, WORKER_SERVICE
+
+_VISION = f"/{VISION_SERVICE}"
+_INFERENCE = "/inference.GRPCInferenceService"
+_REFLECTION = ("/grpc.reflection.v1.ServerReflection", "/grpc.reflection.v1alpha.ServerReflection")
+
+_SHARED_MEMORY = ("Status", "Register", "Unregister")
+
+EVERYTHING = "all"
+
+GROUPS: dict[str, frozenset[str]] = {
+    "classify": frozenset({f"{_VISION}/Classify"}),
+    "project": frozenset({f"{_VISION}/Project"}),
+    "describe": frozenset(
+        {
+            f"{_VISION}/DescribeModel",
+            f"{_VISION}/ListModels",
+            *(f"{_INFERENCE}/{name}" for name in ("ServerMetadata", "ModelMetadata", "ModelConfig")),
+            *(f"{_INFERENCE}/{name}" for name in ("ModelStatistics", "RepositoryIndex")),
+            *(f"{service}/ServerReflectionInfo" for service in _REFLECTION),
+        }
+    ),
+    "infer": frozenset(f"{_INFERENCE}/{name}" for name in ("ModelInfer", "ModelStreamInfer")),
+    "manage": frozenset(
+        f"{_INFERENCE}/{name}"
+        for name in (
+            *("RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"),
+            *(f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in _SHARED_MEMORY),
+        )
+    ),
+    "worker": frozenset(f"/{WORKER_SERVICE}/{name}" for name in ("Describe", "Project")),
+}
+"""Full method names by the word that permits them. A method in no group is permitted by its own name, or by `all`."""
+
+_OPEN = tuple(f"{_INFERENCE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
+_METHOD = re.compile(r"/[A-Za-z0-9_.]+/[A-Za-z0-9_]+")
+
+
+def is_open(method: str) -> bool:
+    """Whether anyone may call it: whether a server lives is no secret, and probes have no tokens."""
+    return method.startswith("/grpc.health.v1.Health/") or method in _OPEN
+
+
+def permitted_methods(words: tuple[str, ...]) -> frozenset[str] | None:
+    """Full names of what `words`, groups and full method names, permit; None for everything.
+
+    Raises:
+        ValueError: a word is neither.
+    """
+    unknown = [word for word in words if word not in GROUPS and word != EVERYTHING and not _METHOD.fullmatch(word)]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} permits nothing; choose from {', '.join(GROUPS)}, {EVERYTHING}, or a method's full "
+            "name such as /zfserve.v1.VisionService/Classify"
+        )
+    if EVERYTHING in words:
+        return None
+    return frozenset().union(*(GROUPS.get(word, {word}) for word in words))

@@ -1,0 +1,1 @@
+"""The gRPC server that both processes run: calls, statuses, health, start and stop."""

@@ -1,0 +1,85 @@
+"""The HTTP endpoint that shows metrics to Prometheus. Opened by both processes."""
+
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler
+
+from prometheus_client import make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from zfserve_runtime.telemetry.metrics import Metrics
+
+MOST_SCRAPES = 16
+"""Connections to the metrics' port at a time; more are closed."""
+
+SILENCE_S = 5.0
+"""That such a connection may keep."""
+
+
+class MetricsEndpoint:
+    """Serves `metrics` at http://address:port/metrics from a daemon thread until closed.
+
+    Connections that say nothing hold a thread and a file each, so they are few and do not last.
+
+    Port 0 takes a free one; `port` says which. Raises OSError where the address cannot be bound.
+    """
+
+    def __init__(self, metrics: Metrics, port: int, address: str = "127.0.0.1") -> None:
+        self._address = address
+        self._server = _Server((address, port), _Handler)
+        self._server.set_app(make_wsgi_app(metrics.registry))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        shutdown = threading.Thread(target=self._server.shutdown)
+        shutdown.start()
+        # The server looks whether it shall end twice a second, and when someone calls: so that nobody waits for it.
+        with suppress(OSError):
+            socket.create_connection((self._address, self.port), timeout=1).close()
+        shutdown.join()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> "MetricsEndpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SILENCE_S
+
+    def handle(self) -> None:
+        with suppress(OSError):  # it said nothing for so long, or is gone
+            super().handle()
+
+    def log_message(self, *arguments: object) -> None:
+        """Scrapes are not logged."""
+
+
+class _Server(ThreadingWSGIServer):
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self._free = threading.BoundedSemaphore(MOST_SCRAPES)
+        with suppress(OSError):  # what is no address is refused when it is bound
+            self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()

@@ -1,0 +1,1 @@
+"""Admission control: which requests the server takes on."""

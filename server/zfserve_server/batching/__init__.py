@@ -1,0 +1,1 @@
+"""Batching: requests that wait together share one run of the engine."""

@@ -1,0 +1,1 @@
+"""Models: finding, opening, serving and replacing their versions."""

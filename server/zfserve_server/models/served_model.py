@@ -1,0 +1,94 @@
+"""One version of a model, ready to answer, and what the protocol says of it. Built by `app`, used by the services."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_runtime.bundle import Manifest
+from zfserve_runtime.grpc.in_flight import InFlight
+from zfserve_runtime.telemetry.metrics import ModelMetrics
+
+from zfserve_server.admission.admission import Admission
+from zfserve_server.batching.batcher import Batcher
+from zfserve_server.models.engine_choice import EngineChoice
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A bundle's manifest, the engine that runs one of its artefacts, and the way there.
+
+    Attributes:
+        admission: bounds the images that are accepted for it and not yet answered.
+        projecting: the projections under way, for which the worker has to hold its network.
+        metrics: of this version.
+        startup_s: seconds from when it was found until it served.
+    """
+
+    manifest: Manifest
+    choice: EngineChoice
+    batcher: Batcher
+    admission: Admission
+    metrics: ModelMetrics
+    startup_s: float
+    projecting: InFlight = field(default_factory=InFlight)
+
+    async def close(self) -> None:
+        """Once nobody finds it any more: answer what was accepted, then close the engines."""
+        await self.admission.emptied()
+        await self.projecting.ended()
+        await self.batcher.close()
+
+    @cached_property
+    def identity(self) -> pb.ModelIdentity:
+        manifest = self.manifest
+        return pb.ModelIdentity(name=manifest.name, version=manifest.version, fingerprint=manifest.fingerprint)
+
+    def add_best_classes(
+        self, response: pb.ClassifyResponse, probabilities: npt.NDArray[np.float32], count: int
+    ) -> None:
+        """Write the `count` most probable classes, the most probable first; of equals, the first in the model's order.
+
+        Args:
+            probabilities: float32 (K,).
+        """
+        order = np.argsort(-probabilities, kind="stable")[:count]
+        for index, probability in zip(order.tolist(), probabilities[order].tolist(), strict=True):
+            entry = self.manifest.classes[index]
+            response.classes.add(label=entry.label, class_id=entry.class_id, index=index, probability=probability)
+
+    def describe(self, projection_available: bool) -> pb.DescribeModelResponse:
+        """Parity and accuracy are given for every artefact of the bundle; `engine.precision` says which one serves."""
+        manifest = self.manifest
+        return pb.DescribeModelResponse(
+            model=self.identity,
+            architecture=manifest.architecture,
+            classes=[
+                pb.ClassScore(label=entry.label, class_id=entry.class_id, index=index)
+                for index, entry in enumerate(manifest.classes)
+            ],
+            input=pb.InputSpec(**manifest.input.model_dump()),
+            layers=[pb.Layer(**layer.model_dump()) for layer in manifest.layers],
+            parity=[pb.ParityFigure(**figure.model_dump()) for figure in manifest.parity],
+            accuracy=[pb.AccuracyFigure(**figure.model_dump()) for figure in manifest.accuracy],
+            engine=self._engine(),
+            feature_width=manifest.feature_width,
+            projection_available=projection_available,
+        )
+
+    def _engine(self) -> pb.Engine:
+        choice = self.choice
+        info = choice.instances[0].info
+        return pb.Engine(
+            runtime=info.runtime,
+            provider=info.provider,
+            precision=info.precision,
+            max_batch_size=info.max_batch_size,
+            threads=info.threads,
+            name=choice.name,
+            device=info.device,
+            instances=len(choice.instances),
+            not_taken=[pb.EngineNotTaken(name=entry.engine, reason=entry.reason) for entry in choice.not_taken],
+            startup_seconds=self.startup_s,
+        )

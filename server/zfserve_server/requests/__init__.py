@@ -1,0 +1,1 @@
+"""Requests: each servicer converts messages and hands them to the pipeline."""

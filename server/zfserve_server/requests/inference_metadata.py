@@ -1,0 +1,151 @@
+"""What the Open Inference Protocol says of the server and its models: metadata, configuration, statistics, the index of
+the repository. Called by `inference_service`.
+"""
+
+from importlib.metadata import version
+
+from zfserve_protos.inference import grpc_service_pb2 as pb
+from zfserve_protos.inference import model_config_pb2
+from zfserve_runtime.bundle import GRAPH_INPUT, Manifest
+from zfserve_runtime.telemetry.model_statistics import Total
+
+from zfserve_server.models.engine_choice import ON_CPU
+from zfserve_server.models.registry import ModelState, ModelStatus
+from zfserve_server.models.served_model import ServedModel
+from zfserve_server.requests.inference_tensors import FILE_INPUT
+
+EXTENSIONS = ("classification", "model_configuration", "parameters", "schedule_policy", "statistics")
+"""Triton's extensions that are served as its documents say, by the names it gives them."""
+
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_plan"}
+"""By an engine's runtime, what Triton calls it; others go by their own name."""
+
+_BACKENDS = {"tensorrt-rtx": "tensorrt"}
+
+_STATES = {
+    ModelState.LOADING: "LOADING",
+    ModelState.READY: "READY",
+    ModelState.FAILED: "UNAVAILABLE",
+    ModelState.RETIRING: "UNLOADING",
+}
+
+_ANY = -1
+"""The size of a batch, in a shape."""
+
+
+def describe_server() -> pb.ServerMetadataResponse:
+    return pb.ServerMetadataResponse(name="zfserve", version=version("zfserve"), extensions=EXTENSIONS)
+
+
+def describe_model(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
+    """Args: versions: of the same name, that are ready."""
+    manifest = model.manifest
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    return pb.ModelMetadataResponse(
+        name=manifest.name,
+        versions=versions,
+        platform=_platform(model),
+        inputs=[
+            tensor(name=GRAPH_INPUT, datatype="UINT8", shape=[_ANY, *_pixel_dims(manifest)]),
+            tensor(name=FILE_INPUT, datatype="BYTES", shape=[_ANY, 1]),
+        ],
+        outputs=[
+            tensor(name=name, datatype="FP32", shape=[_ANY, width]) for name, width in manifest.output_widths.items()
+        ],
+    )
+
+
+def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
+    """The configuration that a Triton server would have to be given to serve as this one does."""
+    manifest, info = model.manifest, model.choice.instances[0].info
+    kinds = model_config_pb2.ModelInstanceGroup
+    on_cpu = model.choice.name in ON_CPU
+    parameters = {"fingerprint": manifest.fingerprint, "precision": info.precision, "device": info.device}
+    return model_config_pb2.ModelConfig(
+        name=manifest.name,
+        platform=_platform(model),
+        backend=_BACKENDS.get(info.runtime, info.runtime),
+        max_batch_size=info.max_batch_size,
+        # Optional, as a request holds one or the other.
+        input=[
+            model_config_pb2.ModelInput(
+                name=GRAPH_INPUT, data_type=model_config_pb2.TYPE_UINT8, dims=_pixel_dims(manifest), optional=True
+            ),
+            model_config_pb2.ModelInput(
+                name=FILE_INPUT, data_type=model_config_pb2.TYPE_STRING, dims=[1], optional=True
+            ),
+        ],
+        output=[
+            model_config_pb2.ModelOutput(name=name, data_type=model_config_pb2.TYPE_FP32, dims=[width])
+            for name, width in manifest.output_widths.items()
+        ],
+        instance_group=[
+            kinds(
+                name=f"{manifest.name}_0",
+                kind=kinds.KIND_CPU if on_cpu else kinds.KIND_GPU,
+                count=len(model.choice.instances),
+                gpus=() if on_cpu else (0,),  # every engine takes the first card that the process sees
+            )
+        ],
+        dynamic_batching=_dynamic_batching(model.admission.limit),
+        parameters={key: model_config_pb2.ModelParameter(string_value=value) for key, value in parameters.items()},
+        model_transaction_policy=model_config_pb2.ModelTransactionPolicy(decoupled=False),
+    )
+
+
+def _dynamic_batching(most_waiting: int) -> model_config_pb2.ModelDynamicBatching:
+    policy = model_config_pb2.ModelQueuePolicy
+    return model_config_pb2.ModelDynamicBatching(
+        max_queue_delay_microseconds=0,  # an idle engine never waits for company
+        priority_levels=2,
+        default_priority_level=1,
+        default_queue_policy=policy(
+            timeout_action=policy.REJECT, allow_timeout_override=True, max_queue_size=most_waiting
+        ),
+    )
+
+
+def count_model(model: ServedModel) -> pb.ModelStatistics:
+    """What the model has done since it was loaded, by whichever service.
+
+    An engine's run includes putting its batch together and taking the answers apart.
+    """
+    counted = model.metrics.statistics
+    return pb.ModelStatistics(
+        name=model.manifest.name,
+        version=model.manifest.version,
+        last_inference=int(counted.last_answer_s * 1e3),
+        inference_count=counted.image_count,
+        execution_count=counted.run_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(counted.answered),
+            fail=_duration(counted.failed),
+            queue=_duration(counted.queueing),
+            compute_input=_duration(counted.decoding),
+            compute_infer=_duration(counted.inference),
+            compute_output=_duration(counted.writing),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(total))
+            for size, total in sorted(counted.runs.items())
+        ],
+    )
+
+
+def index_entry(status: ModelStatus) -> pb.RepositoryIndexResponse.ModelIndex:
+    return pb.RepositoryIndexResponse.ModelIndex(
+        name=status.name, version=status.version, state=_STATES[status.state], reason=status.reason
+    )
+
+
+def _duration(total: Total) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=total.count, ns=round(total.seconds * 1e9))
+
+
+def _platform(model: ServedModel) -> str:
+    runtime = model.choice.instances[0].info.runtime
+    return _PLATFORMS.get(runtime, runtime)
+
+
+def _pixel_dims(manifest: Manifest) -> tuple[int, int, int]:
+    return manifest.input.height, manifest.input.width, 3

@@ -1,0 +1,241 @@
+"""Tensors of the Open Inference Protocol: what a request brings in, and answers written as it wants them.
+
+Called by `inference_service`, which keeps them away from the engine until all of a request is known to be sound.
+"""
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from zfserve_protos.inference import grpc_service_pb2 as pb
+from zfserve_runtime.bundle import GRAPH_INPUT, ClassEntry, InputSpec, Manifest
+from zfserve_runtime.errors import InvalidInput, Unimplemented
+
+from zfserve_server.batching.entries import Answer
+
+FILE_INPUT = "image"
+"""The name of the input that takes files; the other one is the graph's own, `bundle.GRAPH_INPUT`."""
+
+Rows = npt.NDArray[np.uint8] | list[bytes]
+"""One entry for each image: pixels, uint8 (N, H, W, 3), or image files."""
+
+Tensor = pb.ModelInferRequest.InferInputTensor
+
+_SLICE = 16_384
+
+_SHARED_MEMORY = "shared_memory_region"
+
+
+@dataclass(frozen=True)
+class WantedOutput:
+    """One output of the answer.
+
+    Attributes:
+        best: how many of its largest values to answer as text "value:index:label" (Triton's classification extension);
+            0 for the tensor itself.
+    """
+
+    name: str
+    best: int
+
+
+def is_typed(request: pb.ModelInferRequest) -> bool:
+    """Whether the request's values are typed, which takes milliseconds to read, and not raw."""
+    return not request.raw_input_contents
+
+
+def check_input(request: pb.ModelInferRequest, spec: InputSpec, most: int) -> int:
+    """How many images the request brings, by the shape of its one input. Its values are not looked at.
+
+    Args:
+        most: images in one request.
+
+    Raises:
+        InvalidInput: it is not what the model's metadata asks for; says what is.
+        Unimplemented: it lies in shared memory.
+    """
+    if len(request.inputs) != 1:
+        raise InvalidInput(
+            f"the request has {len(request.inputs)} inputs; send one, {GRAPH_INPUT!r} or {FILE_INPUT!r}", field="inputs"
+        )
+    tensor = request.inputs[0]
+    if _SHARED_MEMORY in tensor.parameters:
+        raise Unimplemented("shared memory is not supported; send the tensor's values in the request")
+    if tensor.name == GRAPH_INPUT:
+        _check_shape(tensor, "UINT8", ((spec.height, spec.width, 3),), most)
+    elif tensor.name == FILE_INPUT:
+        _check_shape(tensor, "BYTES", ((), (1,)), most)
+    else:
+        raise InvalidInput(
+            f"there is no input {tensor.name!r}; send pixels as {GRAPH_INPUT!r} or image files as {FILE_INPUT!r}",
+            field=_field(tensor),
+        )
+    return tensor.shape[0]
+
+
+def read_rows(request: pb.ModelInferRequest) -> Rows:
+    """The images of a request whose input was checked.
+
+    Raises:
+        InvalidInput: its values are not as many as its shape says, or not what they should be.
+    """
+    tensor = request.inputs[0]
+    contents = _contents(request, tensor)
+    if tensor.name == GRAPH_INPUT:
+        return _read_pixels(contents, list(tensor.shape), _field(tensor))
+    return _read_files(contents, tensor.shape[0], _field(tensor))
+
+
+def _field(tensor: Tensor) -> str:
+    return f"inputs[{tensor.name}]"
+
+
+def _check_shape(tensor: Tensor, datatype: str, of_one: Sequence[tuple[int, ...]], most: int) -> None:
+    """Args: of_one: the shapes that one image may have."""
+    field = _field(tensor)
+    if tensor.datatype != datatype:
+        raise InvalidInput(
+            f"the input {tensor.name!r} is {datatype}, not {tensor.datatype!r}", field=f"{field}.datatype"
+        )
+    shape = tuple(tensor.shape)
+    if not shape or shape[1:] not in of_one or not 1 <= shape[0] <= most:
+        allowed = " or ".join(str(["N", *dims]).replace("'", "") for dims in of_one)
+        raise InvalidInput(
+            f"the input {tensor.name!r} has the shape {list(shape)}; send {allowed} with N from 1 to {most}",
+            field=f"{field}.shape",
+        )
+
+
+def _contents(request: pb.ModelInferRequest, tensor: Tensor) -> bytes | pb.InferTensorContents:
+    """What the one input holds: raw or typed."""
+    raw = len(request.raw_input_contents)
+    if not raw:
+        return tensor.contents
+    if raw > 1 or tensor.contents.ByteSize():  # MLServer's client sends empty contents beside raw ones
+        raise InvalidInput(
+            "send the input's values once: in one entry of raw_input_contents, or typed in its contents",
+            field="raw_input_contents",
+        )
+    return request.raw_input_contents[0]
+
+
+def _read_pixels(contents: bytes | pb.InferTensorContents, shape: list[int], field: str) -> npt.NDArray[np.uint8]:
+    """uint8 (N, H, W, 3); of raw values a view, without a copy."""
+    values = contents if isinstance(contents, bytes) else contents.uint_contents
+    if len(values) != math.prod(shape):
+        raise InvalidInput(
+            f"the shape {shape} takes {math.prod(shape):,} values and {len(values):,} were sent; send each as one byte "
+            "of raw_input_contents, or one of uint_contents",
+            field=field,
+        )
+    if not isinstance(values, bytes):
+        try:
+            # A slice is a list, which is read five times as fast; many, as each one keeps the event loop waiting.
+            values = b"".join(bytes(values[at : at + _SLICE]) for at in range(0, len(values), _SLICE))
+        except ValueError:
+            raise InvalidInput("values of UINT8 are from 0 to 255", field=field) from None
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _read_files(contents: bytes | pb.InferTensorContents, count: int, field: str) -> list[bytes]:
+    files = _split(contents, count, field) if isinstance(contents, bytes) else contents.bytes_contents
+    if len(files) != count:
+        raise InvalidInput(
+            f"the shape says {count} files and {len(files)} were sent; send each in one of bytes_contents, or in "
+            "raw_input_contents behind its length",
+            field=field,
+        )
+    return list(files)
+
+
+def _split(raw: bytes, count: int, field: str) -> list[bytes]:
+    """The elements of a raw BYTES tensor, each of which stands behind its length: 4 bytes, little-endian."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        if len(elements) == count:
+            raise InvalidInput(f"the shape says {count} files and more were sent", field=field)
+        begin = at + 4
+        at = begin + struct.unpack_from("<I", raw, at)[0] if begin <= len(raw) else begin
+        if at > len(raw):
+            raise InvalidInput(
+                f"element {len(elements)} of the raw BYTES tensor is cut short; before each stands its length, in 4 "
+                "bytes, little-endian",
+                field=field,
+            )
+        elements.append(raw[begin:at])
+    return elements
+
+
+def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[WantedOutput]:
+    """The outputs that a request asks for, in its order; all of them where it names none.
+
+    Raises:
+        InvalidInput: there is no such output, one is asked for twice, or to be answered in a way that there is not.
+        Unimplemented: one is to be written to shared memory.
+    """
+    widths = manifest.output_widths
+    if len(request.outputs) > len(widths):
+        raise InvalidInput(f"the outputs are {', '.join(widths)}; ask for each once", field="outputs")
+    outputs = [_read_output(output, widths) for output in request.outputs]
+    if len({output.name for output in outputs}) < len(outputs):
+        raise InvalidInput(f"the output {outputs[0].name!r} is asked for twice; ask once", field="outputs")
+    return outputs or [WantedOutput(name, 0) for name in widths]
+
+
+def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, widths: dict[str, int]) -> WantedOutput:
+    field = f"outputs[{output.name}]"
+    if output.name not in widths:
+        raise InvalidInput(f"there is no output {output.name!r}, only {', '.join(widths)}", field=field)
+    if _SHARED_MEMORY in output.parameters:
+        raise Unimplemented("shared memory is not supported; read the tensor's values from the answer")
+    if "classification" not in output.parameters:
+        return WantedOutput(output.name, 0)
+    parameter = output.parameters["classification"]
+    best = parameter.int64_param
+    if not parameter.HasField("int64_param") or best < 1:
+        raise InvalidInput("classification is how many classes, 1 or more, as int64_param", field=field)
+    return WantedOutput(output.name, min(best, widths[output.name]))
+
+
+def add_outputs(
+    response: pb.ModelInferResponse,
+    wanted: Sequence[WantedOutput],
+    answers: Sequence[Answer],
+    manifest: Manifest,
+    typed: bool,
+) -> None:
+    """Write the answers of all rows, in the order of the rows.
+
+    Args:
+        typed: as typed contents, and not raw.
+    """
+    for output in wanted:
+        of_classes = output.name == "probabilities"
+        rows = [answer.probabilities if of_classes else answer.features for answer in answers]
+        tensor = response.outputs.add(name=output.name, shape=(len(rows), output.best or len(rows[0])))
+        if output.best:
+            tensor.datatype = "BYTES"
+            classes = manifest.classes if of_classes else None
+            texts = [text for row in rows for text in _best(row, output.best, classes)]
+            if typed:
+                tensor.contents.bytes_contents.extend(texts)
+            else:
+                response.raw_output_contents.append(b"".join(struct.pack("<I", len(text)) + text for text in texts))
+        else:
+            tensor.datatype = "FP32"
+            if typed:
+                tensor.contents.fp32_contents.extend(value for row in rows for value in row.tolist())
+            else:
+                response.raw_output_contents.append(b"".join(row.astype("<f4", copy=False).tobytes() for row in rows))
+
+
+def _best(row: npt.NDArray[np.float32], count: int, classes: Sequence[ClassEntry] | None) -> Iterator[bytes]:
+    """The largest values first, of equals the first, as Triton writes them."""
+    order = np.argsort(-row, kind="stable")[:count]
+    for index, value in zip(order.tolist(), row[order].tolist(), strict=True):
+        label = "" if classes is None else f":{classes[index].label}"
+        yield f"{value:f}:{index}{label}".encode()

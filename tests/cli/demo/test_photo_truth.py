@@ -1,0 +1,92 @@
+"""What is known of photos, and the verdict on what the network said of them."""
+
+import re
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from zfserve.results import Classification, ClassScore, ImageReference, ModelIdentity, Timings
+from zfserve_cli.demo.photo_truth import Truth, judge, read_truth
+from zfserve_model.checkpoint import load_checkpoint, weights_fingerprint
+
+ROOT = Path(__file__).parents[3]
+LABELS = ("tench", "church", "golf ball")
+SAID = Classification(
+    classes=tuple(ClassScore(label, "n", 0, share) for label, share in (("church", 0.5), ("tench", 0.25))),
+    model=ModelIdentity("zfnet", "1", "ab12"),
+    image_reference=ImageReference(""),
+    features=(),
+    timings=Timings(1, 1, 1, 1),
+)
+
+
+@pytest.mark.parametrize(
+    ("truth", "word", "sentence"),
+    [
+        (Truth("church"), "right", "Right."),
+        (Truth("tench"), "wrong", "Wrong: the photo shows “tench”, which was number 2 with 25.0%."),
+        (Truth("golf ball"), "wrong", "Wrong: the photo shows “golf ball”, which is not among its first 2."),
+        (
+            Truth("chapel", nearest="church"),
+            "near",
+            "Nearly right: the photo shows “chapel”, none of its 3 classes, and it said the nearest.",
+        ),
+        (
+            Truth("perch", nearest="tench"),
+            "wrong",
+            "Wrong: the photo shows “perch”, none of its 3 classes; the nearest, tench, was number 2 with 25.0%.",
+        ),
+        (Truth("pagoda"), "wrong", "Wrong, as it must be: the photo shows “pagoda”, none of its 3 classes."),
+        (
+            Truth("trumpet", nearest="French horn"),
+            "wrong",
+            "Wrong, as it must be: the photo shows “trumpet”, none of its 3 classes.",
+        ),
+    ],
+)
+def test_verdicts(truth: Truth, word: str, sentence: str) -> None:
+    verdict = judge(truth, SAID, LABELS)
+    assert (verdict.word, verdict.sentence) == (word, sentence)
+
+
+def test_what_projections_show_is_told_of_the_weights_that_were_looked_at_only() -> None:
+    truth = Truth("tench", why="It saw a pond.", weights="ab12")
+    assert judge(truth, SAID, LABELS).why == "It saw a pond."
+    assert judge(replace(truth, weights="cd34"), SAID, LABELS).why == ""
+
+
+def test_nothing_is_known_without_a_file_or_an_entry(tmp_path: Path) -> None:
+    assert read_truth(tmp_path / "a.jpg") is None
+    (tmp_path / "truth.toml").write_text('["b.jpg"]\nshows = "church"\n')
+    assert read_truth(tmp_path / "a.jpg") is None
+    assert read_truth(tmp_path / "b.jpg") == Truth("church")
+
+
+@pytest.mark.parametrize("text", ["[", '["a.jpg"]\ncolour = "red"\n', '["a.jpg"]\n', '"a.jpg" = 1\n'])
+def test_a_file_that_cannot_be_understood_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "truth.toml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "truth.toml"))):
+        read_truth(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("photo", sorted((ROOT / "samples").glob("*.jpg")), ids=lambda photo: photo.name)
+def test_the_truth_of_every_sample_agrees_with_its_attribution(photo: Path) -> None:
+    truth = read_truth(photo)
+    assert truth
+    row = next(line for line in (ROOT / "samples/ATTRIBUTION.md").read_text().splitlines() if f"`{photo.name}`" in line)
+    shows, in_class = row.split(" | ")[1:3]
+    assert truth.shows in shows or truth.shows in in_class
+    if truth.nearest:
+        assert in_class == f"none ({truth.nearest} is the nearest)"
+    else:
+        assert in_class in (truth.shows, "none")
+
+
+def test_the_samples_file_is_about_the_samples_and_the_shipped_weights() -> None:
+    told = tomllib.loads((ROOT / "samples/truth.toml").read_text())
+    assert set(told) == {"weights", *(photo.name for photo in (ROOT / "samples").glob("*.jpg"))}
+    # Else the photos were looked at with other weights: look again at what the projections show, and write it down.
+    assert told["weights"] == weights_fingerprint(
+        load_checkpoint(ROOT / "weights/zfnet-imagenette.safetensors").network
+    )

@@ -1,0 +1,80 @@
+"""The command line before any command runs: help, names, what it imports, missing extras, output that is lost."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from zfserve_cli.main import COMMANDS, FAILED, NOT_INSTALLED, OK, UNUSABLE, main
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert f"  {name:<10}{command.summary}" in lines
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == OK
+    assert capsys.readouterr().out.startswith("zfserve 0.")
+
+
+def test_a_misspelt_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clasify"]) == UNUSABLE
+    assert capsys.readouterr().err == "zfserve: there is no command 'clasify'; did you mean `zfserve classify`?\n"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if not COMMANDS[name].extra])
+def test_the_clients_commands_import_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom zfserve_cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'onnxruntime', 'pydantic'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_and_version_do_not_even_import_grpc() -> None:
+    code = (
+        "import sys\nfrom zfserve_cli.main import main\nmain(['--help']), main(['--version'])\n"
+        "print(sorted({'grpc', 'rich', 'PIL'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].extra])
+def test_a_command_without_its_extra_says_what_to_install(command: str) -> None:
+    code = (
+        "import sys\nfrom zfserve_cli.main import main\n"
+        "for name in ('torch', 'onnxruntime', 'pydantic', 'numpy', 'safetensors', 'matplotlib'):\n"
+        "    sys.modules[name] = None  # as if it were not installed\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+    assert done.returncode == NOT_INSTALLED, done.stderr
+    extra = COMMANDS[command].extra
+    assert re.fullmatch(
+        rf"zfserve: `zfserve {command}` cannot run: \w+ is not installed; .* -e '\.\[{extra}\]'\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_module(command: str) -> None:
+    assert importlib.util.find_spec(COMMANDS[command].module) is not None
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["info", "--json"]])
+def test_output_that_is_lost_is_told(address: str, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "zfserve_cli.main", *arguments]
+    environment = {**os.environ, "ZFSERVE_ADDRESS": address}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    assert done.returncode == FAILED
+    assert done.stderr == "zfserve: the output cannot be written: No space left on device\n"

@@ -1,0 +1,96 @@
+"""The engine store with several processes at it, real ones."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fakes.engines import AHEAD, Builder, quiet
+from zfserve_engines.store.store import EngineStore
+
+TESTS = Path(__file__).parents[2]
+SIZE_BYTES = 1 << 20
+
+
+class BuilderProcess:
+    """tests/fakes/builder_process.py, whose plan consists of `letter`."""
+
+    def __init__(self, folder: Path, letter: str) -> None:
+        command = [sys.executable, "-m", "fakes.builder_process", str(folder), letter, str(SIZE_BYTES)]
+        environment = os.environ | {"PYTHONPATH": str(TESTS)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def says(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def told(self, order: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(f"{order}\n")
+        self.process.stdin.flush()
+
+
+@contextmanager
+def building(folder: Path, letter: str) -> Iterator[BuilderProcess]:
+    builder = BuilderProcess(folder, letter)
+    try:
+        yield builder
+    finally:
+        builder.process.kill()
+        builder.process.communicate()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")
+
+
+def test_of_two_who_need_it_one_builds_and_both_have_it(store: EngineStore) -> None:
+    with building(store.folder, "a") as first, building(store.folder, "b") as second:
+        starts = {first.says(): first, second.says(): second}
+        assert set(starts) == {"building", "waiting"}
+        starts["building"].told("go")
+        answers = {starts["building"].says(), starts["waiting"].says()}
+    assert len(answers) == 1
+    assert f"has {store.find(AHEAD).plan[:1].decode()}" in answers
+    assert len(list(store.folder.iterdir())) == 2
+
+
+def test_who_waits_for_a_builder_that_is_killed_builds(store: EngineStore) -> None:
+    with building(store.folder, "a") as first:
+        assert first.says() == "building"
+        with building(store.folder, "b") as second:
+            assert second.says() == "waiting"
+            first.process.kill()
+            assert second.says() == "building"
+            second.told("go")
+            assert second.says() == "has b"
+    assert store.find(AHEAD).plan == b"b" * SIZE_BYTES
+
+
+def test_a_builder_that_dies_while_it_writes_leaves_no_engine_and_no_lock(store: EngineStore) -> None:
+    with building(store.folder, "a") as builder:
+        assert builder.says() == "building"
+        builder.told("die")
+        assert builder.process.wait() < 0
+    (half,) = store.leftovers()
+    assert half.stat().st_size == SIZE_BYTES // 2
+    assert store.entries() == []
+    assert store.obtain(AHEAD, Builder(b"plan"), quiet).plan == b"plan"
+    assert store.leftovers() == []
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_stays(store: EngineStore) -> None:
+    with building(store.folder, "a") as builder:
+        assert builder.says() == "building"
+        builder.told("full")
+        assert builder.says() == (
+            f"unavailable the engine was built and cannot be kept, and {store.folder} cannot be written "
+            "(File too large); name another folder with --engine-cache"
+        )
+    assert list(store.folder.iterdir()) == []

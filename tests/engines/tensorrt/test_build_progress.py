@@ -1,0 +1,73 @@
+"""Phases within phases as TensorRT reports them, and what becomes of an error in the callback."""
+
+import pytest
+from zfserve_engines.tensorrt.build_progress import WHOLE, BuildProgress
+
+Told = list[tuple[str, int, int]]
+
+
+@pytest.fixture
+def told() -> Told:
+    return []
+
+
+@pytest.fixture
+def progress(told: Told) -> BuildProgress:
+    return BuildProgress(lambda *step: told.append(step))
+
+
+def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, told: Told) -> None:
+    progress.phase_start("Building", None, 2)
+    progress.phase_start("Cloning", "Building", 4)
+    progress.step_complete("Cloning", 0)
+    progress.phase_start("Copying", "Cloning", 2)
+    progress.step_complete("Copying", 0)
+    assert told == [
+        ("Building", 0, WHOLE),
+        ("Cloning", 0, WHOLE),
+        ("Cloning", 125, WHOLE),  # one of four, in one of two
+        ("Cloning", 187, WHOLE),  # and half of another
+    ]
+
+
+def test_it_never_goes_back_until_the_next_outermost_phase(progress: BuildProgress, told: Told) -> None:
+    progress.phase_start("Building", None, 2)
+    for name in ("Cloning", "Timing", "Timing"):  # three phases in one step, two of one name
+        progress.phase_start(name, "Building", 2)
+        assert progress.step_complete(name, 0)
+        assert progress.step_complete(name, 1)
+        progress.phase_finish(name)
+    progress.step_complete("Building", 0)
+    progress.phase_finish("Building")
+    shares = [share for _, share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == WHOLE
+    told.clear()
+    progress.phase_start("Serializing", None, 5)
+    assert told == [("Serializing", 0, WHOLE)]
+
+
+def test_a_phase_that_was_never_announced_is_passed_over(progress: BuildProgress, told: Told) -> None:
+    assert progress.step_complete("Unknown", 3)
+    progress.phase_finish("Unknown")
+    assert told == []
+
+
+def test_stop_ends_the_build_at_its_next_step_and_nothing_more_is_told(progress: BuildProgress, told: Told) -> None:
+    progress.phase_start("Building", None, 3)
+    assert progress.step_complete("Building", 0)
+    progress.stop()
+    told.clear()
+    assert not progress.step_complete("Building", 1)
+    assert told == []
+    assert progress.failure is None
+
+
+def test_what_the_callback_raises_is_kept_and_ends_the_build() -> None:
+    def fail(phase: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    progress = BuildProgress(fail)
+    progress.phase_start("Building", None, 3)
+    assert isinstance(progress.failure, KeyboardInterrupt)
+    assert not progress.step_complete("Building", 0)

@@ -1,0 +1,103 @@
+"""The outside of an engine, on a network that TensorRT for RTX parsed; and which batch sizes are prepared."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zfserve_engines.tensorrt.build_summary import BatchProfile, TensorSummary, read_network
+from zfserve_engines.tensorrt.builder import parse, plan_profiles
+from zfserve_engines.tensorrt.library import load_library
+from zfserve_engines.tensorrt.signature import Signature, check_signature, choose_profile, plan_batch_sizes
+from zfserve_runtime.bundle import Bundle, BundleError, ClassEntry
+
+ColourBundle = Callable[..., Bundle]
+
+PROFILES = plan_profiles((1, 8, 32))
+
+
+def parsed_signature(graph: Path) -> Signature:
+    """What TensorRT for RTX makes of the inputs and outputs of an ONNX file."""
+    library = load_library("tensorrt-rtx")
+    builder = library.module.Builder(library.logger)
+    network = builder.create_network(1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parse(library, network, graph)
+    facts = read_network(network)
+    return Signature(facts.inputs, facts.outputs, PROFILES)
+
+
+def test_an_engine_of_the_bundle_passes_and_one_of_another_does_not(colour_bundle: ColourBundle) -> None:
+    bundle = colour_bundle()
+    signature = parsed_signature(bundle.artefact("fp32"))
+    check_signature(signature, bundle.manifest)
+    two = colour_bundle("two", classes=tuple(ClassEntry(class_id=name, label=name) for name in "ab"))
+    with pytest.raises(BundleError, match=r"probabilities is float32 \(N, 3\), not float32 \(N, 2\); compile it again"):
+        check_signature(signature, two.manifest)
+
+
+PIXELS = TensorSummary("pixels", "uint8", (-1, 8, 8, 3))
+PROBABILITIES = TensorSummary("probabilities", "float32", (-1, 3))
+FEATURES = TensorSummary("features", "float32", (-1, 3))
+FITTING = Signature((PIXELS,), (PROBABILITIES, FEATURES), PROFILES)
+
+
+@pytest.mark.parametrize(
+    ("signature", "fault"),
+    [
+        (replace(FITTING, outputs=(PROBABILITIES,)), "features is missing"),
+        (replace(FITTING, inputs=()), "pixels is missing"),
+        (replace(FITTING, inputs=(PIXELS, TensorSummary("scale", "float32", ()))), "scale is an input nobody feeds"),
+        (
+            replace(FITTING, outputs=(*FITTING.outputs, TensorSummary("logits", "float32", (-1, 3)))),
+            "logits is an output nobody reads",
+        ),
+        (
+            replace(FITTING, inputs=(TensorSummary("pixels", "float32", (-1, 8, 8, 3)),)),
+            r"pixels is float32 \(N, 8, 8, 3\), not uint8 \(N, 8, 8, 3\)",
+        ),
+        (
+            replace(FITTING, outputs=(PROBABILITIES, TensorSummary("features", "float16", (-1, 3)))),
+            r"features is float16 \(N, 3\), not float32",
+        ),
+        (replace(FITTING, inputs=(TensorSummary("pixels", "uint8", (4, 8, 8, 3)),)), r"pixels is uint8 \(4, 8, 8, 3\)"),
+        (replace(FITTING, profiles=()), "no profile takes a batch of 1"),
+        (
+            replace(FITTING, profiles=(BatchProfile(1, 2), BatchProfile(4, 8))),
+            "no profile takes a batch of 3",
+        ),
+    ],
+)
+def test_an_engine_that_does_not_fit(colour_bundle: ColourBundle, signature: Signature, fault: str) -> None:
+    manifest = colour_bundle().manifest
+    check_signature(FITTING, manifest)
+    with pytest.raises(BundleError, match=fault):
+        check_signature(signature, manifest)
+
+
+def test_the_profile_is_the_one_tuned_for_the_nearest_size() -> None:
+    assert [choose_profile(PROFILES, size) for size in (1, 2, 8, 9, 32)] == [0, 1, 1, 2, 2]
+    overlapping = (BatchProfile(1, 32), BatchProfile(1, 8), BatchProfile(1, 1))
+    assert [choose_profile(overlapping, size) for size in (1, 2, 8, 9)] == [2, 1, 1, 0]
+
+
+def test_sizes_that_are_prepared() -> None:
+    assert plan_batch_sizes(PROFILES, 32) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    assert plan_batch_sizes(PROFILES, 5) == (1, 2, 3, 4, 5)
+    assert plan_batch_sizes(PROFILES, 100) == plan_batch_sizes(PROFILES, 32), "an engine takes what it was built for"
+    assert plan_batch_sizes(plan_profiles((5, 20)), 20) == (1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
+
+
+@settings(max_examples=50)
+@given(st.sets(st.integers(1, 200), min_size=1, max_size=4), st.integers(1, 300), st.data())
+def test_a_third_of_a_batch_is_idle_at_most_and_it_keeps_its_profile(
+    batches: set[int], most: int, data: st.DataObject
+) -> None:
+    profiles = plan_profiles(sorted(batches))
+    sizes = plan_batch_sizes(profiles, most)
+    assert sizes[-1] == min(most, max(batches))
+    count = data.draw(st.integers(1, sizes[-1]))
+    filled = min(size for size in sizes if size >= count)
+    assert filled - count <= filled / 3
+    assert choose_profile(profiles, filled) == choose_profile(profiles, count)

@@ -1,0 +1,32 @@
+"""The sentence for what is missing: its command is one that this checkout can run."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from zfserve_cli.main import COMMANDS
+from zfserve_protos.extras import not_installed
+
+ROOT = Path(__file__).parent.parent.parent
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_it_says_what_to_run() -> None:
+    assert not_installed("torch", "worker") == (
+        "torch is not installed; in a checkout of zfserve: pip install -c constraints.txt -e '.[worker]'"
+    )
+    assert "pip install --extra-index-url https://pypi.nvidia.com -c" in not_installed(
+        "TensorRT", "tensorrt", "https://pypi.nvidia.com"
+    )
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    sources = "".join(file.read_text() for room in ROOT.iterdir() for file in room.glob("zfserve_*/**/*.py"))
+    named = set(re.findall(r"not_installed\(.*[\"']([a-z-]+)[\"']\)", sources))
+    assert named == {"dev", "openvino", "tracing", "train"}, "the others have the name of the command or the engine"
+    assert named | {command.extra for command in COMMANDS.values() if command.extra} <= EXTRAS.keys()
+
+
+def test_no_other_place_says_how_to_install_zfserve() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/zfserve_*/**/*.py")]
+    assert not [str(page) for page in pages if re.search(r"pip install [^`\n]*zfserve\[", page.read_text())]

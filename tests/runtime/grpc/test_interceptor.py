@@ -1,0 +1,150 @@
+"""What surrounds every call, however it ends: its id, its clock, its line in the log; and what is left of it."""
+
+import asyncio
+import gc
+import logging
+import weakref
+from typing import Any
+
+import grpc
+import pytest
+from fakes.probe import Probe, failure_at_the_end_of, failure_of, raising
+from google.protobuf.empty_pb2 import Empty
+from zfserve_runtime import errors
+from zfserve_runtime.grpc.gate import Gate
+from zfserve_runtime.grpc.interceptor import Call, Method
+from zfserve_runtime.grpc.request_id import current_request_id
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.telemetry.overload_log import OverloadLog
+
+
+@pytest.mark.parametrize("method", ["unary", "stream"])
+async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(probe: Probe, method: str) -> None:
+    """Its error refers to the request by its traceback. Under overload it would be much: collections took 30 ms."""
+    raised = []
+
+    def remembered() -> errors.Overloaded:
+        error = errors.Overloaded("Many wait.", retry_after_s=1.0)
+        raised.append(weakref.ref(error))
+        return error
+
+    async def behaviour() -> str:
+        raise remembered()
+
+    probe.behaviour = behaviour
+    gc.disable()
+    try:
+        await failure_at_the_end_of(getattr(probe, method)(Empty()))
+        await asyncio.sleep(0.1)
+        assert [error() for error in raised] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("method", ["unary", "stream"])
+async def test_client_that_goes_away_ends_the_work(probe: Probe, method: str) -> None:
+    started = asyncio.Event()
+
+    async def behaviour() -> str:
+        started.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    probe.behaviour = behaviour
+    call = getattr(probe, method)(Empty())
+    reading = asyncio.ensure_future(call.read() if method == "stream" else call.code())
+    await started.wait()
+    call.cancel()
+    await probe.finished.wait()
+    await asyncio.wait([reading])
+    # The interceptor counts in the handler's own task, before anyone else runs again.
+    assert probe.count("CANCELLED", method.capitalize()) == 1
+
+
+async def test_expired_deadline_is_counted_as_such(probe: Probe) -> None:
+    await probe.unary(Empty())  # connects, so that the next call's time is spent in the service
+    probe.finished.clear()
+
+    async def behaviour() -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    probe.behaviour = behaviour
+    failure = await failure_of(probe.unary(Empty(), timeout=2))
+    assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await probe.finished.wait()
+    assert probe.count("DEADLINE_EXCEEDED") == 1
+
+
+async def test_sane_request_id_is_kept_and_given_to_the_service(probe: Probe) -> None:
+    async def behaviour() -> str:
+        return current_request_id()
+
+    probe.behaviour = behaviour
+    call = probe.unary(Empty(), metadata=[("x-request-id", "A.b_c-9")])
+    assert (await call).value == "A.b_c-9"
+    assert dict(await call.trailing_metadata())["x-request-id"] == "A.b_c-9"
+
+
+@pytest.mark.parametrize("insane", ["", "a b", "x" * 65, "id;drop"])
+async def test_other_request_ids_are_replaced(probe: Probe, insane: str) -> None:
+    async def behaviour() -> str:
+        return current_request_id()
+
+    probe.behaviour = behaviour
+    call = probe.unary(Empty(), metadata=[("x-request-id", insane)])
+    made = (await call).value
+    assert made != insane
+    assert len(made) == 16
+    assert dict(await call.trailing_metadata())["x-request-id"] == made
+
+
+async def test_one_log_line_per_call(probe: Probe, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    probe.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
+    await failure_of(probe.unary(Empty(), metadata=[("x-request-id", "abc-3")]))
+    (record,) = [record for record in caplog.records if record.name == "zfserve_runtime.grpc.interceptor"]
+    fields = vars(record)
+    assert (fields["method"], fields["status"]) == ("/test.Probe/Unary", "RESOURCE_EXHAUSTED")
+    assert (fields["request_id"], fields["reason"]) == ("abc-3", "OVERLOADED")
+    assert fields["duration_ms"] >= 0
+    assert record.exc_info is None
+
+
+async def test_a_call_that_has_ended_is_not_asked_for_its_peer(caplog: pytest.LogCaptureFixture) -> None:
+    class EndingContext:
+        """Like gRPC's own, but for the segmentation fault."""
+
+        ended = False
+
+        def peer(self) -> str:
+            assert not self.ended
+            return "ipv4:192.0.2.1:50000"
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def set_trailing_metadata(self, metadata: object) -> None:
+            pass
+
+        def code(self) -> None:
+            return None
+
+    context: Any = EndingContext()
+    method = Method("/test.Probe/Unary", Gate(), Metrics(), None, OverloadLog())
+    with caplog.at_level(logging.INFO):
+        with Call(method, context) as call:
+            call.accept(Empty())
+        context.ended = True
+        await asyncio.sleep(0)
+    (line,) = (record for record in caplog.records if record.message == "call")
+    assert vars(line)["peer"] == "ipv4:192.0.2.1:50000"
+
+
+async def test_successful_calls_are_measured(probe: Probe) -> None:
+    assert (await probe.unary(Empty())).value == "done"
+    assert [message.value async for message in probe.stream(Empty())] == ["first", "done"]
+    assert (probe.count("OK"), probe.count("OK", "Stream")) == (1, 1)
+    seconds = {"method": "/test.Probe/Unary"}
+    assert probe.metrics.registry.get_sample_value("zfserve_request_seconds_count", seconds) == 1
+    assert probe.metrics.registry.get_sample_value("zfserve_in_flight", seconds) == 0

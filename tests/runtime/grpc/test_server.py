@@ -1,0 +1,111 @@
+"""Calls that are looked at before their request is read, through real channels."""
+
+import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fakes.callers import bearer, guarded_probe, write_callers
+from fakes.probe import failure_of
+from zfserve_runtime.access.access import Access
+from zfserve_runtime.errors import Overloaded
+from zfserve_runtime.grpc.method_handlers import Metadata
+
+UNARY = "/test.Probe/Unary"
+
+
+def refuse_the_unwanted(context: Any, metadata: Metadata) -> None:
+    if dict(metadata).get("wanted") != "yes":
+        raise Overloaded("there is no room", retry_after_s=1.5)
+
+
+async def test_what_is_refused_first_is_never_read() -> None:
+    async with guarded_probe(None, ask=refuse_the_unwanted) as probe:
+        refused = await failure_of(probe.unary(("wanted", "no"), request="x" * 1_000_000))
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.details() == "there is no room"
+        assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1500"
+        assert probe.read == []
+        assert await probe.unary(("wanted", "yes"), request="hello") == ""
+        assert len(probe.read) == 1
+        assert await probe.stream() == ["", "s"], "which nobody is asked about"
+
+
+async def test_nobody_is_asked_about_while_there_is_no_reason_to() -> None:
+    reason = False
+    async with guarded_probe(None, ask=refuse_the_unwanted, when=lambda: reason) as probe:
+        for reason in (False, True, False):
+            if reason:
+                assert (await failure_of(probe.unary())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            else:
+                assert await probe.unary() == ""
+
+
+async def test_of_strangers_nothing_more_is_asked(tmp_path: Path) -> None:
+    asked: list[Any] = []
+    token = write_callers(tmp_path / "tokens.json", shop="all")["shop"]
+
+    def ask(context: Any, metadata: Metadata) -> None:
+        asked.append(metadata)
+
+    async with guarded_probe(Access(tmp_path / "tokens.json"), ask=ask) as probe:
+        assert (await failure_of(probe.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert asked == []
+        assert await probe.unary(*bearer(token)) == "shop"
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize("way", ["cancelled", "late", "silent"])
+async def test_a_caller_that_goes_before_its_request_is_sent(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells it from one that sends none."""
+    caplog.set_level(logging.INFO)
+    asked, serving = asyncio.Event(), list[Any]()
+
+    def ask(context: Any, metadata: Metadata) -> None:
+        serving.append(asyncio.current_task())
+        asked.set()
+
+    async def requests() -> AsyncIterator[bytes]:
+        await (asked if way == "silent" else asyncio.Event()).wait()
+        no_requests: tuple[bytes, ...] = ()
+        for request in no_requests:
+            yield request
+
+    async with guarded_probe(None, ask=ask) as probe:
+        send: Any = probe.channel.stream_unary(UNARY)
+        call = send(requests(), timeout=0.2 if way == "late" else 60)
+        await asked.wait()
+        if way == "cancelled":
+            call.cancel()
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await call
+        await asyncio.wait(serving)
+    told = {"cancelled": "CANCELLED", "late": "DEADLINE_EXCEEDED", "silent": "INVALID_ARGUMENT"}[way]
+    assert [vars(record)["status"] for record in caplog.records] == [told]
+
+
+async def test_a_call_that_is_refused_first_leaves_nothing_to_the_garbage_collector() -> None:
+    """Its error would otherwise hold it by way of the traceback."""
+    raised = []
+
+    def remembered() -> Overloaded:
+        error = Overloaded("there is no room")
+        raised.append(weakref.ref(error))
+        return error
+
+    def ask(context: Any, metadata: Metadata) -> None:
+        raise remembered()
+
+    async with guarded_probe(None, ask=ask) as probe:
+        gc.disable()
+        try:
+            await failure_of(probe.unary())
+            await asyncio.sleep(0.1)
+            assert [error() for error in raised] == [None]
+        finally:
+            gc.enable()

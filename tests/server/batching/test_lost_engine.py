@@ -1,0 +1,38 @@
+"""`zfserve serve` as a process of its own, from a lost engine to its exit status."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from processes import running_service
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.grpc.lifecycle import LOST
+
+ColourBundle = Callable[..., Bundle]
+
+FRAGILE = Path(__file__).parents[2] / "fakes" / "serve_until_white.py"
+
+
+def classify(address: str, value: int) -> pb.ClassifyResponse:
+    raw = pb.RawPixels(width=8, height=8, data=bytes([value]) * 192)
+    with grpc.insecure_channel(address) as channel:
+        request = pb.ClassifyRequest(image=pb.Image(raw=raw))
+        answer: pb.ClassifyResponse = VisionServiceStub(channel).Classify(request, timeout=30)
+    return answer
+
+
+def test_the_process_ends_by_itself_with_a_status_of_its_own(colour_bundle: ColourBundle, tmp_path: Path) -> None:
+    flags = ("--no-worker", "--precision", "fp32", "--engine", "onnx-cpu", "--threads", "1")
+    with running_service(colour_bundle().folder, tmp_path, *flags, program=(str(FRAGILE),), ends_with=LOST) as service:
+        assert len(classify(service.address, 100).classes) == 3
+        with pytest.raises(grpc.RpcError) as refused:
+            classify(service.address, 255)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        service.process.wait(timeout=60)
+    log = service.log.read_text()
+    (last_word,) = (line for line in log.splitlines() if "supervisor" in line)
+    assert "critical" in last_word.lower()
+    assert "an engine was lost" in last_word

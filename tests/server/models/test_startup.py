@@ -1,0 +1,332 @@
+"""From the open port to the first answer, with an engine that opens step by step as the test allows."""
+
+import asyncio
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import grpc
+import pytest
+from fakes.serving import MANIFEST, FakeEngine, FakeWorker, classify_request, raw_image
+from fakes.shelf import Shelf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from processes import running_service, zfserve
+from zfserve_engines.catalogue import EngineName, Phase, Report, Step
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.errors import EngineLost, ServiceError, Starting
+from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE, Health
+from zfserve_runtime.grpc.lifecycle import StopRequest
+from zfserve_runtime.grpc.status import from_call_error
+from zfserve_runtime.model_folders import FoundVersion
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_server.app import Ports, serve
+from zfserve_server.config import ServerConfig
+from zfserve_server.models.engine_choice import EngineChoice, NotTaken
+from zfserve_server.models.opening_thread import StillOpening
+from zfserve_server.models.served_model import ServedModel
+from zfserve_server.models.source import ModelSource, OpenedVersion
+from zfserve_server.models.startup import Startup, phase_service
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+ColourBundle = Callable[..., Bundle]
+
+
+@dataclass
+class SlowOpening:
+    """Opens an engine in the steps that the test sends, and ends with the engine or the error that it sends.
+
+    Attributes:
+        cancelled: whether a report was answered with the wish to stop.
+    """
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    cancelled: bool = False
+    _sent: list[Step | BaseException | None] = field(default_factory=list)
+    _permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def send(self, what: Step | BaseException | None) -> None:
+        """A step to report, an error to raise; None: the engine is open."""
+        self._sent.append(what)
+        self._permits.release()
+
+    def open(self, found: FoundVersion, report: Report) -> OpenedVersion:
+        while True:
+            assert self._permits.acquire(timeout=60)
+            match self._sent.pop(0):
+                case Step() as step:
+                    try:
+                        report(step)
+                    except BaseException:
+                        self.cancelled = True
+                        raise
+                case None:
+                    choice = EngineChoice("onnx-cpu", [self.engine], (NotTaken("tensorrt", "no GPU"),))
+                    return OpenedVersion(MANIFEST, choice)
+                case error:
+                    raise error
+
+
+@dataclass
+class Beginning:
+    """A server that listens; its engine opens as `opening` is told."""
+
+    opening: SlowOpening
+    stop: StopRequest
+    ended: "asyncio.Task[None]"
+    ready: "asyncio.Future[Ports]"
+    channel: grpc.aio.Channel
+
+    async def status(self, service: str) -> int:
+        request = health_pb2.HealthCheckRequest(service=service)
+        status: int = (await health_pb2_grpc.HealthStub(self.channel).Check(request)).status
+        return status
+
+    @asynccontextmanager
+    async def watch(self, service: str) -> AsyncIterator[Callable[[], Awaitable[int | None]]]:
+        """The next status of a service, as health's Watch tells it; None once it has ended."""
+        call = health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+
+        async def following() -> int | None:
+            answer = await call.read()
+            return None if answer is grpc.aio.EOF else answer.status
+
+        yield following
+        call.cancel()
+
+    async def reach(self, step: Step) -> None:
+        """Report a step, and wait until the server tells of it."""
+        async with self.watch(phase_service(step.phase)) as following:
+            self.opening.send(step)
+            while await following() != SERVING:
+                pass
+
+    async def refusal(self) -> ServiceError | None:
+        """Of one call of each method, all refused alike."""
+        stub = VisionServiceStub(self.channel)
+        calls = (
+            stub.Classify(classify_request(1)),
+            stub.DescribeModel(pb.DescribeModelRequest()),
+            stub.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=1)).read(),
+        )
+        refusals = []
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            refusals.append(from_call_error(refused.value))
+        assert len({str(refusal).split(",")[0] for refusal in refusals}) == 1
+        return refusals[0]
+
+
+@contextmanager
+def logged(logger_name: str, message: str) -> Iterator["asyncio.Future[dict[str, Any]]"]:
+    """The fields of the first such line that the body logs."""
+    fields: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == message and not fields.done():
+                fields.set_result(vars(record))
+
+    listener, logger = Listener(), logging.getLogger(logger_name)
+    logger.addHandler(listener)
+    try:
+        yield fields
+    finally:
+        logger.removeHandler(listener)
+
+
+@asynccontextmanager
+async def beginning(**settings: object) -> AsyncIterator[Beginning]:
+    """A server until it listens; at the end stop it, unless it has ended."""
+    chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
+    chosen.update(settings)
+    opening, stop = SlowOpening(), StopRequest()
+    ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
+    config, found = ServerConfig.model_validate(chosen), Shelf().put(MANIFEST)
+    with logged("zfserve_server.app", "listening") as listening:
+        source = ModelSource(lambda: [found], opening.open)
+        serving = serve(config, source, stop, lambda ports, _: ready.set_result(ports))
+        task = asyncio.create_task(serving)
+        await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{listening.result()['port']}") as channel:
+        try:
+            yield Beginning(opening, stop, task, ready, channel)
+        finally:
+            if not task.done():
+                stop.ask("the test is over")
+                opening.send(None)
+                await task
+
+
+@pytest.fixture(autouse=True)
+def _told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "zfserve_server")
+
+
+async def test_every_phase_is_told_and_calls_are_refused_until_the_engine_is_ready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with beginning() as server, server.watch(VISION_SERVICE) as service, server.watch(SERVER) as whole:
+        assert await service() == await whole() == NOT_SERVING
+        refusal = await server.refusal()
+        assert isinstance(refusal, Starting)
+        assert "starting: choosing an engine" in refusal.message
+        for step, said in (
+            (Step("tensorrt", Phase.COMPILING, 0.42), "compiling the engine tensorrt (42%) for fake 7"),
+            (Step("onnx-cpu", Phase.LOADING), "loading the engine onnx-cpu"),
+            (Step("onnx-cpu", Phase.WARMING), "warming the engine onnx-cpu"),
+            (Step("onnx-cpu", Phase.VERIFYING), "verifying the engine onnx-cpu"),
+        ):
+            await server.reach(step)
+            assert [phase for phase in Phase if await server.status(phase_service(phase)) == SERVING] == [step.phase]
+            assert await server.status(VISION_SERVICE) == NOT_SERVING
+            refusal = await server.refusal()
+            assert isinstance(refusal, Starting)
+            assert said in refusal.message
+            assert refusal.retry_after_s is not None
+        assert not server.ready.done()
+        server.opening.send(None)
+        assert await service() == await whole() == SERVING
+        await server.ready
+        assert [phase for phase in Phase if await server.status(phase_service(phase)) == SERVING] == [Phase.READY]
+        stub = VisionServiceStub(server.channel)
+        assert (await stub.Classify(classify_request(3))).classes[0].index == 3
+        engine = (await stub.DescribeModel(pb.DescribeModelRequest())).engine
+        assert (engine.name, engine.device, engine.instances) == ("onnx-cpu", "CPU", 1)
+        assert [(entry.name, entry.reason) for entry in engine.not_taken] == [("tensorrt", "no GPU")]
+        assert engine.startup_seconds > 0
+    lines = [vars(record) for record in caplog.records if record.message.startswith("start-up")]
+    assert [line["message"].split()[-1] for line in lines if "percent" not in line] == [*Phase]
+    assert all(line["since_start_s"] >= 0 for line in lines)
+    assert {"compiling_s", "loading_s", "warming_s", "verifying_s"} <= lines[-1].keys()
+    assert server.opening.engine.closed
+
+
+async def test_an_engine_that_failed_to_open_ends_the_server_with_its_error() -> None:
+    """Ungrouped, so that the command can say it in one line."""
+    async with beginning() as server:
+        await server.reach(Step("tensorrt", Phase.LOADING))
+        async with server.watch(VISION_SERVICE) as following:
+            assert await following() == NOT_SERVING
+            server.opening.send(EngineUnavailable("no engine can serve"))
+            with pytest.raises(EngineUnavailable, match="no engine can serve"):
+                await server.ended
+
+
+async def test_a_device_lost_while_the_engine_opens_ends_the_server_with_that() -> None:
+    async with beginning() as server:
+        server.opening.send(EngineLost("the card fell off the bus"))
+        with pytest.raises(EngineLost):
+            await server.ended
+
+
+async def test_a_stop_during_the_start_ends_the_opening_at_its_next_report() -> None:
+    async with beginning() as server:
+        await server.reach(Step("tensorrt", Phase.COMPILING, 0.1))
+        async with server.watch(VISION_SERVICE) as following:
+            assert await following() == NOT_SERVING
+            server.stop.ask("SIGTERM")
+            assert await following() is None
+            server.opening.send(Step("tensorrt", Phase.COMPILING, 0.2))
+            await server.ended
+        assert server.opening.cancelled
+        assert not server.ready.done()
+
+
+async def test_an_engine_that_is_open_by_the_time_of_the_stop_is_closed() -> None:
+    async with beginning() as server:
+        server.stop.ask("SIGTERM")
+        server.opening.send(None)
+        await server.ended
+        assert server.opening.engine.closed
+        assert not server.ready.done()
+
+
+async def test_an_opening_that_does_not_hear_of_the_stop_is_left_behind() -> None:
+    async with beginning(drain_grace=0.1) as server:
+        await server.reach(Step("tensorrt", Phase.COMPILING))
+        server.stop.ask("SIGTERM")
+        with pytest.raises(StillOpening):
+            await server.ended
+        server.opening.send(Step("tensorrt", Phase.COMPILING))  # lets the thread end
+
+
+async def test_the_worker_starts_beside_and_projections_wait_for_the_engine(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    with logged("zfserve_server.worker.client", "the worker changed") as paired:
+        async with FakeWorker().listening(address), beginning(worker=True, worker_address=address) as server:
+            assert (await paired)["pairing"] == "READY"
+            async with server.watch(PROJECTION) as following:
+                assert await following() == NOT_SERVING
+                server.opening.send(None)
+                assert await following() == SERVING
+
+
+def test_metrics_tell_the_phase_its_progress_and_its_seconds() -> None:
+    metrics = Metrics()
+    startup, found = Startup(metrics, Health(*map(phase_service, Phase))), Shelf().put(MANIFEST)
+    value = metrics.registry.get_sample_value
+    for step in (Step("tensorrt", Phase.COMPILING, 0.25), Step("tensorrt", Phase.COMPILING, 0.5)):
+        startup.enter(found, step)
+    phases = {phase: value("zfserve_startup_phase", {"phase": phase}) for phase in Phase}
+    assert phases == {**dict.fromkeys(Phase, 0), Phase.COMPILING: 1}
+    assert value("zfserve_startup_progress", {"phase": "compiling"}) == 0.5
+    startup.ready("tensorrt")
+    assert value("zfserve_startup_progress", {"phase": "compiling"}) is None
+    phases = {phase: value("zfserve_startup_phase", {"phase": phase}) for phase in Phase}
+    assert phases == {**dict.fromkeys(Phase, 0), Phase.READY: 1}
+    assert (value("zfserve_startup_seconds", {"phase": "compiling"}) or 0) > 0
+
+
+def test_the_real_process_says_what_it_chose_and_why_not_the_others(
+    colour_bundle: ColourBundle, tmp_path: Path
+) -> None:
+    """On a machine with a GPU too: what is asserted is that nothing passes in silence."""
+    with running_service(colour_bundle().folder, tmp_path, "--no-worker", "--threads", "1") as service:
+        described = zfserve("info", "--json", "--address", service.address)
+    engine = json.loads(described.stdout)["engine"]
+    assert {engine["name"], *(entry["name"] for entry in engine["not_taken"])} == {*get_args(EngineName)}
+    assert all(entry["reason"] for entry in engine["not_taken"])
+    log = service.log.read_text()
+    phases = [line.split("start-up: ")[1].split()[0] for line in log.splitlines() if "start-up: " in line]
+    assert phases[-4:] == ["loading", "warming", "verifying", "ready"]
+    for entry in engine["not_taken"]:
+        assert entry["reason"] in log
+
+
+def test_a_process_whose_engine_never_opens_ends_at_sigterm(colour_bundle: ColourBundle) -> None:
+    program = Path(__file__).parents[2] / "fakes" / "serve_never_opening.py"
+    flags = ("--no-worker", "--port", "0", "--metrics-port", "0", "--engine", "onnx-cpu", "--drain-grace", "0.1")
+    command = [sys.executable, str(program), "serve", "--model", str(colour_bundle().folder), *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("start-up: compiling" in line for line in process.stderr)
+        process.terminate()
+        assert process.wait(timeout=60) == -signal.SIGTERM
+        assert "without waiting" in process.stderr.read()
+
+
+async def test_a_readiness_that_cannot_be_told_ends_the_server_with_its_error() -> None:
+    shelf = Shelf()
+    shelf.put(MANIFEST, FakeEngine())
+    config = ServerConfig.model_validate({"port": 0, "metrics_port": 0, "worker": False, "drain_delay": 0.0})
+
+    def on_ready(ports: Ports, model: ServedModel) -> None:
+        raise PermissionError("the ready file cannot be written")
+
+    with pytest.raises(PermissionError, match="ready file"):
+        await serve(config, shelf.source, StopRequest(), on_ready)

@@ -1,0 +1,166 @@
+"""Tensors in and out, without a server."""
+
+import numpy as np
+import pytest
+from fakes.inference_requests import (
+    Contents,
+    Parameter,
+    batch_of,
+    output,
+    prefixed,
+    raw_request,
+    tensor,
+    typed_request,
+)
+from fakes.serving import CLASSES, MANIFEST, SIDE
+from zfserve_protos.inference import grpc_service_pb2 as pb
+from zfserve_runtime.errors import InvalidInput, Unimplemented
+from zfserve_server.batching.entries import Answer
+from zfserve_server.requests.inference_tensors import WantedOutput, add_outputs, check_input, read_outputs, read_rows
+
+MOST = 4
+ONE = (1, SIDE, SIDE, 3)
+SIZE = SIDE * SIDE * 3
+
+
+def of_tensor(*tensors: pb.ModelInferRequest.InferInputTensor, raw: tuple[bytes, ...] = ()) -> pb.ModelInferRequest:
+    return pb.ModelInferRequest(inputs=tensors, raw_input_contents=raw)
+
+
+BESIDE_EMPTY = raw_request(263, 5, inputs=[tensor("pixels", "UINT8", 2, *ONE[1:], contents=Contents())])
+"""As MLServer's client sends raw values."""
+
+
+@pytest.mark.parametrize("request_", [raw_request(263, 5), typed_request(263, 5), BESIDE_EMPTY])
+def test_pixels(request_: pb.ModelInferRequest) -> None:
+    assert check_input(request_, MANIFEST.input, MOST) == 2
+    np.testing.assert_array_equal(np.asarray(read_rows(request_)), batch_of(263, 5))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+@pytest.mark.parametrize("typed", [False, True])
+def test_files(shape: tuple[int, ...], typed: bool) -> None:
+    files = [b"one", b""]
+    request = of_tensor(tensor("image", "BYTES", *shape), raw=(prefixed(*files),))
+    if typed:
+        request = of_tensor(tensor("image", "BYTES", *shape, contents=Contents(bytes_contents=files)))
+    assert check_input(request, MANIFEST.input, MOST) == 2
+    assert read_rows(request) == files
+
+
+def read_all(request: pb.ModelInferRequest) -> None:
+    check_input(request, MANIFEST.input, MOST)
+    read_rows(request)
+    read_outputs(request, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "words"),
+    [
+        pytest.param(of_tensor(), "inputs", "0 inputs", id="no input"),
+        pytest.param(of_tensor(tensor("x", "UINT8", *ONE)), "inputs[x]", "no input 'x'", id="unknown input"),
+        pytest.param(
+            of_tensor(tensor("pixels", "UINT8", *ONE), tensor("image", "BYTES", 1)), "inputs", "2 inputs", id="both"
+        ),
+        pytest.param(of_tensor(tensor("pixels", "FP32", *ONE)), "inputs[pixels].datatype", "UINT8", id="datatype"),
+        pytest.param(of_tensor(tensor("pixels", "UINT8")), "inputs[pixels].shape", "[N, 8, 8, 3]", id="no shape"),
+        pytest.param(of_tensor(tensor("pixels", "UINT8", *ONE[1:])), "inputs[pixels].shape", "N", id="no batch"),
+        pytest.param(of_tensor(tensor("pixels", "UINT8", 0, *ONE[1:])), "inputs[pixels].shape", "1 to 4", id="zero"),
+        pytest.param(of_tensor(tensor("pixels", "UINT8", -1, *ONE[1:])), "inputs[pixels].shape", "1 to 4", id="minus"),
+        pytest.param(of_tensor(tensor("pixels", "UINT8", 5, *ONE[1:])), "inputs[pixels].shape", "1 to 4", id="large"),
+        pytest.param(of_tensor(tensor("image", "BYTES", 1, 2)), "inputs[image].shape", "[N] or [N, 1]", id="files"),
+        pytest.param(
+            of_tensor(tensor("pixels", "UINT8", *ONE), raw=(bytes(SIZE - 1),)), "inputs[pixels]", "191", id="short"
+        ),
+        pytest.param(of_tensor(tensor("pixels", "UINT8", *ONE)), "inputs[pixels]", "0 were sent", id="no values"),
+        pytest.param(
+            of_tensor(tensor("pixels", "UINT8", *ONE, contents=Contents(int_contents=[1] * SIZE))),
+            "inputs[pixels]",
+            "uint_contents",
+            id="values of another type",
+        ),
+        pytest.param(
+            of_tensor(tensor("pixels", "UINT8", *ONE, contents=Contents(uint_contents=[256] * SIZE))),
+            "inputs[pixels]",
+            "255",
+            id="large values",
+        ),
+        pytest.param(
+            of_tensor(tensor("pixels", "UINT8", *ONE, contents=Contents(uint_contents=[1])), raw=(bytes(SIZE),)),
+            "raw_input_contents",
+            "once",
+            id="raw and typed",
+        ),
+        pytest.param(
+            of_tensor(tensor("pixels", "UINT8", *ONE), raw=(bytes(SIZE), b"")), "raw_input_contents", "once", id="raws"
+        ),
+        pytest.param(
+            of_tensor(tensor("image", "BYTES", 1), raw=(b"\1\0",)), "inputs[image]", "cut short", id="no length"
+        ),
+        pytest.param(
+            of_tensor(tensor("image", "BYTES", 1), raw=(b"\4\0\0\0abc",)), "inputs[image]", "cut short", id="cut short"
+        ),
+        pytest.param(
+            of_tensor(tensor("image", "BYTES", 1), raw=(prefixed(b"", b""),)), "inputs[image]", "more", id="more files"
+        ),
+        pytest.param(
+            of_tensor(tensor("image", "BYTES", 2), raw=(prefixed(b""),)), "inputs[image]", "1 were", id="fewer files"
+        ),
+        pytest.param(raw_request(1, outputs=[output("x")]), "outputs[x]", "no output 'x'", id="unknown output"),
+        pytest.param(raw_request(1, outputs=[output("features")] * 2), "outputs", "twice", id="output twice"),
+        pytest.param(raw_request(1, outputs=[output("features")] * 3), "outputs", "each once", id="many outputs"),
+        pytest.param(
+            raw_request(1, outputs=[output("features", classification=Parameter(int64_param=-1))]),
+            "outputs[features]",
+            "1 or more",
+            id="classification",
+        ),
+        pytest.param(
+            raw_request(1, outputs=[output("features", classification=Parameter(string_param="3"))]),
+            "outputs[features]",
+            "as int64_param",
+            id="classification as text",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(request_: pb.ModelInferRequest, field: str, words: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        read_all(request_)
+    assert refused.value.field == field
+    assert words in refused.value.message
+
+
+def test_shared_memory_is_refused() -> None:
+    region = {"shared_memory_region": Parameter(string_param="region")}
+    with pytest.raises(Unimplemented):
+        check_input(of_tensor(tensor("pixels", "UINT8", *ONE, parameters=region)), MANIFEST.input, MOST)
+    with pytest.raises(Unimplemented):
+        read_outputs(raw_request(1, outputs=[output("features", **region)]), MANIFEST)
+
+
+def test_outputs_that_are_asked_for() -> None:
+    wanted = [output("features"), output("probabilities", classification=Parameter(int64_param=99))]
+    assert read_outputs(raw_request(1, outputs=wanted), MANIFEST) == [
+        WantedOutput("features", 0),
+        WantedOutput("probabilities", CLASSES),
+    ]
+    assert read_outputs(raw_request(1), MANIFEST) == [WantedOutput("probabilities", 0), WantedOutput("features", 0)]
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_best_values_of_equals_come_in_the_models_order(typed: bool) -> None:
+    """Written as Triton writes them: six decimals, the index, and the label of classes."""
+    probabilities = np.full(CLASSES, 0.125, np.float32)
+    probabilities[[0, 9]] = 0.0, 0.25
+    answers = [Answer(probabilities, np.array([-1, 2.5], np.float32), 0.0, 0.0, 1)] * 2
+    response = pb.ModelInferResponse()
+    add_outputs(response, [WantedOutput("probabilities", 3), WantedOutput("features", 2)], answers, MANIFEST, typed)
+    assert [(each.datatype, list(each.shape)) for each in response.outputs] == [("BYTES", [2, 3]), ("BYTES", [2, 2])]
+    expected = [
+        [b"0.250000:9:class 9", b"0.125000:1:class 1", b"0.125000:2:class 2"] * 2,
+        [b"2.500000:1", b"-1.000000:0"] * 2,
+    ]
+    if typed:
+        assert [list(each.contents.bytes_contents) for each in response.outputs] == expected
+    else:
+        assert list(response.raw_output_contents) == [prefixed(*texts) for texts in expected]

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from fakes.clock import Clock
+from fakes.serving import MANIFEST
+from zfserve_engines.images import InputImage
+from zfserve_runtime.errors import NotFound
+from zfserve_server.requests.references import KeptPhoto, References
+
+
+def photo() -> KeptPhoto:
+    return KeptPhoto(InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0)), MANIFEST)
+
+
+def test_a_reference_leads_to_its_own_photo() -> None:
+    references = References(4, 10.0)
+    first, second = photo(), photo()
+    names = references.add(first), references.add(second)
+    assert len(set(names)) == 2
+    assert references.get(names[0]) is first
+    assert references.get(names[1]) is second
+
+
+def test_a_reference_is_unguessable() -> None:
+    references = References(100, 10.0)
+    names = {references.add(photo()) for _ in range(100)}
+    assert len(names) == 100
+    assert min(map(len, names)) >= 22  # 128 bits in base64
+
+
+def test_the_least_recently_used_makes_room() -> None:
+    references = References(2, 10.0)
+    oldest, other = references.add(photo()), references.add(photo())
+    references.get(oldest)
+    newest = references.add(photo())
+    assert len(references) == 2
+    with pytest.raises(NotFound):
+        references.get(other)
+    references.get(oldest)
+    references.get(newest)
+
+
+def test_a_reference_expires_unless_it_is_used() -> None:
+    clock = Clock()
+    references = References(4, 10.0, clock)
+    used, unused = references.add(photo()), references.add(photo())
+    clock.now_s = 6.0
+    references.get(used)
+    clock.now_s = 12.0
+    references.get(used)
+    with pytest.raises(NotFound, match="expired"):
+        references.get(unused)
+    clock.now_s = 22.0
+    with pytest.raises(NotFound):
+        references.get(used)
+    assert len(references) == 0
+
+
+def test_an_unknown_reference_is_not_found() -> None:
+    with pytest.raises(NotFound, match="send the image itself"):
+        References(4, 10.0).get("guess")

@@ -1,0 +1,269 @@
+"""The client of the worker by itself; through the whole service it is tested in test_projection."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fakes.serving import FINGERPRINT, FakeWorker
+from grpc_health.v1 import health_pb2
+from zfserve_protos.worker.v1 import worker_pb2
+from zfserve_runtime.errors import DeadlineExceeded, WorkerMismatch, WorkerUnavailable
+from zfserve_runtime.grpc.deadline import Deadline
+from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health
+from zfserve_runtime.grpc.options import server_options, worker_channel_options
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_server.worker.client import WorkerClient
+
+
+async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker = FakeWorker(answers=0)
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=0.1, on_change=changes.put_nowait)
+        with pytest.raises(WorkerUnavailable):  # not paired yet
+            await anext(client.project(request, Deadline()))
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        assert client.ready
+        with pytest.raises(DeadlineExceeded):
+            await anext(client.project(request, Deadline()))
+        await worker.cancelled.wait()
+        watching.cancel()
+
+
+@dataclass
+class SlowWorker(FakeWorker):
+    """Finds whatever it is asked for, once it is let."""
+
+    let: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> worker_pb2.DescribeResponse:
+        self.asked.set()
+        await self.let.wait()
+        return await super().Describe(request, context)
+
+
+async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker, changes = SlowWorker(fingerprint=None), asyncio.Queue[bool]()
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        watching = asyncio.create_task(client.watch())
+        await worker.asked.wait()
+        await client.serve([FINGERPRINT])
+        worker.let.set()
+        assert await changes.get()
+        assert client.holds(FINGERPRINT)
+        watching.cancel()
+
+
+async def test_a_worker_that_answers_once_it_has_begun_to_stop_stays_away(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker, changes = SlowWorker(), asyncio.Queue[bool]()
+    worker.let.set()
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        worker.let.clear()
+        worker.asked.clear()
+        announcing = asyncio.create_task(client.serve([FINGERPRINT]))
+        await worker.asked.wait()
+        worker.health.not_serving(WORKER_SERVICE)
+        assert not await changes.get()
+        worker.let.set()
+        await announcing
+        assert not client.ready
+        assert not client.holds(FINGERPRINT)
+        watching.cancel()
+
+
+async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/worker.sock"
+    worker, changes = FakeWorker(fingerprint="e" * 64), asyncio.Queue[bool]()
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
+        await client.serve([FINGERPRINT])
+        watching = asyncio.create_task(client.watch())
+        assert not await changes.get()
+        worker.fingerprint = FINGERPRINT
+        assert await changes.get()
+        watching.cancel()
+
+
+async def test_health_is_watched_over_a_new_connection_and_nobody_sees_the_worker_go() -> None:
+    worker, health = FakeWorker(), PeersOfWatch(SERVER, WORKER_SERVICE)
+    worker.health = health
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    aged = server_options(max_connection_age_s=0.1)
+    async with (
+        worker.listening("127.0.0.1:0", options=aged) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", worker_channel_options()) as channel,
+    ):
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        await health.third.wait()
+        assert changes.empty()
+        assert client.ready
+        assert len(set(health.peers)) > 1
+        watching.cancel()
+
+
+class PeersOfWatch(Health):
+    """Notes from which connections it is watched."""
+
+    def __init__(self, *services: str) -> None:
+        super().__init__(*services)
+        self.peers: list[str] = []
+        self.third = asyncio.Event()
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        self.peers.append(context.peer())
+        if len(self.peers) == 3:
+            self.third.set()
+        async for message in super().Watch(request, context):
+            yield message
+
+
+async def test_all_workers_of_an_address_are_asked() -> None:
+    one, other = FakeWorker(), FakeWorker()
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    async with one.listening("127.0.0.1:0") as port, other.listening("127.0.0.1:0") as other_port:
+        target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
+        async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
+            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+            watching = asyncio.create_task(client.watch())
+            assert await changes.get()
+            for _ in range(1000):  # the second connection may come up after the first has answered a few
+                assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+                if one.asked.is_set() and other.asked.is_set():
+                    break
+            assert one.asked.is_set()
+            assert other.asked.is_set()
+            watching.cancel()
+
+
+async def test_workers_that_are_restarted_in_turn_fail_no_projection() -> None:
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    async with AsyncExitStack() as one, AsyncExitStack() as other:
+        ports = [
+            await each.enter_async_context(FakeWorker().listening("127.0.0.1:0", drain_delay_s=0.5))
+            for each in (one, other)
+        ]
+        target = f"ipv4:{','.join(f'127.0.0.1:{port}' for port in ports)}"
+        async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
+            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+            watching = asyncio.create_task(client.watch())
+            assert await changes.get()
+            answered, over = 0, asyncio.Event()
+
+            async def caller() -> None:
+                nonlocal answered
+                while not over.is_set():
+                    assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+                    answered += 1
+                    await asyncio.sleep(0.005)
+
+            callers = [asyncio.create_task(caller()) for _ in range(4)]
+            for stack, port in zip((one, other), ports, strict=True):
+                before = answered
+                await stack.aclose()
+                assert answered > before
+                worker = FakeWorker()
+                await stack.enter_async_context(worker.listening(f"127.0.0.1:{port}", drain_delay_s=0.5))
+                await worker.asked.wait()
+            over.set()
+            await asyncio.gather(*callers)
+            assert changes.empty()
+            watching.cancel()
+
+
+async def test_a_projection_that_meets_a_worker_without_its_network_is_tried_at_another() -> None:
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    lacking = FakeWorker(fingerprint="e" * 64, error=WorkerMismatch("it has no such weights"))
+    async with FakeWorker().listening("127.0.0.1:0") as port, lacking.listening("127.0.0.1:0") as other_port:
+        target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
+        async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
+            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
+            await client.serve([FINGERPRINT])
+            watching = asyncio.create_task(client.watch())
+            while not client.ready:
+                await changes.get()
+            while not lacking.asked.is_set():
+                assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+            for _ in range(20):
+                assert [answer.rank async for answer in client.project(request, Deadline())] == [0]
+            watching.cancel()
+
+
+async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_asked_for_again(tmp_path: Path) -> None:
+    address, changes = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool]()
+    request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
+    worker = FakeWorker()
+    async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
+        await client.serve([FINGERPRINT])
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        worker.error = WorkerMismatch("it let go of them")
+        with pytest.raises(WorkerMismatch):
+            await anext(client.project(request, Deadline()))
+        assert not await changes.get()
+        worker.error = None
+        assert await changes.get(), "it is asked again, and has them"
+        watching.cancel()
+
+
+async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) -> None:
+    nowhere, address = f"unix:{tmp_path}/nowhere.sock", f"unix:{tmp_path}/worker.sock"
+    changes: asyncio.Queue[bool] = asyncio.Queue()
+    async with (
+        FakeWorker().listening(address),
+        grpc.aio.insecure_channel(nowhere, worker_channel_options()) as first,
+        grpc.aio.insecure_channel(address, worker_channel_options()) as second,
+    ):
+        client = WorkerClient(
+            first,
+            Metrics(),
+            longest_s=60,
+            on_change=changes.put_nowait,
+            renew_s=0.02,
+            fresh_s=0.1,
+            renewed=lambda fresh: second if fresh else None,
+        )
+        watching = asyncio.create_task(client.watch())
+        assert await changes.get()
+        watching.cancel()
+
+
+async def test_a_lost_worker_has_the_files_of_its_tls_looked_at_at_once(tmp_path: Path) -> None:
+    address, changes, looks = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool](), asyncio.Queue[bool]()
+
+    def renewed(fresh: bool) -> None:
+        looks.put_nowait(fresh)
+
+    async with grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, renewed=renewed)
+        async with FakeWorker().listening(address):
+            watching = asyncio.create_task(client.watch())
+            assert await changes.get()
+            while looks.qsize():
+                looks.get_nowait()
+        assert not await changes.get()
+        assert await looks.get() is False, "a minute early"
+        watching.cancel()
