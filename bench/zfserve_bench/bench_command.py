@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from zfserve_cli.service_process import ServiceFailed
 from zfserve_export.photos import PhotoError
+from zfserve_photos.files import list_photo_files
 from zfserve_runtime.bundle import BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
@@ -74,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of the engine (default: %(default)s)")
     parser.add_argument(
-        "--photos", type=Path, default=DEFAULT_PHOTOS, metavar="DIR", help="JPEG files to decode (default: %(default)s)"
+        "--photos",
+        type=Path,
+        default=DEFAULT_PHOTOS,
+        metavar="DIR",
+        help="photos to decode and send (default: %(default)s)",
     )
     parser.add_argument(
         "--data",
@@ -130,7 +135,7 @@ def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
     return Subject(
         bundle=load_bundle(arguments.model),
         threads=arguments.threads,
-        photos=tuple(sorted(arguments.photos.glob("*.jpg"))),
+        photos=tuple(list_photo_files(arguments.photos, recursive=False)),
         effort=choose_effort(quick, arguments.rounds),
         folder=folder,
         data=arguments.data,

@@ -14,11 +14,10 @@ import numpy.typing as npt
 from zfserve_engines.images import ImageLimits, decode_image
 from zfserve_model.checkpoint import Preprocessing
 from zfserve_model.networks import INPUT_SIZE
+from zfserve_photos.files import PHOTO_SUFFIXES, list_photo_files
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import InvalidInput
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def input_spec(preprocessing: Preprocessing) -> InputSpec:
@@ -77,16 +76,16 @@ def list_labelled_photos(folder: Path, class_ids: Sequence[str]) -> LabelledPhot
 
 
 def list_photos(folder: Path) -> tuple[Path, ...]:
-    """All photos in `folder` and below it, sorted by path.
+    """Returns the photos in `folder` and below it, sorted by path (`zfserve_photos.files.list_photo_files`).
 
     Raises:
         PhotoError: no such folder, or no photos in it.
     """
     if not folder.is_dir():
         raise PhotoError(f"there is no folder {folder}; give one that holds photos")
-    photos = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
+    photos = tuple(list_photo_files(folder))
     if not photos:
-        raise PhotoError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))})")
+        raise PhotoError(f"{folder} holds no photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return photos
 
 

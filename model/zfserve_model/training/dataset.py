@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
+from zfserve_photos.files import list_photo_files
 
 from zfserve_model.networks import INPUT_SIZE
-
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 class DatasetError(ValueError):
@@ -104,7 +103,7 @@ def list_photos(folder: Path) -> PhotoFolder:
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_id in enumerate(class_ids):
-        photos = sorted(path for path in (folder / class_id).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        photos = list_photo_files(folder / class_id, recursive=False)
         if not photos:
             raise DatasetError(f"class folder {class_id!r} in {folder} holds no photos")
         paths += photos
