@@ -24,7 +24,7 @@ from zfserve_cli.connection_arguments import (
     explain,
     open_client,
 )
-from zfserve_cli.main import FAILED, OK, UNUSABLE
+from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 
 Outcome = tuple[Path, Classification | ZfserveError]
 

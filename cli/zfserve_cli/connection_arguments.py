@@ -30,7 +30,7 @@ from zfserve.errors import (
     ZfserveError,
 )
 
-from zfserve_cli.main import FAILED, UNREACHABLE, UNUSABLE
+from zfserve_cli.exit_statuses import FAILED, UNREACHABLE, UNUSABLE
 
 _CALLERS_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthenticated)
 """What another try with the same arguments would meet again."""

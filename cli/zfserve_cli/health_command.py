@@ -6,7 +6,7 @@ import sys
 from zfserve.client import Client
 
 from zfserve_cli.connection_arguments import add_connection_arguments, ask_service
-from zfserve_cli.main import FAILED, OK
+from zfserve_cli.exit_statuses import FAILED, OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from zfserve.client import Client
 from zfserve.results import InputSpec, ModelDescription, ModelStatus
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument, ask_service
-from zfserve_cli.main import OK
+from zfserve_cli.exit_statuses import OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

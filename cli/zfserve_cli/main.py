@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from zfserve_protos.extras import not_installed
 
-OK, FAILED, UNUSABLE, UNREACHABLE, NOT_INSTALLED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+from zfserve_cli.exit_statuses import FAILED, INTERRUPTED, MEANINGS, NOT_INSTALLED, OK, UNUSABLE
 
 _OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -49,10 +49,6 @@ COMMANDS = {
 }
 
 _USAGE = "usage: zfserve COMMAND [OPTIONS]     zfserve COMMAND --help     zfserve --version"
-_EXIT_STATUS = """\
-exit status:
-  0 done    1 some or all of it failed    2 unusable arguments or input    3 no server there, or it is too busy
-  4 the command's extra is not installed    130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,9 +120,10 @@ def _run(name: str, argv: Sequence[str]) -> int:
 def _help() -> str:
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     commands = "\n".join(f"  {bold}{name:<10}{plain}{command.summary}" for name, command in COMMANDS.items())
+    statuses = "\n".join(f"  {status:<10}{meaning}" for status, meaning in MEANINGS.items())
     return (
         f"{bold}zfserve{plain} serves a trained convolutional network, and shows which pixels made it say so.\n\n"
-        f"{_USAGE}\n\ncommands:\n{commands}\n\n{_EXIT_STATUS}"
+        f"{_USAGE}\n\ncommands:\n{commands}\n\nexit status:\n{statuses}"
     )
 
 

@@ -26,7 +26,7 @@ from zfserve_cli.connection_arguments import (
     explain,
     open_client,
 )
-from zfserve_cli.main import FAILED, OK, UNUSABLE
+from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_cli.projection_files import SavedProjection, save_projection, save_sheet
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService
-from zfserve_cli.main import FAILED, OK, UNUSABLE
+from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 
 Run = Callable[..., int]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.vision_service import FakeVisionService, listening
-from zfserve_cli.main import FAILED, OK, UNREACHABLE, UNUSABLE, main
+from zfserve_cli.exit_statuses import FAILED, OK, UNREACHABLE, UNUSABLE
+from zfserve_cli.main import main
 
 CERTIFICATES = Path(__file__).parent.parent / "runtime" / "access" / "tls"
 Run = Callable[..., int]

@@ -9,7 +9,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from zfserve import AsyncClient, Client
 from zfserve.errors import NotFound
-from zfserve_cli.main import FAILED, OK, UNREACHABLE, UNUSABLE, main
+from zfserve_cli.exit_statuses import FAILED, OK, UNREACHABLE, UNUSABLE
+from zfserve_cli.main import main
 
 _STATUSES = health_pb2.HealthCheckResponse
 

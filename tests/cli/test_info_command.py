@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from zfserve_cli.main import OK
+from zfserve_cli.exit_statuses import OK
 
 Run = Callable[..., int]
 

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from zfserve_cli.main import COMMANDS, FAILED, NOT_INSTALLED, OK, UNUSABLE, main
+from zfserve_cli.exit_statuses import ENGINE_LOST, FAILED, MEANINGS, NOT_INSTALLED, OK, UNREACHABLE, UNUSABLE
+from zfserve_cli.main import COMMANDS, main
+from zfserve_runtime.grpc.lifecycle import LOST
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +20,19 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     for name, command in COMMANDS.items():
         assert f"  {name:<10}{command.summary}" in lines
+
+
+def test_help_and_the_page_of_errors_list_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("exit status:") + 1 :] == [f"  {status:<10}{said}" for status, said in MEANINGS.items()]
+    page = (ROOT / "docs" / "errors.md").read_text().split("## Exit statuses")[1]
+    assert [int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(MEANINGS)
+
+
+def test_an_engine_that_is_lost_and_a_server_that_does_not_answer_differ() -> None:
+    assert ENGINE_LOST == LOST
+    assert UNREACHABLE != ENGINE_LOST
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fakes.vision_service import Failure, FakeVisionService, png
 from rich.console import Console
 from zfserve.results import Box, ModelIdentity, Position, Projection
-from zfserve_cli.main import FAILED, OK, UNUSABLE
+from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_cli.project_command import projection_table
 from zfserve_cli.projection_files import SavedProjection
 

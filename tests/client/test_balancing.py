@@ -9,7 +9,8 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import HealthServicer
 from zfserve import Client
 from zfserve.errors import Unavailable
-from zfserve_cli.main import FAILED, OK, UNREACHABLE, main
+from zfserve_cli.exit_statuses import FAILED, OK, UNREACHABLE
+from zfserve_cli.main import main
 
 VISION_SERVICE = "zfserve.v1.VisionService"
 PHOTO = b"1"

@@ -8,7 +8,8 @@ import pytest
 from fakes.vision_service import FakeVisionService
 from zfserve import Client
 from zfserve.channel import LONGEST_CLIENT_ID, sender_metadata
-from zfserve_cli.main import OK, main
+from zfserve_cli.exit_statuses import OK
+from zfserve_cli.main import main
 
 Ask = Callable[..., Any]
 

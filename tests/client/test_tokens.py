@@ -10,7 +10,8 @@ import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening
 from zfserve import Client, PermissionDenied, TlsOptions, Unauthenticated
 from zfserve.channel import call_metadata, channel_target
-from zfserve_cli.main import OK, UNUSABLE, main
+from zfserve_cli.exit_statuses import OK, UNUSABLE
+from zfserve_cli.main import main
 
 CERTIFICATES = Path(__file__).parent.parent / "runtime" / "access" / "tls"
 Ask = Callable[..., Any]

@@ -27,7 +27,7 @@ from zfserve_photos.files import find_photos
 from zfserve_cli.classify_command import score_table
 from zfserve_cli.demo.page import Explained, render_page
 from zfserve_cli.demo.photo_truth import Verdict, judge, read_truth
-from zfserve_cli.main import FAILED, INTERRUPTED, OK, UNUSABLE
+from zfserve_cli.exit_statuses import FAILED, INTERRUPTED, OK, UNUSABLE
 from zfserve_cli.projection_files import save_sheet
 from zfserve_cli.service_process import STARTING_S, ServiceFailed, run_zfserve, running_service
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from zfserve_cli.connection_arguments import seconds
-from zfserve_cli.main import FAILED, OK, UNREACHABLE
+from zfserve_cli.exit_statuses import FAILED, OK, UNREACHABLE
 from zfserve_cli.top.replicas import Replicas, View
 from zfserve_cli.top.screen import draw
 

@@ -158,7 +158,7 @@ def test_the_screen_fits(pages: Pages, two: tuple[str, str], nobody: str, width:
     assert all(f"{address}  ready" in text for address in two)
 
 
-@pytest.mark.parametrize(("reached", "status"), [(2, 0), (1, 1), (0, 3)])
+@pytest.mark.parametrize(("reached", "status"), [(2, 0), (1, 1), (0, 5)])
 def test_the_exit_status_of_once(
     pages: Pages, two: tuple[str, str], nobody: str, capsys: pytest.CaptureFixture[str], reached: int, status: int
 ) -> None:
