@@ -26,6 +26,9 @@ DEADLINE_IMAGES = 64
 """The deadline is what so many images take, but at least a second: a few of the largest batches."""
 
 LEAST_GOODPUT = 0.90
+LEAST_GOODPUT_INT8_ANY_CALLER = 0.85
+"""INT8 answers up to three times as fast as fp32, so each refusal takes the time of more answers."""
+
 LEAST_KEPT = 0.99
 LEAST_BULK = 0.10
 LEAST_OF_MOST = Limit("at least", 0.8)
@@ -33,7 +36,9 @@ LONGEST_REFUSAL_MS = 50.0
 
 JPEG_QUALITY = 80
 
-SENDERS = (("any caller, one time", False, 1.0), ("any caller", False, TIMES), ("zfserve's client", True, TIMES))
+ANY_CALLER = "any caller"
+
+SENDERS = (("any caller, one time", False, 1.0), (ANY_CALLER, False, TIMES), ("zfserve's client", True, TIMES))
 """By what a crowd's calls are made, whether that keeps part of them back, as `Client` does, and how many times what the
 service can do it offers. The first tells what calls that come one by one can get of a capacity that is measured in a
 closed loop, where they come by the batch."""
@@ -59,7 +64,8 @@ def measure_overload(subject: Subject) -> Report:
         for crowd in _overload(subject, precision, own, generators):
             offered, name = crowd.offered, f"{precision}, {crowd.sender}"
             if crowd.is_overload:
-                findings += find(name, crowd.capacity, offered, subject.effort.judged)
+                least = least_goodput(precision, crowd.sender)
+                findings += find(name, crowd.capacity, offered, least, judged=subject.effort.judged)
             else:
                 findings.append(goodput(name, crowd.capacity, offered))
             kept_back = sum(call.status == KEPT_BACK for call in offered.calls)
@@ -131,7 +137,14 @@ def photo_requests(subject: Subject, spec: InputSpec) -> list[bytes]:
     return [pb.ClassifyRequest(image=pb.Image(encoded=file)).SerializeToString() for file in files]
 
 
-def find(name: str, capacity: float, offered: Offered, judged: bool = True) -> list[Finding]:
+def least_goodput(precision: Precision, sender: str) -> float:
+    """Returns the least goodput over capacity that `sender` must get."""
+    return LEAST_GOODPUT_INT8_ANY_CALLER if (precision, sender) == ("int8", ANY_CALLER) else LEAST_GOODPUT
+
+
+def find(
+    name: str, capacity: float, offered: Offered, least: float = LEAST_GOODPUT, *, judged: bool = True
+) -> list[Finding]:
     """What is asked of an overloaded service, and what its clients see of it."""
     by_status = Counter(call.status for call in offered.calls)
     answered = Counter(call.client for call in offered.calls if call.status == OK)
@@ -146,7 +159,7 @@ def find(name: str, capacity: float, offered: Offered, judged: bool = True) -> l
 
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
-        goodput(name, capacity, offered, Limit("at least", LEAST_GOODPUT) if judged else None),
+        goodput(name, capacity, offered, Limit("at least", least) if judged else None),
         finding("accepted that kept their deadline", Quantity(kept), Limit("at least", LEAST_KEPT)),
         finding("the least of three clients", _rate(min(interactive)), LEAST_OF_MOST, _rate(max(interactive))),
         finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", LEAST_BULK)),

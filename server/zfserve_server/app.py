@@ -51,7 +51,6 @@ from zfserve_server.requests.decoding import Decoding
 from zfserve_server.requests.inference_service import InferenceService
 from zfserve_server.requests.references import References
 from zfserve_server.requests.vision_service import VisionService
-from zfserve_server.time_slices import TimeSlices
 from zfserve_server.worker.channel import WorkerChannel, worker_answers
 from zfserve_server.worker.client import WorkerClient
 from zfserve_server.worker.supervisor import Supervisor
@@ -114,9 +113,7 @@ async def serve(
         stop.ask("an engine is lost")
 
     async with AsyncExitStack() as stack:
-        slices = TimeSlices(config.long_slices)
-        stack.callback(slices.restore)
-        worker, background = await _companion(config, metrics, readiness.project, slices, stack)
+        worker, background = await _companion(config, metrics, readiness.project, stack)
 
         async def prepare(fingerprints: Collection[str]) -> None:
             if worker is not None:
@@ -127,7 +124,6 @@ async def serve(
             config.engine_timeout,
             on_death,
             on_stall=lambda stalled: readiness.settle(),
-            on_refusal=slices.lengthen,
         )
         loader = ModelLoader(source.open, terms, metrics)
         watch = Reconciler(source.look, loader, models, metrics, config.keep_versions, prepare, readiness.settle)
@@ -235,7 +231,6 @@ async def _companion(
     config: ServerConfig,
     metrics: Metrics,
     on_change: Callable[[bool], None],
-    slices: TimeSlices,
     stack: AsyncExitStack,
 ) -> tuple[WorkerClient | None, list[Callable[[], Coroutine[None, None, None]]]]:
     """The client of the worker, and what has to run beside the server for it."""
@@ -256,7 +251,6 @@ async def _companion(
         worker_command(config, address),
         metrics,
         answers=partial(worker_answers, address),
-        before_start=slices.restore,  # else the worker would inherit long ones, for good
     )
     return client, [client.watch, supervisor.run]
 

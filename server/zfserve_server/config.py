@@ -76,11 +76,6 @@ class ServerConfig(BaseModel):
     engine_timeout: float = Field(
         30.0, gt=0, description="seconds that one run of the engine may take; one that hangs is replaced by a fresh one"
     )
-    long_slices: bool = Field(
-        True,
-        description="while calls are refused, let threads compute for 40 ms at a stretch, which answers more of them; "
-        "for engines on the CPU, with Linux 6.12",
-    )
     max_image_bytes: int = Field(ImageLimits.max_bytes, ge=1024, description="largest image accepted, in bytes")
     max_image_pixels: int = Field(ImageLimits.max_pixels, ge=1, description="largest image accepted, in pixels")
     worker: bool = Field(True, description="answer projections; without --worker-address by a worker started here")

@@ -9,7 +9,7 @@ import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening
 from zfserve_bench.drain import Drain, Outcome, report
 from zfserve_bench.open_load import KEPT_BACK, LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
-from zfserve_bench.overload import find, goodput, share_out
+from zfserve_bench.overload import find, goodput, least_goodput, share_out
 from zfserve_bench.subject import Subject, available, classifying_service, noise, raw_request
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Bundle
@@ -60,6 +60,17 @@ def test_figures_of_an_overload() -> None:
         "neither answered, refused nor late": False,
         "refusal, median": True,
     }
+
+
+def test_any_caller_may_get_less_in_int8() -> None:
+    assert least_goodput("fp32", "any caller") == 0.90
+    assert least_goodput("fp32", "zfserve's client") == 0.90
+    assert least_goodput("int8", "any caller") == 0.85
+    assert least_goodput("int8", "zfserve's client") == 0.90
+    offered = Offered(calls("greedy", OK, 87), seconds=10.0, cpu_s=1.0)
+    for least, holds in ((0.85, True), (0.90, False)):
+        [found] = [finding for finding in find("int8", 10.0, offered, least) if finding.name == "int8, goodput"]
+        assert found.holds is holds
 
 
 def test_what_a_crowd_gets_that_is_no_overload_is_not_judged() -> None:

@@ -11,7 +11,6 @@ them all. A request is taken on if
 Called by the services for every request, and by `turning_away` while every model is busy.
 """
 
-from collections.abc import Callable
 from types import TracebackType
 
 from zfserve_runtime.errors import Overloaded
@@ -34,13 +33,11 @@ class Admission:
     Args:
         limit: how many.
         pace: of what works on them.
-        on_refusal: called for every image that is refused.
     """
 
-    def __init__(self, limit: int, pace: ServiceRate, on_refusal: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, limit: int, pace: ServiceRate) -> None:
         self.limit = limit
         self._pace = pace
-        self._on_refusal = on_refusal
         self._accepted = InFlight()
         self._held: dict[Priority, dict[str, int]] = {priority: {} for priority in Priority}  # by client
         self._bulk = 0
@@ -75,10 +72,10 @@ class Admission:
         pace = self._pace
         finish_s = pace.finish_s(self._ahead(sender, held), rows) if self.accepted else pace.overdue_s()
         if rows > free or held >= CLIENT_SHARE * free or bulk >= free:
-            raise self._overloaded(f"{self.accepted} images are waiting already", finish_s)
+            raise _overloaded(f"{self.accepted} images are waiting already", finish_s)
         remaining_s = deadline.remaining_s()
         if remaining_s is not None and finish_s > remaining_s and pace.measured:
-            raise self._overloaded(
+            raise _overloaded(
                 f"an answer would take {finish_s:.2g} s and the deadline is in {remaining_s:.2g} s",
                 finish_s - remaining_s,
             )
@@ -94,11 +91,6 @@ class Admission:
         turns, under_way = (BULK_EVERY - 1) * (ahead + 1), self.accepted - self._bulk
         # More than a batch is a crowd, and others will follow them.
         return ahead + (turns if under_way > self._pace.rows else min(under_way, turns))
-
-    def _overloaded(self, why: str, retry_after_s: float) -> Overloaded:
-        self._on_refusal()
-        after_s = f"{retry_after_s:.2g}"  # few different ones: see `ErrorStatus`
-        return Overloaded(f"{why}; try again in {after_s} s", retry_after_s=float(after_s))
 
     def _hold(self, sender: Sender, rows: int) -> None:
         """Or give up, where `rows` is negative."""
@@ -126,3 +118,8 @@ class _Places:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._admission._hold(self._sender, -self._rows)
+
+
+def _overloaded(why: str, retry_after_s: float) -> Overloaded:
+    after_s = f"{retry_after_s:.2g}"  # few different ones: see `ErrorStatus`
+    return Overloaded(f"{why}; try again in {after_s} s", retry_after_s=float(after_s))

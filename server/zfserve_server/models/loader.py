@@ -13,7 +13,6 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.admission.admission import Admission
 from zfserve_server.batching.batcher import Batcher
 from zfserve_server.batching.watchdog import WatchdogPolicy
-from zfserve_server.models.engine_choice import ON_CPU
 from zfserve_server.models.opening_thread import OpeningThread
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.source import OpenedVersion
@@ -28,14 +27,12 @@ class Terms:
         engine_timeout_s: the longest that one run may take.
         on_death: called when an engine is lost for good.
         on_stall: called when a version has no engine left that works, with True, and when it has one again.
-        on_refusal: called for every image that is refused to an engine on the CPU.
     """
 
     max_queue: int
     engine_timeout_s: float
     on_death: Callable[[], None]
     on_stall: Callable[[bool], None]
-    on_refusal: Callable[[], None]
 
 
 class ModelLoader:
@@ -68,8 +65,7 @@ class ModelLoader:
         batcher = Batcher(choice.instances, shape, metrics, self._terms.on_death, care)
         batcher.start()
         metrics.queue_depth.set_function(lambda: batcher.waiting)
-        on_refusal = self._terms.on_refusal if choice.name in ON_CPU else lambda: None
-        admission = Admission(self._terms.max_queue, batcher.pace, on_refusal)
+        admission = Admission(self._terms.max_queue, batcher.pace)
         return ServedModel(manifest, choice, batcher, admission, metrics, time.monotonic() - began_s)
 
     def cancel(self) -> None:

@@ -62,19 +62,24 @@ class VisionService(VisionServiceServicer):
         with model.metrics.statistics.request() as counted, model.admission.admit(sender, deadline):
             top_k = choose_top_k(request, len(model.manifest.classes))
             photo = await self._decoding.load(request.image, model.manifest)
-            response = pb.ClassifyResponse()
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self._begin_response, response, model, photo)  # runs while the engine does
             answer = await model.batcher.submit(photo.image.pixels, deadline, sender)
             counted.inferred(photo.decode_s, answer.queue_s, answer.inference_s)
+            response = pb.ClassifyResponse(
+                model=model.identity,
+                image_reference=self._decoding.keep(photo, model.manifest),
+                timings=pb.Timings(
+                    decode_ms=photo.decode_s * 1e3,
+                    queue_ms=answer.queue_s * 1e3,
+                    inference_ms=answer.inference_s * 1e3,
+                    batch_size=answer.batch_size,
+                ),
+            )
             model.add_best_classes(response, answer.probabilities, top_k)
             if request.include_features:
                 response.features.extend(answer.features.tolist())
-            timings = response.timings
-            timings.queue_ms = answer.queue_s * 1e3
-            timings.inference_ms = answer.inference_s * 1e3
-            timings.batch_size = answer.batch_size
-            loop.call_soon(self._observe, model, photo, answer)  # runs when the answer is on its way
+            asyncio.get_running_loop().call_soon(
+                self._observe, model, photo, answer
+            )  # runs when the answer is on its way
             return response
 
     def _find(self, request: pb.ClassifyRequest | pb.ProjectRequest) -> ServedModel:
@@ -83,12 +88,6 @@ class VisionService(VisionServiceServicer):
         if reference and not selector.name and not selector.version:
             return self._models.find_like(self._decoding.model_of(reference))
         return self._models.find(selector.name, selector.version)
-
-    def _begin_response(self, response: pb.ClassifyResponse, model: ServedModel, photo: Photo) -> None:
-        """What is known before the engine has answered."""
-        response.model.CopyFrom(model.identity)
-        response.image_reference = self._decoding.keep(photo, model.manifest)
-        response.timings.decode_ms = photo.decode_s * 1e3
 
     def _observe(self, model: ServedModel, photo: Photo, answer: Answer) -> None:
         self._metrics.decode_seconds.observe(photo.decode_s)

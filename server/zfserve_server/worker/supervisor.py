@@ -24,7 +24,6 @@ class Supervisor:
         silence_s: how long every other may.
         look_every_s: between an answer and the next question.
         pause: waits for some seconds.
-        before_start: called right before the process starts, which inherits what this thread has.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class Supervisor:
         silence_s: float = 20.0,
         look_every_s: float = 5.0,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        before_start: Callable[[], None] = lambda: None,
     ) -> None:
         self._command = tuple(command)
         self._metrics = metrics
@@ -54,7 +52,6 @@ class Supervisor:
         self._silence_s = silence_s
         self._look_every_s = look_every_s
         self._pause = pause
-        self._before_start = before_start
 
     async def run(self) -> None:
         """Run until cancelled; then the process is stopped before this returns."""
@@ -72,7 +69,6 @@ class Supervisor:
     async def _run_once(self) -> int:
         # Its own session: Ctrl-C in a terminal reaches the server only, which stops the worker after the last answer.
         # The pipe on its standard input closes if this process dies, however it dies; the worker then ends too.
-        self._before_start()
         process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )

@@ -1,8 +1,9 @@
 """Who is taken on: places and their shares, deadlines against the measured pace."""
 
-from collections import Counter
+from collections import Counter, deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from enum import Enum
 from random import Random
 
 import pytest
@@ -59,6 +60,31 @@ def test_a_request_of_several_images_takes_as_many_places() -> None:
         assert admission.accepted == 3
         with pytest.raises(Overloaded):
             admission.admit(rows=2)
+    assert admission.accepted == 0
+
+
+def observable(value: object) -> object:
+    """Returns all that an object and the objects it holds can be told by, as plain values."""
+    if isinstance(value, dict):
+        return {key: observable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [observable(entry) for entry in value]
+    if hasattr(value, "__dict__") and not callable(value) and not isinstance(value, Enum):
+        return observable(vars(value))
+    return value
+
+
+def test_a_check_changes_nothing() -> None:
+    """Neither one that passes nor one that is refused, whatever the reason."""
+    admission = Admission(4, measured())
+    with admission.admit(Sender("a")), admission.admit(BULK):
+        before = observable(admission)
+        for sender in (Sender("a"), Sender("new"), BULK):
+            for deadline in (Deadline(), Deadline.after(0.1), Deadline.after(100.0)):
+                for rows in (1, 2, 9):
+                    with suppress(Overloaded):
+                        admission.check(sender, deadline, rows)
+                    assert observable(admission) == before
     assert admission.accepted == 0
 
 

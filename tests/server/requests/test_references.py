@@ -1,8 +1,14 @@
+"""References to photos: how long they are kept, and which requests keep one."""
+
+from collections.abc import AsyncIterator
+
+import grpc
 import numpy as np
 import pytest
 from fakes.clock import Clock
-from fakes.serving import MANIFEST
+from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
 from zfserve_engines.images import InputImage
+from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.errors import NotFound
 from zfserve_server.requests.references import KeptPhoto, References
 
@@ -53,6 +59,56 @@ def test_a_reference_expires_unless_it_is_used() -> None:
     with pytest.raises(NotFound):
         references.get(used)
     assert len(references) == 0
+
+
+@pytest.fixture
+async def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    """A server that keeps one photo."""
+    monkeypatch.setattr("zfserve_server.app.REFERENCES", 1)
+    async with running_server(engine) as running:
+        yield running
+
+
+async def refer(server: Running, reference: str) -> float:
+    """Returns the first feature of the photo that `reference` stands for."""
+    request = pb.ClassifyRequest(image=pb.Image(reference=reference), include_features=True)
+    return (await server.vision.Classify(request)).features[0]
+
+
+async def test_a_photo_takes_a_place_once_it_is_answered(server: Running) -> None:
+    first = await server.vision.Classify(classify_request(1))
+    second = await server.vision.Classify(classify_request(2))
+    assert await refer(server, second.image_reference) == 2
+    with pytest.raises(grpc.aio.AioRpcError):
+        await refer(server, first.image_reference)
+
+
+async def test_a_photo_takes_no_place_where_the_engine_fails(server: Running, engine: FakeEngine) -> None:
+    kept = (await server.vision.Classify(classify_request(1))).image_reference
+    engine.failures.append(RuntimeError("out of memory"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await server.vision.Classify(classify_request(2))
+    assert await refer(server, kept) == 1
+
+
+async def test_a_photo_takes_no_place_where_its_probabilities_are_not_finite(
+    server: Running, engine: FakeEngine
+) -> None:
+    kept = (await server.vision.Classify(classify_request(1))).image_reference
+    engine.endless.add(2)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await server.vision.Classify(classify_request(2))
+    assert await refer(server, kept) == 1
+
+
+async def test_a_photo_takes_no_place_where_the_deadline_passes(server: Running, engine: FakeEngine) -> None:
+    kept = (await server.vision.Classify(classify_request(1))).image_reference
+    engine.open.clear()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await server.vision.Classify(classify_request(2), timeout=0.5)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    engine.open.set()
+    assert await refer(server, kept) == 1
 
 
 def test_an_unknown_reference_is_not_found() -> None:
