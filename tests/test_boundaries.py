@@ -22,8 +22,11 @@ ROOMS = {
     "model": {"protos", "photos"},
     "worker": {"protos", "photos", "runtime", "model"},
     "export": {"protos", "photos", "runtime", "engines", "model"},
-    "bench": {"protos", "photos", "client", "cli", "runtime", "engines", "model", "server", "worker", "export"},
 }
+PRODUCT = set(ROOMS)
+ROOMS |= {"bench": PRODUCT, "tools": PRODUCT}
+"""Bench and tools may import the whole product. No room may import them, so only tests do."""
+
 FOREIGN = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "numpy", "safetensors", "matplotlib", "captum"}
 """Heavy libraries; a room may import only those listed for it."""
 ALLOWED_FOREIGN = {
@@ -38,6 +41,7 @@ ALLOWED_FOREIGN = {
     "worker": {"torch", "numpy"},
     "export": {"torch", "numpy", "onnx", "onnxruntime", "matplotlib"},
     "bench": FOREIGN,
+    "tools": FOREIGN,
 }
 
 
@@ -51,8 +55,13 @@ def imports(source: str) -> Iterator[str]:
 
 
 def package(room: str) -> str:
-    """The name of the room's import package. The client's has the name of the product."""
-    return "zfserve" if room == "client" else f"zfserve_{room}"
+    """Returns the name of the room's import package. The client's is the name of the product."""
+    return {"client": "zfserve", "tools": "tools"}.get(room, f"zfserve_{room}")
+
+
+def folder(room: str) -> Path:
+    """Returns the folder of the room's import package. The room of tools is its own package."""
+    return ROOT / room if room == "tools" else ROOT / room / package(room)
 
 
 def trespasses(room: str, source: str) -> list[str]:
@@ -64,7 +73,7 @@ def trespasses(room: str, source: str) -> list[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_what_it_may(room: str) -> None:
-    files = sorted((ROOT / room / package(room)).rglob("*.py"))
+    files = sorted(folder(room).rglob("*.py"))
     assert files, f"the room {room} has no modules"
     found = {str(file.relative_to(ROOT)): bad for file in files if (bad := trespasses(room, file.read_text()))}
     assert not found
@@ -75,8 +84,8 @@ def test_the_page_has_the_same_table() -> None:
     rows = re.findall(r"^\| `(\w+)/` \|[^|]*\|([^|]*)\|([^|]*)\|$", page, re.MULTILINE)
     told = {room: (set(re.findall(r"\w+", rooms)), set(re.findall(r"\w+", heavy))) for room, rooms, heavy in rows}
     assert told.pop("deploy") == (set(), set())
-    assert told.pop("bench") == ({"all"}, {"all"})
-    assert told == {room: (ROOMS[room], ALLOWED_FOREIGN[room]) for room in ROOMS if room != "bench"}
+    assert told.pop("bench") == told.pop("tools") == ({"all"}, {"all"})
+    assert told == {room: (ROOMS[room], ALLOWED_FOREIGN[room]) for room in PRODUCT}
     assert set(re.split(r", | and ", re.sub(r"\s+", " ", page.split("Heavy are ")[1].split(";")[0]))) == FOREIGN
 
 
@@ -85,6 +94,12 @@ def test_a_trespass_is_seen() -> None:
         "def f():\n    import torch\n    from zfserve_model.networks import Network\nimport zfserve_runtime.bundle\n"
     )
     assert trespasses("server", source) == ["torch", "zfserve_model"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_only_tests_import_bench_and_tools(room: str) -> None:
+    source = "from zfserve_bench.load import protocol\ndef f():\n    import tools.fuzz.corpus\n"
+    assert trespasses(room, source) == sorted({"zfserve_bench", "tools"} - {package(room)})
 
 
 @pytest.mark.parametrize(

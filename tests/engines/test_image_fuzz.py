@@ -1,4 +1,4 @@
-"""A few hundred of the files of `python -m zfserve_bench.fuzz_images`, chosen by hypothesis."""
+"""Decodes some six hundred of the files of `python -m tools.fuzz`; hypothesis chooses half of them."""
 
 from functools import cache
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zfserve_bench.fuzz_images import OUTCOMES, judge
-from zfserve_bench.image_corpus import make_corpus
-from zfserve_bench.image_mutations import mutate
 from zfserve_engines.image_codec import silence_decoders
+
+from tools.fuzz.corpus import make_corpus
+from tools.fuzz.mutations import mutate
+from tools.fuzz.oracle import OUTCOMES, judge
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
@@ -19,9 +20,9 @@ def corpus() -> list[bytes]:
     return make_corpus(sorted(SAMPLES.glob("*.jpg")))
 
 
-def test_every_file_that_is_damaged_later_is_sound_at_first() -> None:
+def test_every_seed_is_sound_before_it_is_damaged() -> None:
     outcomes = [judge(data) for data in corpus()]
-    # Samples of 32 bits have no agreed meaning: refused, whole or not.
+    # 32-bit samples have no agreed meaning, so such a file is refused even if it is sound.
     assert sorted(set(outcomes)) == ["IMAGE_UNDECODABLE", "decoded"]
     assert outcomes.count("IMAGE_UNDECODABLE") == 3
 

@@ -1,6 +1,7 @@
-"""Real image files of every format that is served, in the kinds that take decoders different ways. For `fuzz_images`.
+"""Makes the fuzzer's seeds: valid image files of every served format, with the options that decoders treat differently.
 
-Made by Pillow at run time from the sample photos, so that no binary lies in the repository.
+Pillow makes them at run time from the sample photos, so the repository holds no binary files. To add a seed, add its
+mode and its options to the table of its format.
 """
 
 import io
@@ -12,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 SIDES = ((1, 1), (48, 36), (123, 77))
-"""Small, so that a hundred thousand files take minutes, but of more than one strip, block and frame."""
+"""Width and height in pixels. They are small, so 100,000 files take minutes, but have several strips and blocks."""
 
 _EXIF = Image.Exif()
 _EXIF[0x0112] = 6  # the orientation
@@ -67,7 +68,7 @@ _KINDS = {"JPEG": _JPEG, "PNG": _PNG, "WEBP": _WEBP, "BMP": _BMP, "TIFF": _TIFF,
 
 
 def make_corpus(photos: Sequence[Path]) -> list[bytes]:
-    """Every kind of file at every size, each from another of `photos`; always the same, in the same order."""
+    """Returns a file of every kind in every size. `photos` take turns. The files and their order never change."""
     pictures = []
     for photo in photos:
         with Image.open(photo) as opened:
@@ -95,13 +96,13 @@ def _save(picture: Image.Image, format_name: str, options: dict[str, Any]) -> by
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
     if mode.startswith("I;16"):
         return picture.convert("L").convert("I").point(lambda grey: grey * 257).convert("I;16").convert(mode)
-    if mode == "LAB":  # a conversion needs littlecms; the bytes are as good as any
+    if mode == "LAB":  # a conversion would need littlecms; any bytes will do
         return Image.frombytes("LAB", picture.size, picture.tobytes())
     return picture.convert(mode)
 
 
 def run_length_bmp() -> bytes:
-    """A BMP of 8 x 8 compressed by runs, a kind that Pillow reads and does not write."""
+    """Returns an 8 x 8 BMP with run-length encoding. Pillow can read this kind but cannot write it."""
     rows = bytes((8, 1, 0, 0)) * 4 + bytes((0, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0)) * 2 + bytes((0, 2, 2, 1, 6, 5, 0, 1))
     palette = b"".join(struct.pack("<BBBB", grey, grey, grey, 0) for grey in range(256))
     offset = 14 + 40 + len(palette)
