@@ -35,7 +35,8 @@ from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.model_folders import by_model
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
-from zfserve_runtime.telemetry.tracing import open_tracing
+from zfserve_runtime.telemetry.otlp import open_tracing
+from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 from zfserve_server.admission.early_shedding import all_are_busy, turning_away
 from zfserve_server.admission.senders import Senders
@@ -213,13 +214,13 @@ async def _keep_looking(
 
 
 def _server(config: ServerConfig, metrics: Metrics, access: Access | None, stack: AsyncExitStack) -> InterceptingServer:
-    tracing = None
+    tracers = NO_TRACERS
     if config.otlp_endpoint is not None:
-        tracing = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
+        tracers = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
     options = server_options(
         config.max_image_bytes + MESSAGE_SLACK_BYTES, config.max_connections, config.max_connection_age
     )
-    return InterceptingServer(metrics, options, tracing, access)
+    return InterceptingServer(metrics, options, tracers, access)
 
 
 def _decoding(config: ServerConfig) -> Decoding:

@@ -25,7 +25,7 @@ from zfserve_runtime.garbage import set_modules_aside
 from zfserve_runtime.grpc.lifecycle import LOST, StopRequest, end_at_once
 from zfserve_runtime.grpc.listening import host_and_port
 from zfserve_runtime.telemetry.logs import configure_logging
-from zfserve_runtime.telemetry.tracing import TracingError, endpoint_in
+from zfserve_runtime.telemetry.otlp import TracingError, endpoint_in
 
 from zfserve_server.allocator import keep_freed_memory
 from zfserve_server.app import Ports, serve

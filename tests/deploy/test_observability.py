@@ -21,7 +21,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from zfserve_engines.catalogue import Phase
 from zfserve_runtime.grpc.status import error_classes
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.tracing import endpoint_in
+from zfserve_runtime.telemetry.otlp import endpoint_in
 from zfserve_server.worker.client import Pairing
 
 ROOT = Path(__file__).parent.parent.parent

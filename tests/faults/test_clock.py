@@ -16,7 +16,7 @@ WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("dat
 
 DATED = {
     "runtime/zfserve_runtime/telemetry/logs.py",  # lines of the log
-    "runtime/zfserve_runtime/telemetry/otlp.py",  # spans, as OpenTelemetry wants them
+    "runtime/zfserve_runtime/telemetry/tracing.py",  # spans, as OpenTelemetry wants them
     "engines/zfserve_engines/store/store.py",  # when an engine was built
     "engines/zfserve_engines/engines_command.py",  # and how long that is ago
     "runtime/zfserve_runtime/telemetry/model_statistics.py",  # when a model answered last

@@ -20,7 +20,8 @@ from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.model_folders import ModelFolders
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
-from zfserve_runtime.telemetry.tracing import open_tracing
+from zfserve_runtime.telemetry.otlp import open_tracing
+from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 from zfserve_worker.networks import Networks
 from zfserve_worker.parent import watch_parent
@@ -103,11 +104,11 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         await networks.start()
 
         health = Health(SERVER, WORKER_SERVICE)
-        tracing = None
+        tracers = NO_TRACERS
         if config.otlp_endpoint is not None:
             # Nothing of its own accord: its callers, the servers, have decided which requests are traced.
-            tracing = stack.enter_context(open_tracing("zfserve-worker", config.otlp_endpoint, ratio=0.0))
-        server = InterceptingServer(metrics, server_options(max_connection_age_s=_CONNECTION_AGE_S), tracing)
+            tracers = stack.enter_context(open_tracing("zfserve-worker", config.otlp_endpoint, ratio=0.0))
+        server = InterceptingServer(metrics, server_options(max_connection_age_s=_CONNECTION_AGE_S), tracers)
         service = WorkerService(networks, torch_thread)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         add_health_and_reflection(server, health, WORKER_SERVICE)

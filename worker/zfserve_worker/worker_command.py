@@ -17,7 +17,7 @@ from zfserve_runtime.garbage import set_modules_aside
 from zfserve_runtime.grpc.lifecycle import LOST, StopRequest, end_at_once
 from zfserve_runtime.grpc.listening import LOOPBACK, exposure_fault
 from zfserve_runtime.telemetry.logs import LogFormat, configure_logging
-from zfserve_runtime.telemetry.tracing import TracingError, endpoint_in
+from zfserve_runtime.telemetry.otlp import TracingError, endpoint_in
 
 from zfserve_worker.app import WorkerConfig, serve
 

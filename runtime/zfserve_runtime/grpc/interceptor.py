@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never
+from typing import Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -26,9 +26,7 @@ from zfserve_runtime.grpc.request_id import REQUEST_ID_KEY, enter_request
 from zfserve_runtime.grpc.status import to_status
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.overload_log import OverloadLog
-
-if TYPE_CHECKING:
-    from zfserve_runtime.telemetry.otlp import CallTrace, Tracing
+from zfserve_runtime.telemetry.tracing import UNTRACED, Tracers, start_call
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
@@ -46,19 +44,17 @@ class Method:
 
     Args:
         name: as gRPC has it, "/package.Service/Method".
-        tracing: None where its calls are not traced.
+        tracers: start the spans of its calls.
 
     Attributes:
         in_flight: calls being served; the metric is read from it.
     """
 
-    def __init__(
-        self, name: str, gate: Gate, metrics: Metrics, tracing: Tracing | None, overload_log: OverloadLog
-    ) -> None:
+    def __init__(self, name: str, gate: Gate, metrics: Metrics, tracers: Tracers, overload_log: OverloadLog) -> None:
         self.name = name
         self.quiet = is_quiet(name)
         self.gate = gate
-        self.tracing = tracing
+        self.tracers = tracers
         self.overload_log = overload_log
         self.in_flight = 0
         metrics.in_flight.labels(name).set_function(lambda: self.in_flight)
@@ -84,7 +80,7 @@ class Call:
     def __init__(self, method: Method, context: Context) -> None:
         self._method = method
         self._context = context
-        self._trace: CallTrace | None = None
+        self._trace = UNTRACED
         self._metadata = metadata_of(context)
         self._request_id = _request_id_in(self._metadata)
         self._started_s = time.perf_counter()
@@ -92,8 +88,7 @@ class Call:
 
     def __enter__(self) -> Call:
         enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
-        if self._method.tracing is not None:
-            self._trace = self._method.tracing.begin_call(self._method.name, self._request_id, self._metadata)
+        self._trace = start_call(self._method.tracers, self._method.name, self._request_id, self._metadata)
         self._method.in_flight += 1
         self._method.gate.enter()
         return self
@@ -179,8 +174,7 @@ class Call:
     def _record(
         self, status: grpc.StatusCode, duration_s: float, error: BaseException | None, peer: str | None = None
     ) -> None:
-        if self._trace is not None:
-            self._trace.end(status.name, duration_s)
+        self._trace.end(status.name, duration_s)
         self._method.measure(status, duration_s, error)
         if isinstance(error, Overloaded) and not self._method.overload_log.has_room():
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -25,9 +25,7 @@ from zfserve_runtime.grpc.method_handlers import (
 from zfserve_runtime.grpc.options import Options
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.overload_log import OverloadLog
-
-if TYPE_CHECKING:
-    from zfserve_runtime.telemetry.otlp import Tracing
+from zfserve_runtime.telemetry.tracing import NO_TRACERS, Tracers
 
 Choice: TypeAlias = Callable[[], MethodHandler]
 """Of the handler for a call that comes now."""
@@ -44,7 +42,7 @@ class InterceptingServer(grpc.aio.Server):
     which cost a lone request 0.2 ms (`zfserve bench latency`).
 
     Args:
-        tracing: traces calls; None for none.
+        tracers: start the spans of calls; by default no call is traced.
         access: says who may call what; None: anyone everything.
     """
 
@@ -52,14 +50,14 @@ class InterceptingServer(grpc.aio.Server):
         self,
         metrics: Metrics,
         options: Options | None = None,
-        tracing: Tracing | None = None,
+        tracers: Tracers = NO_TRACERS,
         access: Access | None = None,
     ) -> None:
         self._server = grpc.aio.server(options=options)
         self._access = access
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
-        self._tracing = tracing
+        self._tracers = tracers
         self._asked_first: dict[str, tuple[Ask, Callable[[], bool]]] = {}
         self._methods: dict[str, Method] = {}
         self._gate = Gate()
@@ -148,8 +146,8 @@ class InterceptingServer(grpc.aio.Server):
     def _method(self, name: str) -> Method:
         """One for all calls of it, asked about first or not."""
         if name not in self._methods:
-            tracing, gate = (None, Gate()) if is_quiet(name) else (self._tracing, self._gate)
-            self._methods[name] = Method(name, gate, self._metrics, tracing, self._overload_log)
+            tracers, gate = (NO_TRACERS, Gate()) if is_quiet(name) else (self._tracers, self._gate)
+            self._methods[name] = Method(name, gate, self._metrics, tracers, self._overload_log)
         return self._methods[name]
 
 

@@ -3,18 +3,15 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineHung, EngineLost, ServiceError, ShuttingDown
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_runtime.telemetry.tracing import TracedRow, record_batch
+from zfserve_runtime.telemetry.tracing import CallTrace, TracedRow, record_batch
 
 from zfserve_server.admission.senders import Sender
-
-if TYPE_CHECKING:
-    from zfserve_runtime.telemetry.otlp import CallTrace
 
 
 class Answer(NamedTuple):
@@ -44,7 +41,7 @@ class Entry:
     submitted: float
     future: asyncio.Future[Answer]
     request_id: str
-    trace: "CallTrace | None"
+    trace: CallTrace
 
 
 def fail(entries: Iterable[Entry], error: Callable[[], ServiceError]) -> None:
@@ -60,7 +57,7 @@ def about(batch: Sequence[Entry]) -> dict[str, object]:
 
 
 def trace_batch(batch: Sequence[Entry], began: float, inference_s: float, failed: bool = False) -> None:
-    rows = [TracedRow(entry.trace, entry.submitted) for entry in batch if entry.trace is not None]
+    rows = [TracedRow(entry.trace, entry.submitted) for entry in batch if entry.trace.span.is_recording()]
     if rows:
         record_batch(rows, len(batch), began, inference_s, failed)
 

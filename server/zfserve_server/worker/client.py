@@ -27,7 +27,7 @@ from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.request_id import REQUEST_ID_KEY, current_request_id
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.tracing import calling
+from zfserve_runtime.telemetry.tracing import outgoing_call
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ class WorkerClient:
     ) -> AsyncGenerator[pb.ProjectResponse, None]:
         remaining_s = deadline.remaining_s()
         timeout_s = self._longest_s if remaining_s is None else min(self._longest_s, remaining_s)
-        with calling("zfserve.worker.v1.WorkerService/Project") as trace:
+        with outgoing_call("zfserve.worker.v1.WorkerService/Project") as trace:
             metadata = ((REQUEST_ID_KEY, current_request_id()), *trace)
             call = self._worker.Project(request, timeout=timeout_s, metadata=metadata)
             try:

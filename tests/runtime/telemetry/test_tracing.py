@@ -1,62 +1,26 @@
-"""What switches traces on; the traces themselves are tested with the server, the worker and both together."""
+"""Calls that are not traced. The spans themselves are tested with the server, the worker and both together."""
 
-import builtins
-from typing import Any
+import asyncio
 
-import pytest
+from opentelemetry.trace import INVALID_SPAN
 from zfserve_runtime.telemetry import tracing
-from zfserve_runtime.telemetry.tracing import TracingError, endpoint_in, open_tracing
-
-ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
+from zfserve_runtime.telemetry.tracing import NO_TRACERS, UNTRACED
 
 
-@pytest.mark.parametrize(
-    ("environment", "endpoint"),
-    [
-        ({}, None),
-        (ENDPOINT, "http://collector:4317"),
-        (ENDPOINT | {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://traces:4317"}, "http://traces:4317"),
-        (ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, None),
-        (ENDPOINT | {"OTEL_SDK_DISABLED": "true"}, None),
-        (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http://collector:4317"),
-    ],
-)
-def test_opentelemetrys_own_variables_say_where(environment: dict[str, str], endpoint: str | None) -> None:
-    assert endpoint_in(environment) == endpoint
-
-
-def test_a_protocol_that_is_not_spoken_is_an_error_before_anything_is_lost() -> None:
-    with pytest.raises(TracingError, match=r"http/protobuf.*grpc only"):
-        endpoint_in(ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"})
-
-
-@pytest.mark.parametrize("endpoint", ["collector:4317", "unix:/run/collector", "ftp://x"])
-def test_an_endpoint_without_a_scheme_is_an_error(endpoint: str) -> None:
-    with pytest.raises(TracingError, match="not of the form"):
-        open_tracing("zfserve-server", endpoint, None)
-
-
-def test_unusable_variables_are_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
-    with pytest.raises(TracingError, match=r"cannot be set up.*soon"):
-        open_tracing("zfserve-server", "http://localhost:4317", None)
-
-
-def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "zfserve_runtime.telemetry.otlp":
-            raise ModuleNotFoundError("No module named 'opentelemetry'", name="opentelemetry")
-        return imported(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(TracingError, match=r"-e '\.\[tracing\]'$"):
-        open_tracing("zfserve-server", "http://localhost:4317", None)
-
-
-def test_outside_a_traced_call_nothing_is_made() -> None:
-    assert tracing.span("decode") is tracing.span("render"), "one and the same, for all that are not traced"
-    with tracing.span("decode"), tracing.calling("a.B/C") as metadata:
+def test_outside_a_traced_call_nothing_is_recorded() -> None:
+    with tracing.span("decode") as span, tracing.outgoing_call("a.B/C") as metadata:
         tracing.note_model("zfnet", "1")
-    assert (metadata, tracing.current_trace(), tracing.current_trace_id()) == ((), None, "")
+    assert (span, metadata, tracing.current_trace_id()) == (INVALID_SPAN, (), "")
+    assert tracing.current_trace() is UNTRACED
+    assert UNTRACED.attributes == {}, "it stands for every call that is not traced"
+
+
+async def test_without_a_recording_tracer_even_a_callers_trace_is_not_continued() -> None:
+    sent = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
+
+    async def serve() -> tuple[str, tracing.Metadata]:
+        tracing.start_call(NO_TRACERS, "/a.B/C", "r1", sent)
+        with tracing.outgoing_call("d.E/F") as metadata:
+            return tracing.current_trace_id(), metadata
+
+    assert await asyncio.create_task(serve()) == ("", ())
