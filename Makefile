@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 
-.PHONY: help demo serve test test-gpu check bench audit protos format clean
+.PHONY: help demo serve test test-gpu check bench docs audit protos format clean
 
 help:
 	@grep -E '^# `make' Makefile | sed 's/^# //'
@@ -45,14 +45,23 @@ test-gpu: $(BIN)/.installed
 	$(BIN)/python -c 'import sys; from zfserve_engines.cuda.gpu import detect_gpu; sys.exit(0 if detect_gpu() else "there is no NVIDIA GPU that CUDA can use here")'
 	$(BIN)/pytest -q -m gpu tests/gpu
 
-# `make check`   format, lint, types, stubs, import boundaries
+# `make check`   format, lint, types, stubs, import boundaries, and the links of all pages
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python tools/generate_stubs.py --check
-	$(BIN)/pytest -q tests/test_boundaries.py
+	$(BIN)/pytest -q tests/test_boundaries.py tests/test_pages.py
+	$(BUILD_SITE)
+
+# `make docs`    the documentation site, into site/; fails where a link leads nowhere
+docs: $(BIN)/.installed
+	$(BUILD_SITE)
+	@echo 'to read it, with search: python3 -m http.server --directory site'
+
+# The variable turns off a notice that Material for MkDocs ends in 2027. Its successor, Zensical, reads the same mkdocs.yml.
+BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # `make bench`   the benchmarks, each with its limit
 bench: $(BIN)/.installed models/zfnet
@@ -77,4 +86,4 @@ format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .audit demo-output models runs
+	rm -rf .venv .audit demo-output models runs site

@@ -1,4 +1,4 @@
-"""The pages: every link leads somewhere, every snippet is Python, and the client's page knows all of the client."""
+"""Tests the pages in Markdown: links, snippets, the map, and the page of the Python client."""
 
 import inspect
 import re
@@ -7,36 +7,65 @@ import sys
 from pathlib import Path
 
 import pytest
+import zfserve
 from zfserve import AsyncClient, Client, TlsOptions, errors
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-CLIENT_PAGE = (ROOT / "docs" / "client.md").read_text()
+DOCS = ROOT / "docs"
+MAP = DOCS / "README.md"
+DOCS_PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS_PAGES]
+CLIENT_PAGE = (DOCS / "client.md").read_text()
+QUESTIONS: dict[str, str] = dict(re.findall(r"^\| \[[^]]+\]\(([^)]+)\) \| (.+\?) \|$", MAP.read_text(), re.MULTILINE))
+"""Maps each page to the question that the map says it answers."""
 
 
 def anchors(page: str) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """Returns the anchors that GitHub makes of the page's headings."""
     prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
     headings: list[str] = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    astray = []
+    broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         name, _, anchor = link.partition("#")
         if link.startswith("https://"):
             continue
         target = (page.parent / name).resolve() if name else page
         if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
-            astray.append(link)
-    assert not astray
+            broken.append(link)
+    assert not broken
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != ROOT], ids=lambda page: page.name)
-def test_every_page_can_be_reached_from_the_readme(page: Path) -> None:
-    assert f"](docs/{page.name})" in (ROOT / "README.md").read_text()
+def test_the_readme_links_the_map() -> None:
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS_PAGES if page != MAP], ids=name_of)
+def test_every_page_is_on_the_map(page: Path) -> None:
+    assert f"]({page.relative_to(DOCS)})" in MAP.read_text()
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS_PAGES if page != MAP and page.parent == DOCS], ids=name_of)
+def test_every_page_begins_with_the_question_that_it_answers(page: Path) -> None:
+    title, empty, question, *_ = page.read_text().splitlines()
+    assert title.startswith("# ")
+    assert not empty
+    assert question == f"*{QUESTIONS[page.name]}*"
+
+
+def test_the_site_has_the_pages_of_the_map_in_the_same_order() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\n\n")[0]
+    on_the_map = re.findall(r"^## (.*)$|^\| \[([^]]+)\]\(([^)]+)\)", MAP.read_text(), re.MULTILINE)
+    on_the_site = re.findall(r"^  - (.*):$|^      - (.*): (.*)$", navigation, re.MULTILINE)
+    assert on_the_site == on_the_map
 
 
 def test_every_snippet_is_python_that_imports_just_what_it_uses(tmp_path: Path) -> None:
@@ -48,6 +77,11 @@ def test_every_snippet_is_python_that_imports_just_what_it_uses(tmp_path: Path) 
     command: list[str | Path] = [Path(sys.executable).parent / "ruff", "check", "--isolated", "--select", "F", tmp_path]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_the_api_reference_has_every_public_name_of_the_client() -> None:
+    listed = re.findall(r"^::: zfserve\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(zfserve.__all__)
 
 
 def test_the_clients_page_has_every_argument_method_and_error() -> None:

@@ -172,7 +172,8 @@ class Client(BaseClient):
         Args:
             image: as for `classify`; `Classification.image_reference` spares sending the photo again, to the one
                 server that keeps it: behind round robin, send the photo.
-            model, version: as for `classify`.
+            model: as for `classify`.
+            version: as for `classify`.
             layer: a layer's name as `describe` gives it, such as "conv5".
             strongest: how many maps, those with the strongest single activation.
             maps: just these maps in this order, instead.
