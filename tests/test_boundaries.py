@@ -98,7 +98,7 @@ def test_a_trespass_is_seen() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_only_tests_import_bench_and_tools(room: str) -> None:
-    source = "from zfserve_bench.load import protocol\ndef f():\n    import tools.fuzz.corpus\n"
+    source = "from zfserve_bench.load.closed_loop import protocol\ndef f():\n    import tools.fuzz.corpus\n"
     assert trespasses(room, source) == sorted({"zfserve_bench", "tools"} - {package(room)})
 
 

@@ -16,25 +16,25 @@ from zfserve_runtime.bundle import BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
 
-from zfserve_bench.capacity import measure_capacity
-from zfserve_bench.decode import measure_decode
-from zfserve_bench.drain import measure_drain
-from zfserve_bench.engines import measure_engines
-from zfserve_bench.findings import Report, missed
-from zfserve_bench.gpu import measure_gpu
-from zfserve_bench.latency import measure_latency
-from zfserve_bench.load import LoadFailed
-from zfserve_bench.machine import Machine, describe_machine
-from zfserve_bench.overload import measure_overload
-from zfserve_bench.projection import CaptumDisagrees, measure_projection
-from zfserve_bench.rolling import measure_rolling
-from zfserve_bench.rolling_workers import measure_rolling_workers
-from zfserve_bench.scale import measure_scale
-from zfserve_bench.soak import measure_soak
-from zfserve_bench.startup import measure_startup
+from zfserve_bench.compute.decode import measure_decode
+from zfserve_bench.compute.engines import measure_engines
+from zfserve_bench.compute.gpu import measure_gpu
+from zfserve_bench.compute.projection import CaptumDisagrees, measure_projection
+from zfserve_bench.fleet.capacity import measure_capacity
+from zfserve_bench.fleet.rolling import measure_rolling
+from zfserve_bench.fleet.rolling_workers import measure_rolling_workers
+from zfserve_bench.fleet.scale import measure_scale
+from zfserve_bench.load.closed_loop import LoadFailed
+from zfserve_bench.reports.findings import Report, missed
+from zfserve_bench.reports.machine import Machine, describe_machine
+from zfserve_bench.reports.tables import print_machine, print_report
+from zfserve_bench.service.drain import measure_drain
+from zfserve_bench.service.latency import measure_latency
+from zfserve_bench.service.overload import measure_overload
+from zfserve_bench.service.soak import measure_soak
+from zfserve_bench.service.startup import measure_startup
+from zfserve_bench.service.throughput import measure_throughput
 from zfserve_bench.subject import QUICK, THOROUGH, Effort, Subject
-from zfserve_bench.tables import print_machine, print_report
-from zfserve_bench.throughput import measure_throughput
 
 BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
     "throughput": measure_throughput,

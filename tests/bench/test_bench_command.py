@@ -17,7 +17,7 @@ from zfserve_bench.bench_command import (
     make_subject,
     run,
 )
-from zfserve_bench.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_runtime.bundle import Bundle
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"

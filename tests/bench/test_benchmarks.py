@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from zfserve_bench.decode import measure_decode
-from zfserve_bench.findings import Report
-from zfserve_bench.latency import measure_latency
-from zfserve_bench.limits import torch_threads
-from zfserve_bench.projection import (
+from zfserve_bench.compute.decode import measure_decode
+from zfserve_bench.compute.peaks import torch_threads
+from zfserve_bench.compute.projection import (
     CaptumDisagrees,
     captum_strongest,
     find_ratios,
@@ -20,9 +18,11 @@ from zfserve_bench.projection import (
     project_strongest,
     require_agreement,
 )
-from zfserve_bench.startup import measure_startup, resident_bytes, status_number
+from zfserve_bench.reports.findings import Report
+from zfserve_bench.service.latency import measure_latency
+from zfserve_bench.service.startup import measure_startup, resident_bytes, status_number
+from zfserve_bench.service.throughput import measure_throughput
 from zfserve_bench.subject import Subject, jpeg
-from zfserve_bench.throughput import measure_throughput
 from zfserve_cli.service_process import ServiceFailed, running_service
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_runtime.bundle import Bundle

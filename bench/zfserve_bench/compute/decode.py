@@ -1,0 +1,61 @@
+"""Decoding: what a JPEG costs before the network sees it."""
+
+import io
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from zfserve_engines.images import ImageLimits, decode_image
+
+from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.reports.paired import alternate, median_ratio
+from zfserve_bench.subject import HEIGHT, QUALITY, WIDTH, Subject, jpeg_files
+
+MOST_CPU = Limit("at most", 2.5)
+"""Milliseconds of one core."""
+
+REPEATS = 20
+"""Of each photo in a round: the clock of CPU time may tick in whole milliseconds."""
+
+
+def measure_decode(subject: Subject) -> Report:
+    title = f"Decoding: a JPEG of {WIDTH} x {HEIGHT} into the network's input, CPU time of one core"
+    if not subject.photos:
+        return Report(title, "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
+    spec, limits, effort = subject.bundle.manifest.input, ImageLimits(), subject.effort
+    files = jpeg_files(subject)
+
+    def plain(file: bytes) -> object:
+        with Image.open(io.BytesIO(file)) as opened:
+            return np.asarray(opened.convert("RGB").resize((spec.width, spec.height), Image.Resampling.BILINEAR))
+
+    plain_ms, decode_ms = alternate(
+        lambda: _cpu_ms(plain, files),
+        lambda: _cpu_ms(lambda file: decode_image(file, spec, limits), files),
+        effort.rounds,
+    )
+    took = Quantity(statistics.median(decode_ms), "ms")
+    finding = Finding(
+        "decode and resize",
+        took,
+        Quantity(statistics.median(plain_ms), "ms"),
+        took,
+        MOST_CPU if effort.judged else None,
+    )
+    size_kb = statistics.mean(map(len, files)) / 1e3
+    notes = (
+        f"{len(files)} photos of {size_kb:.0f} KB on average, JPEG quality {QUALITY}.",
+        f"Time beside plain Pillow (open, convert, resize the whole picture): {median_ratio(plain_ms, decode_ms):.2f}.",
+    )
+    return Report(title, "plain Pillow", "CPU time", (finding,), notes)
+
+
+def _cpu_ms(decode: Callable[[bytes], object], files: list[bytes]) -> float:
+    """Milliseconds of this thread's CPU time for one file, on average."""
+    began = time.thread_time()
+    for _ in range(REPEATS):
+        for file in files:
+            decode(file)
+    return (time.thread_time() - began) / (REPEATS * len(files)) * 1e3

@@ -1,0 +1,192 @@
+"""On an NVIDIA GPU: images a second of every engine that opens there, for each batch size, beside PyTorch.
+
+From pixels in the host's memory to probabilities in the host's memory, for all of them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from zfserve_engines.catalogue import OPENERS, EngineName, Opening
+from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
+from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_model.checkpoint import load_checkpoint
+from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, Precision
+from zfserve_runtime.errors import EngineFailed
+
+from zfserve_bench.reports.findings import Finding, Quantity, Report
+from zfserve_bench.reports.paired import alternate, median_ratio
+from zfserve_bench.subject import Subject, noise
+
+BATCH_SIZES = (1, 8, 32)
+
+ENGINES: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda")
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "int8-symmetric": torch.float16,
+}
+"""What PyTorch computes in where an engine computes in that precision; it has no int8 convolutions on a GPU."""
+
+TORCH_TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02}
+"""Largest difference of a probability to the fp32 graph's."""
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Run: TypeAlias = Callable[[Pixels], object]
+
+_TITLE = "GPU: images/s from pixels to probabilities, beside torch.compile"
+
+
+class TorchClassifier:
+    """The bundle's network in PyTorch, made as fast as a user would: channels last, pinned input, no gradients.
+
+    Args:
+        compiled: by torch.compile, every batch size by itself, with CUDA graphs. It does not search for kernels: on an
+            H200, cuDNN's convolutions beat its own in every trial, which took over a minute and wrote pages.
+    """
+
+    def __init__(self, bundle: Bundle, device: torch.device, dtype: torch.dtype, *, compiled: bool) -> None:
+        spec = bundle.manifest.input
+        network = load_checkpoint(bundle.folder / WEIGHTS).network.eval().requires_grad_(False).to(device, dtype)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+        self._network = torch.compile(network, mode="reduce-overhead", dynamic=False) if compiled else network
+        self.dtype = dtype
+        self._device = device
+        self._scale = 1 / (255 * torch.tensor(spec.std, device=device)).view(3, 1, 1)
+        self._shift = (torch.tensor(spec.mean, device=device) / torch.tensor(spec.std, device=device)).view(3, 1, 1)
+        shape = (max(BATCH_SIZES), spec.height, spec.width, 3)
+        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+    @torch.inference_mode()
+    def run(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Probabilities, float32 (N, K), of uint8 (N, H, W, 3) with N up to the largest of `BATCH_SIZES`."""
+        host = self._host[: len(pixels)]
+        host.copy_(torch.from_numpy(pixels))
+        images = host.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        logits = self._network((images * self._scale - self._shift).to(self.dtype))
+        probabilities: npt.NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
+        return probabilities
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to classify on the card."""
+
+    name: str
+    precision: Precision
+    run: Run
+
+
+def measure_gpu(subject: Subject) -> Report:
+    gpu = detect_gpu()
+    if gpu is None:
+        return _nothing("There is no NVIDIA GPU here: these figures await one.")
+    if not torch.cuda.is_available():
+        return _nothing(f"This PyTorch cannot use the {gpu.name}: install one with CUDA (make TORCH_INDEX=...).")
+    notes = [_describe(gpu), "TF32 is off everywhere; int8 is compared with PyTorch's fp16."]
+    images = noise(subject.bundle.manifest.input)
+    batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
+    findings: list[Finding] = []
+    with without_tf32():
+        for precision in DTYPES:
+            if precision not in subject.bundle.manifest.artefacts:
+                notes.append(f"The bundle has no {precision} graph.")
+                continue
+            baseline = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=True)
+            check_torch(baseline, subject.bundle)
+            with ExitStack() as stack:
+                for rival in _rivals(subject, precision, stack, notes):
+                    findings += [_compare(rival, baseline.run, batch, subject) for batch in batches.values()]
+    return Report(_TITLE, "torch.compile", "times", tuple(findings), tuple(notes))
+
+
+def check_torch(classifier: TorchClassifier, bundle: Bundle) -> None:
+    """A comparison with what computes something else is worth nothing.
+
+    Raises:
+        EngineFailed: PyTorch's probabilities are not those recorded of the fp32 graph.
+    """
+    golden = load_golden(bundle)
+    for pixels, expected in zip(golden.pixels, golden.probabilities["fp32"], strict=True):
+        difference = float(np.abs(classifier.run(pixels[None])[0] - expected).max())
+        if not difference <= TORCH_TOLERANCES[classifier.dtype]:
+            raise EngineFailed(f"PyTorch in {classifier.dtype} differs from the bundle's outputs by {difference:.3g}")
+
+
+def _rivals(subject: Subject, precision: Precision, stack: ExitStack, notes: list[str]) -> Iterator[Rival]:
+    """PyTorch without a compiler, and every engine that opens and gives the golden outputs; notes say why others do
+    not. An engine is closed before the next is opened."""
+    if precision != "int8-symmetric":
+        eager = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=False)
+        check_torch(eager, subject.bundle)
+        yield Rival("torch eager", precision, eager.run)
+    opening = Opening(
+        subject.bundle, max(BATCH_SIZES), threads=subject.threads, instances=1, cache=None, on_refusal="rebuild"
+    )
+    for name in ENGINES:
+        with ExitStack() as opened:
+            try:
+                (engine,) = OPENERS[name](opening, precision, lambda step: None)
+                opened.callback(engine.close)
+                verify_engine(engine, subject.bundle)
+            except (EngineUnavailable, EngineFailed, BundleError) as error:
+                notes.append(f"{name}, {precision}, is not measured: {error}")
+                continue
+            yield Rival(name, precision, engine.run)
+
+
+def _compare(rival: Rival, baseline: Run, batch: Pixels, subject: Subject) -> Finding:
+    effort = subject.effort
+    for run in (baseline, rival.run):
+        images_per_s(run, batch, effort.try_s)  # compile for this batch size, and warm up
+    baselines, values = alternate(
+        lambda: images_per_s(baseline, batch, effort.round_s),
+        lambda: images_per_s(rival.run, batch, effort.round_s),
+        effort.rounds,
+    )
+    return Finding(
+        f"{rival.name}, {rival.precision}, batch {len(batch)}",
+        Quantity(statistics.median(values), "images/s"),
+        Quantity(statistics.median(baselines), "images/s"),
+        Quantity(median_ratio(baselines, values)),
+    )
+
+
+def images_per_s(run: Run, batch: Pixels, seconds: float) -> float:
+    """Run for about `seconds`, at least once."""
+    began = time.perf_counter()
+    runs = 0
+    while (elapsed := time.perf_counter() - began) < seconds or not runs:
+        run(batch)
+        runs += 1
+    return runs * len(batch) / elapsed
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """PyTorch lets convolutions use it by default."""
+    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+def _describe(gpu: GpuFacts) -> str:
+    return (
+        f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_bytes / 2**30:.0f} GiB, "
+        f"driver {gpu.driver_version}, CUDA {gpu.cuda_version}; PyTorch {torch.__version__}."
+    )
+
+
+def _nothing(why: str) -> Report:
+    return Report(_TITLE, "torch.compile", "times", (), (why,))

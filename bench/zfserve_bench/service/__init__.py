@@ -1,0 +1,1 @@
+"""Benchmarks of one service: throughput, latency, start, overload, drain and soak."""

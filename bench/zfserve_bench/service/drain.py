@@ -1,0 +1,188 @@
+"""Drain: a service is asked to stop under load, over and over. What it accepted it must answer.
+
+Who calls keeps calling, without retries, until the process is gone. A call is lost if the service's log knows it and
+its caller got no answer of the service's own; what never reached the service is counted apart.
+"""
+
+import asyncio
+import enum
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_cli.service_process import running_service
+
+from zfserve_bench.load.closed_loop import METHOD, Call
+from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.subject import Subject, noise, raw_request
+
+CALLERS = 16
+GRACE_S = 30.0
+REQUEST_ID = "x-request-id"
+DETAILS = "grpc-status-details-bin"
+
+
+class Outcome(enum.Enum):
+    """What a caller heard."""
+
+    ANSWERED = enum.auto()
+    REFUSED = enum.auto()  # by the service, in its own words
+    UNAVAILABLE = enum.auto()  # by gRPC
+    CANCELLED = enum.auto()  # by gRPC
+
+
+@dataclass
+class Drain:
+    """One stop under load.
+
+    Attributes:
+        outcomes: by request id.
+        seconds: from SIGTERM to the end of the process.
+        status: its exit status.
+        told_s, refused_s: from SIGTERM until health said NOT_SERVING, and until the first call was not answered; None
+            where nobody asked for health, or none was refused.
+        lost: calls that the service knew of, whose callers heard nothing from it.
+    """
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    seconds: float = 0.0
+    status: int = -1
+    told_s: float | None = None
+    refused_s: float | None = None
+    lost: list[str] = field(default_factory=list)
+
+    def count(self, outcome: Outcome) -> int:
+        return Counter(self.outcomes.values())[outcome]
+
+
+def measure_drain(subject: Subject) -> Report:
+    requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
+    flags = ("--engine", "onnx-cpu", "--precision", subject.precisions[-1], "--threads", str(subject.threads))
+    drains = [
+        drain_once(subject.bundle.folder, subject.scratch(f"drain-{number}"), requests, bool(number % 2), *flags)
+        for number in range(subject.repeats)
+    ]
+    return report(drains, judged=subject.effort.judged)
+
+
+def report(drains: Sequence[Drain], judged: bool = True) -> Report:
+    def finding(name: str, quantity: Quantity, bound: float | None = None) -> Finding:
+        return Finding(name, quantity, None, quantity, None if bound is None or not judged else Limit("at most", bound))
+
+    def total(outcome: Outcome) -> Quantity:
+        return Quantity(sum(drain.count(outcome) for drain in drains), "calls")
+
+    findings = (
+        finding("accepted and not answered", Quantity(sum(len(drain.lost) for drain in drains), "calls"), 0),
+        finding("slowest end", Quantity(max(drain.seconds for drain in drains), "s"), GRACE_S),
+        finding("ends with another status than 0", Quantity(sum(drain.status != 0 for drain in drains)), 0),
+        finding("refused before health said so", Quantity(sum(_refused_early(drain) for drain in drains)), 0),
+        finding("answered", total(Outcome.ANSWERED)),
+        finding("refused by the service, UNAVAILABLE", total(Outcome.REFUSED)),
+        finding("refused by gRPC, UNAVAILABLE", total(Outcome.UNAVAILABLE)),
+        finding("refused by gRPC, CANCELLED", total(Outcome.CANCELLED)),
+    )
+    return Report(
+        f"Drain: SIGTERM under the load of {CALLERS} callers without retries, {len(drains)} times",
+        "",
+        "figure",
+        findings,
+        ("Every other time nobody asks for health, so the service does not wait for anybody to turn elsewhere.",),
+    )
+
+
+def _refused_early(drain: Drain) -> bool:
+    return drain.told_s is not None and drain.refused_s is not None and drain.refused_s < drain.told_s
+
+
+def drain_once(model: Path, folder: Path, requests: Sequence[bytes], watched: bool, *flags: str) -> Drain:
+    """Start a service, stop it under load, and compare what it logged with what its callers heard.
+
+    Args:
+        watched: whether somebody follows the service's health.
+    """
+    plain = ("--no-worker", "--log-format", "json", "--drain-grace", str(GRACE_S))
+    with running_service(model, folder, *plain, *flags) as service:
+        drain = asyncio.run(_stop_under_load(service.address, service.pid, requests, watched))
+    own = (Outcome.ANSWERED, Outcome.REFUSED)
+    drain.lost = [name for name in _logged_calls(folder / "service.log") if drain.outcomes.get(name) not in own]
+    return drain
+
+
+async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], watched: bool) -> Drain:
+    drain = Drain()
+    answered = asyncio.Semaphore(0)
+    ended = asyncio.ensure_future(asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT))
+    stopped_s = float("inf")
+
+    async def caller(number: int) -> None:
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        options += [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            classify: Call = channel.unary_unary(METHOD)
+            for turn in range(1_000_000):
+                name = f"{number}-{turn}"
+                try:
+                    await classify(requests[turn % len(requests)], metadata=((REQUEST_ID, name),))
+                    drain.outcomes[name] = Outcome.ANSWERED
+                    answered.release()
+                except grpc.aio.AioRpcError as error:
+                    drain.outcomes[name] = _outcome(error)
+                    if drain.refused_s is None:
+                        drain.refused_s = time.monotonic() - stopped_s
+                    await asyncio.sleep(0.05)
+
+    async def watcher() -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            async for health in watch:
+                if health.status == health_pb2.HealthCheckResponse.SERVING:
+                    answered.release()
+                    continue
+                drain.told_s = time.monotonic() - stopped_s
+                return
+
+    tasks = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
+    watching = asyncio.create_task(watcher()) if watched else None
+    for _ in range(random.randint(CALLERS, 4 * CALLERS)):
+        await answered.acquire()
+    stopped_s = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    result = await ended
+    drain.seconds = time.monotonic() - stopped_s
+    drain.status = -1 if result is None else result.si_status
+    if watching is not None:
+        await watching
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):  # none ends but by being cancelled
+            raise end
+    return drain
+
+
+def _outcome(error: grpc.aio.AioRpcError) -> Outcome:
+    if DETAILS in dict(error.trailing_metadata() or ()):
+        return Outcome.REFUSED
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return Outcome[error.code().name]
+    raise error
+
+
+def _logged_calls(log: Path) -> Iterator[str]:
+    """The ids of all calls that reached their handler and ended there, however they did."""
+    for line in log.read_text().splitlines():
+        if not line.startswith("{"):
+            continue  # the greeting
+        record = json.loads(line)
+        if record.get("method") == METHOD:
+            yield record["request_id"]

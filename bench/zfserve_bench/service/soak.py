@@ -1,0 +1,225 @@
+"""A soak: all kinds of calls, good and bad, for a long while. Memory, file descriptors and threads must not grow, and
+nothing may fail that should not."""
+
+import csv
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import combinations
+from pathlib import Path
+
+import grpc
+import numpy as np
+from zfserve_cli.service_process import ServiceProcess, running_service
+from zfserve_cli.top.metrics_text import Samples
+from zfserve_cli.top.replicas import fetch
+from zfserve_protos.v1 import zfserve_pb2 as pb
+
+from zfserve_bench.fleet.replicas import LOOK_S
+from zfserve_bench.load.closed_loop import LoadGenerator, Order
+from zfserve_bench.load.steady import Kind, Record, SteadyLoad, tally
+from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
+from zfserve_bench.service.startup import await_projection, status_number, worker_pid
+from zfserve_bench.subject import Subject, jpeg_files, noise, projection_requests, raw_request
+
+RATES = {
+    Kind.RAW: 10.0,
+    Kind.JPEG: 10.0,
+    Kind.PROJECT: 0.5,
+    Kind.DESCRIBE: 1.0,
+    Kind.BAD_INPUT: 2.0,
+    Kind.CANCELLED_CLASSIFY: 2.0,
+    Kind.CANCELLED_PROJECT: 0.2,
+    Kind.HEALTH_WATCH: 1.0,
+}
+"""Calls a second, or less where that is more than `SHARE_OF_CAPACITY`: it is not load that a leak needs."""
+
+SHARE_OF_CAPACITY = 0.3
+PROBE = Order(clients=8, warm_up=8, calls=64)
+
+SAMPLE_S = 10.0
+FEWEST_SAMPLES = 12
+
+MOST_GROWTH = Limit("at most", 0.2)
+"""MB a minute over the last half: some 120 bytes a call."""
+
+NO_MORE = Limit("at most", 0)
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen at one moment.
+
+    Attributes:
+        elapsed_s: since the load began.
+        server_mb, worker_mb: memory of their own, `held_bytes`.
+        calls, unexpected: ended so far, and how many of them otherwise than they should.
+    """
+
+    elapsed_s: float
+    server_mb: float
+    worker_mb: float
+    server_files: int
+    worker_files: int
+    server_threads: int
+    worker_threads: int
+    queue_depth: float
+    calls: int
+    unexpected: int
+
+
+def measure_soak(subject: Subject) -> Report:
+    if not subject.photos:
+        return Report("Soak", "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
+    folder = subject.scratch("soak")
+    with running_service(subject.bundle.folder, folder, "--threads", str(subject.threads)) as service:
+        with grpc.insecure_channel(service.address) as channel:
+            await_projection(channel)
+        requests = _requests(subject)
+        rates = _rates(service, requests, folder)
+        with SteadyLoad(service.address, requests, rates, folder) as load:
+            every_s = min(SAMPLE_S, subject.soak_s / FEWEST_SAMPLES)
+            samples = list(_watch(service, load.records, subject.soak_s, every_s))
+            records = load.finish()
+    if subject.samples is not None:
+        subject.samples.write_text(to_csv(samples), encoding="utf-8")
+    return Report(
+        f"Soak: {subject.soak_s / 60:g} minutes of {sum(rates.values()):.1f} calls a second of {len(rates)} kinds",
+        "at the middle",
+        "figure",
+        tuple(find(samples, records, subject.effort.judged)),
+        (*drawn(samples), f"Calls: {tally(records)}."),
+        measured="at the end",
+    )
+
+
+def _rates(service: ServiceProcess, requests: dict[Kind, list[bytes]], folder: Path) -> dict[Kind, float]:
+    with LoadGenerator(service.address, requests[Kind.RAW], folder) as generator:
+        share = SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s / (RATES[Kind.RAW] + RATES[Kind.JPEG])
+    return {kind: per_s * min(1.0, share) for kind, per_s in RATES.items()}
+
+
+def _requests(subject: Subject) -> dict[Kind, list[bytes]]:
+    files = jpeg_files(subject)
+    images = [pb.Image(encoded=file) for file in files]
+    return {
+        Kind.RAW: [raw_request(image) for image in noise(subject.bundle.manifest.input)],
+        Kind.JPEG: [pb.ClassifyRequest(image=image).SerializeToString() for image in images],
+        Kind.PROJECT: projection_requests(subject, files),
+        # A photo that breaks off before its size is told.
+        Kind.BAD_INPUT: [pb.ClassifyRequest(image=pb.Image(encoded=file[:100])).SerializeToString() for file in files],
+    }
+
+
+def _watch(
+    service: ServiceProcess, records: Callable[[], Sequence[Record]], seconds: float, every_s: float
+) -> Iterator[Sample]:
+    worker = worker_pid(service)
+    began_s = time.monotonic()
+    due_s = began_s
+    while (due_s := due_s + every_s) <= began_s + seconds + every_s / 2:
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        ended = records()
+        shown = fetch(service.metrics_address, LOOK_S)
+        yield Sample(
+            time.monotonic() - began_s,
+            held_bytes(service.pid) / 1e6,
+            held_bytes(worker) / 1e6,
+            open_files(service.pid),
+            open_files(worker),
+            threads(service.pid),
+            threads(worker),
+            queue_depth(shown),
+            len(ended),
+            sum(not one.as_expected for one in ended),
+        )
+
+
+def held_bytes(pid: int) -> int:
+    """Of memory that no file backs, in RAM or swapped out. Resident memory also changes as the system drops and reads
+    again the pages of libraries and weights."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * (status_number(status, "RssAnon") + status_number(status, "VmSwap"))
+
+
+def open_files(pid: int) -> int:
+    """File descriptors."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def threads(pid: int) -> int:
+    return status_number(Path(f"/proc/{pid}/status").read_text(), "Threads")
+
+
+def queue_depth(shown: Samples) -> float:
+    """Of all models, whatever labels the metric has."""
+    return sum(value for series, value in shown.items() if series.name == "zfserve_queue_depth")
+
+
+def find(samples: Sequence[Sample], records: Sequence[Record], judged: bool) -> list[Finding]:
+    """The verdict: over the last half of the time."""
+    half = samples[len(samples) // 2 :]
+    findings = []
+    for name, seen in (
+        ("memory, server", [sample.server_mb for sample in half]),
+        ("memory, worker", [sample.worker_mb for sample in half]),
+    ):
+        growth = slope([sample.elapsed_s / 60 for sample in half], seen)
+        growing = Quantity(growth, "MB/min")
+        limit = MOST_GROWTH if judged else None
+        findings.append(Finding(name, Quantity(seen[-1], "MB"), Quantity(seen[0], "MB"), growing, limit))
+    for name, column in (
+        ("open files, server", "server_files"),
+        ("open files, worker", "worker_files"),
+        ("threads, server", "server_threads"),
+        ("threads, worker", "worker_threads"),
+    ):
+        fewest = [min(getattr(sample, column) for sample in part) for part in _parts(samples)]
+        more, limit = Quantity(fewest[1] - fewest[0]), NO_MORE if judged else None
+        findings.append(Finding(f"{name}, fewest", Quantity(fewest[1]), Quantity(fewest[0]), more, limit))
+    unexpected = Quantity(sum(not one.as_expected for one in records))
+    findings.append(Finding("calls that ended wrongly", unexpected, None, unexpected, NO_MORE if judged else None))
+    deepest = Quantity(max(sample.queue_depth for sample in samples))
+    findings.append(Finding("queue, deepest seen", deepest, None, deepest))
+    return findings
+
+
+def _parts(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """The second quarter of the time, when all has been used once, and the last half. Connections come and go, so what
+    is compared is the fewest that were seen: a leak raises that too."""
+    quarter = len(samples) // 4
+    return samples[quarter : 2 * quarter], samples[2 * quarter :]
+
+
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Of the straight line through the points: the median of the slopes between all pairs (Theil and Sen). Unlike least
+    squares it passes over a single step, as an allocator takes one at a new peak."""
+    return statistics.median((y - v) / (x - u) for (u, v), (x, y) in combinations(zip(xs, ys, strict=True), 2))
+
+
+def drawn(samples: Sequence[Sample]) -> list[str]:
+    """Memory over time, one line for each process."""
+    lines = []
+    for name, seen in (("server", [one.server_mb for one in samples]), ("worker", [one.worker_mb for one in samples])):
+        lines.append(f"Memory of the {name}, {min(seen):.0f} to {max(seen):.0f} MB: {sparkline(seen)}")
+    return lines
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """Bars from the least to the greatest value; of more than `width` values, means of neighbours."""
+    parts = np.array_split(np.asarray(values, float), min(width, len(values)))
+    means = [float(part.mean()) for part in parts]
+    least, most = min(means), max(means)
+    step = (most - least) / len(BARS) or 1.0
+    return "".join(BARS[min(int((mean - least) / step), len(BARS) - 1)] for mean in means)
+
+
+def to_csv(samples: Sequence[Sample]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(Sample)], lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: round(value, 2) for name, value in asdict(sample).items()} for sample in samples)
+    return text.getvalue()

@@ -1,0 +1,138 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from zfserve_bench.compute.engines import BATCH_SIZES, Contender, Round, find, measure_engines, take_rounds
+from zfserve_bench.compute.graph_cost import Work
+from zfserve_bench.compute.peaks import Arithmetic
+from zfserve_bench.reports.findings import Quantity
+from zfserve_bench.subject import Subject, noise
+from zfserve_runtime.bundle import AccuracyEntry, Bundle
+
+ColourBundle = Callable[..., Bundle]
+SubjectOf = Callable[[Bundle], Subject]
+
+WORK = Work(image_flops=100, image_bytes=10, weight_bytes=1000)
+
+
+class FakeLimits:
+    """Remembers what it was asked for."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = order
+
+    def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
+        self.order.append(arithmetic)
+        return 10.0
+
+    def bytes_per_s(self, seconds: float) -> float:
+        self.order.append("copy")
+        return 20.0
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def contender(classify: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]] | None = None) -> Contender:
+    classify = classify or (lambda pixels: np.zeros((len(pixels), 3), np.float32))
+    return Contender("fake", "fp32", classify, 2e-7, 0.832, "fp32")
+
+
+def test_a_line_is_medians_of_what_was_compared_within_a_round() -> None:
+    """Ten photos need 1000 multiplications and 1100 bytes. The machine is half as fast in the second round, and the
+    engine with it; in the third something disturbs the engine alone."""
+    rounds = [
+        Round({(0, 10): 20.0}, {"fp32": 100.0}, 1100.0),
+        Round({(0, 10): 40.0}, {"fp32": 50.0}, 550.0),
+        Round({(0, 10): 99.0}, {"fp32": 100.0}, 1100.0),
+    ]
+    finding = find(0, contender(), 10, WORK, rounds)
+    assert finding.name == "fake, fp32, batch 10"
+    assert finding.measured == Quantity(10 / 40)
+    assert finding.reference == Quantity(10 / 10)
+    assert finding.figure.value == pytest.approx(0.5), "10 s of 20 s, and 20 s of 40 s"
+    took, compute, memory, off_by, top1 = finding.details
+    assert took == Quantity(40_000.0)
+    assert compute == finding.figure
+    assert memory is not None
+    assert memory.value == pytest.approx(1 / 20)
+    assert (str(off_by), str(top1)) == ("2e-07", "83.2 %")
+    assert finding.limit is None
+
+
+def test_an_engine_is_held_against_the_arithmetic_it_computes_in() -> None:
+    rounds = [Round({(0, 10): 20.0}, {"fp32": 100.0, "bf16": 200.0}, 1e9)]
+    assert find(0, replace(contender(), arithmetic="bf16"), 10, WORK, rounds).figure == Quantity(1000 / 200 / 20)
+
+
+def test_accuracy_that_nobody_measured_is_left_open() -> None:
+    rounds = [Round({(0, 1): 1.0}, {"fp32": 1.0}, 1.0)]
+    assert find(0, replace(contender(), top1=None), 1, WORK, rounds).details[-1] is None
+
+
+def test_every_round_measures_everything(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
+    subject = subject_of(colour_bundle())
+    subject = replace(subject, effort=replace(subject.effort, rounds=2))
+    order: list[str] = []
+
+    def run_as(name: str) -> Contender:
+        def classify(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            order.append(f"{name}{len(pixels)}")
+            return np.zeros((len(pixels), 3), np.float32)
+
+        return contender(classify)
+
+    rounds = take_rounds([run_as("a"), run_as("b")], FakeLimits(order), noise(subject.bundle.manifest.input), subject)
+    one = [f"{name}{size}" for size in BATCH_SIZES for name in "ab"] + ["fp32", "copy"]
+    assert order == one * 2
+    assert [set(entry.batch_s) for entry in rounds] == [{(place, size) for place in (0, 1) for size in BATCH_SIZES}] * 2
+    assert rounds[0].flops_per_s == {"fp32": 10.0}
+    assert rounds[0].bytes_per_s == 20.0
+
+
+def test_engines_that_open_are_measured_and_others_are_named(
+    colour_bundle: ColourBundle, subject_of: SubjectOf
+) -> None:
+    accuracy = (AccuracyEntry(precision="fp32", count=4, top1=0.75, top5=1.0),)
+    report = measure_engines(subject_of(colour_bundle(accuracy=accuracy)))
+    names = [f"{name}, fp32, batch {size}" for name in ("onnx-cpu", "openvino") for size in BATCH_SIZES]
+    assert [finding.name for finding in report.findings][: len(names)] == names
+    for finding in report.findings:
+        assert finding.figure.value > 0
+        *_, off_by, top1 = finding.details
+        assert off_by is not None
+        assert off_by.value < 1e-5
+        assert top1 == Quantity(75.0, "%")
+    # Where the CPU lacks it, or the bundle does not say what it may be off by, as this one does not.
+    assert any("openvino-bf16" in note for note in report.notes)
+    assert any("tensorrt-rtx" in note for note in report.notes) or len(report.findings) > len(names)
+
+
+def test_an_engine_that_computes_something_else_is_not_measured(
+    colour_bundle: ColourBundle, subject_of: SubjectOf
+) -> None:
+    """Its outputs are compared with those of other photos."""
+    bundle = colour_bundle()
+    with np.load(bundle.folder / "golden.npz") as held:
+        pixels, probabilities = held["pixels"], held["probabilities_fp32"]
+    with (bundle.folder / "golden.npz").open("wb") as file:
+        np.savez(file, pixels=pixels, probabilities_fp32=probabilities[::-1])
+    report = measure_engines(subject_of(bundle))
+    assert not report.findings
+    assert any("Not measured: onnx-cpu, fp32: the fp32 engine" in note for note in report.notes)
+
+
+def test_accuracy_is_measured_where_there_are_photos(
+    colour_bundle: ColourBundle, subject_of: SubjectOf, tmp_path: Path
+) -> None:
+    """One red photo is filed under green."""
+    for folder, colour in (("c-red", "red"), ("c-green", "lime"), ("c-blue", "blue"), ("c-green", "red")):
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "data" / folder / f"{colour}.png")
+    report = measure_engines(replace(subject_of(colour_bundle()), data=tmp_path / "data"))
+    assert {finding.details[-1] for finding in report.findings} == {Quantity(75.0, "%")}
+    assert any("measured on data" in note for note in report.notes)

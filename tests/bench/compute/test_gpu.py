@@ -1,0 +1,42 @@
+"""The part of the GPU benchmark that runs anywhere: that PyTorch, its measure, computes what the bundle does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from zfserve_bench.compute.gpu import TorchClassifier, check_torch, measure_gpu
+from zfserve_bench.subject import Subject
+from zfserve_engines.cuda.gpu import detect_gpu
+from zfserve_engines.golden import load_golden
+from zfserve_runtime.bundle import Bundle
+from zfserve_runtime.errors import EngineFailed
+
+CPU = torch.device("cpu")
+
+
+def test_pytorch_gives_the_golden_outputs(network_bundle: Bundle) -> None:
+    classifier = TorchClassifier(network_bundle, CPU, torch.float32, compiled=False)
+    check_torch(classifier, network_bundle)
+    golden = load_golden(network_bundle)
+    together = classifier.run(golden.pixels)
+    assert together.dtype == np.float32
+    assert together == pytest.approx(golden.probabilities["fp32"], abs=1e-4)
+
+
+def test_a_pytorch_that_computes_something_else_is_found(network_bundle: Bundle) -> None:
+    spec = network_bundle.manifest.input
+    darker = network_bundle.manifest.model_copy(
+        update={"input": spec.model_copy(update={"mean": tuple(value + 0.3 for value in spec.mean)})}
+    )
+    classifier = TorchClassifier(replace(network_bundle, manifest=darker), CPU, torch.float32, compiled=False)
+    with pytest.raises(EngineFailed, match=r"PyTorch in torch\.float32 differs"):
+        check_torch(classifier, network_bundle)
+
+
+@pytest.mark.skipif(detect_gpu() is not None, reason="there is a GPU here")
+def test_without_a_gpu_the_report_says_so(network_bundle: Bundle, subject_of: Callable[[Bundle], Subject]) -> None:
+    report = measure_gpu(subject_of(network_bundle))
+    assert report.findings == ()
+    assert report.notes == ("There is no NVIDIA GPU here: these figures await one.",)

@@ -1,0 +1,66 @@
+"""What is found of a rolling restart, by hand-made records; and the whole of it, quickly, on something tiny."""
+
+from collections.abc import Callable
+
+import pytest
+from zfserve_bench.fleet.rolling import Restart, earlier_attempts, find, measure_rolling
+from zfserve_bench.load.steady import Kind, Record
+from zfserve_bench.reports.findings import Finding
+from zfserve_bench.subject import Subject
+from zfserve_runtime.bundle import Bundle
+
+RESTARTS = [Restart(10.0, 12.0, 14.5, 15.0), Restart(20.0, 20.5, 28.0, 29.0)]
+
+
+def record(began_s: float, seconds: float = 0.01, status: str = "OK") -> Record:
+    return Record(Kind.RAW, began_s, seconds, status)
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_calls_count_by_when_they_began() -> None:
+    records = [record(at_s) for at_s in (1, 9.9, 10, 14, 15, 16, 21, 28, 30)]
+    found = by_name(find(records, RESTARTS, again=4, judged=True))
+    calls = found["calls"]
+    assert calls.reference is not None
+    assert (calls.measured.value, calls.reference.value, calls.figure.value) == (5, 4, 9)
+    assert found["failed calls"].holds is True
+    assert found["calls tried again"].figure.value == 4
+    assert found["to stop, longest"].figure.value == 2
+    assert found["to be ready again, longest"].figure.value == 7.5
+    assert found["to be called again then, longest"].figure.value == 1
+
+
+def test_one_failed_call_is_too_many_wherever_it_began() -> None:
+    for began_s in (5.0, 11.0):
+        records = [record(1), record(2), record(10), record(14), record(began_s, status="CANCELLED")]
+        failed = by_name(find(records, RESTARTS, again=0, judged=True))["failed calls"]
+        assert failed.figure.value == 1
+        assert failed.holds is False
+
+
+def test_latencies_are_told_apart() -> None:
+    records = [record(11, 0.2)] * 3 + [record(1, 0.1)] * 3
+    median = by_name(find(records, RESTARTS, again=0, judged=True))["latency, median"]
+    assert median.reference is not None
+    assert (median.measured.value, median.reference.value) == pytest.approx((200, 100))
+
+
+def test_retries_are_counted_in_the_servers_log() -> None:
+    log = (
+        '{"message": "call", "earlier_attempts": "1"}\n'
+        "a line of another library\n"
+        '{"message": "call"}\n{"message": "call", "earlier_attempts": "2"}\n'
+    )
+    assert earlier_attempts(log) == 2
+
+
+def test_no_call_fails_while_replicas_are_restarted(
+    colour_bundle: Callable[..., Bundle], subject_of: Callable[[Bundle], Subject]
+) -> None:
+    report = measure_rolling(subject_of(colour_bundle()), count=2)
+    found = by_name(list(report.findings))
+    assert found["calls"].measured.value > 0
+    assert found["failed calls"].figure.value == 0, report.notes
