@@ -41,19 +41,20 @@ from zfserve_runtime.telemetry.tracing import NO_TRACERS
 from zfserve_server.admission.early_shedding import all_are_busy, turning_away
 from zfserve_server.admission.senders import Senders
 from zfserve_server.config import ServerConfig
-from zfserve_server.models.loader import ModelLoader, Terms
+from zfserve_server.models.loader import ModelLoader, ServingPolicy
 from zfserve_server.models.readiness import SERVICES, Readiness
 from zfserve_server.models.reconciler import Reconciler
-from zfserve_server.models.registry import Models
+from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.source import ModelSource
-from zfserve_server.models.startup import Startup, phase_service
+from zfserve_server.models.startup_progress import StartupProgress, phase_service
 from zfserve_server.requests.decoding import Decoding
 from zfserve_server.requests.inference_service import InferenceService
 from zfserve_server.requests.references import References
 from zfserve_server.requests.vision_service import VisionService
-from zfserve_server.worker.channel import WorkerChannel, worker_answers
+from zfserve_server.worker.channel import WorkerChannel
 from zfserve_server.worker.client import WorkerClient
+from zfserve_server.worker.probe import probe_worker
 from zfserve_server.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -83,13 +84,13 @@ async def serve(
     source: ModelSource,
     stop: StopRequest,
     on_ready: Callable[[Ports, ServedModel], None],
-    look: asyncio.Event | None = None,
+    rescan: asyncio.Event | None = None,
 ) -> None:
     """Open the ports, load the models, and serve them and what comes after them until `stop` is asked; then drain.
 
     Args:
         on_ready: told the default model, once all that was found at the start is served.
-        look: set it to have the models' folders looked at.
+        rescan: set it to have the model folders scanned at once.
 
     Raises:
         BundleError, EngineUnavailable: what was found at the start cannot be served.
@@ -101,34 +102,34 @@ async def serve(
         CallersFileError: the file of those who may call cannot be used.
         TracingError: traces are wanted and cannot be sent.
     """
-    found = await asyncio.to_thread(source.look)
+    found = await asyncio.to_thread(source.scan)
     _check_default(config.default_model, by_model(found))
     metrics = Metrics()
     health = Health(*SERVICES, PROJECTION, *map(phase_service, Phase))
-    startup = Startup(metrics, health)
-    models = Models(startup.refusal, config.default_model)
+    startup = StartupProgress(metrics, health)
+    models = ModelRegistry(startup.refusal, config.default_model)
     readiness = Readiness(health, models)
 
-    def on_death() -> None:
-        readiness.lose()
+    def on_engine_lost() -> None:
+        readiness.set_engine_lost()
         stop.ask("an engine is lost")
 
     async with AsyncExitStack() as stack:
-        worker, background = await _companion(config, metrics, readiness.project, stack)
+        worker, background = await _companion(config, metrics, readiness.set_projection_available, stack)
 
-        async def prepare(fingerprints: Collection[str]) -> None:
+        async def announce(fingerprints: Collection[str]) -> None:
             if worker is not None:
                 await worker.serve(fingerprints)
 
-        terms = Terms(
+        policy = ServingPolicy(
             config.max_queue,
             config.engine_timeout,
-            on_death,
-            on_stall=lambda stalled: readiness.settle(),
+            on_engine_lost,
+            on_stall=lambda stalled: readiness.update(),
         )
-        loader = ModelLoader(source.open, terms, metrics)
-        watch = Reconciler(source.look, loader, models, metrics, config.keep_versions, prepare, readiness.settle)
-        stack.push_async_callback(watch.close)
+        loader = ModelLoader(source.open, policy, metrics)
+        reconciler = Reconciler(source.scan, loader, models, metrics, config.keep_versions, announce, readiness.update)
+        stack.push_async_callback(reconciler.close)
         access = _access(config)
         server = _server(config, metrics, access, stack)
         decoding = stack.enter_context(_decoding(config))
@@ -149,31 +150,31 @@ async def serve(
             running = [tasks.create_task(run()) for run in background]
             await server.start()
             logger.info("listening", extra={"port": port, "metrics_port": endpoint.port})
-            starting = asyncio.ensure_future(watch.start(found, startup.enter, config.strict_readiness))
+            starting = asyncio.ensure_future(reconciler.start(found, startup.enter, config.strict_readiness))
             if await _succeeds(starting, stop):
                 default = _default_or_any(models)
                 startup.ready(default.choice.name)
-                readiness.begin()
+                readiness.set_started()
                 try:
                     on_ready(Ports(port, endpoint.port), default)
                 except OSError as error:
                     untold = error
                     stop.ask("nobody can be told that it is ready")
-                looking = tasks.create_task(_keep_looking(watch, config.reload_interval, look, on_death))
+                reconciling = tasks.create_task(_reconcile(reconciler, config.reload_interval, rescan, on_engine_lost))
                 await stop.wait()
-                looking.cancel()
+                reconciling.cancel()
             loader.cancel()
             await drain(server, health, config.drain_grace, stop, config.drain_delay)
             for task in running:
                 task.cancel()
         # Not in the group: what is raised in there comes out wrapped.
-        await loader.conclude(min(OPENING_GRACE_S, config.drain_grace))
-        await watch.close()
+        await loader.close(min(OPENING_GRACE_S, config.drain_grace))
+        await reconciler.close()
         if not starting.cancelled():
             starting.result()
         if untold is not None:
             raise untold
-        if readiness.lost or watch.lost:
+        if readiness.engine_lost or reconciler.engine_lost:
             raise EngineLost("an engine was lost; the log says how")
 
 
@@ -183,7 +184,7 @@ def _check_default(name: str | None, found: Collection[str]) -> None:
         raise BundleError(f"--default-model is {name!r}, and there is only {', '.join(found)}")
 
 
-def _default_or_any(models: Models) -> ServedModel:
+def _default_or_any(models: ModelRegistry) -> ServedModel:
     """The default one, unless it cannot be served and others can, which a start that is not strict is content with."""
     try:
         return models.find()
@@ -203,14 +204,14 @@ async def _succeeds(starting: "asyncio.Future[None]", stop: StopRequest) -> bool
     return starting.exception() is None
 
 
-async def _keep_looking(
-    watch: Reconciler, interval_s: float, asked: asyncio.Event | None, on_death: Callable[[], None]
+async def _reconcile(
+    reconciler: Reconciler, interval_s: float, rescan: asyncio.Event | None, on_engine_lost: Callable[[], None]
 ) -> None:
     try:
-        await watch.run(interval_s, asked or asyncio.Event())
+        await reconciler.run(interval_s, rescan or asyncio.Event())
     except EngineLost:
         logger.critical("a device failed for good while a version was loaded", exc_info=True)
-        on_death()
+        on_engine_lost()
 
 
 def _server(config: ServerConfig, metrics: Metrics, access: Access | None, stack: AsyncExitStack) -> InterceptingServer:
@@ -245,13 +246,13 @@ async def _companion(
         address = f"unix:{folder}/worker.sock"
     channel = WorkerChannel(address, _worker_tls(config), LONGEST_PROJECTION_S)
     stack.push_async_callback(channel.close)
-    client = WorkerClient(channel.current, metrics, LONGEST_PROJECTION_S, on_change, renewed=channel.renewed)
+    client = WorkerClient(channel.current, metrics, LONGEST_PROJECTION_S, on_change, renew_channel=channel.renew)
     if not supervised:
         return client, [client.watch]
     supervisor = Supervisor(
         worker_command(config, address),
         metrics,
-        answers=partial(worker_answers, address),
+        probe=partial(probe_worker, address),
     )
     return client, [client.watch, supervisor.run]
 

@@ -127,10 +127,10 @@ async def _serve_until_signal(config: ServerConfig, console: Console) -> None:
         if config.ready_file is not None:
             write_ready_file(config.ready_file, ports, config.host)
 
-    stop, look = StopRequest(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look.set)
+    stop, rescan = StopRequest(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, rescan.set)
     with stop.on_signals():
-        await serve(config, models_on_disk(config), stop, on_ready, look)
+        await serve(config, models_on_disk(config), stop, on_ready, rescan)
 
 
 def _greet(console: Console, config: ServerConfig, model: ServedModel, ports: Ports) -> None:

@@ -28,7 +28,7 @@ from zfserve_engines.catalogue import Phase
 from zfserve_runtime.grpc import options as grpc_options
 from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_server.models.startup import phase_service
+from zfserve_server.models.startup_progress import phase_service
 
 KUBERNETES = "1.37"
 SERVER_NAMES = {SERVER, VISION_SERVICE, PROJECTION, *map(phase_service, Phase)}

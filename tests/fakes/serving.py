@@ -225,13 +225,13 @@ class FakeWorker(WorkerServiceServicer):
 
 @dataclass
 class Running:
-    """A server that is ready; `look` has it look for new versions at once."""
+    """A server that is ready; set `rescan` to have the model folders scanned at once."""
 
     ports: Ports
     channel: grpc.aio.Channel
     stop: StopRequest
     ended: "asyncio.Task[None]"
-    look: asyncio.Event
+    rescan: asyncio.Event
 
     @property
     def vision(self) -> "VisionServiceAsyncStub":
@@ -272,11 +272,11 @@ async def running_server(
     config = ServerConfig.model_validate(chosen)
     stop = StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    look = asyncio.Event()
+    rescan = asyncio.Event()
     if shelf is None:
         shelf = Shelf()
         shelf.put(MANIFEST, *engines)
-    serving = serve(config, shelf.source, stop, lambda ports, _: ready.set_result(ports), look)
+    serving = serve(config, shelf.source, stop, lambda ports, _: ready.set_result(ports), rescan)
     task = asyncio.create_task(serving)
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -284,7 +284,7 @@ async def running_server(
     ports = ready.result()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
         try:
-            yield Running(ports, channel, stop, task, look)
+            yield Running(ports, channel, stop, task, rescan)
         finally:
             for engine in engines:
                 engine.open.set()

@@ -24,7 +24,7 @@ class Shelf:
     """
 
     opened: list[tuple[str, str]] = field(default_factory=list)
-    looks: int = 0
+    scans: int = 0
     fault: Exception | None = None
     reopen: Callable[[], Engine] | None = None
     engine: EngineName = "onnx-cpu"
@@ -60,10 +60,10 @@ class Shelf:
 
     @property
     def source(self) -> ModelSource:
-        return ModelSource(self._look, self._open)
+        return ModelSource(self._scan, self._open)
 
-    def _look(self) -> list[FoundVersion]:
-        self.looks += 1
+    def _scan(self) -> list[FoundVersion]:
+        self.scans += 1
         if self.fault is not None:
             raise self.fault
         if not self._lying:

@@ -46,9 +46,9 @@ async def until_ready(server: Running, *versions: str) -> None:
 
 async def look(server: Running, shelf: Shelf) -> None:
     """Have a look taken, and wait for it."""
-    looks = shelf.looks
-    server.look.set()
-    await until(server, lambda _: shelf.looks > looks)
+    scans = shelf.scans
+    server.rescan.set()
+    await until(server, lambda _: shelf.scans > scans)
 
 
 async def answered_by(server: Running, **selector: str) -> str:

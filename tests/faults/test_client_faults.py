@@ -18,7 +18,7 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.grpc.options import server_options
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_server.batching.entries import Entry
+from zfserve_server.batching.queue_entry import QueueEntry
 
 PROJECT = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=6)
 
@@ -53,9 +53,9 @@ async def test_a_client_that_is_killed_leaves_nothing_behind(
     assert (await mate).features[0] == 3
 
 
-def entries() -> list[Entry]:
+def entries() -> list[QueueEntry]:
     gc.collect()
-    return [thing for thing in gc.get_objects() if type(thing) is Entry]
+    return [thing for thing in gc.get_objects() if type(thing) is QueueEntry]
 
 
 async def test_calls_that_are_cancelled_all_the_time_hold_no_memory(engine: FakeEngine) -> None:

@@ -21,7 +21,7 @@ async def becomes(server: Running, version: str, state: int) -> None:
     """Look for new versions until that one is in that state."""
     async with asyncio.timeout(60):
         while True:
-            server.look.set()
+            server.rescan.set()
             models = (await server.vision.ListModels(pb.ListModelsRequest())).models
             if (version, state) in [(model.version, model.state) for model in models]:
                 return
@@ -45,7 +45,7 @@ async def test_the_old_version_serves_on_and_a_good_one_takes_over(engine: FakeE
         await becomes(server, "8", pb.MODEL_STATE_FAILED)
         assert await served(server) == "7"
         shelf.fault = OSError(errno.ENOSPC, "No space left on device")
-        server.look.set()
+        server.rescan.set()
         assert await served(server) == "7"
         shelf.fault = None
         shelf.put(NEWEST, FakeEngine())

@@ -26,7 +26,7 @@ from zfserve_runtime.errors import EngineFailed, ServiceError, WorkerUnavailable
 from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_server.worker.channel import worker_answers
+from zfserve_server.worker.probe import probe_worker
 from zfserve_server.worker.supervisor import Supervisor
 
 TESTS = Path(__file__).parent.parent
@@ -54,13 +54,15 @@ async def supervised(address: str, folder: Path) -> AsyncIterator[asyncio.Event]
     """A worker process under a supervisor that is quick to lose patience; the event is set whenever it has answered."""
     heard = asyncio.Event()
 
-    async def answers(within_s: float) -> bool:
-        if answered := await worker_answers(address, within_s):
+    async def probe(within_s: float) -> bool:
+        if answered := await probe_worker(address, within_s):
             heard.set()
         return answered
 
     command = [sys.executable, str(TESTS / "fakes" / "worker_process.py"), address, str(folder), FINGERPRINT]
-    supervisor = Supervisor(command, Metrics(), first_delay_s=0.01, answers=answers, silence_s=2.0, look_every_s=0.05)
+    supervisor = Supervisor(
+        command, Metrics(), first_delay_s=0.01, probe=probe, probe_timeout_s=2.0, probe_interval_s=0.05
+    )
     task = asyncio.create_task(supervisor.run())
     try:
         yield heard

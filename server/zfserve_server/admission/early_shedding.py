@@ -14,10 +14,10 @@ from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata
 
 from zfserve_server.admission.senders import Priority, Sender, Senders
-from zfserve_server.models.registry import Models
+from zfserve_server.models.registry import ModelRegistry
 
 
-def turning_away(models: Models, senders: Senders) -> dict[str, Ask]:
+def turning_away(models: ModelRegistry, senders: Senders) -> dict[str, Ask]:
     """By the full names of the methods that send photos to an engine. They raise Overloaded; InvalidInput where the
     metadata name a sender that cannot be."""
 
@@ -31,12 +31,12 @@ def turning_away(models: Models, senders: Senders) -> dict[str, Ask]:
     return {"/zfserve.v1.VisionService/Classify": classify, "/inference.GRPCInferenceService/ModelInfer": infer}
 
 
-def all_are_busy(models: Models) -> bool:
+def all_are_busy(models: ModelRegistry) -> bool:
     """Else there is nobody to turn away: an idle model takes anyone on, and where none is ready the service says so."""
     return len(models) > 0 and all(model.admission.accepted for model in models)
 
 
-def _turn_away(models: Models, senders: Sequence[Sender], deadline: Deadline) -> None:
+def _turn_away(models: ModelRegistry, senders: Sequence[Sender], deadline: Deadline) -> None:
     """Raises Overloaded where none of `models` would take on an image of any of `senders`: the last one's refusal."""
     asked = [(model.admission, sender) for model in models for sender in senders]
     for admission, sender in asked[:-1]:

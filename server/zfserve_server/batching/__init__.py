@@ -1,1 +1,1 @@
-"""Batching: requests that wait together share one run of the engine."""
+"""Batching groups waiting images, so that several of them share one run of the engine."""

@@ -1,7 +1,8 @@
-"""The batcher: requests that wait together share one run of the engine. Called by the services; built by `app`.
+"""The batcher lets images that wait together share one run of the engine. Built by the loader, called by the services.
 
-Images enter the waiting line on the event loop; each engine's thread takes from it. This is the loop's side: who may
-enter, and what becomes of everyone when an engine is lost or the batcher is closed.
+Images enter the fair queue on the event loop, and each engine's thread takes batches from it (`engine_thread`). This
+module is the event loop's side: it accepts images, and it answers all of them when an engine is lost or the batcher is
+closed.
 """
 
 import asyncio
@@ -19,30 +20,31 @@ from zfserve_runtime.telemetry.tracing import current_trace
 
 from zfserve_server.admission.senders import NOBODY, Sender
 from zfserve_server.admission.service_rate import ServiceRate
+from zfserve_server.batching import errors
 from zfserve_server.batching.engine_thread import EngineThread
-from zfserve_server.batching.entries import Answer, Entry, closed, fail, lost
 from zfserve_server.batching.fair_queue import FairQueue
+from zfserve_server.batching.queue_entry import InferenceResult, QueueEntry, fail
 from zfserve_server.batching.watchdog import Watchdog, WatchdogPolicy
 
-CLOSING_S = 5.0
-"""For the batches in the engines, once nobody may wait for them any more."""
+CLOSE_GRACE_S = 5.0
+"""Time for the running batches to end when the batcher is closed."""
 
 ENGINE_TIMEOUT_S = 30.0
 
-EARLY_S = 0.05
-"""By which a client's cancellation at its deadline may be ahead of our clock."""
+CANCELLATION_SKEW_S = 0.05
+"""A client may cancel its call this much before our clock reaches the call's deadline."""
 
 
 class Batcher:
-    """Runs every engine in a thread of its own; they share the line. The methods are called on the event loop.
+    """Runs each engine in a thread of its own. All engines share one queue. Call the methods on the event loop.
 
     Args:
-        engines: one, or several instances of one that a card runs side by side. They are closed with the batcher.
-        row_shape: (height, width, 3) of every image.
-        metrics: batch sizes and the engine's time.
-        on_death: called once, on the event loop, if an engine is lost for good; the batcher then refuses everything,
-            so health has to say so and the process to end.
-        care: for engines that hang; by default they are given up for lost.
+        engines: one engine, or several instances of it that run side by side. They are closed with the batcher.
+        row_shape: (height, width, 3) of each image.
+        metrics: receives batch sizes and inference times.
+        on_engine_lost: called once, on the event loop, if an engine is lost for good. The batcher then refuses all
+            images, so health must report it and the process must end.
+        policy: says what to do about an engine that hangs. By default it counts as lost.
     """
 
     def __init__(
@@ -50,21 +52,22 @@ class Batcher:
         engines: Sequence[Engine],
         row_shape: tuple[int, int, int],
         metrics: ModelMetrics,
-        on_death: Callable[[], None],
-        care: WatchdogPolicy | None = None,
+        on_engine_lost: Callable[[], None],
+        policy: WatchdogPolicy | None = None,
     ) -> None:
         self._row_shape = row_shape
         self._metrics = metrics
-        self._on_death = on_death
-        self._line: FairQueue[Entry] = FairQueue()
-        self._refusal: Callable[[], ServiceError] | None = closed
+        self._on_engine_lost = on_engine_lost
+        self._queue: FairQueue[QueueEntry] = FairQueue()
+        self._refusal: Callable[[], ServiceError] | None = errors.not_running
         self._loop: asyncio.AbstractEventLoop
-        self.pace = ServiceRate(len(engines), self._running_s)
+        self.service_rate = ServiceRate(len(engines), self._running_s)
         self._threads = [self._new_thread(engine) for engine in engines]
-        self._watchdog = Watchdog(care or WatchdogPolicy(ENGINE_TIMEOUT_S), self._threads, self._new_thread, self._die)
+        policy = policy or WatchdogPolicy(ENGINE_TIMEOUT_S)
+        self._watchdog = Watchdog(policy, self._threads, self._new_thread, self._give_up)
 
     def start(self) -> None:
-        """Start the engines' threads; answers are delivered to the running event loop."""
+        """Starts the engine threads. Results are delivered to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._refusal = None
         for thread in self._threads:
@@ -72,71 +75,74 @@ class Batcher:
         self._watchdog.start()
 
     @property
-    def waiting(self) -> int:
+    def queue_depth(self) -> int:
         """Images that no engine has taken yet."""
-        return len(self._line)
+        return len(self._queue)
 
     @property
     def stalled(self) -> bool:
-        """Whether no engine is left that works, and a fresh one is awaited."""
+        """True while no engine works and a new one is being opened."""
         return self._watchdog.stalled_s > 0
 
     @property
-    def lost(self) -> bool:
-        """Whether an engine was lost: nothing but a new process helps."""
-        return self._refusal is lost
+    def engine_lost(self) -> bool:
+        """True once an engine was lost. Only a new process can serve again."""
+        return self._refusal is errors.engine_lost
 
-    async def submit(self, pixels: npt.NDArray[np.uint8], deadline: Deadline, sender: Sender = NOBODY) -> Answer:
-        """Wait for the engine's answer.
+    async def submit(
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, sender: Sender = NOBODY
+    ) -> InferenceResult:
+        """Queues one image and waits for its result.
 
         Args:
-            pixels: uint8 (height, width, 3), not written to until the answer is there.
-            deadline: an image still waiting then is dropped.
+            pixels: uint8 (height, width, 3). Do not write to it before this returns.
+            deadline: the image is dropped if it still waits then.
+            sender: decides the image's place in the queue.
 
         Raises:
             DeadlineExceeded: the deadline passed before an engine was free.
-            EngineFailed: the engine failed on this image, or hung on the batch it was in.
-            EngineLost: an engine is gone for good.
+            EngineFailed: the engine failed on this image, or hung on its batch.
+            EngineLost: an engine was lost for good.
             ShuttingDown: the batcher is closed.
         """
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        entry = Entry(pixels, deadline, sender, time.monotonic(), future, current_request_id(), current_trace())
+        future: asyncio.Future[InferenceResult] = self._loop.create_future()
+        entry = QueueEntry(pixels, deadline, sender, time.monotonic(), future, current_request_id(), current_trace())
         if self._refusal is not None:
             raise self._refusal()
-        self._line.add(entry)
+        self._queue.add(entry)
         try:
             return await future
         except asyncio.CancelledError:
             # gRPC cancels a call at its deadline.
-            if self._line.withdraw(entry) and deadline.expired(EARLY_S):
+            if self._queue.remove(entry) and deadline.expired(CANCELLATION_SKEW_S):
                 self._metrics.queue_expired.inc()
             raise
 
     async def close(self) -> None:
-        """Let the batches in the engines finish, refuse what still waits, end the threads and close the engines.
+        """Refuses the images that wait, lets the running batches finish, ends the threads and closes the engines.
 
-        An engine that does not end in time is left behind, and counts as lost.
+        An engine that does not end within `CLOSE_GRACE_S` is abandoned and counts as lost.
         """
         self._watchdog.stop()
-        self._refuse(closed)
+        self._refuse_all(errors.not_running)
         for thread in self._threads:
-            if not await thread.close(CLOSING_S):
-                self._refusal = lost
+            if not await thread.close(CLOSE_GRACE_S):
+                self._refusal = errors.engine_lost
 
     def _new_thread(self, engine: Engine) -> EngineThread:
-        return EngineThread(engine, self._row_shape, self._line, self.pace, self._metrics, self._die)
+        return EngineThread(engine, self._row_shape, self._queue, self.service_rate, self._metrics, self._give_up)
 
     def _running_s(self) -> float:
         return max((thread.running_s for thread in self._threads), default=self._watchdog.stalled_s)
 
-    def _refuse(self, refusal: Callable[[], ServiceError]) -> None:
-        """From now on refuse every image with `refusal`, and those that wait at once."""
-        self._refusal = lost if self.lost else refusal
-        fail(self._line.close(len(self._threads)), refusal)
+    def _refuse_all(self, refusal: Callable[[], ServiceError]) -> None:
+        """Refuses the images that wait and all later ones."""
+        self._refusal = errors.engine_lost if self.engine_lost else refusal
+        fail(self._queue.close(len(self._threads)), refusal)
 
-    def _die(self) -> None:
-        if not self.lost:
-            self._refuse(lost)
+    def _give_up(self) -> None:
+        if not self.engine_lost:
+            self._refuse_all(errors.engine_lost)
             self._watchdog.stop()
-            self._on_death()
+            self._on_engine_lost()

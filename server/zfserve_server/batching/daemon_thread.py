@@ -1,4 +1,4 @@
-"""Work that may never end, in a thread that does not keep the process. Used where engines are opened."""
+"""Runs blocking work that may never end in a daemon thread. Used where engines are opened."""
 
 import asyncio
 import concurrent.futures
@@ -9,11 +9,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def run_in_daemon(work: Callable[[], T], name: str, discard: Callable[[T], object]) -> "asyncio.Future[T]":
-    """What `work` returns, or raises, in a daemon thread: one that hears of nothing must not hold up the process.
+def run_in_daemon_thread(work: Callable[[], T], name: str, discard: Callable[[T], object]) -> "asyncio.Future[T]":
+    """Starts `work` in a daemon thread, which does not keep the process alive. Returns a future of its result.
 
     Args:
-        discard: takes what `work` returns after the future was cancelled.
+        work: the function to run. Its exception becomes that of the future.
+        name: the thread's name.
+        discard: receives the result if the future was cancelled before `work` returned.
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 

@@ -1,7 +1,8 @@
-"""One engine and the thread it runs in: from a batch that waits to its answers on the event loop. Built by the batcher.
+"""An engine thread runs one engine: it takes batches from the queue and delivers results. Built by the batcher.
 
-The thread takes whatever waits the moment its engine is free, and hands the answers to the event loop in one call. It
-never waits for company, so a lone request pays one hop and nothing else; under load the next batch gathers meanwhile.
+The thread takes all that waits, up to a batch, as soon as its engine is free, and hands the results to the event loop
+in one call. It never waits for a batch to fill. A lone request therefore pays one thread hop and nothing else; under
+load the next batch gathers while the engine runs.
 """
 
 import asyncio
@@ -19,57 +20,49 @@ from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 
 from zfserve_server.admission.service_rate import ServiceRate, Stopwatch
-from zfserve_server.batching.entries import (
-    Answer,
-    Entry,
-    about,
-    expired,
-    fail,
-    failed,
-    hung,
-    lost,
-    not_finite,
-    trace_batch,
-)
+from zfserve_server.batching import errors
 from zfserve_server.batching.fair_queue import FairQueue
+from zfserve_server.batching.queue_entry import InferenceResult, QueueEntry, fail, log_fields, trace_batch
 
 logger = logging.getLogger(__name__)
 
 
 class EngineThread:
-    """The methods are called on the event loop, but for those at the end.
+    """Runs one engine in a thread. Call the public methods on the event loop.
 
     Args:
-        row_shape: (height, width, 3) of every image.
-        line: of the images to run, shared with other engines.
-        pace: told of every batch.
-        on_lost: called if the engine is lost or the thread dies, once its batch has been answered.
+        engine: the engine to run. It is closed with the thread.
+        row_shape: (height, width, 3) of each image.
+        queue: the images to run. Other engines may share it.
+        service_rate: observes each batch.
+        metrics: receives batch sizes and inference times.
+        on_engine_lost: called on the event loop if the engine is lost or the thread dies, after its batch was answered.
     """
 
     def __init__(
         self,
         engine: Engine,
         row_shape: tuple[int, int, int],
-        line: FairQueue[Entry],
-        pace: ServiceRate,
+        queue: FairQueue[QueueEntry],
+        service_rate: ServiceRate,
         metrics: ModelMetrics,
-        on_lost: Callable[[], None],
+        on_engine_lost: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._most = engine.info.max_batch_size
+        self._max_batch_size = engine.info.max_batch_size
         self._row_shape = row_shape
-        self._line = line
-        self._pace = pace
+        self._queue = queue
+        self._service_rate = service_rate
         self._metrics = metrics
-        self._on_lost = on_lost
+        self._on_engine_lost = on_engine_lost
         self._loop: asyncio.AbstractEventLoop
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self._batch: Sequence[Entry] = ()
-        self._began: float | None = None  # of the run under way
+        self._thread = threading.Thread(target=self._run_batches, name="engine", daemon=True)
+        self._batch: Sequence[QueueEntry] = ()
+        self._run_began: float | None = None  # None while the engine waits for work
         self._stopwatch = Stopwatch()
         self._abandoned = False
-        self._proven = False
-        self._is_lost = False
+        self._has_finished_a_run = False
+        self._engine_lost = False
         self._ended = asyncio.Event()
 
     def start(self) -> None:
@@ -78,29 +71,29 @@ class EngineThread:
 
     @property
     def running_s(self) -> float:
-        """For how long the run under way has lasted; 0 where the engine waits for work."""
-        began = self._began
+        """Seconds since the current run began; 0 while the engine waits for work."""
+        began = self._run_began
         return 0.0 if began is None else time.monotonic() - began
 
     @property
-    def proven(self) -> bool:
-        """Whether the engine has answered anything here."""
-        return self._proven
+    def has_finished_a_run(self) -> bool:
+        """True once the engine has answered a batch."""
+        return self._has_finished_a_run
 
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
     def abandon(self) -> None:
-        """Give up waiting for the run under way. Should it end after all, the engine is closed and the thread ends."""
+        """Fails the current batch and stops waiting for its run. If the run ends later, the engine is closed then."""
         self._abandoned = True
-        logger.error("the engine hangs", extra={"running_s": round(self.running_s, 1), **about(self._batch)})
-        fail(self._batch, hung)
+        logger.error("the engine hangs", extra={"running_s": round(self.running_s, 1), **log_fields(self._batch)})
+        fail(self._batch, errors.engine_hung)
 
     async def close(self, grace_s: float) -> bool:
-        """Wait for the thread to end, as it does once the line is closed, then close the engine.
+        """Waits for the thread to end, then closes the engine. The queue must be closed already.
 
-        False where it does not end within `grace_s`: it is abandoned.
+        Returns False if the thread does not end within `grace_s` seconds. It is abandoned then.
         """
         if self._abandoned:
             return False
@@ -110,42 +103,42 @@ class EngineThread:
             except TimeoutError:
                 self.abandon()
                 return False
-        if not self._is_lost:  # nothing can be asked of an engine that is
+        if not self._engine_lost:  # a lost engine cannot be closed
             self._engine.close()
         return True
 
-    # In the thread.
+    # These run in the thread.
 
-    def _serve(self) -> None:
+    def _run_batches(self) -> None:
         try:
-            rows = np.empty((self._most, *self._row_shape), np.uint8)
-            while not self._abandoned and (batch := self._line.take(self._most, self._is_live)):
+            rows = np.empty((self._max_batch_size, *self._row_shape), np.uint8)
+            while not self._abandoned and (batch := self._queue.take_batch(self._max_batch_size, self._is_live)):
                 self._batch = batch
-                self._run(batch, _together(batch, rows))
-                self._batch = batch = []  # an idle engine holds nothing
+                self._run(batch, _stack_pixels(batch, rows))
+                self._batch = batch = []  # an idle engine keeps no images alive
         except BaseException:
-            logger.exception("the engine is lost", extra=about(self._batch))
-            self._soon(self._lose, self._batch)
+            logger.exception("the engine is lost", extra=log_fields(self._batch))
+            self._call_on_loop(self._handle_engine_lost, self._batch)
         else:
             if self._abandoned:
                 self._engine.close()
-        self._soon(self._ended.set)
+        self._call_on_loop(self._ended.set)
 
-    def _is_live(self, entry: Entry) -> bool:
+    def _is_live(self, entry: QueueEntry) -> bool:
         if entry.future.done():
             return False
         if entry.deadline.expired():
-            self._soon(self._expire, entry)
+            self._call_on_loop(self._expire, entry)
             return False
         return True
 
-    def _run(self, batch: Sequence[Entry], rows: npt.NDArray[np.uint8]) -> None:
-        """Run one batch; one that fails is run again in halves, down to the images that fail by themselves.
+    def _run(self, batch: Sequence[QueueEntry], rows: npt.NDArray[np.uint8]) -> None:
+        """Runs one batch. If it fails, runs its halves, down to the single images that fail alone.
 
         Raises:
-            EngineLost: nothing can be run any more.
+            EngineLost: the engine cannot run anything any more.
         """
-        began = self._began = time.monotonic()
+        began = self._run_began = time.monotonic()
         try:
             outputs = self._engine.run(rows)
             if not len(outputs.probabilities) == len(outputs.features) == len(batch):
@@ -153,70 +146,75 @@ class EngineThread:
         except EngineLost:
             raise
         except Exception:
-            logger.exception("the engine failed", extra=about(batch))
-            self._soon(self._disappoint, batch, began, time.monotonic() - began)
+            logger.exception("the engine failed", extra=log_fields(batch))
+            self._call_on_loop(self._fail_batch, batch, began, time.monotonic() - began)
             if (half := len(batch) // 2) and not self._abandoned:
                 self._run(batch[:half], rows[:half])
                 self._run(batch[half:], rows[half:])
         else:
             inference_s = time.monotonic() - began
             lap_s = self._stopwatch.lap(min(entry.submitted for entry in batch))
-            # What is not a number stays that in a sum, which costs less than to look at each.
+            # One NaN or infinity makes the row's sum non-finite. One sum per row costs less than testing each value.
             finite = np.isfinite(outputs.probabilities.sum(axis=1)).tolist()
-            self._soon(self._deliver, batch, outputs, finite, _Times(began, inference_s, lap_s))
+            self._call_on_loop(self._deliver, batch, outputs, finite, _Times(began, inference_s, lap_s))
         finally:
-            self._began = None
+            self._run_began = None
 
-    def _soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call it on the event loop, unless that ended before a hung engine did."""
+    def _call_on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
+        # The event loop may have closed before a hung engine returns.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    # On the event loop again.
+    # These run on the event loop.
 
-    def _deliver(self, batch: Sequence[Entry], outputs: EngineOutputs, finite: Sequence[bool], times: "_Times") -> None:
+    def _deliver(
+        self, batch: Sequence[QueueEntry], outputs: EngineOutputs, finite: Sequence[bool], times: "_Times"
+    ) -> None:
         for row, entry in enumerate(batch):
             if entry.future.done():
                 continue
             if not finite[row]:
-                fail((entry,), not_finite)
-                logger.error("the network's answer is not finite", extra=about((entry,)))
+                fail((entry,), errors.not_finite)
+                logger.error("the network's output is not finite", extra=log_fields((entry,)))
                 continue
             queue_s = times.began - entry.submitted
             probabilities, features = outputs.probabilities[row], outputs.features[row]
-            entry.future.set_result(Answer(probabilities, features, queue_s, times.inference_s, len(batch)))
-        self._loop.call_soon(self._observe, batch, times)  # the answers go first
+            entry.future.set_result(InferenceResult(probabilities, features, queue_s, times.inference_s, len(batch)))
+        self._loop.call_soon(self._observe, batch, times)  # after the results, which callers wait for
 
-    def _observe(self, batch: Sequence[Entry], times: "_Times") -> None:
-        self._proven = True
+    def _observe(self, batch: Sequence[QueueEntry], times: "_Times") -> None:
+        self._has_finished_a_run = True
         if not self._abandoned:
             delivery_s = time.monotonic() - times.began - times.inference_s
-            self._pace.observe(len(batch), times.lap_s, delivery_s)
+            self._service_rate.observe(len(batch), times.lap_s, delivery_s)
         self._metrics.batch_size.observe(len(batch))
-        self._metrics.batch_fill.observe(len(batch) / self._most)
+        self._metrics.batch_fill.observe(len(batch) / self._max_batch_size)
         self._metrics.inference_seconds.observe(times.inference_s)
         self._metrics.statistics.add_run(len(batch), times.inference_s)
         trace_batch(batch, times.began, times.inference_s)
 
-    def _disappoint(self, batch: Sequence[Entry], began: float, inference_s: float) -> None:
-        if len(batch) == 1:  # the others are run again
-            fail(batch, failed)
+    def _fail_batch(self, batch: Sequence[QueueEntry], began: float, inference_s: float) -> None:
+        if len(batch) == 1:  # the images of a larger batch are run again
+            fail(batch, errors.engine_failed)
         self._metrics.engine_failures.inc()
         trace_batch(batch, began, inference_s, failed=True)
 
-    def _expire(self, entry: Entry) -> None:
-        fail((entry,), expired)
+    def _expire(self, entry: QueueEntry) -> None:
+        fail((entry,), errors.deadline_expired)
         self._metrics.queue_expired.inc()
 
-    def _lose(self, batch: Sequence[Entry]) -> None:
-        self._is_lost = True
-        fail(batch, lost)
+    def _handle_engine_lost(self, batch: Sequence[QueueEntry]) -> None:
+        self._engine_lost = True
+        fail(batch, errors.engine_lost)
         if not self._abandoned:
-            self._on_lost()
+            self._on_engine_lost()
 
 
-def _together(batch: Sequence[Entry], rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The pixels of `batch`, in `rows`; those of a lone image where they lie, which spares it 0.03 ms."""
+def _stack_pixels(batch: Sequence[QueueEntry], rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Copies the batch's pixels into `rows` and returns that part, uint8 (N, height, width, 3).
+
+    A single image is not copied, which saves 0.03 ms.
+    """
     if len(batch) == 1:
         return batch[0].pixels[None]
     for row, entry in zip(rows, batch, strict=False):
@@ -225,7 +223,13 @@ def _together(batch: Sequence[Entry], rows: npt.NDArray[np.uint8]) -> npt.NDArra
 
 
 class _Times(NamedTuple):
-    """Of one run: when it began, how long it took, and how long since the engine could have begun it."""
+    """Holds the times of one run.
+
+    Attributes:
+        began: time.monotonic() when the run began.
+        inference_s: seconds that the run took.
+        lap_s: seconds since the engine could have begun it (see `Stopwatch.lap`).
+    """
 
     began: float
     inference_s: float

@@ -1,80 +1,80 @@
-"""The waiting line: images that no engine has taken yet, and the order in which they are taken. Used by the batcher.
+"""The fair queue holds the images that no engine has taken yet and decides their order. Used by the batcher.
 
-The event loop adds to it and the engines' threads take from it. Adding touches a deque, whose single operations are
-atomic, and a bell to wait for; putting in order is left to the threads, under a lock that the loop takes only to
-withdraw an image and to close. A lock around both ends, and a Condition to wait on, would have the loop wait for a
-thread just when it has an answer to deliver.
+The event loop adds images and the engine threads take them. Adding appends to a deque, whose single operations are
+atomic, and puts a token into a wake-up queue. The threads do the ordering, under a lock that the event loop takes only
+to remove an image and to close the queue. With one lock around both ends and a Condition to wait on, the event loop
+would wait for a thread just when it has results to deliver.
 """
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from zfserve_server.admission.senders import Priority, Sender
 
 BULK_EVERY = 8
-"""Of so many images taken in a row while bulk waits, one at least is bulk."""
+"""While bulk images wait, at least one of this many images taken in a row is bulk."""
 
 
-class Waiting(Protocol):
-    """What may stand in the line."""
+class Queueable(Protocol):
+    """Anything that has a sender can be queued."""
 
     @property
     def sender(self) -> Sender: ...
 
 
-E = TypeVar("E", bound=Waiting)
+E = TypeVar("E", bound=Queueable)
 
 
-class Order(Generic[E]):
-    """Who is next: interactive before bulk, but of any `BULK_EVERY` taken in a row while bulk waits one at least is
-    bulk; and within a priority the clients take turns, an image each, oldest first.
+class FairScheduler(Generic[E]):
+    """Decides which entry is next. Not thread-safe.
 
-    For one thread at a time.
+    Interactive entries precede bulk entries. While bulk waits, at least one of any `BULK_EVERY` entries taken in a row
+    is bulk. Within a priority the clients take turns, one image each, oldest first.
     """
 
     def __init__(self) -> None:
-        self._interactive = _Turns[E]()
-        self._bulk = _Turns[E]()
-        self._passed_over = 0  # interactive images taken since bulk began to wait, or had its turn
+        self._interactive = _RoundRobin[E]()
+        self._bulk = _RoundRobin[E]()
+        self._interactive_in_a_row = 0  # taken while bulk waited, since the last bulk entry
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def add(self, entry: E) -> None:
-        self._turns_of(entry).add(entry)
+        self._round_of(entry).add(entry)
         self._length += 1
 
     def pop(self) -> E | None:
-        """The next, or None where nobody waits."""
+        """Removes and returns the next entry, or returns None if there is none."""
         if not self._length:
             return None
         self._length -= 1
-        if self._bulk and (not self._interactive or self._passed_over == BULK_EVERY - 1):
-            self._passed_over = 0
+        if self._bulk and (not self._interactive or self._interactive_in_a_row == BULK_EVERY - 1):
+            self._interactive_in_a_row = 0
             return self._bulk.pop()
-        self._passed_over = self._passed_over + 1 if self._bulk else 0
+        self._interactive_in_a_row = self._interactive_in_a_row + 1 if self._bulk else 0
         return self._interactive.pop()
 
     def remove(self, entry: E) -> bool:
-        """Whether it waited."""
-        waited = self._turns_of(entry).remove(entry)
-        self._length -= waited
-        return waited
+        """Removes `entry`. Returns False if it was not there."""
+        removed = self._round_of(entry).remove(entry)
+        self._length -= removed
+        return removed
 
-    def _turns_of(self, entry: E) -> "_Turns[E]":
+    def _round_of(self, entry: E) -> "_RoundRobin[E]":
         return self._bulk if entry.sender.priority is Priority.BULK else self._interactive
 
 
-class _Turns(Generic[E]):
-    """Round robin. Every entry is one image, so that equal turns are equal work."""
+class _RoundRobin(Generic[E]):
+    """Lets the clients take turns. Each entry is one image, so equal turns are equal work."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, deque[E]] = {}  # by client, whoever is next first; none is empty
+        self._entries: dict[str, deque[E]] = {}  # by client, in the order of their turns; no deque is empty
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -92,7 +92,7 @@ class _Turns(Generic[E]):
 
     def remove(self, entry: E) -> bool:
         entries = self._entries.get(entry.sender.client, deque())
-        # Looks first: the error of `deque.remove` would spell the entry out, pixels and all, which takes 0.2 ms.
+        # Tests first: the error of `deque.remove` would format the entry with all its pixels, which takes 0.2 ms.
         if entry not in entries:
             return False
         entries.remove(entry)
@@ -102,68 +102,73 @@ class _Turns(Generic[E]):
 
 
 class FairQueue(Generic[E]):
-    """See the top. `add`, `withdraw` and `close` are for the event loop, `take` is for the engines' threads."""
+    """A FairScheduler between the event loop (`add`, `remove`, `close`) and the engine threads (`take_batch`)."""
 
     def __init__(self) -> None:
         self._arrived: deque[E] = deque()
-        self._order = Order[E]()
-        self._ordering = threading.Lock()
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # rung for every entry, and for every thread to end
+        self._scheduler = FairScheduler[E]()
+        self._scheduler_lock = threading.Lock()
+        self._wakeups: SimpleQueue[None] = SimpleQueue()  # one for each entry, and one for each thread at the end
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._arrived) + len(self._order)
+        return len(self._arrived) + len(self._scheduler)
 
     def add(self, entry: E) -> None:
         self._arrived.append(entry)
-        self._bell.put(None)
+        self._wakeups.put(None)
 
-    def withdraw(self, entry: E) -> bool:
-        """Take it out, unless an engine has it; whether it waited."""
-        with self._ordering:
-            self._put_in_order()
-            return self._order.remove(entry)
+    def remove(self, entry: E) -> bool:
+        """Removes `entry`. Returns False if an engine has taken it."""
+        with self._scheduler_lock:
+            self._schedule_arrived()
+            return self._scheduler.remove(entry)
 
-    def close(self, listeners: int) -> list[E]:
-        """From now on nothing is taken; so many threads that wait, or will, hear of it. Returns what was left."""
+    def close(self, threads: int) -> list[E]:
+        """Ends `take_batch` for good and returns the entries that were left.
+
+        Args:
+            threads: the number of threads that call `take_batch`. Each of them is woken.
+        """
         self._closed = True
         left = []
         while (entry := self._pop()) is not None:
             left.append(entry)
-        for _ in range(listeners):
-            self._bell.put(None)
+        for _ in range(threads):
+            self._wakeups.put(None)
         return left
 
-    def take(self, most: int, is_live: Callable[[E], bool]) -> list[E]:
-        """Block until somebody waits, then up to `most` of those next in line; [] once the line is closed.
+    def take_batch(self, max_size: int, is_live: Callable[[E], bool]) -> list[E]:
+        """Blocks until there are entries, then takes up to `max_size` of them. Returns [] once the queue is closed.
 
         Args:
-            is_live: the others are left out, and do not come back.
+            max_size: the largest number of entries to take.
+            is_live: returns False for an entry to drop.
         """
         batch: list[E] = []
         while True:
-            self._silence()
-            while len(batch) < most and (entry := self._pop()) is not None:
+            self._drain_wakeups()
+            while len(batch) < max_size and (entry := self._pop()) is not None:
                 if is_live(entry):
                     batch.append(entry)
             if len(self) or self._closed:
-                self._bell.put(None)  # for another thread: the ringing that was silenced may have been for it
+                self._wakeups.put(None)  # another thread may have needed one of the drained wake-ups
             if batch or self._closed:
                 return batch
-            self._bell.get()
+            self._wakeups.get()
 
     def _pop(self) -> E | None:
-        with self._ordering:
-            self._put_in_order()
-            return self._order.pop()
+        with self._scheduler_lock:
+            self._schedule_arrived()
+            return self._scheduler.pop()
 
-    def _put_in_order(self) -> None:
-        while self._arrived:  # whoever holds the lock is the only one to take from it
-            self._order.add(self._arrived.popleft())
+    def _schedule_arrived(self) -> None:
+        while self._arrived:  # only the holder of the lock takes from this deque
+            self._scheduler.add(self._arrived.popleft())
 
-    def _silence(self) -> None:
-        """Forget all ringing so far, before the line is looked at: it would pile up while no engine is ever idle."""
-        # Looks before it takes, as exceptions, caught or not, would cost a lone request 0.1 ms.
-        with suppress(queue.Empty):
-            while not self._bell.empty():
-                self._bell.get_nowait()
+    def _drain_wakeups(self) -> None:
+        """Discards the pending wake-ups before the queue is read. They would pile up while no engine is idle."""
+        # Tests first: an exception costs a lone request 0.1 ms, even when it is caught.
+        with suppress(Empty):
+            while not self._wakeups.empty():
+                self._wakeups.get_nowait()

@@ -1,1 +1,1 @@
-"""Models: finding, opening, serving and replacing their versions."""
+"""Finds, opens, serves and replaces the versions of models."""

@@ -1,4 +1,4 @@
-"""From a version that was found to one that can answer, beside those that do. Built by `app`; used by `model_watch`."""
+"""Loads a version of a model beside those that already serve. Built by `app`, called by the reconciler."""
 
 import time
 from collections.abc import Callable
@@ -19,19 +19,19 @@ from zfserve_server.models.source import OpenedVersion
 
 
 @dataclass(frozen=True)
-class Terms:
-    """On which every version is served.
+class ServingPolicy:
+    """Holds the settings that apply to every version.
 
     Attributes:
-        max_queue: images accepted and not answered, of each version.
-        engine_timeout_s: the longest that one run may take.
-        on_death: called when an engine is lost for good.
-        on_stall: called when a version has no engine left that works, with True, and when it has one again.
+        max_queue: the largest number of images in flight for each version.
+        engine_timeout_s: the longest time that one run may take.
+        on_engine_lost: called when an engine is lost for good.
+        on_stall: called with True when a version has no working engine left, and with False when it has one again.
     """
 
     max_queue: int
     engine_timeout_s: float
-    on_death: Callable[[], None]
+    on_engine_lost: Callable[[], None]
     on_stall: Callable[[bool], None]
 
 
@@ -39,39 +39,43 @@ class ModelLoader:
     """Loads one version at a time. Use from the event loop's thread only."""
 
     def __init__(
-        self, open_version: Callable[[FoundVersion, Report], OpenedVersion], terms: Terms, metrics: Metrics
+        self, open_version: Callable[[FoundVersion, Report], OpenedVersion], policy: ServingPolicy, metrics: Metrics
     ) -> None:
         self._open = open_version
-        self._terms = terms
+        self._policy = policy
         self._metrics = metrics
         self._thread = OpeningThread()
 
     async def load(self, found: FoundVersion, on_step: Callable[[Step], None]) -> ServedModel:
-        """A version that answers from now on; nobody finds it yet.
+        """Returns the version, ready to answer. It is not in the registry yet.
+
+        Args:
+            found: the version to load.
+            on_step: called on the event loop with each step of the load.
 
         Raises:
             EngineLost: a device failed for good; only a new process can serve again.
-            Exception: why the version cannot serve.
+            Exception: the version cannot serve.
         """
         began_s = time.monotonic()
         opened = await self._thread.run(partial(self._open, found), on_step)
         manifest, choice = opened.manifest, opened.choice
         if (manifest.name, manifest.version) != (found.name, found.version):
             opened.close()
-            raise BundleError("its manifest was replaced by that of another version while it was read")
+            raise BundleError("another version replaced its manifest while it was read")
         metrics = self._metrics.of_model(manifest.name, manifest.version)
-        care = WatchdogPolicy(self._terms.engine_timeout_s, choice.reopen, self._terms.on_stall)
+        watchdog_policy = WatchdogPolicy(self._policy.engine_timeout_s, choice.reopen, self._policy.on_stall)
         shape = (manifest.input.height, manifest.input.width, 3)
-        batcher = Batcher(choice.instances, shape, metrics, self._terms.on_death, care)
+        batcher = Batcher(choice.instances, shape, metrics, self._policy.on_engine_lost, watchdog_policy)
         batcher.start()
-        metrics.queue_depth.set_function(lambda: batcher.waiting)
-        admission = Admission(self._terms.max_queue, batcher.pace)
+        metrics.queue_depth.set_function(lambda: batcher.queue_depth)
+        admission = Admission(self._policy.max_queue, batcher.service_rate)
         return ServedModel(manifest, choice, batcher, admission, metrics, time.monotonic() - began_s)
 
     def cancel(self) -> None:
-        """Let a load that is under way, and whose caller was cancelled, end soon."""
+        """Asks the current load, whose caller was cancelled, to end soon."""
         self._thread.cancel()
 
-    async def conclude(self, grace_s: float) -> None:
-        """See `OpeningThread.conclude`."""
-        await self._thread.conclude(grace_s)
+    async def close(self, grace_s: float) -> None:
+        """Cancels the current load and waits for its end. See `OpeningThread.close`."""
+        await self._thread.close(grace_s)

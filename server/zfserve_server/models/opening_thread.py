@@ -1,6 +1,6 @@
-"""The thread in which a version is opened, which takes seconds or minutes and may have to be left behind.
+"""Opens a version's engine in a thread, which takes seconds or minutes. A thread that hangs is left behind.
 
-Used by `model_loader`.
+Used by `loader`.
 """
 
 import asyncio
@@ -9,18 +9,18 @@ from collections.abc import Callable
 
 from zfserve_engines.catalogue import Report, Step
 
-from zfserve_server.batching.daemon_thread import run_in_daemon
+from zfserve_server.batching.daemon_thread import run_in_daemon_thread
 from zfserve_server.models.source import OpenedVersion
 
 Open = Callable[[Report], OpenedVersion]
 
 
 class OpeningCancelled(BaseException):
-    """The process shall stop; raised at the next report of whoever opens an engine, which has to let it through."""
+    """The process stops. Raised at the next report of the code that opens an engine, which must not catch it."""
 
 
 class StillOpening(Exception):
-    """The process shall stop, and the thread that opens an engine does not hear of it."""
+    """The process stops, but the thread that opens an engine does not react."""
 
 
 class OpeningThread:
@@ -31,33 +31,34 @@ class OpeningThread:
         self._opening: asyncio.Future[OpenedVersion] | None = None
 
     async def run(self, open_version: Open, on_step: Callable[[Step], None]) -> OpenedVersion:
-        """What `open_version` returns; whatever it raises passes through.
+        """Returns what `open_version` returns. Raises what it raises.
 
         Args:
-            on_step: called on the event loop with every step that is reported.
+            open_version: runs in the thread; gets a function to report its steps.
+            on_step: called on the event loop with each reported step.
         """
-        # Not awaited itself: cancelling this call must not make the future forget what the thread gives it.
+        # The future itself is not awaited. Cancelling this call would cancel it, and the opened engine would be lost.
         self._opening = self._start(open_version, on_step)
         await asyncio.wait((self._opening,))
         opened, self._opening = self._opening, None
         return opened.result()
 
     def cancel(self) -> None:
-        """Let an opening that is under way end at its next report."""
+        """Ends the current opening at its next report."""
         self._cancelled.set()
 
-    async def conclude(self, grace_s: float) -> None:
-        """Cancel, and leave nothing behind of an opening that nobody waits for any more.
+    async def close(self, grace_s: float) -> None:
+        """Cancels the current opening, waits for its end, and closes the engine if it was opened nevertheless.
 
         Raises:
-            StillOpening: it did not end within `grace_s`; the process must not wait for it.
+            StillOpening: it did not end within `grace_s` seconds. The process must not wait for it.
         """
         self.cancel()
         if self._opening is None:
             return
         await asyncio.wait((self._opening,), timeout=grace_s)
         if not self._opening.done():
-            self._opening.add_done_callback(asyncio.Future.exception)  # whatever becomes of it is looked at by nobody
+            self._opening.add_done_callback(asyncio.Future.exception)  # marks the exception as seen
             raise StillOpening
         if self._opening.exception() is None:
             self._opening.result().close()
@@ -70,4 +71,4 @@ class OpeningThread:
                 raise OpeningCancelled
             loop.call_soon_threadsafe(on_step, step)
 
-        return run_in_daemon(lambda: open_version(report), "opening", OpenedVersion.close)
+        return run_in_daemon_thread(lambda: open_version(report), "opening", OpenedVersion.close)

@@ -1,53 +1,53 @@
-"""What the server's health says, from what is served and how that fares. Built by `app`, which tells it of changes.
+"""Sets the server's health from the state of its models. Built by `app`, which reports each change here.
 
-Gone for good is what `Health.drain` says; nothing here takes that back.
+`Health.drain` is final: nothing here takes it back.
 """
 
 from zfserve_runtime.grpc.health import INFERENCE_SERVICE, PROJECTION, SERVER, VISION_SERVICE, Health
 
-from zfserve_server.models.registry import Models
+from zfserve_server.models.registry import ModelRegistry
 
 SERVICES = (SERVER, VISION_SERVICE, INFERENCE_SERVICE)
 
 
 class Readiness:
-    """SERVING from the end of the start on, but for while a model has no engine that works.
+    """Reports SERVING once the start is over, except while a model has no working engine.
 
     Use from the event loop's thread only.
     """
 
-    def __init__(self, health: Health, models: Models) -> None:
+    def __init__(self, health: Health, models: ModelRegistry) -> None:
         self._health = health
         self._models = models
-        self._begun = False
-        self._lost = False
-        self._projects = False
+        self._started = False
+        self._engine_lost = False
+        self._projection_available = False
 
     @property
-    def lost(self) -> bool:
-        """Whether an engine is lost for good."""
-        return self._lost
+    def engine_lost(self) -> bool:
+        """True once an engine is lost for good."""
+        return self._engine_lost
 
-    def begin(self) -> None:
-        """The start is over."""
-        self._begun = True
-        self.settle()
+    def set_started(self) -> None:
+        """Reports that the start is over."""
+        self._started = True
+        self.update()
 
-    def lose(self) -> None:
-        """An engine is lost for good, and the process ends."""
-        self._lost = True
-        self.settle()
+    def set_engine_lost(self) -> None:
+        """Reports that an engine is lost for good and the process ends."""
+        self._engine_lost = True
+        self.update()
 
-    def project(self, possible: bool) -> None:
-        """Whether all that is served can be projected."""
-        self._projects = possible
-        self.settle()
+    def set_projection_available(self, available: bool) -> None:
+        """Reports if the worker can project all models that are served."""
+        self._projection_available = available
+        self.update()
 
-    def settle(self) -> None:
-        """Look at the models again."""
+    def update(self) -> None:
+        """Sets the health again. Call it when the models or their engines have changed."""
         stalled = any(model.batcher.stalled for model in self._models)
-        self._tell(self._begun and not self._lost and not stalled, *SERVICES)
-        self._tell(self._begun and not self._lost and self._projects, PROJECTION)
+        self._set(self._started and not self._engine_lost and not stalled, *SERVICES)
+        self._set(self._started and not self._engine_lost and self._projection_available, PROJECTION)
 
-    def _tell(self, serving: bool, *services: str) -> None:
+    def _set(self, serving: bool, *services: str) -> None:
         (self._health.serving if serving else self._health.not_serving)(*services)

@@ -1,10 +1,11 @@
-"""Keeps what is served true to what lies in the models' folders: new versions come, are proved, and take over.
+"""The reconciler serves the versions that lie in the model folders: it loads new ones and retires old ones.
 
-Of every model the newest versions that can serve are served, as many as are to be kept, and those that were asked for
-by their own folders. A version is loaded beside the others and takes over between two requests; those that it replaces
-answer what they have accepted and are closed. One that cannot be loaded is refused, and tried again when its files have
-changed and come to rest, or when somebody asks for a look. The last version of a model is never given up: neither for
-one that is refused, nor because its folder is gone, which on a network volume may mean anything. Built by `app`.
+For each model it serves the newest versions that can serve, up to the number to keep, and the pinned versions, whose
+own folders were named. A new version is loaded beside the others and takes over between two requests. The versions that
+it replaces answer what they have accepted and are then closed. A version that cannot be loaded is refused. It is tried
+again when its files have changed and no longer change, or when a rescan is requested (`failed_versions`). The last
+version of a model is always kept: neither a refused version nor a missing folder removes it, because on a network
+volume a missing folder may mean anything. Built by `app`.
 """
 
 import asyncio
@@ -21,21 +22,24 @@ from zfserve_runtime.model_folders import FoundVersion, by_model
 from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_server.allocator import release_freed_memory
+from zfserve_server.models.failed_versions import FailedVersions
 from zfserve_server.models.loader import ModelLoader
-from zfserve_server.models.refused_versions import RefusedVersions
-from zfserve_server.models.registry import Models, ModelState, ModelStatus
+from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus
 from zfserve_server.models.served_model import ServedModel
+from zfserve_server.models.startup_progress import describe_step
 
 logger = logging.getLogger(__name__)
 
 _Key = tuple[str, str]
-"""Name and version of a model."""
+"""The name and version of a model."""
 
 OnStep = Callable[[FoundVersion, Step], None]
 
 
 @dataclass(frozen=True)
 class _Served:
+    """Holds a model that serves, and the digest of the folder's content that it was loaded from."""
+
     model: ServedModel
     content: str
 
@@ -44,126 +48,136 @@ class Reconciler:
     """Use from the event loop's thread only.
 
     Args:
-        look: every version there is; blocks.
-        models: where services find them.
-        keep: how many versions of every model to serve.
-        prepare: called with the fingerprints of all that is served, before one is added and after one has gone.
-        on_change: called whenever a version is found from now on, or is not any more.
+        scan: returns all versions that exist now; blocks.
+        loader: loads a version.
+        models: the registry to fill.
+        metrics: counts the loads.
+        keep: the number of unpinned versions to serve for each model.
+        announce: called with the fingerprints of all served models, before one is added and after one is gone. The
+            worker loads their networks.
+        on_change: called after each version that was added or removed.
     """
 
     def __init__(
         self,
-        look: Callable[[], Sequence[FoundVersion]],
+        scan: Callable[[], Sequence[FoundVersion]],
         loader: ModelLoader,
-        models: Models,
+        models: ModelRegistry,
         metrics: Metrics,
         keep: int,
-        prepare: Callable[[Collection[str]], Awaitable[None]],
+        announce: Callable[[Collection[str]], Awaitable[None]],
         on_change: Callable[[], None],
     ) -> None:
-        self._look = look
+        self._scan = scan
         self._loader = loader
         self._models = models
         self._metrics = metrics
         self._keep = keep
-        self._prepare = prepare
+        self._announce = announce
         self._on_change = on_change
         self._served: dict[_Key, _Served] = {}
         self._loading: _Key | None = None
         self._retiring: set[asyncio.Task[None]] = set()
-        self._refused = RefusedVersions(models, metrics)
-        self._fault = ""  # of the last look
-        self._lost = False
-        self._on_step: OnStep = _LoggedSteps()
+        self._failed = FailedVersions(models, metrics)
+        self._scan_error = ""  # of the last scan
+        self._engine_lost = False
+        self._on_step: OnStep = _StepLog()
 
     async def start(self, found: Sequence[FoundVersion], on_step: OnStep, strict: bool) -> None:
-        """Load what was found at the start; `on_step` is told how far that is.
+        """Loads the versions that were found at the start.
+
+        Args:
+            found: the versions.
+            on_step: called with each step of each load.
+            strict: fail if any model has no version that can serve. Else fail only if no model has one.
 
         Raises:
-            BundleError, EngineUnavailable: a model has no version that can serve; unless `strict`, none has.
+            BundleError, EngineUnavailable: versions cannot serve (see `strict`).
             EngineLost: a device failed for good.
         """
-        logged, self._on_step = self._on_step, on_step
-        await self._settle_all(found, retry=False)
-        self._on_step = logged
-        without = [name for name in by_model(found) if not any(name == served for served, _ in self._served)]
-        if without and (strict or not self._served):
-            raise self._refused.error(without)
+        step_log, self._on_step = self._on_step, on_step
+        await self._reconcile(found, retry=False)
+        self._on_step = step_log
+        missing = [name for name in by_model(found) if not any(name == served for served, _ in self._served)]
+        if missing and (strict or not self._served):
+            raise self._failed.error(missing)
 
-    async def run(self, interval_s: float, asked: asyncio.Event) -> None:
-        """Look every `interval_s` seconds (0: never) and whenever `asked` is set, until cancelled.
+    async def run(self, interval_s: float, rescan: asyncio.Event) -> None:
+        """Scans and reconciles every `interval_s` seconds (0: never) and whenever `rescan` is set, until cancelled.
 
         Raises:
             EngineLost: a device failed for good.
         """
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(asked.wait(), interval_s or None)
-            retry = asked.is_set()
-            asked.clear()
+                await asyncio.wait_for(rescan.wait(), interval_s or None)
+            retry = rescan.is_set()
+            rescan.clear()
             try:
-                found = await asyncio.to_thread(self._look)
-            except Exception as error:  # whatever it is must not end what serves well
-                if str(error) != self._fault:
-                    expected = isinstance(error, BundleError | OSError)
-                    logger.warning(
-                        "the models cannot be looked at; what is served stays",
-                        extra={"reason": str(error)},
-                        exc_info=None if expected else error,
-                    )
-                self._fault = str(error)
+                found = await asyncio.to_thread(self._scan)
+            except Exception as error:  # no error may end the models that serve
+                self._log_scan_error(error)
                 continue
-            self._fault = ""
+            self._scan_error = ""
             try:
-                await self._settle_all(found, retry)
+                await self._reconcile(found, retry)
             except EngineLost:
                 raise
-            except Exception:  # must not end what serves well
-                logger.exception("the models could not be brought up to date")
+            except Exception:  # no error may end the models that serve
+                logger.exception("the models cannot be reconciled")
 
     async def close(self) -> None:
-        """Once nobody asks any more: close all that is served or was."""
+        """Closes all models, the retiring ones included. Call it when no more calls come."""
         await asyncio.gather(*self._retiring)
         while self._served:
             _, served = self._served.popitem()
             await served.model.batcher.close()
-            self._lost = self._lost or served.model.batcher.lost
+            self._engine_lost = self._engine_lost or served.model.batcher.engine_lost
 
     @property
-    def lost(self) -> bool:
-        """Whether an engine was lost, if only when all was closed."""
-        return self._lost
+    def engine_lost(self) -> bool:
+        """True if `close` found a lost engine."""
+        return self._engine_lost
 
-    async def _settle_all(self, found: Sequence[FoundVersion], retry: bool) -> None:
-        versions = by_model(found)
-        for due in self._due(versions, retry):
-            self._tell_loading(due, "it waits for others to be loaded")
-        for of_one in versions.values():
-            await self._settle(of_one, retry)
-        self._refused.forgive_absent(found)
+    def _log_scan_error(self, error: Exception) -> None:
+        if str(error) != self._scan_error:
+            expected = isinstance(error, BundleError | OSError)
+            logger.warning(
+                "the model folders cannot be scanned; the served models stay",
+                extra={"reason": str(error)},
+                exc_info=None if expected else error,
+            )
+        self._scan_error = str(error)
 
-    def _due(self, versions: Mapping[str, Sequence[FoundVersion]], retry: bool) -> Iterator[FoundVersion]:
-        """What has to be loaded, unless something is refused on the way."""
-        for of_one in versions.values():
-            usable = [version for version in of_one if not self._is_refused(version, retry)]
+    async def _reconcile(self, found: Sequence[FoundVersion], retry: bool) -> None:
+        self._failed.begin_scan(retry)
+        by_name = by_model(found)
+        for version in self._to_load(by_name):
+            self._set_loading(version, "it waits for others to be loaded")
+        for versions in by_name.values():
+            await self._reconcile_model(versions)
+        self._failed.end_scan(found)
+
+    def _to_load(self, by_name: Mapping[str, Sequence[FoundVersion]]) -> Iterator[FoundVersion]:
+        """Yields the versions that will be loaded if none of the loads fails."""
+        for versions in by_name.values():
+            usable = [version for version in versions if not self._failed.blocks(version)]
             newest = [version for version in usable if not version.pinned][: self._keep]
             yield from (
                 version for version in usable if (version.pinned or version in newest) and not self._serves(version)
             )
 
-    async def _settle(self, versions: Sequence[FoundVersion], retry: bool) -> None:
-        """Serve what is to be served of one model, whose versions come newest first; retire the rest."""
+    async def _reconcile_model(self, versions: Sequence[FoundVersion]) -> None:
+        """Reconciles one model, whose versions come newest first."""
         kept: dict[_Key, FoundVersion] = {}
         newest = 0
         for found in versions:
             if not found.pinned and newest == self._keep:
                 continue
             if (same := kept.get(_key(found))) is not None:
-                if found.files != same.files and not self._is_refused(found, retry):  # else a link to the same folder
-                    self._refused.refuse(
-                        found, BundleError(f"it lies in two folders; only {same.folder.name} is looked at")
-                    )
-            elif await self._serve(found, retry):
+                if found.files != same.files and not self._failed.blocks(found):  # equal files: a link to that folder
+                    self._failed.add(found, BundleError(f"it lies in two folders; only {same.folder.name} is served"))
+            elif await self._ensure_served(found):
                 kept[_key(found)] = found
                 newest += not found.pinned
         gone = [key for key in self._served if key[0] == versions[0].name and key not in kept]
@@ -171,13 +185,13 @@ class Reconciler:
             self._retire(self._served.pop(key).model)
             self._on_change()
 
-    async def _serve(self, found: FoundVersion, retry: bool) -> bool:
-        """Whether that version is served in the end, if only as it was before its files changed."""
+    async def _ensure_served(self, found: FoundVersion) -> bool:
+        """Loads the version unless it is served. Returns True if it is served now, even with its earlier content."""
         if self._serves(found):
-            self._refused.forgive(found.folder)
+            self._failed.forget(found.folder)
             return True
         before = self._served.get(_key(found))
-        if self._is_refused(found, retry):
+        if self._failed.blocks(found):
             return before is not None
         self._loading = _key(found)
         try:
@@ -185,11 +199,11 @@ class Reconciler:
         except EngineLost:
             raise
         except Exception as error:
-            self._refused.refuse(found, error)
+            self._failed.add(found, error)
             return before is not None
         finally:
             self._loading = None
-        self._refused.forgive(found.folder)
+        self._failed.forget(found.folder)
         self._served[_key(found)] = _Served(model, found.content)
         self._models.add(model)
         if before is not None:
@@ -197,75 +211,72 @@ class Reconciler:
         self._on_change()
         self._metrics.model_info.labels(*_key(found), model.manifest.fingerprint).set(1)
         self._metrics.model_loads.labels(found.name, "ready").inc()
-        logger.info("model version served", extra={**_about(found), "seconds": round(model.startup_s, 3)})
+        logger.info("model version served", extra={**_log_fields(found), "seconds": round(model.startup_s, 3)})
         return True
 
     async def _load(self, found: FoundVersion) -> ServedModel:
-        model = await self._loader.load(found, partial(self._enter, found))
+        model = await self._loader.load(found, partial(self._report_step, found))
         try:
-            await self._prepare({*self._fingerprints(), model.manifest.fingerprint})
+            await self._announce({*self._served_fingerprints(), model.manifest.fingerprint})
         except BaseException:
             await model.batcher.close()
             raise
         return model
 
-    def _enter(self, found: FoundVersion, step: Step) -> None:
-        share = "" if step.share is None else f" ({step.share:.0%})"
-        self._tell_loading(found, f"{step.phase} the engine {step.engine}{share}")
+    def _report_step(self, found: FoundVersion, step: Step) -> None:
+        self._set_loading(found, describe_step(step))
         self._on_step(found, step)
 
     def _retire(self, model: ServedModel) -> None:
-        """From now on nobody finds `model`; it is closed when it has answered all that it accepted."""
+        """Removes `model` from the registry, and closes it when it has answered all that it accepted."""
         self._models.remove(model)
         manifest = model.manifest
         status = ModelStatus(manifest.name, manifest.version, ModelState.RETIRING, fingerprint=manifest.fingerprint)
         if (manifest.name, manifest.version) not in self._served:
-            self._models.tell(status)  # in the same step: at no moment is it unknown and still at work
+            self._models.set_status(status)  # in the same step, so that a version at work is never unknown
         self._metrics.model_info.remove(manifest.name, manifest.version, manifest.fingerprint)
-        task = asyncio.create_task(self._close(model, status))
+        task = asyncio.create_task(self._close_retired(model, status))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _close(self, model: ServedModel, status: ModelStatus) -> None:
+    async def _close_retired(self, model: ServedModel, status: ModelStatus) -> None:
         key = status.name, status.version
         await model.close()
-        self._models.forget(status)
+        self._models.clear_status(status)
         if key not in self._served and key != self._loading:
             self._metrics.forget_model(*key)
-        await self._prepare(self._fingerprints())
+        await self._announce(self._served_fingerprints())
         await asyncio.to_thread(release_freed_memory)
         logger.info("model version retired", extra={"model": status.name, "version": status.version})
-
-    def _is_refused(self, found: FoundVersion, retry: bool) -> bool:
-        return not retry and self._refused.holds(found)
 
     def _serves(self, found: FoundVersion) -> bool:
         served = self._served.get(_key(found))
         return served is not None and served.content == found.content
 
-    def _tell_loading(self, found: FoundVersion, what: str) -> None:
-        self._models.tell(ModelStatus(found.name, found.version, ModelState.LOADING, what, found.fingerprint))
+    def _set_loading(self, found: FoundVersion, reason: str) -> None:
+        self._models.set_status(ModelStatus(found.name, found.version, ModelState.LOADING, reason, found.fingerprint))
 
-    def _fingerprints(self) -> set[str]:
+    def _served_fingerprints(self) -> set[str]:
         return {served.model.manifest.fingerprint for served in self._served.values()}
 
 
-class _LoggedSteps:
-    """A line in the log for every phase of a load."""
+class _StepLog:
+    """Logs a line for each phase of a load."""
 
     def __init__(self) -> None:
         self._last: tuple[object, ...] = ()
 
     def __call__(self, found: FoundVersion, step: Step) -> None:
-        here = (found.folder, step.engine, step.phase)
-        if here != self._last:
-            self._last = here
-            logger.info("model version loads", extra={**_about(found), "engine": step.engine, "phase": step.phase})
+        current = (found.folder, step.engine, step.phase)
+        if current != self._last:
+            self._last = current
+            fields = {**_log_fields(found), "engine": step.engine, "phase": step.phase}
+            logger.info("model version loads", extra=fields)
 
 
 def _key(found: FoundVersion) -> _Key:
     return found.name, found.version
 
 
-def _about(found: FoundVersion) -> dict[str, str]:
+def _log_fields(found: FoundVersion) -> dict[str, str]:
     return {"model": found.name, "version": found.version}

@@ -1,7 +1,7 @@
-"""The models that a server holds, found by what a request asks for. Filled by `model_watch`, asked by the services.
+"""The registry holds the models of a server. The reconciler fills it, and the services look models up in it.
 
-A service finds the model and is admitted to it in one step of the event loop, so that a version which is retired in
-between cannot lose the request:
+A service finds the model and is admitted to it in one step of the event loop. A version that is retired in between
+therefore cannot lose the request:
 
     model = models.find(name, version)
     with model.admission.admit():
@@ -22,7 +22,7 @@ _RETRY_AFTER_S = 1.0
 
 
 class ModelState(enum.StrEnum):
-    """What the server does with a version. RETIRING: it answers what it has accepted, and nothing else."""
+    """Says what the server does with a version. RETIRING: it answers what it has accepted and takes no new calls."""
 
     LOADING = enum.auto()
     READY = enum.auto()
@@ -32,13 +32,13 @@ class ModelState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version of a model, whether it is served or not.
+    """Describes one version of a model, also if it is not served.
 
     Attributes:
-        reason: a sentence for callers. Of a version that failed, why; of one that loads, what that is at; of one
-            that is ready, why what lies in its folder now does not take its place. Else empty.
-        fingerprint: empty until its manifest was read.
-        is_default: whether a request that names no model gets this version.
+        reason: a sentence for callers. FAILED: why it failed. LOADING: the current step. READY: why the present
+            content of its folder does not replace it. Else empty.
+        fingerprint: empty until the manifest was read.
+        is_default: True if a request that names no model gets this version.
     """
 
     name: str
@@ -49,21 +49,21 @@ class ModelStatus:
     is_default: bool = False
 
 
-class Models:
-    """Models that are ready: warm, verified, and answering; and what is known of those that are not.
+class ModelRegistry:
+    """Holds the models that are ready to answer, and the status of all other versions that are known.
 
     Use from the event loop's thread only.
 
     Args:
-        refusal: what a call meets while there is none.
-        default: the name of the model that is meant where none is named; None: the first that was told of.
+        refusal: makes the error for a call while no model is ready.
+        default: the name of the model for requests that name none; None: the first model that becomes known.
     """
 
     def __init__(self, refusal: Callable[[], ServiceError], default: str | None = None) -> None:
         self._refusal = refusal
         self._default = default
         self._versions: dict[str, list[ServedModel]] = {}  # by name, the newest version last
-        self._told: dict[tuple[str, str], ModelStatus] = {}  # by name and version
+        self._statuses: dict[tuple[str, str], ModelStatus] = {}  # by name and version
 
     def __iter__(self) -> Iterator[ServedModel]:
         for versions in self._versions.values():
@@ -73,41 +73,41 @@ class Models:
         return sum(map(len, self._versions.values()))
 
     def add(self, model: ServedModel) -> None:
-        """From now on `model` is found; one of the same version is found no more."""
+        """Adds a model that is ready. It replaces a model of the same name and version."""
         name, version = model.manifest.name, model.manifest.version
         others = [other for other in self._versions.get(name, ()) if other.manifest.version != version]
         self._versions[name] = sorted([*others, model], key=lambda served: version_key(served.manifest.version))
-        self._told.pop((name, version), None)
-        self._settle_default(name)
+        self._statuses.pop((name, version), None)
+        self._default = self._default or name
 
     def remove(self, model: ServedModel) -> None:
-        """From now on `model` is not found."""
+        """Removes `model`, unless another model has replaced it."""
         versions = self._versions.get(model.manifest.name, [])
         if model in versions:
             versions.remove(model)
 
-    def tell(self, status: ModelStatus) -> None:
-        """What is known of a version that is not ready, or of what would take the place of one that is."""
-        self._told[status.name, status.version] = status
+    def set_status(self, status: ModelStatus) -> None:
+        """Sets the status of a version that is not ready, or of a new content that would replace one that is."""
+        self._statuses[status.name, status.version] = status
         self._versions.setdefault(status.name, [])
-        self._settle_default(status.name)
+        self._default = self._default or status.name
 
-    def forget(self, status: ModelStatus) -> None:
-        """What `tell` said does not hold any more; if something else was told of that version since, that stays."""
-        if self._told.get((status.name, status.version)) is status:
-            del self._told[status.name, status.version]
+    def clear_status(self, status: ModelStatus) -> None:
+        """Removes a status that `set_status` has set, unless another one has replaced it."""
+        if self._statuses.get((status.name, status.version)) is status:
+            del self._statuses[status.name, status.version]
 
     def statuses(self) -> list[ModelStatus]:
-        """Of all that is known, by model, the default one first; the newest version of each first."""
-        known = dict(self._told)
+        """Returns the status of each known version: the default model first, and the newest version of each first."""
+        known = dict(self._statuses)
         for model in self:
             manifest = model.manifest
-            told = known.get((manifest.name, manifest.version))
+            pending = known.get((manifest.name, manifest.version))
             known[manifest.name, manifest.version] = ModelStatus(
                 manifest.name,
                 manifest.version,
                 ModelState.READY,
-                reason="" if told is None else told.reason,
+                reason="" if pending is None else pending.reason,
                 fingerprint=manifest.fingerprint,
             )
         default = next(iter(self._versions.get(self._default or "", [])[-1:]), None)
@@ -119,19 +119,20 @@ class Models:
         return sorted(newest_first, key=lambda status: (status.name != self._default, names.index(status.name)))
 
     def find(self, name: str = "", version: str = "") -> ServedModel:
-        """The model asked for; by default the default one, and of each its newest version.
+        """Returns the model of that name and version. An empty name means the default model, an empty version the
+        newest one.
 
         Raises:
-            NotFound: it is not served here; the message says what is.
+            NotFound: it is not served here. The message lists the models or versions that are.
             Starting: it is not ready yet.
-            ServiceError: none is served yet.
+            ServiceError: no model is served yet.
         """
         model = self._look_up(name or self._default or "", version)
         note_model(model.manifest.name, model.manifest.version)
         return model
 
-    def find_like(self, manifest: Manifest) -> ServedModel:
-        """That very version, else one with the same weights and input.
+    def find_equivalent(self, manifest: Manifest) -> ServedModel:
+        """Returns that very version, or else a version with the same weights and the same input.
 
         Raises:
             NotFound: there is none.
@@ -152,14 +153,6 @@ class Models:
         note_model(model.manifest.name, model.manifest.version)
         return model
 
-    @property
-    def waiting(self) -> int:
-        """Images that wait for an engine."""
-        return sum(model.batcher.waiting for model in self)
-
-    def _settle_default(self, name: str) -> None:
-        self._default = self._default or name
-
     def _look_up(self, name: str, version: str) -> ServedModel:
         versions = self._versions.get(name)
         for model in reversed(versions or ()):
@@ -167,7 +160,7 @@ class Models:
                 return model
         if not len(self):
             raise self._refusal()
-        for status in self._told.values():
+        for status in self._statuses.values():
             if status.name == name and version in ("", status.version):
                 raise _not_ready(status)
         if not versions:
@@ -178,9 +171,9 @@ class Models:
 
 
 def _not_ready(status: ModelStatus) -> ServiceError:
-    which = f"{status.name} {status.version}"
+    label = f"{status.name} {status.version}"
     if status.state is ModelState.LOADING:
-        return Starting(f"{which} is being loaded; try again in {_RETRY_AFTER_S:.0f} s", retry_after_s=_RETRY_AFTER_S)
+        return Starting(f"{label} is being loaded; try again in {_RETRY_AFTER_S:.0f} s", retry_after_s=_RETRY_AFTER_S)
     if status.state is ModelState.FAILED:
-        return NotFound(f"{which} cannot be served: {status.reason}", field="model.version")
-    return NotFound(f"{which} is not served any more", field="model.version")
+        return NotFound(f"{label} cannot be served: {status.reason}", field="model.version")
+    return NotFound(f"{label} is not served any more", field="model.version")

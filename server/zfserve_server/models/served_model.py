@@ -1,4 +1,4 @@
-"""One version of a model, ready to answer, and what the protocol says of it. Built by `app`, used by the services."""
+"""A served model is one version of a model that is ready to answer. Built by the loader, used by the services."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +17,14 @@ from zfserve_server.models.engine_choice import EngineChoice
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A bundle's manifest, the engine that runs one of its artefacts, and the way there.
+    """Holds a bundle's manifest, the engine that runs one of its artefacts, and the batcher and admission before it.
 
     Attributes:
-        admission: bounds the images that are accepted for it and not yet answered.
-        projecting: the projections under way, for which the worker has to hold its network.
-        metrics: of this version.
-        startup_s: seconds from when it was found until it served.
+        choice: the engine that serves.
+        admission: bounds the images in flight.
+        metrics: the metrics of this version.
+        startup_s: seconds from the start of the load until it was ready.
+        projecting: counts the projections in flight. The worker must hold the network until they end.
     """
 
     manifest: Manifest
@@ -35,7 +36,7 @@ class ServedModel:
     projecting: InFlight = field(default_factory=InFlight)
 
     async def close(self) -> None:
-        """Once nobody finds it any more: answer what was accepted, then close the engines."""
+        """Waits until all accepted calls are answered, then closes the engines. Remove it from the registry first."""
         await self.admission.emptied()
         await self.projecting.ended()
         await self.batcher.close()
@@ -48,7 +49,7 @@ class ServedModel:
     def add_best_classes(
         self, response: pb.ClassifyResponse, probabilities: npt.NDArray[np.float32], count: int
     ) -> None:
-        """Write the `count` most probable classes, the most probable first; of equals, the first in the model's order.
+        """Adds the `count` most probable classes, the most probable first. Equal ones keep the model's order.
 
         Args:
             probabilities: float32 (K,).
@@ -59,7 +60,7 @@ class ServedModel:
             response.classes.add(label=entry.label, class_id=entry.class_id, index=index, probability=probability)
 
     def describe(self, projection_available: bool) -> pb.DescribeModelResponse:
-        """Parity and accuracy are given for every artefact of the bundle; `engine.precision` says which one serves."""
+        """Describes the model. Parity and accuracy cover all artefacts; `engine.precision` says which one serves."""
         manifest = self.manifest
         return pb.DescribeModelResponse(
             model=self.identity,

@@ -1,6 +1,6 @@
-"""Where versions of models come from: found in folders, opened one by one. Built by `serve_command`, and by tests.
+"""A model source finds versions of models and opens them. Built by `serve_command`, and by tests.
 
-Both functions block, and are called in threads.
+Both of its functions block. Call them in threads.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from zfserve_server.models.engine_choice import EngineChoice, choose_engine
 
 @dataclass(frozen=True, eq=False)
 class OpenedVersion:
-    """A bundle whose digests were checked, and the engine that runs it, warm and verified."""
+    """Holds a bundle whose digests were checked, and the engine that runs it, warm and verified."""
 
     manifest: Manifest
     choice: EngineChoice
@@ -29,18 +29,20 @@ class OpenedVersion:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """
+    """Finds versions of models and opens them.
+
     Attributes:
-        look: every version there is. Raises BundleError or OSError where that cannot be said.
-        open: makes one ready to serve; whatever it raises but EngineLost says why that cannot be.
+        scan: returns all versions that exist now. Raises BundleError or OSError if they cannot be listed.
+        open: makes a version ready to serve. Raises EngineLost if a device failed for good, and any other error if
+            the version cannot serve.
     """
 
-    look: Callable[[], Sequence[FoundVersion]]
+    scan: Callable[[], Sequence[FoundVersion]]
     open: Callable[[FoundVersion, Report], OpenedVersion]
 
 
 def models_on_disk(config: ServerConfig) -> ModelSource:
-    """What lies in the folders of the settings, on the engine of the settings."""
+    """Returns the source that reads the model folders of `config` and opens its engine."""
     return ModelSource(ModelFolders(config.model).look, partial(_open, config))
 
 
@@ -48,8 +50,8 @@ def _open(config: ServerConfig, found: FoundVersion, report: Report) -> OpenedVe
     bundle = load_bundle(found.folder)
     opening = Opening(
         bundle,
-        min(config.max_batch_size, config.max_queue),  # more are never admitted
-        # Every model may use them all: they are seldom busy at once, and engines that wait do not spin.
+        min(config.max_batch_size, config.max_queue),  # more images are never admitted
+        # Each model may use all CPUs. The models are seldom busy at the same time, and an idle engine does not spin.
         config.threads or available_cpus(),
         config.instances,
         config.engine_cache,

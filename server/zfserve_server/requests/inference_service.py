@@ -19,8 +19,8 @@ from zfserve_runtime.grpc.method_handlers import Context
 from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_server.admission.senders import Sender, Senders
-from zfserve_server.batching.entries import Answer
-from zfserve_server.models.registry import Models, ModelState
+from zfserve_server.batching.queue_entry import InferenceResult
+from zfserve_server.models.registry import ModelRegistry, ModelState
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.decoding import Decoding
 from zfserve_server.requests.inference_metadata import (
@@ -51,7 +51,7 @@ class _Row(NamedTuple):
     """One image of a request, answered."""
 
     decode_s: float
-    answer: Answer
+    answer: InferenceResult
 
     @property
     def seconds(self) -> float:
@@ -74,7 +74,9 @@ class InferenceService(GRPCInferenceServiceServicer):
         health: of the process, which `ServerReady` repeats.
     """
 
-    def __init__(self, models: Models, decoding: Decoding, senders: Senders, health: Health, metrics: Metrics) -> None:
+    def __init__(
+        self, models: ModelRegistry, decoding: Decoding, senders: Senders, health: Health, metrics: Metrics
+    ) -> None:
         self._models = models
         self._decoding = decoding
         self._senders = senders

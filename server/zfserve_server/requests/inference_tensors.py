@@ -14,7 +14,7 @@ from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.bundle import GRAPH_INPUT, ClassEntry, InputSpec, Manifest
 from zfserve_runtime.errors import InvalidInput, Unimplemented
 
-from zfserve_server.batching.entries import Answer
+from zfserve_server.batching.queue_entry import InferenceResult
 
 FILE_INPUT = "image"
 """The name of the input that takes files; the other one is the graph's own, `bundle.GRAPH_INPUT`."""
@@ -204,7 +204,7 @@ def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, widths
 def add_outputs(
     response: pb.ModelInferResponse,
     wanted: Sequence[WantedOutput],
-    answers: Sequence[Answer],
+    answers: Sequence[InferenceResult],
     manifest: Manifest,
     typed: bool,
 ) -> None:

@@ -17,8 +17,8 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.admission.admission import Admission
 from zfserve_server.admission.senders import Senders
 from zfserve_server.admission.service_rate import ServiceRate
-from zfserve_server.batching.entries import Answer
-from zfserve_server.models.registry import Models, ModelState, ModelStatus
+from zfserve_server.batching.queue_entry import InferenceResult
+from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.decoding import Decoding, Photo
 from zfserve_server.requests.projection import add_source_box, check_projection, worker_request
@@ -41,7 +41,7 @@ class VisionService(VisionServiceServicer):
 
     def __init__(
         self,
-        models: Models,
+        models: ModelRegistry,
         decoding: Decoding,
         senders: Senders,
         worker: WorkerClient | None,
@@ -86,10 +86,10 @@ class VisionService(VisionServiceServicer):
         """The model that is asked for; where none is, and the image is a reference, the one that gave it out."""
         selector, reference = request.model, request.image.reference
         if reference and not selector.name and not selector.version:
-            return self._models.find_like(self._decoding.model_of(reference))
+            return self._models.find_equivalent(self._decoding.model_of(reference))
         return self._models.find(selector.name, selector.version)
 
-    def _observe(self, model: ServedModel, photo: Photo, answer: Answer) -> None:
+    def _observe(self, model: ServedModel, photo: Photo, answer: InferenceResult) -> None:
         self._metrics.decode_seconds.observe(photo.decode_s)
         model.metrics.queue_seconds.observe(answer.queue_s)
 

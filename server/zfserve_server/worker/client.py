@@ -77,9 +77,9 @@ class WorkerClient:
         longest_s: bound on one projection request whose caller set no deadline.
         on_change: called with whether projections of all that is served can be answered, whenever that changes.
         persist_s: between two questions for weights that the worker lacks, where nobody asks for projections.
-        renew_s: between two calls of `renewed`, while there is a worker.
+        renew_s: between two calls of `renew_channel`, while there is a worker.
         fresh_s: without any, until a fresh channel takes the place of the one that finds none.
-        renewed: a channel to use in place of the one before, or None; given whether any fresh one will do.
+        renew_channel: a channel to use in place of the one before, or None; given whether any fresh one will do.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WorkerClient:
         persist_s: float = 5.0,
         renew_s: float = _RENEW_S,
         fresh_s: float = _FRESH_S,
-        renewed: Callable[[bool], grpc.aio.Channel | None] = lambda fresh: None,
+        renew_channel: Callable[[bool], grpc.aio.Channel | None] = lambda fresh: None,
     ) -> None:
         self._use(channel)
         self._fresh_s = fresh_s
@@ -100,7 +100,7 @@ class WorkerClient:
         self._on_change = on_change
         self._persist_s = persist_s
         self._renew_s = renew_s
-        self._renewed = renewed
+        self._renew_channel = renew_channel
         self._served: frozenset[str] = frozenset()
         self._down = asyncio.Event()  # set while no worker serves
         self._down.set()
@@ -147,7 +147,7 @@ class WorkerClient:
         while True:
             async with asyncio.TaskGroup() as tasks:
                 following = [tasks.create_task(self._follow(self._channel)), tasks.create_task(self._persist())]
-                while (channel := self._renewed(self._is_stale())) is None:
+                while (channel := self._renew_channel(self._is_stale())) is None:
                     await self._until_next_look()
                 self._use(channel)  # at once, as the one before takes no more calls
                 for task in following:

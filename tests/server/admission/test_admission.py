@@ -14,7 +14,7 @@ from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_server.admission.admission import Admission
 from zfserve_server.admission.senders import Priority, Sender
 from zfserve_server.admission.service_rate import ServiceRate
-from zfserve_server.batching.fair_queue import Order
+from zfserve_server.batching.fair_queue import FairScheduler
 
 BULK = Sender("archive", Priority.BULK)
 
@@ -152,7 +152,7 @@ def test_one_client_alone_leaves_a_place_for_the_next_and_two_share() -> None:
 @given(st.integers(), st.integers(30, 120))
 def test_clients_that_press_get_equal_shares_whatever_the_first_one_held(seed: int, limit: int) -> None:
     """Admission and the waiting line together: each answer makes room for one, and all press in any order."""
-    chance, admission, order = Random(seed), Admission(limit, ServiceRate()), Order[Place]()
+    chance, admission, order = Random(seed), Admission(limit, ServiceRate()), FairScheduler[Place]()
     clients = [Sender(str(number)) for number in range(4)]
     answered = Counter[str]()
 

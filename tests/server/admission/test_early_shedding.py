@@ -16,7 +16,7 @@ from zfserve_server.admission.admission import Admission
 from zfserve_server.admission.early_shedding import all_are_busy, turning_away
 from zfserve_server.admission.senders import Priority, Sender, Senders
 from zfserve_server.admission.service_rate import ServiceRate
-from zfserve_server.models.registry import Models
+from zfserve_server.models.registry import ModelRegistry
 
 CLASSIFY, INFER = "/zfserve.v1.VisionService/Classify", "/inference.GRPCInferenceService/ModelInfer"
 
@@ -62,7 +62,7 @@ def test_nothing_is_counted() -> None:
 
 
 def test_without_a_model_the_service_says_so_itself() -> None:
-    assert not all_are_busy(Models(lambda: Starting("not yet")))
+    assert not all_are_busy(ModelRegistry(lambda: Starting("not yet")))
 
 
 def test_a_priority_that_the_request_may_raise() -> None:

@@ -12,7 +12,7 @@ from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineLost, S
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.batching.batcher import Batcher
-from zfserve_server.batching.entries import Answer
+from zfserve_server.batching.queue_entry import InferenceResult
 
 ROW_SHAPE = (SIDE, SIDE, 3)
 NEVER = Deadline()
@@ -32,11 +32,11 @@ async def batcher(engine: FakeEngine, death: asyncio.Event) -> AsyncIterator[Bat
     await batcher.close()
 
 
-def submit(batcher: Batcher, identity: int, deadline: Deadline = NEVER) -> "asyncio.Task[Answer]":
+def submit(batcher: Batcher, identity: int, deadline: Deadline = NEVER) -> "asyncio.Task[InferenceResult]":
     return asyncio.create_task(batcher.submit(pixels_of(identity), deadline))
 
 
-async def occupy(batcher: Batcher, engine: FakeEngine) -> "asyncio.Task[Answer]":
+async def occupy(batcher: Batcher, engine: FakeEngine) -> "asyncio.Task[InferenceResult]":
     """Make the engine hold a batch of image 0, so that what is submitted next has to wait."""
     engine.open.clear()
     first = submit(batcher, 0)
@@ -91,7 +91,7 @@ def test_row_i_out_belongs_to_row_i_in_and_each_resolves_once(
         await batcher.close()
         assert not faults
         for identity, answer in enumerate(answers):
-            if isinstance(answer, Answer):
+            if isinstance(answer, InferenceResult):
                 assert answer.features.tolist() == [identity, identity * 2]
                 assert np.argmax(answer.probabilities) == identity % 10
             else:
@@ -170,7 +170,7 @@ def test_bad_images_fail_alone_and_their_mates_are_answered(poison: set[int], en
             if identity in poison | endless:
                 assert isinstance(outcome, EngineFailed)
             else:
-                assert isinstance(outcome, Answer), outcome
+                assert isinstance(outcome, InferenceResult), outcome
                 assert outcome.features[0] == identity
 
     asyncio.run(scenario())
@@ -198,7 +198,7 @@ async def test_if_an_engine_is_lost_it_is_told_and_everyone_is_answered(
     for task in (running, waiting, submit(batcher, 2)):
         with pytest.raises(EngineLost):
             await task
-    assert batcher.lost
+    assert batcher.engine_lost
     assert engine.batches == [[0]]
 
 
@@ -229,7 +229,7 @@ def pair() -> tuple[FakeEngine, FakeEngine]:
     return first, second
 
 
-async def occupy_both(batcher: Batcher, pair: tuple[FakeEngine, FakeEngine]) -> "list[asyncio.Task[Answer]]":
+async def occupy_both(batcher: Batcher, pair: tuple[FakeEngine, FakeEngine]) -> "list[asyncio.Task[InferenceResult]]":
     """Make both hold a batch of one image; returns the tasks in the order of the engines."""
     tasks = []
     for identity in (0, 1):
@@ -307,11 +307,11 @@ async def test_times_and_sizes_are_measured(engine: FakeEngine) -> None:
     first = await occupy(batcher, engine)
     waiting = submit(batcher, 1)
     await asyncio.sleep(0)
-    assert batcher.waiting == 1
+    assert batcher.queue_depth == 1
     engine.open.set()
     answer = (await asyncio.gather(first, waiting))[1]
     await batcher.close()
-    assert batcher.waiting == 0
+    assert batcher.queue_depth == 0
     assert answer.queue_s > 0
     assert answer.inference_s > 0
     assert metrics.registry.get_sample_value("zfserve_batch_size_count", labels) == 2

@@ -4,14 +4,14 @@ import asyncio
 import threading
 
 import pytest
-from zfserve_server.batching.daemon_thread import run_in_daemon
+from zfserve_server.batching.daemon_thread import run_in_daemon_thread
 
 
 async def test_what_the_work_returns_or_raises() -> None:
     discarded: list[int] = []
-    assert await run_in_daemon(lambda: 7, "work", discarded.append) == 7
+    assert await run_in_daemon_thread(lambda: 7, "work", discarded.append) == 7
     with pytest.raises(ZeroDivisionError):
-        await run_in_daemon(lambda: 1 // 0, "work", discarded.append)
+        await run_in_daemon_thread(lambda: 1 // 0, "work", discarded.append)
     assert discarded == []
 
 
@@ -29,7 +29,7 @@ async def test_what_comes_after_the_cancel_is_discarded() -> None:
         discarded.append(result)
         loop.call_soon_threadsafe(gone.set)
 
-    waiting = run_in_daemon(work, "work", discard)
+    waiting = run_in_daemon_thread(work, "work", discard)
     waiting.cancel()
     await asyncio.sleep(0)  # in which the cancel reaches the thread's side
     go.set()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 from zfserve_server.admission.senders import Priority, Sender
-from zfserve_server.batching.fair_queue import BULK_EVERY, FairQueue, Order
+from zfserve_server.batching.fair_queue import BULK_EVERY, FairQueue, FairScheduler
 
 INTERACTIVE, BULK = Priority
 
@@ -23,34 +23,34 @@ MOVES = st.lists(st.one_of(SENDERS, st.none()), max_size=200)
 """Arrivals, and None for an image that is taken."""
 
 
-def in_line(order: Order[Image], *senders: Sender) -> list[Image]:
+def in_line(scheduler: FairScheduler[Image], *senders: Sender) -> list[Image]:
     images = [Image(sender, number) for number, sender in enumerate(senders)]
     for image in images:
-        order.add(image)
+        scheduler.add(image)
     return images
 
 
-def drain(order: Order[Image]) -> list[Image]:
-    return [image for _ in range(len(order)) if (image := order.pop()) is not None]
+def drain(scheduler: FairScheduler[Image]) -> list[Image]:
+    return [image for _ in range(len(scheduler)) if (image := scheduler.pop()) is not None]
 
 
 def test_one_client_is_served_in_the_order_of_its_requests() -> None:
-    order = Order[Image]()
-    images = in_line(order, *[Sender("a")] * 5)
-    assert drain(order) == images
-    assert order.pop() is None
+    scheduler = FairScheduler[Image]()
+    images = in_line(scheduler, *[Sender("a")] * 5)
+    assert drain(scheduler) == images
+    assert scheduler.pop() is None
 
 
 def test_clients_take_turns() -> None:
-    order = Order[Image]()
-    in_line(order, *map(Sender, "aaaabbc"))
-    assert "".join(image.sender.client for image in drain(order)) == "abcabaa"
+    scheduler = FairScheduler[Image]()
+    in_line(scheduler, *map(Sender, "aaaabbc"))
+    assert "".join(image.sender.client for image in drain(scheduler)) == "abcabaa"
 
 
 def test_interactive_goes_first_and_bulk_has_its_share() -> None:
-    order = Order[Image]()
-    in_line(order, *[Sender("a", BULK)] * 3, *[Sender("a")] * 16)
-    taken = "".join(image.sender.priority[0] for image in drain(order))
+    scheduler = FairScheduler[Image]()
+    in_line(scheduler, *[Sender("a", BULK)] * 3, *[Sender("a")] * 16)
+    taken = "".join(image.sender.priority[0] for image in drain(scheduler))
     assert taken == "iiiiiii" + "b" + "iiiiiii" + "b" + "ii" + "b"
 
 
@@ -58,15 +58,15 @@ def test_interactive_goes_first_and_bulk_has_its_share() -> None:
 def test_the_rule_of_the_line(moves: list[Sender | None]) -> None:
     """Everyone is taken once, a client's own in order; interactive goes first, but while bulk waits one in eight is
     bulk; and of clients that wait side by side nobody is taken twice before the other is taken once."""
-    order, waiting, taken = Order[Image](), list[Image](), list[Image]()
+    scheduler, waiting, taken = FairScheduler[Image](), list[Image](), list[Image]()
     since_bulk = 0
     since_taken = Counter[tuple[Sender, Sender]]()  # (who was taken, who waited): times in a row
     for number, sender in enumerate([*moves, *[None] * len(moves)]):
         if sender is not None:
             waiting.append(image := Image(sender, number))
-            order.add(image)
+            scheduler.add(image)
             continue
-        image_or_none = order.pop()
+        image_or_none = scheduler.pop()
         assert (image_or_none is None) == (not waiting)
         if image_or_none is None:
             continue
@@ -85,7 +85,7 @@ def test_the_rule_of_the_line(moves: list[Sender | None]) -> None:
         for pair in [pair for pair in since_taken if pair[1] == image.sender or not any_waits(waiting, pair[1])]:
             del since_taken[pair]
     assert len(taken) == len(set(map(id, taken))) == sum(move is not None for move in moves)
-    assert len(order) == 0
+    assert len(scheduler) == 0
 
 
 def any_waits(waiting: list[Image], sender: Sender) -> bool:
@@ -94,15 +94,15 @@ def any_waits(waiting: list[Image], sender: Sender) -> bool:
 
 @given(st.lists(SENDERS, min_size=1, max_size=30), st.data())
 def test_whoever_withdraws_is_not_taken(senders: list[Sender], data: st.DataObject) -> None:
-    line = FairQueue[Image]()
+    queue = FairQueue[Image]()
     images = [Image(sender) for sender in senders]
     for image in images:
-        line.add(image)
+        queue.add(image)
     gone = data.draw(st.sets(st.sampled_from(images)))
     for image in [*gone, *gone]:
-        line.withdraw(image)
-    assert len(line) == len(images) - len(gone)
-    assert set(line.close(0)) == set(images) - gone
+        queue.remove(image)
+    assert len(queue) == len(images) - len(gone)
+    assert set(queue.close(0)) == set(images) - gone
 
 
 def test_whoever_withdraws_too_late_is_told_so_without_being_spelt_out() -> None:
@@ -110,41 +110,41 @@ def test_whoever_withdraws_too_late_is_told_so_without_being_spelt_out() -> None
         def __repr__(self) -> str:
             raise AssertionError("an image has 150,528 numbers")
 
-    line = FairQueue[Image]()
+    queue = FairQueue[Image]()
     taken, waiting = Unspeakable(Sender(), 0), Unspeakable(Sender(), 1)
-    line.add(taken)
-    line.add(waiting)
-    assert line.take(1, lambda image: True) == [taken]
-    assert not line.withdraw(taken)
-    assert line.withdraw(waiting)
-    assert not line.withdraw(waiting)
-    assert len(line) == 0
+    queue.add(taken)
+    queue.add(waiting)
+    assert queue.take_batch(1, lambda image: True) == [taken]
+    assert not queue.remove(taken)
+    assert queue.remove(waiting)
+    assert not queue.remove(waiting)
+    assert len(queue) == 0
 
 
 def test_those_that_are_not_live_are_left_out_and_do_not_come_back() -> None:
-    line = FairQueue[Image]()
+    queue = FairQueue[Image]()
     for number in range(5):
-        line.add(Image(Sender(), number))
-    assert [image.number for image in line.take(2, lambda image: image.number % 2 == 1)] == [1, 3]
-    assert [image.number for image in line.take(2, lambda image: True)] == [4]
+        queue.add(Image(Sender(), number))
+    assert [image.number for image in queue.take_batch(2, lambda image: image.number % 2 == 1)] == [1, 3]
+    assert [image.number for image in queue.take_batch(2, lambda image: True)] == [4]
 
 
 def test_a_line_that_is_closed_gives_nothing_and_lets_everyone_go() -> None:
-    line = FairQueue[Image]()
-    threads = [threading.Thread(target=line.take, args=(4, lambda image: True)) for _ in range(3)]
+    queue = FairQueue[Image]()
+    threads = [threading.Thread(target=queue.take_batch, args=(4, lambda image: True)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert line.close(len(threads)) == []
+    assert queue.close(len(threads)) == []
     for thread in threads:
         thread.join()
-    assert line.take(1, lambda image: True) == []
+    assert queue.take_batch(1, lambda image: True) == []
 
 
 def test_images_from_one_thread_reach_several_each_once() -> None:
-    line, taken = FairQueue[Image](), list[Image]()
+    queue, taken = FairQueue[Image](), list[Image]()
 
     def run() -> None:
-        while batch := line.take(3, lambda image: True):
+        while batch := queue.take_batch(3, lambda image: True):
             taken.extend(batch)
 
     threads = [threading.Thread(target=run) for _ in range(3)]
@@ -152,8 +152,8 @@ def test_images_from_one_thread_reach_several_each_once() -> None:
         thread.start()
     images = [Image(Sender(str(number % 5), (INTERACTIVE, BULK)[number % 2]), number) for number in range(2000)]
     for image in images:
-        line.add(image)
-    left = line.close(len(threads))
+        queue.add(image)
+    left = queue.close(len(threads))
     for thread in threads:
         thread.join()
     assert Counter(map(id, [*taken, *left])) == Counter(map(id, images))

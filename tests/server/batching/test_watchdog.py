@@ -14,8 +14,8 @@ from zfserve_runtime.errors import EngineHung, EngineLost
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.batching.batcher import Batcher
-from zfserve_server.batching.entries import Answer
-from zfserve_server.batching.watchdog import MOST_HUNG, WatchdogPolicy
+from zfserve_server.batching.queue_entry import InferenceResult
+from zfserve_server.batching.watchdog import MAX_HUNG_ENGINES, WatchdogPolicy
 
 TIMEOUT_S = 0.4
 """Far longer than a run of an engine that does nothing."""
@@ -48,8 +48,8 @@ def spare() -> Engines:
 
 @asynccontextmanager
 async def batching(*engines: FakeEngine, spare: Engines, reopen: Callable[[], Engine] | None) -> AsyncIterator[Batcher]:
-    care = WatchdogPolicy(TIMEOUT_S, reopen, spare.stalls.put_nowait)
-    batcher = Batcher(engines, (SIDE, SIDE, 3), Metrics().of_model("fake", "7"), spare.dead.set, care)
+    policy = WatchdogPolicy(TIMEOUT_S, reopen, spare.stalls.put_nowait)
+    batcher = Batcher(engines, (SIDE, SIDE, 3), Metrics().of_model("fake", "7"), spare.dead.set, policy)
     batcher.start()
     yield batcher
     for engine in (*engines, *spare.opened):
@@ -57,7 +57,7 @@ async def batching(*engines: FakeEngine, spare: Engines, reopen: Callable[[], En
     await batcher.close()
 
 
-def submit(batcher: Batcher, identity: int) -> "asyncio.Task[Answer]":
+def submit(batcher: Batcher, identity: int) -> "asyncio.Task[InferenceResult]":
     return asyncio.create_task(batcher.submit(pixels_of(identity), NEVER))
 
 
@@ -118,7 +118,7 @@ async def test_with_another_engine_at_work_nothing_stalls(spare: Engines) -> Non
         works = pair[0]
         works.open.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Answer", "EngineHung"]
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["EngineHung", "InferenceResult"]
         assert (await submit(batcher, 3)).features[0] == 3
         assert spare.stalls.empty()
 
@@ -144,18 +144,18 @@ async def test_where_a_fresh_engine_does_not_help_the_batcher_gives_up(
             await waiting
         with pytest.raises(EngineLost):
             await submit(batcher, 3)
-        assert batcher.lost
+        assert batcher.engine_lost
 
 
 async def test_too_many_hung_engines_are_more_than_a_process_should_hold(engine: FakeEngine, spare: Engines) -> None:
     async with batching(engine, spare=spare, reopen=spare.reopen) as batcher:
         serving = engine
-        for number in range(MOST_HUNG + 1):
+        for number in range(MAX_HUNG_ENGINES + 1):
             assert (await submit(batcher, number)).features[0] == number
             serving.open.clear()
             with pytest.raises(EngineHung):
                 await submit(batcher, 9)
-            if number < MOST_HUNG:
+            if number < MAX_HUNG_ENGINES:
                 assert [await spare.stalls.get(), await spare.stalls.get()] == [True, False]
                 serving = spare.opened[-1]
         assert spare.dead.is_set()
@@ -164,7 +164,7 @@ async def test_too_many_hung_engines_are_more_than_a_process_should_hold(engine:
 async def test_closing_leaves_an_engine_that_hangs_behind(
     engine: FakeEngine, spare: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zfserve_server.batching.batcher.CLOSING_S", 0.05)
+    monkeypatch.setattr("zfserve_server.batching.batcher.CLOSE_GRACE_S", 0.05)
     async with batching(engine, spare=spare, reopen=None) as batcher:
         engine.open.clear()
         caught = submit(batcher, 1)
@@ -172,5 +172,5 @@ async def test_closing_leaves_an_engine_that_hangs_behind(
         await batcher.close()
         with pytest.raises(EngineHung):
             await caught
-        assert batcher.lost
+        assert batcher.engine_lost
         assert not engine.closed, "its thread uses it"

@@ -24,7 +24,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost, InvalidInput, NotFound
 from zfserve_server import app
-from zfserve_server.models.registry import Models, ModelState
+from zfserve_server.models.registry import ModelRegistry, ModelState
 from zfserve_server.models.served_model import ServedModel
 
 
@@ -45,7 +45,7 @@ async def test_no_request_is_lost_while_versions_change_under_load(shelf: Shelf)
         for number in "2345":
             await asyncio.to_thread(engines[f"{int(number) - 1}"].runs.acquire, timeout=30)
             shelf.put(version(number), engines[number])
-            server.look.set()
+            server.rescan.set()
             await until_ready(server, number)
             assert all(engines[other].closed for other in engines if other < number)
         await asyncio.gather(*clients)
@@ -65,7 +65,7 @@ async def test_the_old_version_answers_what_it_accepted_before_it_is_closed(shel
         accepted.append(asyncio.ensure_future(server.vision.Classify(classify_request(1))))
         await server.told('zfserve_queue_depth{model="fake",version="1"} 1.0')
         shelf.put(version("2"), new)
-        server.look.set()
+        server.rescan.set()
         ready, retiring = pb.MODEL_STATE_READY, pb.MODEL_STATE_RETIRING
         await until(server, lambda listed: listed == [("fake", "2", ready), ("fake", "1", retiring)])
         assert await answered_by(server) == "fake 2"
@@ -82,7 +82,7 @@ async def test_a_version_is_retiring_from_the_step_in_which_it_is_found_no_more(
 ) -> None:
     seen: list[list[tuple[str, ModelState]]] = []
 
-    class Looking(Models):
+    class Looking(ModelRegistry):
         def remove(self, model: ServedModel) -> None:
             super().remove(model)
             # Before any task that is begun after this.
@@ -91,11 +91,11 @@ async def test_a_version_is_retiring_from_the_step_in_which_it_is_found_no_more(
         def _note(self) -> None:
             seen.append([(status.version, status.state) for status in self.statuses()])
 
-    monkeypatch.setattr(app, "Models", Looking)
+    monkeypatch.setattr(app, "ModelRegistry", Looking)
     shelf.put(version("1"), FakeEngine())
     async with running_server(shelf=shelf) as server:
         shelf.put(version("2"), FakeEngine())
-        server.look.set()
+        server.rescan.set()
         await until_ready(server, "2")
     assert seen == [[("2", ModelState.READY), ("1", ModelState.RETIRING)]]
 
@@ -106,7 +106,7 @@ async def test_a_version_is_retiring_from_the_step_in_which_it_is_found_no_more(
         (BundleError("model.onnx in /shelf/fake/2 differs from its digest"), "model.onnx in fake 2 differs"),
         (EngineUnavailable("/tmp/cache/a.plan: probabilities are 0.3 away from the golden ones"), "a.plan: prob"),
         (OSError(28, "No space left on device"), "cannot be read or written: No space left on device"),
-        (ZeroDivisionError("/secret"), "nobody foresaw (ZeroDivisionError)"),
+        (ZeroDivisionError("/secret"), "unexpected error (ZeroDivisionError)"),
     ],
 )
 async def test_a_bad_version_is_refused_and_tried_again_when_it_has_changed(
@@ -123,8 +123,8 @@ async def test_a_bad_version_is_refused_and_tried_again_when_it_has_changed(
         assert reason in described.versions[0].reason
         assert "/" not in described.versions[0].reason
         await server.told('zfserve_model_refused{model="fake",version="2"} 1.0')
-        looks = shelf.looks
-        await until(server, lambda _: shelf.looks > looks + 3)
+        scans = shelf.scans
+        await until(server, lambda _: shelf.scans > scans + 3)
         assert shelf.opened == [("fake", "1"), ("fake", "2")]
         assert await answered_by(server) == "fake 1"
         assert isinstance(await refusal(answered_by(server, version="2")), NotFound)
@@ -151,7 +151,7 @@ async def test_a_version_that_is_taken_away_rolls_back_and_the_last_one_stays(sh
         assert await statuses(server) == [("fake", "2", pb.MODEL_STATE_READY)]
         assert shelf.opened == [("fake", "2")]
         shelf.take(version("2"))
-        server.look.set()
+        server.rescan.set()
         await until_ready(server, "1")
         assert second.closed
         for fault in (None, OSError("the volume is gone")):
@@ -168,7 +168,7 @@ async def test_a_version_replaced_in_place_takes_over_from_itself(shelf: Shelf) 
     shelf.put(version("1"), before)
     async with running_server(shelf=shelf) as server:
         shelf.put(version("1", fingerprint="0" * 64), after)
-        server.look.set()
+        server.rescan.set()
         await until(server, lambda _: before.closed)
         assert (await server.vision.Classify(classify_request(3))).model.fingerprint == "0" * 64
         await until_ready(server, "1")
@@ -229,7 +229,7 @@ async def test_a_version_that_works_takes_over_health_from_one_that_stalls(shelf
         calls = [asyncio.ensure_future(server.vision.Classify(classify_request(value))) for value in (1, 2)]
         await until_health_is(HealthCheckResponse.NOT_SERVING)
         shelf.put(version("2"), FakeEngine())
-        server.look.set()
+        server.rescan.set()
         await until_health_is(HealthCheckResponse.SERVING)
         assert ("fake", "1", pb.MODEL_STATE_RETIRING) in await statuses(server)
         fresh.set()
@@ -241,7 +241,7 @@ async def test_a_device_lost_while_a_version_is_loaded_ends_the_server(shelf: Sh
     shelf.put(version("1"), FakeEngine())
     async with running_server(shelf=shelf) as server:
         shelf.put(version("2"), error=EngineLost("the card fell off the bus"))
-        server.look.set()
+        server.rescan.set()
         await asyncio.wait([server.ended])
         assert isinstance(server.ended.exception(), EngineLost)
 
@@ -258,7 +258,7 @@ async def test_a_reference_belongs_to_the_version_that_gave_it_out(shelf: Shelf,
         await until(server, lambda _: {*worker.announced} == {version("1").fingerprint, small.fingerprint})
         first = (await server.vision.Classify(classify_request(3))).image_reference
         shelf.put(version("2"), FakeEngine())
-        server.look.set()
+        server.rescan.set()
         await until(server, lambda listed: ("fake", "2", pb.MODEL_STATE_READY) in listed)
 
         def project(**selector: str) -> pb.ProjectRequest:
@@ -274,7 +274,7 @@ async def test_a_reference_belongs_to_the_version_that_gave_it_out(shelf: Shelf,
         classify = pb.ClassifyRequest(image=pb.Image(reference=first))
         assert (await server.vision.Classify(classify)).model.version == "1"
         shelf.put(version("3"), FakeEngine())
-        server.look.set()
+        server.rescan.set()
         await until(server, lambda _: version("1").fingerprint not in worker.announced)
         error = await refusal(server.vision.Project(project()).read())
         assert isinstance(error, NotFound)

@@ -1,4 +1,4 @@
-"""Models: found by name and version, and what is said where there is none."""
+"""ModelRegistry: found by name and version, and what is said where there is none."""
 
 import pytest
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request
@@ -8,7 +8,7 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.admission.admission import Admission
 from zfserve_server.batching.batcher import Batcher
 from zfserve_server.models.engine_choice import EngineChoice
-from zfserve_server.models.registry import Models, ModelState, ModelStatus
+from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus
 from zfserve_server.models.served_model import ServedModel
 
 
@@ -17,12 +17,14 @@ def served(name: str, version: str) -> ServedModel:
     engine = FakeEngine()
     metrics = Metrics().of_model(name, version)
     batcher = Batcher([engine], (8, 8, 3), metrics, lambda: None)
-    return ServedModel(manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, batcher.pace), metrics, 0.0)
+    return ServedModel(
+        manifest, EngineChoice("onnx-cpu", [engine]), batcher, Admission(4, batcher.service_rate), metrics, 0.0
+    )
 
 
 @pytest.fixture
-def models() -> Models:
-    models = Models(lambda: Starting("the service is starting"))
+def models() -> ModelRegistry:
+    models = ModelRegistry(lambda: Starting("the service is starting"))
     for name, version in (("birds", "1"), ("fish", "5"), ("birds", "2")):
         models.add(served(name, version))
     return models
@@ -38,7 +40,7 @@ def models() -> Models:
     ],
 )
 def test_the_first_name_and_the_newest_version_are_the_defaults(
-    models: Models, wanted: tuple[str, str], found: tuple[str, str]
+    models: ModelRegistry, wanted: tuple[str, str], found: tuple[str, str]
 ) -> None:
     manifest = models.find(*wanted).manifest
     assert (manifest.name, manifest.version) == found
@@ -50,7 +52,7 @@ def test_the_first_name_and_the_newest_version_are_the_defaults(
     [(("bird", ""), "model.name", "birds, fish"), (("fish", "1"), "model.version", "only in 5")],
 )
 def test_what_is_not_served_is_refused_with_what_is(
-    models: Models, wanted: tuple[str, str], field: str, says: str
+    models: ModelRegistry, wanted: tuple[str, str], field: str, says: str
 ) -> None:
     with pytest.raises(NotFound, match=says) as refused:
         models.find(*wanted)
@@ -59,14 +61,14 @@ def test_what_is_not_served_is_refused_with_what_is(
 
 def test_before_the_first_model_the_start_is_told_of() -> None:
     with pytest.raises(Starting):
-        Models(lambda: Starting("the service is starting")).find()
+        ModelRegistry(lambda: Starting("the service is starting")).find()
 
 
-def test_what_is_known_of_versions_that_do_not_serve(models: Models) -> None:
+def test_what_is_known_of_versions_that_do_not_serve(models: ModelRegistry) -> None:
     loading = ModelStatus("birds", "10", ModelState.LOADING, "compiling")
     failed = ModelStatus("fish", "6", ModelState.FAILED, "model.onnx is missing")
     for status in (loading, failed):
-        models.tell(status)
+        models.set_status(status)
     listed = [(status.name, status.version, status.state, status.is_default) for status in models.statuses()]
     assert listed == [
         ("birds", "10", "loading", False),
@@ -81,12 +83,12 @@ def test_what_is_known_of_versions_that_do_not_serve(models: Models) -> None:
         models.find("fish", "6")
     models.add(served("birds", "10"))
     assert models.find().manifest.version == "10"
-    models.forget(loading)  # which is not what is known any more
-    models.forget(failed)
+    models.clear_status(loading)  # which is not what is known any more
+    models.clear_status(failed)
     assert [status.version for status in models.statuses()] == ["10", "2", "1", "5"]
 
 
-def test_a_version_that_is_put_in_again_is_found_in_place_of_the_first(models: Models) -> None:
+def test_a_version_that_is_put_in_again_is_found_in_place_of_the_first(models: ModelRegistry) -> None:
     first, again = models.find("fish"), served("fish", "5")
     models.add(again)
     models.remove(first)

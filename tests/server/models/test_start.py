@@ -26,7 +26,7 @@ async def test_several_models_and_versions_are_chosen_by_the_request(shelf: Shel
         for selector in ({"version": "1"}, {"name": "bird"}, {"name": "fish", "version": "2"}):
             assert isinstance(await refusal(answered_by(server, **selector)), NotFound)
         shelf.put(version("2", "cats"), FakeEngine())
-        server.look.set()
+        server.rescan.set()
         await until(server, lambda listed: ("cats", "2", pb.MODEL_STATE_READY) in listed)
         assert await answered_by(server) == "birds 3"
     async with running_server(shelf=shelf, default_model="fish") as server:

@@ -15,7 +15,7 @@ from fakes.inference_requests import (
 from fakes.serving import CLASSES, MANIFEST, SIDE
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.errors import InvalidInput, Unimplemented
-from zfserve_server.batching.entries import Answer
+from zfserve_server.batching.queue_entry import InferenceResult
 from zfserve_server.requests.inference_tensors import WantedOutput, add_outputs, check_input, read_outputs, read_rows
 
 MOST = 4
@@ -152,7 +152,7 @@ def test_best_values_of_equals_come_in_the_models_order(typed: bool) -> None:
     """Written as Triton writes them: six decimals, the index, and the label of classes."""
     probabilities = np.full(CLASSES, 0.125, np.float32)
     probabilities[[0, 9]] = 0.0, 0.25
-    answers = [Answer(probabilities, np.array([-1, 2.5], np.float32), 0.0, 0.0, 1)] * 2
+    answers = [InferenceResult(probabilities, np.array([-1, 2.5], np.float32), 0.0, 0.0, 1)] * 2
     response = pb.ModelInferResponse()
     add_outputs(response, [WantedOutput("probabilities", 3), WantedOutput("features", 2)], answers, MANIFEST, typed)
     assert [(each.datatype, list(each.shape)) for each in response.outputs] == [("BYTES", [2, 3]), ("BYTES", [2, 2])]

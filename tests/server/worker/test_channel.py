@@ -30,7 +30,7 @@ async def test_the_worker_is_found_once_the_files_are_replaced(tmp_path: Path) -
     async with FakeWorker().listening("localhost:0", WORKER_FILES) as port:
         channel = WorkerChannel(f"localhost:{port}", files, grace_s=60)
         client = WorkerClient(
-            channel.current, Metrics(), 60.0, changes.put_nowait, renew_s=0.2, renewed=channel.renewed
+            channel.current, Metrics(), 60.0, changes.put_nowait, renew_s=0.2, renew_channel=channel.renew
         )
         watching = asyncio.create_task(client.watch())
         while (state := channel.current.get_state()) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
@@ -47,16 +47,16 @@ async def test_calls_under_way_outlive_the_channel_they_began_on(tmp_path: Path)
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=3)
     async with worker.listening("localhost:0", WORKER_FILES) as port:
         channel = WorkerChannel(f"localhost:{port}", files, grace_s=60)
-        client = WorkerClient(channel.current, Metrics(), 60.0, changes.put_nowait, renewed=channel.renewed)
+        client = WorkerClient(channel.current, Metrics(), 60.0, changes.put_nowait, renew_channel=channel.renew)
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
         projections = client.project(request, Deadline())
         assert (await anext(projections)).rank == 0
         watching.cancel()
-        assert channel.renewed(False) is None, "nothing has changed"
+        assert channel.renew(False) is None, "nothing has changed"
         before = channel.current
         shutil.copy(TLS / "server.pem", tmp_path / "client.pem")
         shutil.copy(TLS / "server.key", tmp_path / "client.key")
-        assert channel.renewed(False) is channel.current is not before
+        assert channel.renew(False) is channel.current is not before
         assert [answer.rank async for answer in projections] == [1, 2]
         await channel.close()

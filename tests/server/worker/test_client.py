@@ -244,7 +244,7 @@ async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) 
             on_change=changes.put_nowait,
             renew_s=0.02,
             fresh_s=0.1,
-            renewed=lambda fresh: second if fresh else None,
+            renew_channel=lambda fresh: second if fresh else None,
         )
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
@@ -254,11 +254,11 @@ async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) 
 async def test_a_lost_worker_has_the_files_of_its_tls_looked_at_at_once(tmp_path: Path) -> None:
     address, changes, looks = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool](), asyncio.Queue[bool]()
 
-    def renewed(fresh: bool) -> None:
+    def renew(fresh: bool) -> None:
         looks.put_nowait(fresh)
 
     async with grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, renewed=renewed)
+        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, renew_channel=renew)
         async with FakeWorker().listening(address):
             watching = asyncio.create_task(client.watch())
             assert await changes.get()

@@ -65,7 +65,7 @@ async def test_delays_double_up_to_a_limit_and_begin_anew_after_a_stable_run(
 ) -> None:
     slept: list[float] = []
 
-    async def pause(seconds: float) -> None:
+    async def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == len(delays):
             raise asyncio.CancelledError
@@ -74,9 +74,9 @@ async def test_delays_double_up_to_a_limit_and_begin_anew_after_a_stable_run(
         [sys.executable, "-S", "-c", ""],
         Metrics(),
         first_delay_s=1.0,
-        longest_delay_s=5.0,
+        max_delay_s=5.0,
         stable_s=stable_s,
-        pause=pause,
+        sleep=sleep,
     )
     with pytest.raises(asyncio.CancelledError):
         await supervisor.run()
@@ -88,7 +88,7 @@ async def test_a_process_that_does_not_answer_is_killed_and_started_again(tmp_pa
     patience: list[float] = []
     asked = asyncio.Event()
 
-    async def answers(within_s: float) -> bool:
+    async def probe(within_s: float) -> bool:
         patience.append(within_s)
         if len(patience) == 4:
             asked.set()
@@ -100,10 +100,10 @@ async def test_a_process_that_does_not_answer_is_killed_and_started_again(tmp_pa
         marking(tmp_path / "marks", STAY),
         Metrics(),
         first_delay_s=0.01,
-        answers=answers,
-        starting_s=300.0,
-        silence_s=20.0,
-        look_every_s=0.0,
+        probe=probe,
+        startup_timeout_s=300.0,
+        probe_timeout_s=20.0,
+        probe_interval_s=0.0,
     )
     task = asyncio.create_task(supervisor.run())
     first, second = await marks(tmp_path / "marks", 2)

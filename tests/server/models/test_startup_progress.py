@@ -36,7 +36,7 @@ from zfserve_server.models.engine_choice import EngineChoice, NotTaken
 from zfserve_server.models.opening_thread import StillOpening
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.source import ModelSource, OpenedVersion
-from zfserve_server.models.startup import Startup, phase_service
+from zfserve_server.models.startup_progress import StartupProgress, phase_service
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -278,7 +278,7 @@ async def test_the_worker_starts_beside_and_projections_wait_for_the_engine(tmp_
 
 def test_metrics_tell_the_phase_its_progress_and_its_seconds() -> None:
     metrics = Metrics()
-    startup, found = Startup(metrics, Health(*map(phase_service, Phase))), Shelf().put(MANIFEST)
+    startup, found = StartupProgress(metrics, Health(*map(phase_service, Phase))), Shelf().put(MANIFEST)
     value = metrics.registry.get_sample_value
     for step in (Step("tensorrt", Phase.COMPILING, 0.25), Step("tensorrt", Phase.COMPILING, 0.5)):
         startup.enter(found, step)
