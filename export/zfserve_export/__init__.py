@@ -1,1 +1,1 @@
-"""From checkpoint to bundle, and what the bundle is worth."""
+"""This room turns a checkpoint into a bundle, and measures what the bundle is worth."""

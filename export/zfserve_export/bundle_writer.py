@@ -1,4 +1,4 @@
-"""A bundle on its way to disk: whole or not at all. Called by `exporter`; `zfserve_runtime.bundle` reads the result."""
+"""This module writes a bundle to disk, whole or not at all. `exporter` calls it."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from zfserve_runtime.bundle import MANIFEST, BundleError, Manifest, file_digest
 
 @contextmanager
 def bundle_draft(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target` to write a bundle's files into.
+    """Yields a hidden folder beside `target` to write a bundle's files into.
 
-    `publish` moves it to `target`. Where that did not happen by the end of the block, for an error or an interrupt,
-    it is removed, and so are the folders above it that were made for it.
+    `publish` moves it to `target`. Where an error or an interrupt ends the block before that, the folder is removed,
+    and so are the parent folders that were made for it.
 
     Raises:
         BundleError: `target` exists.
@@ -22,7 +22,7 @@ def bundle_draft(target: Path) -> Iterator[Path]:
     if target.exists():
         raise BundleError(f"{target} exists, and a bundle is never overwritten; choose another --version")
     made = [folder for folder in target.parents if not folder.exists()]
-    # Readers pass over names with a leading dot. The process id keeps two exports apart.
+    # Readers ignore names with a leading dot. The process id keeps two exports apart.
     draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         draft.mkdir(parents=True)
@@ -35,10 +35,10 @@ def bundle_draft(target: Path) -> Iterator[Path]:
 
 
 def publish(draft: Path, target: Path, manifest: Manifest) -> None:
-    """Write the manifest, with the digest of every file of the draft, and rename the draft to `target`.
+    """Writes the manifest, with the digest of every file of the draft, and renames the draft to `target`.
 
     Raises:
-        BundleError: somebody else has written `target` in the meantime.
+        BundleError: another process has written `target` meanwhile.
     """
     files = sorted(file for file in draft.rglob("*") if file.is_file())
     manifest = manifest.model_copy(
@@ -46,7 +46,7 @@ def publish(draft: Path, target: Path, manifest: Manifest) -> None:
     )
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for file in files:
-        # Not all libraries heed the umask: some write for the owner alone, and the worker may be another user.
+        # Some libraries ignore the umask and write for the owner only. The worker may run as another user.
         file.chmod((draft / MANIFEST).stat().st_mode)
     try:
         draft.rename(target)
@@ -55,6 +55,6 @@ def publish(draft: Path, target: Path, manifest: Manifest) -> None:
 
 
 def next_version(folder: Path) -> str:
-    """One more than the highest whole number among the versions in a model's folder; "1" for the first."""
+    """Returns the highest whole number among the versions in a model's folder, plus one; "1" for the first version."""
     numbers = [int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal()]
     return str(max(numbers, default=0) + 1)

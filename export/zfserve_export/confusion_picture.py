@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture; called by `zfserve evaluate`. Imported only when one is asked for."""
+"""This module draws the confusion matrix. `zfserve evaluate` imports it only where a picture is asked for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,19 @@ from matplotlib.figure import Figure
 from zfserve_export.evaluation import Score
 
 MOST_LABELLED = 40
-"""Beyond this many classes, names and numbers would be unreadable; the colours alone remain."""
+"""The largest number of classes with names and numbers. Beyond it they would be unreadable, and only colours remain."""
 
 
 def draw_confusion(score: Score, labels: Sequence[str], title: str, file: Path) -> None:
-    """Write the picture to `file`, in the format of its suffix. Rows add up to 1; classes without photos stay empty.
+    """Writes the picture to `file`, in the format of its suffix.
+
+    Each row adds up to 1. The row of a class without photos stays empty.
 
     Args:
-        labels: a name per class, in the order of the model's outputs.
+        score: the score to draw.
+        labels: one name per class, in the order of the model's outputs.
+        title: the title of the picture.
+        file: the file to write.
     """
     counts = score.class_counts()[:, None]
     shares = np.divide(score.confusion, counts, out=np.zeros(score.confusion.shape), where=counts > 0)
@@ -26,7 +31,7 @@ def draw_confusion(score: Score, labels: Sequence[str], title: str, file: Path) 
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # The square root keeps rare confusions visible beside the diagonal.
+    # The square root makes rare confusions visible beside the diagonal.
     shown = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     axes.set_title(title, loc="left", fontsize=12, pad=12)
     axes.set_xlabel("predicted class")

@@ -1,4 +1,4 @@
-"""`zfserve evaluate`: how often a bundle, or a file of weights, is right about a folder of photos."""
+"""`zfserve evaluate` measures the accuracy of a bundle or a weights file on a folder of photos."""
 
 import argparse
 import json
@@ -15,8 +15,8 @@ from zfserve_engines.catalogue import OPENERS, EngineName, Opening
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.golden import verify_engine
 from zfserve_model.checkpoint import CheckpointError
-from zfserve_model.imports import SUFFIXES as WEIGHTS_SUFFIXES
 from zfserve_model.labels import LabelsError
+from zfserve_model.weights_import import SUFFIXES as WEIGHTS_SUFFIXES
 from zfserve_runtime.bundle import BundleError, InputSpec, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
@@ -31,7 +31,7 @@ WORST_CONFUSIONS = 5
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: something that classifies, and how to feed and read it."""
+    """Holds what is evaluated: a classifier, its input and its classes."""
 
     name: str
     classify: Classifier
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     print_score(console, subject, score)
     try:
         _write_results(arguments, subject, score)
-    except (OSError, ValueError) as error:  # of matplotlib, for a suffix that it does not know
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
         return _refuse(f"the result cannot be written: {error}")
     return 0
 
@@ -94,12 +94,14 @@ def _write_results(arguments: argparse.Namespace, subject: Subject, score: Score
 
 
 def open_subject(arguments: argparse.Namespace) -> Subject:
-    """A bundle through an engine as it serves, or weights through PyTorch; both get the server's photos.
+    """Opens a bundle on the engine that would serve it, or a weights file in PyTorch.
+
+    Both get photos that were decoded as the server decodes them.
 
     Raises:
         BundleError, CheckpointError, LabelsError: the target cannot be used.
         EngineFailed: the engine does not start.
-        EngineUnavailable: it cannot be had here.
+        EngineUnavailable: the engine is not available here.
     """
     target: Path = arguments.target
     if target.suffix in WEIGHTS_SUFFIXES:
@@ -126,7 +128,7 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
 
 
 def print_score(console: Console, subject: Subject, score: Score) -> None:
-    """A table of classes, the figures over all photos below it, and the worst confusions."""
+    """Prints a table of classes, the figures over all photos, and the worst confusions."""
     table = Table(
         title=subject.name, title_justify="left", title_style="bold", box=None, padding=(0, 1), header_style="dim"
     )
@@ -150,7 +152,7 @@ def print_score(console: Console, subject: Subject, score: Score) -> None:
 
 
 def describe_score(subject: Subject, score: Score) -> dict[str, object]:
-    """All figures, for JSON. Shares are in [0, 1]; a class without photos has a top-1 of null."""
+    """Returns all figures, for JSON. Accuracies are in [0, 1]. A class without photos has a top-1 of null."""
     counts, accuracy = score.class_counts().tolist(), score.class_accuracy().tolist()
     return {
         "model": subject.name,

@@ -1,7 +1,7 @@
-"""Scoring: how often a network is right about photos of known class.
+"""This module scores a network on photos of known class.
 
-Called by `zfserve evaluate`, and by `zfserve export` for the accuracy figures of the manifest. The arithmetic is plain
-numpy; what runs the network is an argument.
+`zfserve evaluate` calls it, and `zfserve export` calls it for the accuracy figures of the manifest. The arithmetic is
+plain numpy. The caller passes the function that runs the network.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from zfserve_runtime.bundle import InputSpec
 from zfserve_export.photos import LabelledPhotos, read_batches
 
 Classifier = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""From `pixels`, uint8 (N, H, W, 3), to probabilities, float32 (N, K)."""
+"""Turns pixels, uint8 (N, H, W, 3), into probabilities, float32 (N, K)."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Photos of one class taken for another, by index."""
+    """Counts the photos of one class that were taken for another. Classes are indices."""
 
     true: int
     predicted: int
@@ -29,12 +29,12 @@ class Confusion:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How a network did. Shares are in [0, 1].
+    """Holds the score of a network. Shares are in [0, 1].
 
     Attributes:
-        count: number of photos N.
-        top1, top5: share of photos whose class was the most probable, or among the five most probable.
-        confusion: int64 (K, K), photos by true class (row) and most probable class (column).
+        count: the number of photos N.
+        top1, top5: the share of photos whose class was the most probable, or among the five most probable.
+        confusion: the number of photos by true class (row) and most probable class (column), int64 (K, K).
     """
 
     count: int
@@ -43,19 +43,19 @@ class Score:
     confusion: npt.NDArray[np.int64]
 
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """Photos of each class, int64 (K,)."""
+        """Returns the number of photos of each class, int64 (K,)."""
         counts: npt.NDArray[np.int64] = self.confusion.sum(axis=1)
         return counts
 
     def class_accuracy(self) -> npt.NDArray[np.float64]:
-        """Share of each class's photos that were right, float64 (K,); NaN for a class without photos."""
+        """Returns the accuracy of each class, float64 (K,), in [0, 1]; NaN for a class without photos."""
         counts = self.class_counts()
         accuracy = np.full(len(counts), np.nan)
         np.divide(self.confusion.diagonal(), counts, out=accuracy, where=counts > 0)
         return accuracy
 
     def worst_confusions(self, most: int) -> list[Confusion]:
-        """The pairs of classes confused most often, most often first; pairs never confused are left out."""
+        """Returns at most `most` pairs of confused classes, the most frequent first."""
         wrong = self.confusion.copy()
         np.fill_diagonal(wrong, 0)
         order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -64,7 +64,7 @@ class Score:
 
 
 def score(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Score:
-    """Score `probabilities`, float32 (N, K), against `labels`, int64 (N,). Of equals, the first class ranks higher."""
+    """Scores `probabilities`, float32 (N, K), against `labels`, int64 (N,). In a tie the first class ranks higher."""
     return _score_ranks(*_rank(probabilities, labels), labels, classes=probabilities.shape[1])
 
 
@@ -75,7 +75,7 @@ def evaluate(
     batch_size: int = 16,
     on_batch: Callable[[int], object] = lambda photos: None,
 ) -> Score:
-    """Classify `photos` and score the answers. `on_batch` hears of each batch's number of photos when it is done.
+    """Classifies `photos` and scores the answers. `on_batch` is called after each batch with its number of photos.
 
     Raises:
         PhotoError: a photo cannot be read or decoded.
@@ -98,11 +98,11 @@ def evaluate_engine(
     photos: LabelledPhotos,
     on_batch: Callable[[int], object] = lambda photos: None,
 ) -> Score:
-    """`evaluate` with an engine, in batches as large as it takes: what is measured is what serves.
+    """Evaluates with an engine, in the largest batches that it takes. So the measured engine is the one that serves.
 
     Raises:
         PhotoError: a photo cannot be read or decoded.
-        EngineFailed: the runtime gave up.
+        EngineFailed: the engine failed.
     """
     return evaluate(lambda pixels: engine.run(pixels).probabilities, spec, photos, engine.info.max_batch_size, on_batch)
 
@@ -110,10 +110,10 @@ def evaluate_engine(
 def _rank(
     probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many classes rank above the true one, and the best class; both int64 (N,)."""
+    """Returns the number of classes that rank above the true one, and the best class; both int64 (N,)."""
     true = np.take_along_axis(probabilities, labels[:, None], axis=1)
     later = np.arange(probabilities.shape[1]) > labels[:, None]
-    # Counted from below, so that a NaN ranks last instead of first.
+    # This counts from below, so that a NaN ranks last and not first.
     below = (probabilities < true) | ((probabilities == true) & later)
     return probabilities.shape[1] - 1 - below.sum(axis=1), probabilities.argmax(axis=1)
 

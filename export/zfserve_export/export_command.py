@@ -1,4 +1,4 @@
-"""`zfserve export`: weights in, a bundle that can be served out."""
+"""`zfserve export` turns weights into a bundle that can be served."""
 
 import argparse
 import time
@@ -89,11 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[ExportPlan, list[str]]:
-    """What the arguments ask for, and a sentence for each thing that makes the bundle worse than it could be.
+    """Returns the plan of the arguments, and one sentence for each way in which the bundle could be better.
 
     Raises:
         PhotoError: a folder of photos cannot be used.
-        BundleError: name or version cannot name a folder, or INT8 is asked for and there are no photos at all.
+        BundleError: name or version cannot be a folder's name, or INT8 is asked for and there are no photos.
     """
     doubts = []
     folder = arguments.photos or (DEFAULT_PHOTOS if DEFAULT_PHOTOS.is_dir() else None)
@@ -126,7 +126,7 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Ex
 
 
 def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
-    """What was written and how good it is: one row per graph that an engine can run."""
+    """Prints one row for each graph of the bundle, with its size, parity and accuracy."""
     manifest = bundle.manifest
     accuracy = {entry.precision: entry for entry in manifest.accuracy}
     table = Table(
@@ -153,14 +153,14 @@ def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
 
 
 def find_faults(bundle: Bundle) -> list[str]:
-    """What a user of the INT8 files should know, a sentence each."""
+    """Returns one sentence for each weakness of the INT8 files that a user should know."""
     top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
     faults = [
         f"{entry.precision} names another class than the network for {1 - entry.top1_agreement:.0%} of {entry.count} "
         "photos; measure its accuracy with --validation before serving it"
         for entry in bundle.manifest.parity
         if entry.precision in EIGHT_BITS and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
-        if entry.precision not in top1  # which says more
+        if entry.precision not in top1  # its accuracy says more
     ]
     faults += [
         f"{precision.upper()} LOSES {(top1['fp32'] - top1[precision]) * 100:.1f} POINTS OF TOP-1 "
@@ -194,7 +194,7 @@ def _progress(console: Console) -> Iterator["_StepBars"]:
 
 
 class _StepBars:
-    """A bar for each step, from its first report on."""
+    """Shows one progress bar for each step, from its first report on."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

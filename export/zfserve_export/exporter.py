@@ -1,6 +1,7 @@
-"""A trained network becomes a bundle: the steps in order. Called by `export_command`.
+"""The exporter turns a trained network into a bundle. `export_command` calls it.
 
-weights and graphs -> parity, accuracy and golden outputs of each -> rehearsal -> rename
+Its steps are: write weights and graphs; measure parity, accuracy and golden outputs of each graph; start each graph as
+the server will; rename the draft.
 """
 
 import re
@@ -39,44 +40,45 @@ from zfserve_export.photos import LabelledPhotos, input_spec, read_batches
 from zfserve_export.quantize import quantize_files
 
 ARTEFACTS: dict[Precision, Artefact] = {
-    # Summation order differs between CPUs (1e-6 measured), TF32 on a GPU rounds inputs to 11 bits (up to 1e-3);
-    # red and blue swapped give 0.4. bf16 rounds everything to 8 bits: 0.003 measured of the default network, 0.04 of
-    # one with random weights.
+    # Measured differences: 1e-6 between CPUs, which sum in another order; up to 1e-3 with TF32 on a GPU, which rounds
+    # inputs to 11 bits; 0.4 where red and blue are swapped. bf16 rounds everything to 8 bits, which gave 0.003 for the
+    # default network and 0.04 for one with random weights.
     "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3, bf16_tolerance=5e-2),
-    # Numbers have 11 bits: 5e-4 measured on a CPU, which rounds the fewest of them.
+    # float16 has 11 significant bits. 5e-4 was measured on a CPU, which rounds fewer values than a GPU.
     "fp16": Artefact(file="model.fp16.onnx", golden_tolerance=1e-2),
-    # Integer sums are the same everywhere, but roundings to 256 steps can flip (0.002 measured between kernels);
-    # kernels that saturate are off by 0.16; docs/bundle.md has the measurements. Between GPUs the same: 0.005.
+    # Integer sums are the same on every CPU, but roundings to 256 steps can flip (0.002 measured between kernels).
+    # Kernels that saturate are wrong by 0.16 (measurements in docs/bundle.md). Between GPUs 0.005 was measured.
     "int8": Artefact(file="model.int8.onnx", golden_tolerance=5e-2),
     "int8-symmetric": Artefact(file="model.int8-symmetric.onnx", golden_tolerance=5e-2),
 }
 EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-symmetric")
 FP16_TOLERANCE = 1e-2
-"""Largest difference of a probability, or of a feature as a share of the largest one, between the network and the fp16
-graph: twenty times what the default network shows, for networks that are sharper."""
+"""The largest difference between the network and the fp16 graph, of a probability or of a feature relative to the
+largest feature. It is twenty times that of the default network, because other networks can be more sensitive."""
 PARITY_PHOTOS = 64
 CALIBRATION_PHOTOS = 256
 NOISE_IMAGES = 8
 GOLDEN_INPUTS = 4
-"""Of each kind: photos, where there are any, and noise."""
+"""The number of golden inputs of each kind: photos, where there are any, and noise."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Told the name of a step, how much more of it is done, and how much there is in all."""
+"""Is called with the name of a step, the amount done since the last call, and the total amount."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportPlan:
-    """Where a bundle goes and what it is measured on.
+    """Says where a bundle is written and on which photos it is measured.
 
     Attributes:
-        models: folder that holds a folder per model.
-        version: None for the next whole number.
-        tolerance: largest difference of a probability between the network and the fp32 graph.
+        models: the folder that holds one folder per model.
+        name: the name of the model.
+        version: the version; None means the next whole number.
+        tolerance: the largest difference of a probability between the network and the fp32 graph.
         fp16: whether a float16 graph is written.
-        photos: for parity and golden inputs; noise alone serves where there are none.
-        calibration: photos that set the ranges of INT8's activations, of which `CALIBRATION_PHOTOS` are used;
-            without any, no INT8 files are written.
-        validation: for the accuracy figures.
+        photos: the photos for parity and golden inputs. Without any, noise alone is used.
+        calibration: the photos that set the ranges of INT8's activations. `CALIBRATION_PHOTOS` of them are used.
+            Without any, no INT8 files are written.
+        validation: the photos for the accuracy figures.
     """
 
     models: Path
@@ -95,22 +97,24 @@ class ExportPlan:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Of the graphs to write."""
+        """The precisions of the graphs to write."""
         eight_bits = EIGHT_BITS if self.calibration else ()
         return ("fp32", "fp16", *eight_bits) if self.fp16 else ("fp32", *eight_bits)
 
 
 def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgress = lambda *step: None) -> Bundle:
-    """Write a bundle and read it back. An error or an interrupt leaves nothing behind.
+    """Writes a bundle and reads it back. An error or an interrupt leaves no files.
 
     Args:
-        checkpoint: its network in eval mode and without batch norm.
+        checkpoint: a checkpoint whose network is in evaluation mode and has no batch norm.
+        plan: where to write, and what to measure on.
+        on_progress: is called as the steps advance.
 
     Raises:
         ParityError: a float graph differs from the network by more than its tolerance, or float16 is too narrow.
         GraphError: a graph is not valid ONNX, or a weight is too large for float16.
         BundleError: the version exists, or an engine does not reproduce its own golden outputs.
-        EngineFailed: ONNX Runtime gave up on a graph.
+        EngineFailed: ONNX Runtime cannot run a graph.
         PhotoError: a photo cannot be read.
         OSError: the folder cannot be written.
     """
@@ -139,7 +143,7 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
 
 
 def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> Manifest:
-    """The manifest, but for the digests and what has yet to be measured."""
+    """Returns the manifest without the digests and the measured figures."""
     spec = checkpoint.network.spec
     return Manifest(
         name=plan.name,
@@ -161,16 +165,16 @@ def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> M
 
 
 def smallest_exact_dtype(network: Network) -> torch.dtype:
-    """float16 where it holds every weight exactly, as it does for weights that came from such a file; else float32.
+    """Returns float16 where it holds every weight exactly, as for weights that were read from float16; else float32.
 
-    The worker's fingerprint then equals the bundle's.
+    So the worker, which reads this file, computes the same fingerprint.
     """
     exact = all(torch.equal(tensor.half().float(), tensor) for tensor in network.state_dict().values())
     return torch.float16 if exact else torch.float32
 
 
 def thin_out(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
-    """At most `count` of the photos, evenly spread, so that every class of a sorted list is met."""
+    """Selects at most `count` photos at even distances, so that every class of a sorted list is included."""
     if len(photos) <= count:
         return photos
     return tuple(photos[index * len(photos) // count] for index in range(count))

@@ -1,4 +1,4 @@
-"""What one file of a bundle in the making is worth, found out through the engine that will serve it; for `exporter`."""
+"""This module measures one graph of a draft bundle through the engine that will serve it. `exporter` calls it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -20,11 +20,11 @@ BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """How one file did.
+    """Holds the figures of one graph.
 
     Attributes:
-        accuracy: None where no validation photos were given.
-        golden: probabilities of the golden inputs, float32 (n, K).
+        accuracy: the accuracy on validation photos; None where there are none.
+        golden: the probabilities of the golden inputs, float32 (n, K).
     """
 
     parity: tuple[ParityEntry, ...]
@@ -34,11 +34,11 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """What every file of a bundle is run on.
+    """Holds the inputs that every graph of a bundle is measured on.
 
     Attributes:
-        tolerances: for the float graphs against the references; 8-bit ones are judged by their accuracy.
-        golden_pixels: uint8 (n, H, W, 3).
+        tolerances: the tolerance of each float graph against the references. INT8 graphs are judged by their accuracy.
+        golden_pixels: the golden inputs, uint8 (n, H, W, 3).
     """
 
     references: Sequence[Reference]
@@ -48,10 +48,10 @@ class Trials:
 
 
 def measure(draft: Bundle, precision: Precision, trials: Trials, on_photos: Callable[[int], None]) -> Measurement:
-    """Run one file of an unfinished bundle through the trials. `on_photos` hears of validation photos as they pass.
+    """Runs one graph of a draft bundle on the trials. `on_photos` is called with numbers of validated photos.
 
     Raises:
-        ParityError: it differs from the network by more than its tolerance.
+        ParityError: the graph differs from the network by more than its tolerance.
     """
     with closing(_open_engine(draft, precision)) as engine:
         parity = []
@@ -68,10 +68,10 @@ def measure(draft: Bundle, precision: Precision, trials: Trials, on_photos: Call
 
 
 def rehearse(draft: Bundle) -> None:
-    """Start every file as the server will: a fresh engine has to reproduce the golden outputs.
+    """Opens a new engine for every graph, as the server will. Each must reproduce the golden outputs.
 
     Raises:
-        BundleError: it does not.
+        BundleError: an engine does not reproduce them.
     """
     for precision in draft.manifest.artefacts:
         with closing(_open_engine(draft, precision)) as engine:
@@ -79,5 +79,5 @@ def rehearse(draft: Bundle) -> None:
 
 
 def _open_engine(draft: Bundle, precision: Precision) -> OnnxEngine:
-    # On the CPU, whatever else is there: its arithmetic is the reference for other devices.
+    # The CPU is used even where there is a GPU: its arithmetic is the reference for other devices.
     return OnnxEngine(draft, precision, threads=available_cpus(), max_batch_size=BATCH)

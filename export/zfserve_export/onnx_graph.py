@@ -1,12 +1,12 @@
-"""A network as an ONNX graph that takes raw pixels; called by `exporter`.
+"""This module writes a network as an ONNX graph that takes raw pixels. `exporter` calls it.
 
     pixels uint8 (N, H, W, 3) -> Cast -> scale and shift -> Transpose -> trunk -> head
         -> probabilities float32 (N, K), features float32 (N, F)
 
-Cast comes first because TensorRT's parser refuses a uint8 Transpose. Trunk and head compute in the type of the
-network's weights. Where that is float16, normalisation, contrast norm and softmax still compute in float32: squares and
-exponentials leave float16's range first. (`onnxruntime.transformers.float16` would convert the finished graph. What it
-gives for this one is not sorted, and rounds the normalisation and the probabilities to float16 all the same.)
+Cast comes first because TensorRT's parser refuses a uint8 Transpose. Trunk and head compute in the dtype of the
+network's weights. Where that is float16, normalisation, contrast norm and softmax still compute in float32, because
+squares and exponentials exceed float16's range first. `onnxruntime.transformers.float16` could convert the finished
+graph, but its result is not sorted, and rounds the normalisation and the probabilities to float16.
 """
 
 import copy
@@ -23,7 +23,7 @@ from zfserve_model.checkpoint import Preprocessing
 from zfserve_model.networks import INPUT_SIZE, Network
 
 OPSET = 18
-"""What torch's exporter writes natively; newer ones only pass through a version converter. TensorRT 10 reads it."""
+"""The opset that torch's exporter writes natively. Newer ones need a version converter. TensorRT 10 reads this one."""
 
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -32,18 +32,18 @@ _LARGEST_PROTOBUF_BYTES = 2**31 - 1
 
 
 class GraphError(ValueError):
-    """The exported graph is not what was promised; the message says in what."""
+    """The exported graph breaks a promise. The message says which one."""
 
 
 class PixelNetwork(nn.Module):
-    """`network` with its normalisation in front and a softmax behind, in the form that is exported."""
+    """Adds normalisation before `network` and a softmax behind it. This is the module that is exported."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, network: Network, preprocessing: Preprocessing) -> None:
         super().__init__()
-        # (x / 255 - mean) / std as one multiplication and one subtraction.
+        # This computes (x / 255 - mean) / std as one multiplication and one subtraction.
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
         std = torch.tensor(preprocessing.std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -55,14 +55,14 @@ class PixelNetwork(nn.Module):
         self.dtype = next(network.parameters()).dtype
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, float32 (N, K), and features, float32 (N, F), of `pixels`, uint8 (N, H, W, 3)."""
+        """Returns probabilities, float32 (N, K), and features, float32 (N, F), of `pixels`, uint8 (N, H, W, 3)."""
         images = (pixels.to(torch.float32) * self.scale - self.shift).to(self.dtype).permute(0, 3, 1, 2)
         features = self.head[:-2](self.trunk(images))
         return torch.softmax(self.head[-2:](features).float(), dim=1), features.float()
 
 
 class ContrastNormNode(nn.Module):
-    """Becomes the single ONNX node `LRN`. Torch's exporter takes the norm to pieces, which costs 30 % of the speed."""
+    """Exports contrast norm as one ONNX node, `LRN`. Torch's exporter decomposes it, which costs 30 % of the speed."""
 
     def __init__(self, norm: nn.LocalResponseNorm) -> None:
         super().__init__()
@@ -86,13 +86,13 @@ def _for_onnx(layer: nn.Module) -> nn.Module:
 
 
 def export_graph(network: Network, preprocessing: Preprocessing, fingerprint: str) -> onnx.ModelProto:
-    """The checked ONNX model of a network in eval mode, the same bytes for the same weights.
+    """Exports a network in evaluation mode and checks the ONNX model. The same weights give the same bytes.
 
     Raises:
         GraphError: the graph fails ONNX's checker or shape inference, or is too large for one file.
     """
     module = PixelNetwork(network, preprocessing).eval()
-    # Two images, because torch.export takes a dimension of one for a constant.
+    # torch.export would treat a batch of one as a constant, so the example has two images.
     example = torch.zeros(2, INPUT_SIZE, INPUT_SIZE, 3, dtype=torch.uint8)
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -114,7 +114,7 @@ def export_graph(network: Network, preprocessing: Preprocessing, fingerprint: st
 
 
 def half_network(network: Network) -> Network:
-    """A copy with its weights in float16.
+    """Returns a copy with its weights in float16.
 
     Raises:
         GraphError: a weight is too large for float16.
@@ -131,14 +131,14 @@ def half_network(network: Network) -> Network:
 
 
 def describe_model(model: onnx.ModelProto, fingerprint: str) -> None:
-    """Write who made the model and from which weights into the model itself."""
+    """Writes the producer and the fingerprint of the weights into the model."""
     model.producer_name = PRODUCER
     model.producer_version = f"torch {torch.__version__}, onnx {onnx.__version__}"
     onnx.helper.set_model_props(model, {"fingerprint": fingerprint})
 
 
 def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Remove the exporter's notes to itself, stack traces with the paths of this machine among them."""
+    """Removes the exporter's metadata, which has stack traces with the paths of this machine."""
     del graph.metadata_props[:]
     for node in graph.node:
         del node.metadata_props[:]
@@ -147,10 +147,10 @@ def _forget_origin(graph: onnx.GraphProto) -> None:
 
 
 def check_graph(model: onnx.ModelProto) -> None:
-    """Hold a model to ONNX's own checks and to this project's promises about inputs and outputs.
+    """Checks a model by ONNX's checker, and checks its inputs and outputs.
 
     Raises:
-        GraphError: one of them fails.
+        GraphError: a check fails.
     """
     if model.ByteSize() > _LARGEST_PROTOBUF_BYTES:
         raise GraphError("the model is larger than 2 GiB and cannot be one ONNX file; choose a smaller hidden width")
@@ -169,9 +169,9 @@ def check_graph(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what torch's exporter says of itself: nothing in it is about our graph.
+    """Silences the log of torch's exporter, which says nothing about our graph.
 
-    Once per process it logs each torchvision operator that it skips, and a deprecated call of its own.
+    Once per process it logs each torchvision operator that it skips, and its own deprecated call.
     """
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level

@@ -1,4 +1,7 @@
-"""How far an exported file strays from the PyTorch network; called by `exporter` and `measurement`."""
+"""This module measures how far an exported graph differs from the PyTorch network.
+
+`exporter` and `measurement` call it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from zfserve_export.onnx_graph import LARGEST_HALF
 InputKind = Literal["photos", "noise"]
 
 LARGEST_ACTIVATION = LARGEST_HALF / 4
-"""Beyond it a network is not exported to float16: a photo that is not among the references may excite it more."""
+"""The largest activation of a network that is exported to float16. Other photos may cause larger ones."""
 
 _BATCH = 8
 
@@ -26,12 +29,12 @@ _WAY_OUT: dict[Precision, str] = {"fp32": "--tolerance", "fp16": "leave it out w
 
 
 class ParityError(ValueError):
-    """The exported file does not compute what the network computes; the message says by how much."""
+    """The exported graph does not compute what the network computes. The message gives the difference."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Inputs of one kind, uint8 (N, H, W, 3), with what the PyTorch network says of them."""
+    """Holds inputs of one kind, uint8 (N, H, W, 3), and the PyTorch network's outputs for them."""
 
     kind: InputKind
     pixels: NDArray[np.uint8]
@@ -39,14 +42,14 @@ class Reference:
 
 
 def make_reference(checkpoint: Checkpoint, kind: InputKind, pixels: NDArray[np.uint8]) -> Reference:
-    """Run the PyTorch network on `pixels`, uint8 (N, H, W, 3)."""
+    """Runs the PyTorch network on `pixels`, uint8 (N, H, W, 3)."""
     return Reference(kind, pixels, network_outputs(checkpoint, pixels))
 
 
 def network_outputs(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> EngineOutputs:
-    """What the PyTorch network says of `pixels`, uint8 (N, H, W, 3).
+    """Returns the PyTorch network's outputs for `pixels`, uint8 (N, H, W, 3).
 
-    Normalises as training does, not as the exported graph does, so that a slip there shows as a difference.
+    It normalises as training does, and not as the exported graph does, so that a mistake there shows as a difference.
     """
     parts = []
     with torch.inference_mode():
@@ -57,12 +60,12 @@ def network_outputs(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Engine
 
 
 def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
-    """Hold every activation that the reference's inputs cause to `LARGEST_ACTIVATION`.
+    """Checks every activation of the reference's inputs against `LARGEST_ACTIVATION`.
 
-    The fp16 file does not show what overflows: between its nodes, ONNX Runtime's CPU kernels keep float32.
+    Running the fp16 graph would not show an overflow: ONNX Runtime's CPU kernels keep float32 between its nodes.
 
     Raises:
-        ParityError: a layer's activations come too close to what float16 can hold, or are not numbers.
+        ParityError: a layer's activations come close to the limit of float16, or are not numbers.
     """
     network = checkpoint.network
     with torch.inference_mode():
@@ -80,18 +83,18 @@ def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
 
 
 def noise_images(spec: InputSpec, count: int) -> NDArray[np.uint8]:
-    """Uniform noise, uint8 (count, H, W, 3), the same at every call: inputs that no photo comes near."""
+    """Returns uniform noise, uint8 (count, H, W, 3), the same at every call. No photo comes close to such inputs."""
     return np.random.default_rng(0).integers(0, 256, (count, spec.height, spec.width, 3), dtype=np.uint8)
 
 
 def run_all(engine: Engine, pixels: NDArray[np.uint8]) -> EngineOutputs:
-    """The engine's answers to `pixels`, uint8 (N, H, W, 3), for any N, in batches as large as it takes."""
+    """Runs the engine on `pixels`, uint8 (N, H, W, 3), for any N, in the largest batches that it takes."""
     size = engine.info.max_batch_size
     return _joined([engine.run(pixels[start : start + size]) for start in range(0, len(pixels), size)])
 
 
 def compare(precision: Precision, reference: Reference, actual: EngineOutputs) -> ParityEntry:
-    """The figures for the manifest."""
+    """Returns the parity figures for the manifest."""
     expected = reference.expected.probabilities
     return ParityEntry(
         precision=precision,
@@ -103,10 +106,10 @@ def compare(precision: Precision, reference: Reference, actual: EngineOutputs) -
 
 
 def require_parity(precision: Precision, reference: Reference, actual: EngineOutputs, tolerance: float) -> None:
-    """Hold probabilities, and features as shares of the largest one, to `tolerance`.
+    """Checks probabilities, and features relative to the largest feature, against `tolerance`.
 
     Raises:
-        ParityError: one differs by more, or is not a number.
+        ParityError: a value differs by more, or is not a number.
     """
     for output, expected, found in (
         ("probability", reference.expected.probabilities, actual.probabilities),
@@ -123,7 +126,7 @@ def require_parity(precision: Precision, reference: Reference, actual: EngineOut
 
 
 def _normalised(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
-    """`pixels`, uint8 (N, H, W, 3), as the network takes them, float32 (n, 3, H, W), in batches."""
+    """Normalises `pixels`, uint8 (N, H, W, 3). Yields them in batches, float32 (n, 3, H, W)."""
     mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
     for start in range(0, len(pixels), _BATCH):
         images = (torch.from_numpy(pixels[start : start + _BATCH]).float() / 255 - mean) / std

@@ -1,6 +1,6 @@
-"""Photos on disk: those with a class, for accuracy, and those without, for calibration and parity.
+"""This module lists and reads photos: photos of known class for accuracy, and others for calibration and parity.
 
-Called by `zfserve evaluate` and `zfserve export`. They are decoded by `zfserve_engines.images`, as the server does.
+`zfserve evaluate` and `zfserve export` call it. `zfserve_engines.images` decodes them, as in the server.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ from zfserve_runtime.errors import InvalidInput
 
 
 def input_spec(preprocessing: Preprocessing) -> InputSpec:
-    """How photos become the input of a network that is not, or not yet, in a bundle."""
+    """Returns the input specification of a network that is not in a bundle."""
     return InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing))
 
 
 class PhotoError(ValueError):
-    """The photos cannot be used; the message names the folder or the file and says what to change."""
+    """The photos cannot be used. The message names the folder or the file, and says what to change."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledPhotos:
-    """Photos of known class.
+    """Lists photos of known class.
 
     Attributes:
-        class_ids: the model's classes, in the order of its outputs.
-        paths: one per photo, sorted within its class.
-        labels: int64 (N,), indices into `class_ids`.
+        class_ids: the model's class ids, in the order of its outputs.
+        paths: one path per photo, sorted within its class.
+        labels: one index into `class_ids` per photo, int64 (N,).
     """
 
     class_ids: tuple[str, ...]
@@ -45,12 +45,13 @@ class LabelledPhotos:
 
 
 def list_labelled_photos(folder: Path, class_ids: Sequence[str]) -> LabelledPhotos:
-    """The photos in `folder/<class id>/`, or in `folder/val/<class id>/` where there is such a folder.
+    """Lists the photos in `folder/<class id>/`, or in `folder/val/<class id>/` where that folder exists.
 
-    Classes of the model that have no folder are allowed: a part of a data set can be measured.
+    Classes of the model may lack a folder, so a part of a data set can be measured.
 
     Raises:
-        PhotoError: no such folder, no class folders, one that the model does not know, or one without photos.
+        PhotoError: the folder does not exist, has no class folders, has a folder of an unknown class, or has a class
+            folder without photos.
     """
     if (folder / "val").is_dir():
         folder = folder / "val"
@@ -79,7 +80,7 @@ def list_photos(folder: Path) -> tuple[Path, ...]:
     """Returns the photos in `folder` and below it, sorted by path (`zfserve_photos.files.list_photo_files`).
 
     Raises:
-        PhotoError: no such folder, or no photos in it.
+        PhotoError: the folder does not exist, or has no photos.
     """
     if not folder.is_dir():
         raise PhotoError(f"there is no folder {folder}; give one that holds photos")
@@ -90,10 +91,10 @@ def list_photos(folder: Path) -> tuple[Path, ...]:
 
 
 def read_photo(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """One photo as the network's input, uint8 (H, W, 3).
+    """Reads one photo as the network's input, uint8 (H, W, 3).
 
     Raises:
-        PhotoError: it cannot be read or decoded.
+        PhotoError: the photo cannot be read or decoded.
     """
     try:
         return decode_image(path.read_bytes(), spec, ImageLimits()).pixels
@@ -104,10 +105,12 @@ def read_photo(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 
 def read_batches(paths: Sequence[Path], spec: InputSpec, batch_size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Photos in order, uint8 (N, H, W, 3) with N at most `batch_size`; the next ones are decoded meanwhile.
+    """Yields photos in order, in batches, uint8 (N, H, W, 3) with N at most `batch_size`.
+
+    The next batch is decoded while the caller works on this one.
 
     Raises:
-        PhotoError: one of them cannot be read or decoded.
+        PhotoError: a photo cannot be read or decoded.
     """
     with ThreadPoolExecutor(available_cpus()) as pool:
         rest = iter(paths)

@@ -1,11 +1,11 @@
-"""The 8-bit files beside the float one: static Q/DQ, by ONNX Runtime's quantiser; called by `exporter`.
+"""This module writes the INT8 graphs: static Q/DQ by ONNX Runtime's quantiser. `exporter` calls it.
 
-Weights are signed and per output channel, activations per tensor. The last layer stays in float, so that logits are not
-rounded to 256 steps; so do normalisation, contrast norm and softmax.
+Weights are signed and quantised per output channel, activations per tensor. The last layer stays in float, so that
+logits are not rounded to 256 steps. Normalisation, contrast norm and softmax stay in float too.
 
-`int8` is for ONNX Runtime on CPUs: activations are unsigned, and stay in 8 bits from layer to layer.
-`int8-symmetric` is for TensorRT, which takes signed activations with a zero point of 0, and biases in float alone. Only
-the inputs of convolutions and fully connected layers are rounded, where TensorRT can fuse the rounding into the layer
+`int8` is for ONNX Runtime and OpenVINO on CPUs: activations are unsigned, and stay in 8 bits from layer to layer.
+`int8-symmetric` is for TensorRT, which takes signed activations with a zero point of 0, and only float biases. Only the
+inputs of convolutions and fully connected layers are rounded, where TensorRT can fuse the rounding into the layer
 before.
 """
 
@@ -25,10 +25,10 @@ from zfserve_export.onnx_graph import check_graph, describe_model
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "Relu", "MaxPool", "Reshape")
 LAST_LAYER_WEIGHT = "head.fc8.weight"
 LARGEST_WEIGHT = 64
-"""Weights of `int8` use 7 bits. Without VNNI, x86 adds two products of a uint8 and an int8 in 16 signed bits, which
-2 * 255 * 127 overflows, silently; 2 * 255 * 64 = 32,640 never does, so that every CPU gets the same sums. GPUs add in
-32 bits, so `int8-symmetric` uses all 8. (On a CPU, ONNX Runtime has no integer kernels for layers with a float bias: it
-computes that file in float, rounding where it says.)"""
+"""The largest weight of `int8`, which uses 7 bits. Without VNNI, x86 adds two products of a uint8 and an int8 in 16
+signed bits. 2 * 255 * 127 silently overflows them, and 2 * 255 * 64 = 32,640 does not, so every CPU gets the same sums.
+GPUs add in 32 bits, so `int8-symmetric` uses all 8 bits. (On a CPU, ONNX Runtime has no integer kernels for layers with
+a float bias. It computes `int8-symmetric` in float, with the file's roundings.)"""
 
 _SCHEMES: dict[Precision, dict[str, Any]] = {
     "int8": {"activation_type": QuantType.QUInt8, "reduce_range": True},
@@ -46,17 +46,20 @@ _SCHEMES: dict[Precision, dict[str, Any]] = {
 def quantize_files(
     source: Path, destinations: Mapping[Precision, Path], photos: Iterable[NDArray[np.uint8]], fingerprint: str
 ) -> None:
-    """Write 8-bit forms of the float model in `source`, each to its place, from one calibration.
+    """Writes the INT8 graphs of the float graph in `source`, from one calibration.
 
     Args:
-        photos: batches, uint8 (N, H, W, 3), of at least one photo in all; they set the ranges of the activations.
+        source: the fp32 graph.
+        destinations: the file of each INT8 precision.
+        photos: batches, uint8 (N, H, W, 3), of at least one photo in all. They set the ranges of the activations.
+        fingerprint: the fingerprint of the weights.
 
     Raises:
         GraphError: a result fails ONNX's checks.
     """
     model = onnx.load(source)
     last_layer = [node.name for node in model.graph.node if LAST_LAYER_WEIGHT in node.input]
-    # Torch's exporter has folded constants and inferred shapes; without this mark the quantiser asks for that.
+    # Torch's exporter has folded constants and inferred shapes. Without this mark the quantiser would ask for that.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory(prefix="zfserve-quantize-") as scratch:
         prepared = Path(scratch, "prepared.onnx")
@@ -72,7 +75,7 @@ def quantize_files(
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=last_layer,
                 calibrate_method=CalibrationMethod.MinMax,
-                # The first one writes the ranges here, the others read them and no photos.
+                # The first run writes the ranges here. The others read them, and no photos.
                 calibration_cache_path=Path(scratch, "ranges.json"),
                 **_SCHEMES[precision],
             )

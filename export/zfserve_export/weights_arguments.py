@@ -1,12 +1,15 @@
-"""What `zfserve export` and `zfserve evaluate` must be told of weights that do not describe themselves."""
+"""This module has the arguments for weights that do not describe themselves.
+
+`zfserve export` and `zfserve evaluate` share them.
+"""
 
 import argparse
 from pathlib import Path
 
 from zfserve_model.checkpoint import Checkpoint
-from zfserve_model.imports import load_weights
 from zfserve_model.labels import read_labels
 from zfserve_model.networks import ARCHITECTURES
+from zfserve_model.weights_import import load_weights
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_weights(file: Path, arguments: argparse.Namespace) -> Checkpoint:
-    """The weights in `file`, as the arguments describe them.
+    """Reads the weights in `file`, as the arguments describe them.
 
     Raises:
         CheckpointError: the file cannot be used.

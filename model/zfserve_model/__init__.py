@@ -1,1 +1,1 @@
-"""The networks as PyTorch modules, their deconvnet, weights in and out, and training."""
+"""This room holds the networks as PyTorch modules, their deconvnet, the files of weights, and training."""

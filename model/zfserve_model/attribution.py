@@ -1,8 +1,9 @@
-"""Which feature maps speak for a class: what each adds to the class's score. Used by the worker.
+"""This module computes how much each feature map adds to the score of a class. The worker calls it.
 
-The measure is that of integrated gradients (Sundararajan et al., ICML 2017) from a silent layer, all of whose units are
-zero, to the layer as it is: what all units add together is what the score gains on the way. Plain gradients miss what
-drove a confident answer, as the score has stopped rising there.
+The method is integrated gradients (Sundararajan et al., ICML 2017). The baseline is a layer whose units are all zero;
+the path leads from there to the layer's activations. The contributions of all units sum to the difference between the
+score at the activations and the score at the baseline. Plain gradients miss the cause of a confident answer, because
+the score is flat there.
 """
 
 from dataclasses import dataclass
@@ -14,20 +15,20 @@ from zfserve_model.deconvnet import OutOfRange, Position, Trace, UnitOfEach, act
 from zfserve_model.networks import Network
 
 STEPS = 16
-"""From silence to the layer as it is."""
-STEPS_TOGETHER = 4
-"""In one batch: the activations of all 16 above conv1 would take half a gigabyte."""
+"""The number of points on the path from the baseline to the activations."""
+STEPS_PER_BATCH = 4
+"""The points that run in one batch. All 16 at once would take half a gigabyte for the activations above conv1."""
 
 
 @dataclass(frozen=True)
 class ClassAttribution:
-    """What the units of one layer add to a class's score before the softmax.
+    """Holds what each unit of one layer adds to a class's score before the softmax.
 
     Attributes:
-        layer: its name.
-        index: of the class.
-        probability: that the network gives it.
-        units: float32 (channels, height, width).
+        layer: the name of the layer.
+        index: the index of the class.
+        probability: the probability of the class, in [0, 1].
+        units: the contribution of each unit, float32 (channels, height, width), in logits.
     """
 
     layer: str
@@ -37,11 +38,11 @@ class ClassAttribution:
 
     @property
     def maps(self) -> Tensor:
-        """Of whole maps: float32 (channels,)."""
+        """The contribution of each whole map, float32 (channels,), in logits."""
         return self.units.flatten(1).sum(1)
 
     def leading_maps(self, count: int) -> list[int]:
-        """Those that add most, the first of them first.
+        """Returns the `count` maps that add most, the largest contribution first.
 
         Raises:
             OutOfRange: `count` is not within 1 and the layer's number of maps.
@@ -49,18 +50,20 @@ class ClassAttribution:
         return highest_maps(self.maps, count, self.layer)
 
     def leading_units(self, maps: list[int]) -> UnitOfEach:
-        """In each of `maps` the unit that adds most; of equals, the first in reading order."""
+        """Chooses, in each of `maps`, the unit that adds most. Ties go to the first unit in row-major order."""
         width = self.units.shape[-1]
         places = self.units[maps].flatten(1).argmax(1).tolist()
         return UnitOfEach({index: Position(*divmod(place, width)) for index, place in zip(maps, places, strict=True)})
 
 
 def attribute(network: Network, trace: Trace, layer: str, class_index: int | None = None) -> ClassAttribution:
-    """Run the network on from `layer` of `trace`, and back, at each of `STEPS` places on the way from silence.
+    """Runs the layers above `layer` forward and backward, at `STEPS` points between the baseline and the activations.
 
     Args:
-        network: the one that was traced, in evaluation mode.
-        class_index: of the score; None: of the most probable class.
+        network: the network that was traced, in evaluation mode.
+        trace: the forward pass of the photo.
+        layer: a layer of the trunk, by name.
+        class_index: the class whose score is explained; None means the most probable class.
 
     Raises:
         UnknownLayer: the trunk has no such layer.
@@ -82,13 +85,13 @@ def attribute(network: Network, trace: Trace, layer: str, class_index: int | Non
 
 
 def _mean_gradient(network: nn.Module, activations: Tensor, index: int) -> Tensor:
-    """Of the score, over the way from silence; by the midpoint rule."""
+    """Returns the mean gradient of the score along the path, by the midpoint rule, in the shape of `activations`."""
     fractions = (torch.arange(STEPS, device=activations.device) + 0.5) / STEPS
     total = torch.zeros_like(activations)
     with torch.inference_mode(False), torch.enable_grad():
-        end = activations.clone()  # of tensors made in inference mode there are no gradients
-        for part in torch.split(fractions, STEPS_TOGETHER):
-            on_the_way = (part[:, None, None, None] * end).requires_grad_()
-            (gradients,) = torch.autograd.grad(network(on_the_way)[:, index].sum(), on_the_way)
+        end = activations.clone()  # tensors made in inference mode have no gradients
+        for part in torch.split(fractions, STEPS_PER_BATCH):
+            points = (part[:, None, None, None] * end).requires_grad_()
+            (gradients,) = torch.autograd.grad(network(points)[:, index].sum(), points)
             total = total + gradients.sum(0)
     return total / STEPS

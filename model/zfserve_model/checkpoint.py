@@ -1,8 +1,8 @@
-"""Trained weights on disk: one safetensors file that says what it holds.
+"""A checkpoint is one safetensors file that holds trained weights and describes itself.
 
-Written by `zfserve train`. `zfserve_model.imports.load_weights` reads it, and weights of other makes too; the worker
-reads the copy in the bundle. The file's metadata carries the `NetworkSpec`, the classes and the preprocessing, so the
-weights alone suffice.
+`zfserve train` writes it. `zfserve_model.weights_import.load_weights` reads it, and files of other libraries too. The
+worker reads the copy in the bundle. The file's metadata has the `NetworkSpec`, the classes and the preprocessing, so a
+reader needs nothing else.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ ResizeRule = Literal["squash", "crop"]
 
 
 class CheckpointError(ValueError):
-    """The weights cannot be used; the message names what is wrong with them."""
+    """The weights cannot be used. The message says what is wrong with them."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photo becomes the network's input.
+    """Says how a photo becomes the network's input.
 
     Attributes:
         resize: `squash` (both sides to 224, aspect ratio lost) or `crop` (the shorter side to `shorter_side`,
             then the central 224 x 224).
-        shorter_side: pixels, at least 224; used by `crop` only.
-        mean, std: per channel in RGB order, on values scaled to [0, 1].
+        shorter_side: the length of the shorter side after the resize, in pixels, at least 224; only `crop` uses it.
+        mean, std: one number per channel in RGB order, for values scaled to [0, 1].
     """
 
     resize: ResizeRule = "squash"
@@ -54,7 +54,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network in eval mode, float32, with what is needed to feed it and to read its output.
+    """Holds a network in evaluation mode, in float32, and what is needed to feed it and to read its output.
 
     `class_ids` and `labels` have one entry per class, in the order of the logits.
     """
@@ -74,8 +74,9 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Fold batch norm away and write the weights in `dtype`, to a temporary name and then renamed. Equal weights and
-    classes are equal files.
+    """Folds batch norm into the weights and writes them in `dtype`.
+
+    The file is written under a temporary name and then renamed. Equal weights and classes give equal files.
 
     Raises:
         CheckpointError: a weight is not finite, or is too large for `dtype`.
@@ -94,14 +95,17 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = tor
         "preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
     }
     partial = file.with_suffix(".partial")
-    partial.write_bytes(_in_order(save(tensors, metadata)))  # its own writer makes files that only their owner can read
+    partial.write_bytes(
+        _with_sorted_header(save(tensors, metadata))
+    )  # save_file would make a file that only its owner can read
     partial.replace(file)
 
 
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its header's entries in order, which the library shuffles each time.
+def _with_sorted_header(content: bytes) -> bytes:
+    """Sorts the header of a safetensors file. The library writes its entries in a random order.
 
-    Source: the format's page; 8 bytes of length, little-endian, then JSON padded with spaces to a multiple of 8.
+    The file begins with the header's length, 8 bytes, little-endian. The header is JSON, padded with spaces to a
+    multiple of 8 bytes. Source: the page of the safetensors format.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
@@ -110,10 +114,10 @@ def _in_order(content: bytes) -> bytes:
 
 
 def load_checkpoint(file: Path) -> Checkpoint:
-    """Read a checkpoint of this package.
+    """Reads a checkpoint of this package.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of ours, or tensors that do not fit its own spec.
+        CheckpointError: the file does not exist, is not a checkpoint of ours, or has tensors that do not fit its spec.
     """
     tensors, metadata = read_safetensors(file)
     if metadata.get("format") != FORMAT:
@@ -133,32 +137,32 @@ def load_checkpoint(file: Path) -> Checkpoint:
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, by name, and its metadata.
+    """Returns the tensors of a safetensors file, by name, and its metadata.
 
     Raises:
-        CheckpointError: no such file, or not a whole safetensors file.
+        CheckpointError: the file does not exist, or is not a whole safetensors file.
     """
     if not file.is_file():
         raise CheckpointError(f"there is no file of weights at {file}")
     try:
         with safe_open(file, framework="pt") as opened:
-            # Not a dictionary: the opened file offers keys() only.
+            # The opened file is no dictionary; it offers keys() only.
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a safetensors file, or it is truncated: {error}") from error
 
 
 def file_digest(file: Path) -> str:
-    """sha256 of a file, in hex."""
+    """Returns the sha256 of a file in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
-    """Copy `tensors`, of any floating-point dtype, into `network`.
+    """Copies `tensors`, of any floating-point dtype, into `network`.
 
     Raises:
-        CheckpointError: tensors are missing, extra, of another shape or not finite; all of them are named.
+        CheckpointError: tensors are missing, unknown, of another shape or not finite. The message names all of them.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
@@ -174,9 +178,9 @@ def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
 
 
 def weights_fingerprint(network: Network) -> str:
-    """sha256, in hex, of the names, shapes and float32 values of all weights, in the order of their names.
+    """Returns the sha256, in hex, of the names, shapes and float32 values of all weights, sorted by name.
 
-    It ties a server to its worker: both state the fingerprint of the weights they hold.
+    Server and worker each state the fingerprint of their weights. They work together only where the two are equal.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

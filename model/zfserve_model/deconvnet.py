@@ -1,11 +1,11 @@
-"""The deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1): which pixels drove a unit.
+"""The deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1) shows which pixels drove a unit.
 
-`trace` runs the network forward once and keeps what the way down needs; `project` then walks down from any layer
-of the trunk, for as many feature maps as wanted. Used by the worker, and by export for its example pictures. All
-functions are pure: they keep nothing, and may run in many threads at once on one network and one trace.
+`trace` runs the network forward once and keeps what the backward pass needs. `project` then goes back from any layer
+of the trunk to the pixels, for any number of feature maps. The worker calls both. All functions are pure: they keep no
+state, and many threads may call them at once on one network and one trace.
 
-A projection is the gradient of the unit times its activation, with the backward step of every ReLU replaced by a ReLU
-on the gradient itself. Contrast normalisation is passed over on the way down, as in the paper.
+A projection is the gradient of the unit times its activation, where the backward step of every ReLU is replaced by a
+ReLU on the gradient itself. The backward pass skips contrast normalisation, as the paper does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,13 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from zfserve_model.descent import Signal, convolve_transposed, pool_with_switches, rectify, unpool
+from zfserve_model.backward_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
 from zfserve_model.layer_table import layer_kind
 from zfserve_model.networks import Network
 
 CHUNK = 9
-"""Maps projected together: few enough that a consumer who stops early saves work, enough to fill matrix products."""
+"""The number of maps that are projected together. A consumer that stops early saves the later chunks; larger chunks
+would not make the matrix products faster."""
 
 
 class UnknownLayer(ValueError):
@@ -28,17 +29,17 @@ class UnknownLayer(ValueError):
 
 
 class OutOfRange(IndexError):
-    """A map, a unit or a count that the layer does not have."""
+    """The layer has no such map or unit, or fewer maps than the count."""
 
 
 @dataclass(frozen=True)
 class StrongestUnit:
-    """The unit of the map with the highest activation; of equals, the first in reading order."""
+    """Selects the unit of the map with the highest activation. Ties go to the first unit in row-major order."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """The unit at this place of the map, counted from 0 at the top left."""
+    """Selects the unit at this row and column of the map. Both count from 0 at the top left."""
 
     row: int
     column: int
@@ -46,12 +47,12 @@ class Position:
 
 @dataclass(frozen=True)
 class WholeMap:
-    """All units of the map together, each with its own activation."""
+    """Selects all units of the map together, each with its own activation."""
 
 
 @dataclass(frozen=True)
 class UnitOfEach:
-    """In every map the unit at a place of its own."""
+    """Selects one unit in each map, each at its own position."""
 
     places: Mapping[int, Position]
 
@@ -61,7 +62,7 @@ UnitRule = StrongestUnit | Position | WholeMap | UnitOfEach
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels of the input: columns left <= x < right, rows top <= y < bottom."""
+    """Bounds a rectangle of input pixels: columns left <= x < right, rows top <= y < bottom."""
 
     left: int
     top: int
@@ -71,14 +72,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Projection:
-    """What one feature map saw.
+    """Holds the projection of one feature map.
 
     Attributes:
         map: index of the feature map in its layer.
-        unit: the unit projected, None for a whole map.
-        activation: of that unit; for a whole map, the highest.
-        window: the receptive field, cut off at the image's edges. Outside of it the projection is zero.
-        pixels: float32 (3, height, width) of the window, RGB, in the space of the normalised input.
+        unit: the position of the projected unit; None for a whole map.
+        activation: the activation of that unit; for a whole map, its highest activation.
+        window: the receptive field, clipped to the image. The projection is zero outside of it.
+        pixels: the values inside the window, float32 (3, height, width), RGB, in the space of the normalised input.
     """
 
     map: int
@@ -90,13 +91,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass through a trunk, as `trace` made it.
+    """Holds one forward pass through a trunk, as `trace` made it.
 
     Attributes:
         trunk: the layers that were run.
         image_size: height and width of the input, in pixels.
-        activations: by layer, from the input upwards: float32 (channels, height, width).
-        switches: by max-pool, uint8 like its activations; see `pool_with_switches`.
+        activations: the output of each layer by name, in forward order, float32 (channels, height, width).
+        switches: the switches of each max-pool by name, uint8 in the shape of its output; see `pool_with_switches`.
     """
 
     trunk: nn.Sequential
@@ -107,7 +108,7 @@ class Trace:
 
 @torch.inference_mode()
 def trace(network: Network, image: Tensor) -> Trace:
-    """Run `image` through the trunk of `network`.
+    """Runs `image` through the trunk of `network`.
 
     Args:
         image: float32 (3, 224, 224), RGB, normalised.
@@ -130,7 +131,7 @@ def trace(network: Network, image: Tensor) -> Trace:
 
 @torch.inference_mode()
 def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
-    """The `count` feature maps whose strongest single unit is the highest, the strongest first.
+    """Returns the `count` feature maps with the highest single activation, the highest first.
 
     Raises:
         UnknownLayer: the trunk has no such layer.
@@ -140,7 +141,9 @@ def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
 
 
 def highest_maps(values: Tensor, count: int, layer: str) -> list[int]:
-    """The `count` maps with the highest of `values`, (channels,), the highest first; of equals, the first of the layer.
+    """Returns the `count` maps with the highest of `values`, float (channels,), the highest first.
+
+    Ties go to the map with the lower index.
 
     Raises:
         OutOfRange: `count` is not within 1 and the layer's number of maps.
@@ -156,9 +159,10 @@ def project(
     maps: Sequence[int],
     rule: UnitRule = StrongestUnit(),
 ) -> Iterator[Projection]:
-    """Project one unit of each of `maps` (or all its units) down to the pixels.
+    """Projects one unit of each of `maps`, or all its units, back to the pixels.
 
-    Arguments are checked at once; the work is done in chunks as the iterator is consumed, in the order of `maps`.
+    The call checks its arguments at once. The work is done in chunks while the iterator is consumed, in the order of
+    `maps`.
 
     Raises:
         UnknownLayer: the trunk has no such layer.
@@ -175,26 +179,26 @@ def project(
     return _projections(trace, layer, maps, rule)
 
 
-# On a generator, the decorator turns inference mode off again while the consumer works between two results.
+# On a generator, the decorator turns inference mode off while the consumer works between two results.
 @torch.inference_mode()
 def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) -> Iterator[Projection]:
-    together, alone = _way_down(trace, layer)
+    together, alone = _split_path(trace, layer)
     remaining = iter(maps)
     while chunk := list(islice(remaining, CHUNK)):
         units, signal = _seed(activations_of(trace, layer), chunk, rule)
         activations = signal.values.flatten(1).amax(1).tolist()
-        signals = _descend(trace, together, signal).split()
+        signals = _carry_back(trace, together, signal).split()
         for index, unit, activation, one in zip(chunk, units, activations, signals, strict=True):
-            window, pixels = _clip(_descend(trace, alone, one), trace.image_size)
+            window, pixels = _clip(_carry_back(trace, alone, one), trace.image_size)
             yield Projection(index, unit, activation, window, pixels)
 
 
-def _way_down(trace: Trace, layer: str) -> tuple[list[str], list[str]]:
-    """The layers from `layer` to the pixels: those to pass with all signals together, then those with each alone.
+def _split_path(trace: Trace, layer: str) -> tuple[list[str], list[str]]:
+    """Splits the path from `layer` to the pixels into layers for all signals together and layers for each signal alone.
 
-    Windows are small and filters large as far as the first pool below a convolution: there it pays to read the
-    filters once for all. Below, it is the other way round: one signal stays in the processor's cache, is cropped to
-    its own part of the image, and is ready before the next is begun.
+    The first part ends at the first pool below a convolution. Windows are small and filters large there, so it pays
+    to read the filters once for all signals. In the second part windows are large and filters small. One signal then
+    stays in the processor's cache, is cropped to its own part of the image, and is complete before the next begins.
     """
     names = list(trace.activations)
     path = names[names.index(layer) :: -1]
@@ -208,7 +212,7 @@ def _way_down(trace: Trace, layer: str) -> tuple[list[str], list[str]]:
 
 
 def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Position | None], Signal]:
-    """The chosen units, and the signals at their start: nothing in the layer but those units."""
+    """Returns the selected units, and the signals to start from: zero everywhere except at those units."""
     planes = activations[maps]
     width = planes.shape[-1]
     match rule:
@@ -225,8 +229,8 @@ def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Po
     return [*map(Position, rows, columns)], Signal(values[:, None, None, None], rows, columns, tuple(maps))
 
 
-def _descend(trace: Trace, path: list[str], signal: Signal) -> Signal:
-    """Walk down through the layers of `path`, from the output of its first to the input of its last."""
+def _carry_back(trace: Trace, path: list[str], signal: Signal) -> Signal:
+    """Carries the signal back through the layers of `path`, from the output of the first to the input of the last."""
     names = list(trace.activations)
     for name in path:
         match trace.trunk.get_submodule(name):
@@ -244,7 +248,7 @@ def _descend(trace: Trace, path: list[str], signal: Signal) -> Signal:
 
 
 def _clip(signal: Signal, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
-    """The window of a single signal within the image, and a copy of its pixels there."""
+    """Returns the window of a single signal, clipped to the image, and a copy of its pixels there."""
     (top,), (left,), (pixels,) = signal.tops, signal.lefts, signal.values
     bottom, right = top + pixels.shape[-2], left + pixels.shape[-1]
     window = Window(max(left, 0), max(top, 0), min(right, image_size[1]), min(bottom, image_size[0]))
@@ -252,7 +256,7 @@ def _clip(signal: Signal, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
 
 
 def activations_of(trace: Trace, layer: str) -> Tensor:
-    """float32 (channels, height, width). Raises UnknownLayer."""
+    """Returns the layer's output, float32 (channels, height, width). Raises UnknownLayer."""
     try:
         return trace.activations[layer]
     except KeyError:

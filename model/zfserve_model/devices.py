@@ -1,17 +1,17 @@
-"""Where PyTorch computes; for training and for the worker."""
+"""This module chooses the device that PyTorch computes on. Training and the worker call it."""
 
 import torch
 
 
 class NoSuchDevice(ValueError):
-    """This machine has no such device; the message says what to choose."""
+    """This machine has no such device. The message says what to choose."""
 
 
 def choose_device(name: str) -> torch.device:
-    """`name` as PyTorch has it, or "auto": a GPU where there is one.
+    """Returns the device with PyTorch's `name`. "auto" means a GPU where there is one, else the CPU.
 
     Raises:
-        NoSuchDevice: there is none here.
+        NoSuchDevice: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

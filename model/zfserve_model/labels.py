@@ -1,6 +1,7 @@
-"""What a human calls a class: labels for class ids.
+"""A label is the human-readable name of a class; this module finds the label for a class id.
 
-Called by `zfserve train` (its classes are named after folders) and by whoever renames the classes of a checkpoint.
+`zfserve train` calls it, because its classes are named after folders. `weights_import` and the commands that take
+`--labels` call it to rename the classes of a checkpoint.
 """
 
 import json
@@ -13,17 +14,17 @@ from zfserve_model.checkpoint import Checkpoint
 
 
 class LabelsError(ValueError):
-    """The labels cannot be used; the message says which line or class is at fault."""
+    """The labels cannot be used. The message names the line or the class at fault."""
 
 
 def read_labels(file: Path) -> dict[str, str]:
-    """Labels by class id, in the order of the file: a JSON object, or lines of `id<TAB>label`.
+    """Reads labels by class id, in the order of the file. The file is a JSON object, or has lines of `id<TAB>label`.
 
     Raises:
-        LabelsError: the file cannot be read or has neither form, or an id occurs twice or has no label.
+        LabelsError: the file cannot be read, has neither form, repeats an id, or leaves out a label.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")  # with a byte-order mark, or without
+        text = file.read_text(encoding="utf-8-sig")  # the codec skips a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise LabelsError(f"{file} cannot be read as labels: {error}") from error
     pairs = _json_pairs(text, file) if text.lstrip().startswith("{") else _tab_pairs(text, file)
@@ -41,7 +42,7 @@ def read_labels(file: Path) -> dict[str, str]:
 
 def _json_pairs(text: str, file: Path) -> list[tuple[str, object]]:
     try:
-        # As pairs, since a dictionary would keep only the last of two equal ids.
+        # A dictionary would keep only the last of two equal ids.
         pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=list)
     except ValueError as error:
         raise LabelsError(f"{file} is not valid JSON: {error}") from error
@@ -61,16 +62,18 @@ def _tab_pairs(text: str, file: Path) -> list[tuple[str, object]]:
 
 
 def imagenette_labels() -> dict[str, str]:
-    """The ten classes of Imagenette by their WordNet ids."""
+    """Returns the labels of Imagenette's ten classes by WordNet id."""
     text = files("zfserve_model").joinpath("imagenette_labels.tsv").read_text(encoding="utf-8")
     return dict(line.split("\t") for line in text.splitlines())
 
 
 def label_classes(class_ids: Sequence[str], labels: Mapping[str, str] | None) -> tuple[str, ...]:
-    """One label per class; without `labels`, ids of Imagenette get their names and others stand for themselves.
+    """Returns one label per class.
+
+    Without `labels`, ids of Imagenette get Imagenette's labels, and any other id is its own label.
 
     Raises:
-        LabelsError: `labels` leaves classes out; all of them are named.
+        LabelsError: `labels` leaves classes out. The message names all of them.
     """
     if labels is None:
         known = imagenette_labels()
@@ -81,5 +84,5 @@ def label_classes(class_ids: Sequence[str], labels: Mapping[str, str] | None) ->
 
 
 def relabel(checkpoint: Checkpoint, labels: Mapping[str, str] | None) -> Checkpoint:
-    """The same checkpoint with the labels that `label_classes` gives its classes."""
+    """Returns the same checkpoint with the labels that `label_classes` gives its classes."""
     return replace(checkpoint, labels=label_classes(checkpoint.class_ids, labels))

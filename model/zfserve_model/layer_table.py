@@ -1,7 +1,7 @@
-"""What every layer of a network's trunk looks like and what its units see, computed from the modules.
+"""The layer table describes every layer of a network's trunk: its shape and its receptive field.
 
-Called by export (the table goes into the bundle's manifest) and by the deconvnet's tests. The arithmetic of
-receptive fields is that of Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
+Export writes the table into the bundle's manifest. Receptive fields are computed as in Araujo et al., "Computing
+Receptive Fields of Convolutional Neural Networks", Distill 2019.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ LayerKind = Literal["conv", "relu", "norm", "pool"]
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the trunk.
+    """Describes one layer of the trunk.
 
-    Unit i of the layer (counted from 0, along rows and columns alike) sees the input pixels from `offset + i * stride`
-    up to, not including, `offset + i * stride + receptive_field`; those outside of the image are padding.
+    Unit i of the layer sees the input pixels from `offset + i * stride` up to, but not including,
+    `offset + i * stride + receptive_field`. It counts from 0, along rows and columns alike. Pixels outside of the image
+    are padding.
 
     Attributes:
-        channels, height, width: of the layer's output at `INPUT_SIZE`.
-        receptive_field: side of the square one unit sees, in input pixels.
-        stride: input pixels between neighbouring units.
-        offset: first input pixel that unit 0 sees; negative inside the padding.
+        channels, height, width: the shape of the layer's output at `INPUT_SIZE`.
+        receptive_field: the side of the square that one unit sees, in input pixels.
+        stride: the distance between neighbouring units, in input pixels.
+        offset: the first input pixel that unit 0 sees; negative inside the padding.
     """
 
     name: str
@@ -41,7 +42,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class _Reach:
-    """How far a layer lets one of its units see in the layer below, the same along rows and columns."""
+    """Says which part of the layer below one unit sees. It is the same along rows and columns."""
 
     kernel: int = 1
     stride: int = 1
@@ -50,15 +51,15 @@ class _Reach:
 
 @torch.no_grad()
 def layer_table(network: Network) -> tuple[LayerRow, ...]:
-    """The trunk's layers from the input upwards.
+    """Returns the trunk's layers in forward order.
 
     Raises:
         ValueError: the network still has batch norm, which `fold_batch_norm` removes.
     """
     rows: list[LayerRow] = []
     receptive_field, stride, offset = 1, 1, 0
-    # A batch of no images has the shapes of the forward pass without its arithmetic. The meta device would too, but it
-    # brings 800 modules along, SymPy and `torch._dynamo` among them: a third of a worker's start.
+    # An empty batch gives the shapes of the forward pass without its arithmetic. The meta device would do so too, but
+    # it imports 800 modules, SymPy and `torch._dynamo` among them, which takes a third of a worker's start.
     activations = next(network.parameters()).new_empty(0, 3, INPUT_SIZE, INPUT_SIZE)
     for name, module in network.trunk.named_children():
         kind, reach = layer_kind(module), _reach(module)
@@ -72,10 +73,10 @@ def layer_table(network: Network) -> tuple[LayerRow, ...]:
 
 
 def layer_kind(module: nn.Module) -> LayerKind:
-    """Which kind of layer a module of the trunk is.
+    """Returns the kind of a module of the trunk.
 
     Raises:
-        ValueError: it is none that a projection can walk through, such as batch norm.
+        ValueError: a projection cannot pass through the module. Batch norm is an example.
     """
     match module:
         case nn.Conv2d():
@@ -87,9 +88,9 @@ def layer_kind(module: nn.Module) -> LayerKind:
         case nn.MaxPool2d():
             return "pool"
         case nn.BatchNorm2d():
-            raise ValueError("the network still has batch norm: pass it through fold_batch_norm first")
+            raise ValueError("the network still has batch norm; call fold_batch_norm first")
         case _:
-            raise ValueError(f"a trunk has no place for {type(module).__name__}")
+            raise ValueError(f"a trunk cannot hold a layer of type {type(module).__name__}")
 
 
 def _reach(module: nn.Module) -> _Reach:

@@ -1,6 +1,6 @@
-"""The three networks as PyTorch modules, built from one table.
+"""This module builds the three networks as PyTorch modules from one table.
 
-Everything else in this package works on `Network`: training, folding, the deconvnet, export.
+Training, the deconvnet and export all work on `Network`.
 Source: Zeiler & Fergus, ECCV 2014, section 3 and figure 3; Krizhevsky et al., NIPS 2012 (`alexnet`).
 """
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 INPUT_SIZE = 224
 POOL_SIZE = 6
-"""Side of the last pooled map at `INPUT_SIZE`; the first hidden layer reads POOL_SIZE**2 positions."""
+"""The side of the last pooled map at `INPUT_SIZE`. The first hidden layer reads POOL_SIZE**2 positions."""
 
 POOLED_STAGES = (1, 2, 5)
 NORMALISED_STAGES = (1, 2)
 HIDDEN_LAYERS = (6, 7)
 BATCH_NORM_EPSILON = 1e-5
 INITIAL_DEVIATION = 1e-2
-"""Of weights drawn for a network with batch norm (Zeiler & Fergus, section 3.1: all weights begin at this scale)."""
+"""The standard deviation of initial weights in a network with batch norm. Source: Zeiler & Fergus, section 3.1."""
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One row of the table: output channels, side of the square kernel, stride, zero padding."""
+    """Describes one convolution: output channels, side of the square kernel, stride and zero padding in pixels."""
 
     channels: int
     kernel: int
@@ -55,16 +55,16 @@ ARCHITECTURES: dict[str, tuple[Convolution, ...]] = {
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build a network; it travels in checkpoints and in the bundle.
+    """Holds everything that is needed to build a network. Checkpoints and bundles carry it.
 
     Attributes:
         architecture: a key of `ARCHITECTURES`.
-        classes: number of classes K, at least 1.
-        hidden_width: units in each of the two hidden fully connected layers.
-        contrast_norm: normalise across channels after the ReLU and before the pool of stages 1 and 2.
-            Public ImageNet weights need it.
-        batch_norm: normalise after each convolution and hidden layer, which then have no bias. Training only:
-            `fold_batch_norm` removes it before anything is saved for serving.
+        classes: the number of classes K, at least 1.
+        hidden_width: the number of units in each of the two hidden fully connected layers.
+        contrast_norm: whether stages 1 and 2 normalise across channels after the ReLU and before the pool. Public
+            ImageNet weights need it.
+        batch_norm: whether each convolution and hidden layer is followed by batch norm, and then has no bias. Only
+            training uses it: `fold_batch_norm` removes it before weights are saved for serving.
     """
 
     architecture: str = "zfnet"
@@ -81,10 +81,10 @@ class NetworkSpec:
 
 
 class Network(nn.Module):
-    """A convolutional trunk of five stages and a head of three fully connected layers.
+    """A network has a convolutional trunk of five stages and a head of three fully connected layers.
 
     `trunk` and `head` are plain sequences whose children carry the field's names (`conv1`, `relu1`, `norm1`,
-    `pool1`, ... `fc8`), so that every layer can be addressed by the name the layer table gives it.
+    `pool1`, ... `fc8`), so every layer has the name that the layer table gives it.
     """
 
     def __init__(self, spec: NetworkSpec) -> None:
@@ -94,22 +94,23 @@ class Network(nn.Module):
         self.head = nn.Sequential(_head_layers(spec))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, float32 (N, K), of `images`, float32 (N, 3, 224, 224), RGB, normalised."""
+        """Returns the logits, float32 (N, K), of `images`, float32 (N, 3, 224, 224), RGB, normalised."""
         logits: Tensor = self.head(self.trunk(images))
         return logits
 
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) and the activations of the last hidden layer (N, hidden_width), both float32."""
+        """Returns the logits, float32 (N, K), and the last hidden layer's activations, float32 (N, hidden_width)."""
         features = self.head[:-2](self.trunk(images))
         return self.head[-2:](features), features
 
 
 def build_network(spec: NetworkSpec, generator: torch.Generator | None = None) -> Network:
-    """A network with freshly drawn weights, normal, and zero biases.
+    """Builds a network with random normal weights and zero biases.
 
-    With batch norm their scale does not change the output, only how far a step of given length turns a filter: large
-    ones, of conv1 above all, stay near the noise they began as. They are drawn with `INITIAL_DEVIATION`. Without it,
-    the scale must carry the signal through the layers (He et al., ICCV 2015: fan-in normal).
+    With batch norm the scale of the weights does not change the output. It changes how far one step of training turns
+    a filter: large filters, above all those of conv1, stay close to their initial noise. So the standard deviation is
+    `INITIAL_DEVIATION`. Without batch norm the scale must carry the signal through the layers (He et al., ICCV 2015,
+    fan-in normal).
 
     Raises:
         ValueError: the spec names no known architecture.
@@ -159,9 +160,9 @@ def _head_layers(spec: NetworkSpec) -> OrderedDict[str, nn.Module]:
 
 
 def fold_batch_norm(network: Network) -> Network:
-    """The same function without batch norm: its scale and shift move into the convolutions and hidden layers.
+    """Returns the same function without batch norm. Its scale and shift move into convolutions and hidden layers.
 
-    Uses the running statistics, so the result equals `network.eval()`; it is returned in eval mode, in float32.
+    The running statistics are used, so the result equals `network.eval()`. It is in evaluation mode and in float32.
     """
     if not network.spec.batch_norm:
         return network.eval()

@@ -1,6 +1,6 @@
-"""Projections and filters as pictures for the eye.
+"""This module draws projections and filters as pictures.
 
-Called by the worker (`render_projection`) and by `zfserve train` (`render_filters`).
+The worker calls `render_projection`, and `zfserve train` calls `render_filters`.
 """
 
 import torch
@@ -11,15 +11,13 @@ from zfserve_photos.contact_sheet import Tile, contact_sheet
 from zfserve_model.networks import Network
 
 BRIGHTEST_SHARE = 0.005
-"""Share of the values that may be cut off: a projection's few extremes would leave the rest in one grey."""
+"""The share of values that are clipped. A few extreme values would otherwise turn the rest of a projection grey."""
 ZERO = 128
 FILTER_COLUMNS = 12
 
 
 def render_projection(pixels: Tensor) -> Image.Image:
-    """Centre the values on mid-grey and scale them to the range of a picture.
-
-    Zero is exactly mid-grey; one scale for all channels keeps the hues.
+    """Draws a projection: zero is mid-grey (128), and one scale for all channels keeps the hues.
 
     Args:
         pixels: float (3, height, width), RGB.
@@ -27,14 +25,14 @@ def render_projection(pixels: Tensor) -> Image.Image:
     strengths = pixels.detach().float().abs().flatten()
     strongest = strengths.sort(descending=True).values
     scale = strongest[int(BRIGHTEST_SHARE * len(strongest))]
-    if scale == 0:  # almost all is zero: what is left makes the scale
+    if scale == 0:  # nearly all values are zero, so the largest one sets the scale
         scale = strongest[0].clamp(min=torch.finfo(torch.float32).tiny)
     levels = ZERO + (ZERO - 1) * (pixels.detach().float() / scale).clamp(-1, 1)
     return Image.fromarray(levels.round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 def render_filters(network: Network) -> Image.Image:
-    """The first layer's filters, each scaled by itself."""
+    """Draws the filters of the first layer, each on its own scale."""
     filters = network.trunk.get_submodule("conv1").get_parameter("weight")
     tiles = [Tile((render_projection(weight),)) for weight in filters]
     count, _, height, width = filters.shape

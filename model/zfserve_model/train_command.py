@@ -1,6 +1,6 @@
-"""`zfserve train`: a folder of photos in, trained weights, a log and two pictures out.
+"""`zfserve train` reads a folder of photos and writes trained weights, a log and two pictures.
 
-The steps, in order: read the arguments into a recipe, decode the photos, build or resume the network, train, write.
+It reads the arguments into a recipe, decodes the photos, builds or resumes the network, trains it and writes the files.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from zfserve_protos.extras import not_installed
 
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
 from zfserve_model.devices import NoSuchDevice, choose_device
-from zfserve_model.imports import load_weights
 from zfserve_model.labels import LabelsError, label_classes, read_labels
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
 from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
@@ -40,6 +39,7 @@ from zfserve_model.training.teacher import (
     teacher_scores,
 )
 from zfserve_model.training.transfer import freeze_through, start_from
+from zfserve_model.weights_import import load_weights
 
 DEFAULT_ARCHITECTURE = "zfnet"
 DEFAULT_HIDDEN_WIDTH = 256
@@ -47,7 +47,7 @@ TEACHER_WEIGHT = 0.5
 DEFAULT_RATE = 0.03
 DRAW_EVERY_S = 30.0
 FINE_TUNING_RATE = 0.003
-"""Saved weights have their batch norm folded in, and without one a network bears a tenth of the rate."""
+"""Saved weights have their batch norm folded in. A network without batch norm tolerates a tenth of the usual rate."""
 
 
 UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, NoSuchDevice, OSError, RecipeError, StateError)
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0; 2 for unusable input; 130 or 143 where SIGINT or SIGTERM stopped a run that can be resumed."""
+    """Returns 0 when done, 2 for unusable input, and 130 or 143 where a signal stopped a run that can be resumed."""
     console, errors = Console(), Console(stderr=True)
     try:
         return _train(arguments, console)
@@ -113,7 +113,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     _require_packages("matplotlib", *(TEACHER_PACKAGES if arguments.teacher else ()))
     device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
-    torch.backends.cudnn.benchmark = True  # shapes change with the stages only, so its trials pay
+    torch.backends.cudnn.benchmark = True  # shapes change only with the stages, so its trials pay off
     folders = list_splits(arguments.data)
     labels = label_classes(folders[0].class_ids, read_labels(arguments.labels) if arguments.labels else None)
     state = _build_state(arguments, folders[0], device)
@@ -167,7 +167,7 @@ def _run(trainer: Trainer, state: TrainingState, photos: dict[str, dict[str, int
 
 
 def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: torch.device) -> TrainingState:
-    """The run at its beginning."""
+    """Builds the state of a run that begins now."""
     usual_rate = FINE_TUNING_RATE if arguments.start else DEFAULT_RATE
     recipe = Recipe(
         stages=parse_stages(arguments.stages),
@@ -218,13 +218,13 @@ def _decode(photos: PhotoFolder, cache: Path, console: Console) -> Split:
 
 
 def _require_packages(*names: str) -> None:
-    """Before the hours of training, not after."""
+    """Checks for missing packages now, because the training takes hours. Raises RecipeError where one is missing."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise RecipeError(not_installed(missing[0], "train"))
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively; elsewhere it is emulated and 20 times slower."""
+    """Chooses bfloat16 where the hardware multiplies it natively. Elsewhere it is emulated and 20 times slower."""
     if name != "auto":
         return torch.bfloat16 if name == "bf16" else torch.float32
     if device.type == "cuda":
@@ -234,7 +234,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def command_line(arguments: argparse.Namespace) -> str:
-    """The command that gives these arguments, without those left at their defaults."""
+    """Returns the command that has these arguments. It leaves out arguments that have their default."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     words = ["zfserve", "train"]
@@ -248,7 +248,7 @@ def command_line(arguments: argparse.Namespace) -> str:
 
 @contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    """Collects the first SIGINT or SIGTERM. A second signal ends the process as usual."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:

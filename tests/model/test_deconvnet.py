@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from zfserve_model import deconvnet
+from zfserve_model.backward_steps import Signal, convolve_transposed
 from zfserve_model.deconvnet import (
     OutOfRange,
     Position,
@@ -27,7 +28,6 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
-from zfserve_model.descent import Signal, convolve_transposed
 from zfserve_model.layer_table import layer_table
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network
 

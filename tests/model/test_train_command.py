@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_model.devices import NoSuchDevice, choose_device
-from zfserve_model.imports import load_weights
 from zfserve_model.networks import NetworkSpec
 from zfserve_model.train_command import (
     add_arguments,
@@ -20,6 +19,7 @@ from zfserve_model.train_command import (
     run,
     stop_on_signals,
 )
+from zfserve_model.weights_import import load_weights
 
 SMALL = ("--architecture", "zfnet-fig3", "--hidden-width", "8", "--batch-size", "6", "--device", "cpu")
 ONE_EPOCH = ("--stages", "224:1")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from fakes.toy_run import ToyRun
 from zfserve_model.checkpoint import CheckpointError
-from zfserve_model.imports import load_weights
 from zfserve_model.networks import NetworkSpec
 from zfserve_model.training.recipe import Recipe, RecipeError, Stage
 from zfserve_model.training.state import EpochResult, Plan, StateError, Tally
+from zfserve_model.weights_import import load_weights
 
 PLAN = Plan(Recipe(stages=(Stage(128, 2), Stage(224, 1))), NetworkSpec(), ("a", "b"), photos=12)
 RESULT = EpochResult(1, 64, 0.1, 0.7, 0.5, 0.7, 0.5, 1.0, 6, 10.0, 1.0)

@@ -1,1 +1,1 @@
-"""Training: data set, augmentation, recipe, loop, report. Called by `zfserve train` (`zfserve_model.train_command`)."""
+"""Training: data set, augmentation, recipe, loop and report. `zfserve_model.train_command` calls it."""

@@ -1,8 +1,8 @@
-"""Random crops, flips and light, for a whole batch at once on the training device.
+"""This module augments a whole batch at once, on the training device, by random crops, flips, brightness and contrast.
 
-Called by the training loop. A view is drawn once and shown at each size that is wanted: a teacher may see it larger
-than the network that learns. The crop is Szegedy et al.'s random resized crop (CVPR 2015, section 6), done as one
-affine resampling per batch; all randomness comes from the generator that is passed in.
+The training loop calls it. A view is drawn once and can be rendered at several sizes, because a teacher may see it
+larger than the student. The crop is the random resized crop of Szegedy et al. (CVPR 2015, section 6), computed as one
+affine resampling per batch. All randomness comes from the generator that the caller passes.
 """
 
 import math
@@ -20,14 +20,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training photo may differ from the original.
+    """Bounds how far a training photo may differ from the original.
 
     Attributes:
-        min_area: smallest share of the photo's area a crop may cover, in (0, 1].
-        min_area_full_size: the same for the stage at 224 pixels. Crops enlarge objects, and at the size that is
-            served they should look as large as they will when served (Touvron et al., NeurIPS 2019).
-        max_ratio: crops have an aspect ratio within [1 / max_ratio, max_ratio].
-        light: brightness and contrast are scaled by a factor within [1 - light, 1 + light].
+        min_area: the smallest share of the photo's area that a crop may cover, in (0, 1].
+        min_area_full_size: the same for the stage at 224 pixels. Crops enlarge objects. At the size that is served,
+            objects should be as large as they are when served (Touvron et al., NeurIPS 2019).
+        max_ratio: the bound of a crop's aspect ratio, which lies within [1 / max_ratio, max_ratio].
+        light: the bound of the factor for brightness and contrast, which lies within [1 - light, 1 + light].
     """
 
     min_area: float = 0.3
@@ -37,25 +37,26 @@ class Augmentation:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W): scaled to [0, 1], then ImageNet mean and deviation."""
+    """Turns pixels, uint8 (N, H, W, 3), into float32 (N, 3, H, W), normalised by ImageNet's mean and deviation."""
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)
     std = torch.tensor(IMAGENET_STD, device=pixels.device)
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def denormalise(images: Tensor) -> Tensor:
-    """The inverse of `normalise`, but channels first: float32 (N, 3, H, W), in [0, 255] where that came from pixels."""
+    """Inverts `normalise`. The result stays channels first: float32 (N, 3, H, W), in [0, 255]."""
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return 255 * (images * std + mean)
 
 
 @dataclass(frozen=True)
 class Views:
-    """What was drawn for a batch of photos.
+    """Holds the random views of a batch of photos.
 
     Attributes:
-        crops: affine matrices (N, 2, 3), in the [-1, 1] coordinates of `affine_grid`; a flip is a negative width.
-        brightness, contrast: factors, (N,).
+        crops: affine matrices, float32 (N, 2, 3), in the [-1, 1] coordinates of `affine_grid`. A flip is a negative
+            width.
+        brightness, contrast: one factor per photo, float32 (N,).
     """
 
     crops: Tensor
@@ -64,7 +65,7 @@ class Views:
 
 
 def draw_views(count: int, size: int, settings: Augmentation, generator: torch.Generator) -> Views:
-    """A random view for each of `count` photos learned from at `size` pixels, on the CPU as `generator` is."""
+    """Draws a random view for each of `count` photos, on the CPU. `size` is the side of training photos in pixels."""
     min_area = settings.min_area if size < INPUT_SIZE else settings.min_area_full_size
     crops = _crop_matrices(count, min_area, settings.max_ratio, generator)
     brightness, contrast = (1 + settings.light * _uniform(count, -1, 1, generator) for _ in range(2))
@@ -72,17 +73,18 @@ def draw_views(count: int, size: int, settings: Augmentation, generator: torch.G
 
 
 def show_views(pixels: Tensor, views: Views, size: int) -> Tensor:
-    """The photos as drawn.
+    """Renders the views of the photos.
 
     Args:
-        pixels: uint8 (N, H, W, 3), RGB.
-        size: side of the result, in pixels.
+        pixels: the photos, uint8 (N, H, W, 3), RGB.
+        views: the views to render, one per photo.
+        size: the side of the result, in pixels.
 
     Returns:
         float32 (N, 3, size, size), normalised, channels last in memory.
     """
     images = normalise(pixels)
-    # Bilinear sampling reads 2x2 neighbours: shrink by whole pixels first where the step would skip some.
+    # Bilinear sampling reads 2x2 neighbours. Where its step would skip pixels, the photo is shrunk first.
     shrink = int(0.75 * min(images.shape[-2:]) // size)
     if shrink > 1:
         images = functional.avg_pool2d(images, shrink)
@@ -97,7 +99,7 @@ def show_views(pixels: Tensor, views: Views, size: int) -> Tensor:
 
 
 def _crop_matrices(count: int, min_area: float, max_ratio: float, generator: torch.Generator) -> Tensor:
-    """Affine matrices (N, 2, 3), in the [-1, 1] coordinates of `affine_grid`, of random crops and flips."""
+    """Draws affine matrices of random crops and flips, (N, 2, 3), in the [-1, 1] coordinates of `affine_grid`."""
     area = _uniform(count, min_area, 1, generator)
     log_ratio = _uniform(count, -1, 1, generator) * math.log(max_ratio)
     width = torch.sqrt(area * torch.exp(log_ratio)).clamp(max=1)

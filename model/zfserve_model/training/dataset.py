@@ -1,7 +1,7 @@
-"""A folder of photos, one sub-folder per class, decoded once into one uint8 file.
+"""This module decodes a folder of photos, one sub-folder per class, into one file of uint8 pixels.
 
-Called by `zfserve train`. Decoding costs more than augmenting, so every photo is decoded and resized a single
-time into a memory-mapped file that the operating system pages in as needed.
+`zfserve train` calls it. Decoding costs more than augmenting, so each photo is decoded and resized only once, into a
+memory-mapped file that the operating system pages in when needed.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ from zfserve_model.networks import INPUT_SIZE
 
 
 class DatasetError(ValueError):
-    """The folder cannot be used for training; the message says what to change."""
+    """The folder cannot be used for training. The message says what to change."""
 
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """The photos of one split.
+    """Lists the photos of one split.
 
     Attributes:
-        class_ids: sub-folder names, sorted; a photo's label is an index into them.
-        paths: one per photo, sorted within its class.
-        labels: int64 (N,), indices into `class_ids`.
+        class_ids: the sub-folder names, sorted.
+        paths: one path per photo, sorted within its class.
+        labels: one index into `class_ids` per photo, int64 (N,).
     """
 
     class_ids: tuple[str, ...]
@@ -40,31 +40,33 @@ class PhotoFolder:
     labels: npt.NDArray[np.int64]
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the names, sizes and dates of the photos."""
+        """Returns 16 hex digits that change with the names, sizes and dates of the photos."""
         stats = ((path, path.stat()) for path in self.paths)
         return _digest((path.resolve(), status.st_size, status.st_mtime_ns) for path, status in stats)
 
     def listing(self) -> str:
-        """16 hex digits that change with the photos' names within their classes and with their sizes in bytes, wherever
-        the folder lies."""
+        """Returns 16 hex digits that change with the photos' names within their classes and with their sizes in bytes.
+
+        They do not change when the folder moves.
+        """
         return _digest((f"{path.parent.name}/{path.name}", path.stat().st_size) for path in self.paths)
 
     def counts(self) -> dict[str, int]:
-        """Photos by class id."""
+        """Returns the number of photos by class id."""
         numbers = np.bincount(self.labels, minlength=len(self.class_ids))
         return {class_id: int(number) for class_id, number in zip(self.class_ids, numbers, strict=True)}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Decoded photos with their labels: pixels uint8 (N, 224, 224, 3), labels int64 (N,)."""
+    """Holds decoded photos, uint8 (N, 224, 224, 3), and their labels, int64 (N,)."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
 
 def _digest(photos: Iterable[tuple[str | Path, *tuple[int, ...]]]) -> str:
-    """16 hex digits of a name and some numbers for each photo."""
+    """Returns 16 hex digits of a hash over a name and some numbers of each photo."""
     digest = hashlib.sha256()
     for name, *numbers in photos:
         digest.update(os.fsencode(name) + b"".join(f"\0{number}".encode() for number in numbers) + b"\0")
@@ -72,14 +74,14 @@ def _digest(photos: Iterable[tuple[str | Path, *tuple[int, ...]]]) -> str:
 
 
 _DECODED_AS = 2
-"""Raised when `decode_photo` makes other pixels of the same file."""
+"""The version of the decoded pixels. Increase it when `decode_photo` makes other pixels of the same file."""
 
 
 def list_splits(folder: Path) -> tuple[PhotoFolder, PhotoFolder]:
-    """The photos to learn from, in `folder/train/<class>/`, and those to measure on, in `folder/val/<class>/`.
+    """Lists the training photos, `folder/train/<class>/`, and the validation photos, `folder/val/<class>/`.
 
     Raises:
-        DatasetError: as `list_photos`, or fewer than two classes, or the two do not hold the same classes.
+        DatasetError: `list_photos` raises it, there is a single class, or the two splits have different classes.
     """
     train, validation = list_photos(folder / "train"), list_photos(folder / "val")
     if differing := sorted(set(train.class_ids) ^ set(validation.class_ids)):
@@ -90,10 +92,10 @@ def list_splits(folder: Path) -> tuple[PhotoFolder, PhotoFolder]:
 
 
 def list_photos(folder: Path) -> PhotoFolder:
-    """The photos under `folder/<class>/`.
+    """Lists the photos of `folder/<class>/`.
 
     Raises:
-        DatasetError: no such folder, fewer than one class folder, or a class without photos.
+        DatasetError: the folder does not exist, has no class folders, or has a class without photos.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; give one that holds a sub-folder of photos per class")
@@ -112,7 +114,7 @@ def list_photos(folder: Path) -> PhotoFolder:
 
 
 def decode_photo(path: Path) -> npt.NDArray[np.uint8]:
-    """One photo squashed to uint8 (224, 224, 3), RGB, upright; as the server decodes it (`image_codec`).
+    """Decodes one photo and squashes it to uint8 (224, 224, 3), RGB, upright. The server's decoder gives the same.
 
     Raises:
         DatasetError: the file is not a readable image, or has 32 bits a sample.
@@ -121,7 +123,7 @@ def decode_photo(path: Path) -> npt.NDArray[np.uint8]:
         with Image.open(path) as image:
             image.load()
             upright = _to_rgb(_upright(image))
-    except Exception as error:  # damaged files make Pillow raise nearly anything
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files
         raise DatasetError(f"{path} cannot be read as an image; remove or replace it") from error
     if upright is None:
         raise DatasetError(f"{path} has 32-bit samples; convert it to 8 or 16 bits a channel")
@@ -133,12 +135,15 @@ def decode_photo(path: Path) -> npt.NDArray[np.uint8]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata makes no picture unreadable
+    except Exception:  # a picture with broken metadata is still readable
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image | None:
-    """Mode RGB: white behind what is transparent, the upper 8 of 16 bits. None where samples have 32."""
+    """Converts to mode RGB. Transparent pixels get a white background, and 16-bit samples keep their upper 8 bits.
+
+    Returns None where samples have 32 bits.
+    """
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
         opaque = samples != image.info["transparency"] if "transparency" in image.info else None
@@ -158,24 +163,24 @@ def _to_rgb(image: Image.Image) -> Image.Image | None:
 def decode_photos(
     photos: PhotoFolder, cache_dir: Path, advance: Callable[[int], None] = lambda count: None
 ) -> npt.NDArray[np.uint8]:
-    """All photos as one read-only memory-mapped array, uint8 (N, 224, 224, 3).
+    """Returns all photos as one read-only memory-mapped array, uint8 (N, 224, 224, 3).
 
-    The file in `cache_dir` is named after the fingerprint of the photos, and is written only once. `advance` is told
-    how many more photos were decoded.
+    The file in `cache_dir` is named after the fingerprint of the photos, and is written only once. `advance` is called
+    with the number of photos that were decoded since its last call.
 
     Raises:
         DatasetError: a file is not a readable image.
-        OSError: such as a full disk.
+        OSError: the file cannot be written, for instance because the disk is full.
     """
     file = cache_dir / f"pixels-{photos.fingerprint()}.v{_DECODED_AS}.u8"
     shape = (len(photos.paths), INPUT_SIZE, INPUT_SIZE, 3)
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        for left in cache_dir.glob("pixels-*.partial"):  # of a process that was killed
+        for left in cache_dir.glob("pixels-*.partial"):  # a process that was killed left it behind
             left.unlink(missing_ok=True)
         partial = file.with_suffix(".partial")
         try:
-            with partial.open("wb") as opened:  # a full disk is an error here, and the end of the process in a map
+            with partial.open("wb") as opened:  # a full disk raises here; in a memory map it would kill the process
                 os.posix_fallocate(opened.fileno(), 0, math.prod(shape))
             pixels = np.memmap(partial, dtype=np.uint8, mode="r+", shape=shape)
             with ThreadPoolExecutor() as pool:
@@ -190,7 +195,7 @@ def decode_photos(
 
 
 def _map_bounded(pool: ThreadPoolExecutor, paths: tuple[Path, ...]) -> Iterator[npt.NDArray[np.uint8]]:
-    """`pool.map`, but with at most 256 decoded photos in memory."""
+    """Works like `pool.map`, but keeps at most 256 decoded photos in memory."""
     rest = iter(paths)
     while batch := tuple(islice(rest, 256)):
         yield from pool.map(decode_photo, batch)

@@ -1,15 +1,16 @@
-"""When something that is done now and then is due again; used by the loop, its progress and `zfserve train`."""
+"""A periodic timer says when to do something again. The loop, its progress and `zfserve train` use it."""
 
 import time
 from collections.abc import Callable
 
 
 class Interval:
-    """Due once every `seconds`.
+    """Is due once every `seconds`.
 
     Args:
-        at_once: due for the first time now, not after the first interval.
-        clock: monotonic seconds.
+        seconds: the length of the interval.
+        at_once: whether it is due now for the first time, or after the first interval.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, seconds: float, *, at_once: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -18,7 +19,7 @@ class Interval:
         self._last_s = None if at_once else clock()
 
     def is_over(self) -> bool:
-        """Whether it is due; then the next interval begins."""
+        """Returns True where it is due, and then begins the next interval."""
         now = self._clock()
         if self._last_s is not None and now - self._last_s < self._seconds:
             return False

@@ -1,7 +1,7 @@
-"""The training loop: from a data set and a recipe to trained weights, resumable at any step.
+"""The training loop trains a network by a recipe, and can be resumed at any step.
 
-Called by `zfserve train`. One step: draw a batch, augment it on the device, one forward and backward pass, SGD.
-The state is written every few minutes, at the end, and when the run is interrupted.
+`zfserve train` calls it. One step draws a batch, augments it on the device, runs forward and backward, and updates the
+weights by SGD. The state is saved every few minutes, at the end, and when the run is interrupted.
 """
 
 import math
@@ -26,11 +26,11 @@ from zfserve_model.training.teacher import Teacher, distillation_loss
 
 EVALUATION_BATCH = 64
 EVALUATED_SHARE = 4
-"""Epochs before the last are measured on each fourth photo of the validation split only, to save time."""
+"""Only the last epoch is measured on all validation photos. The others are measured on each fourth, to save time."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and did, with its state saved."""
+    """The run was asked to stop. Its state is saved."""
 
 
 class Diverged(ArithmeticError):
@@ -39,18 +39,18 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class Trainer:
-    """One run, ready to go.
+    """Trains one network.
 
     Attributes:
-        recipe: the numbers.
-        train: photos to learn from.
-        validation: photos to measure on, never learned from.
-        teacher: asked in every step, where the recipe gives its loss a weight.
-        device: where the network lives.
-        autocast: dtype of the matrix work; float32 turns mixed precision off.
-        save_to: file of the resumable state.
-        save_every_s: after so many seconds the state is saved at the next step or epoch's end.
-        interrupted: asked after every step and every batch of an evaluation whether to stop.
+        recipe: the hyperparameters.
+        train: the training photos.
+        validation: the validation photos, which are never trained on.
+        teacher: gives the soft targets of every step, where the recipe gives its loss a weight.
+        device: the device of the network.
+        autocast: the dtype of matrix products; float32 turns mixed precision off.
+        save_to: the file of the resumable state.
+        save_every_s: the seconds between two saves; a save waits for the end of a step or an epoch.
+        interrupted: returns True where the run should stop. It is called after every step and evaluated batch.
     """
 
     recipe: Recipe
@@ -64,14 +64,14 @@ class Trainer:
     interrupted: Callable[[], bool] = lambda: False
 
     def run(self, state: TrainingState, on_step: Callable[[Step, float], None]) -> Iterator[EpochResult]:
-        """Train from where `state` stands to the end, yielding after every epoch.
+        """Trains from the position of `state` to the end. Yields after every epoch.
 
-        `on_step` gets each finished step and its loss. Parameters that do not require gradients stay as they are, and
-        so do the statistics of the batch norms they belong to.
+        `on_step` gets each finished step and its loss. Parameters that do not require gradients do not change, and
+        the running statistics of their batch norms do not change either.
 
         Raises:
-            Interrupted: `interrupted` said so.
-            Diverged: the loss is no longer a number; the saved state is from before.
+            Interrupted: `interrupted` returned True.
+            Diverged: the loss is no longer a number. The saved state is older than that.
         """
         schedule = Schedule(self.recipe, len(self.train))
         until_save = Interval(self.save_every_s, at_once=False)
@@ -94,7 +94,7 @@ class Trainer:
             raise
 
     def _train_epoch(self, state: TrainingState, schedule: Schedule) -> Iterator[tuple[Step, float]]:
-        """What is left of the epoch under way: each step, once it is done, with its loss."""
+        """Runs the remaining steps of the current epoch. Yields each finished step and its loss."""
         epoch = len(state.results)
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.train))
         _set_training_mode(state.network)
@@ -102,12 +102,12 @@ class Trainer:
             started = time.monotonic()
             step = schedule.step(state.next_step)
             rows = order[step.batch * self.recipe.batch_size :][: self.recipe.batch_size]
-            loss, hits = self._step(state, step, np.sort(rows))  # sorted, they lie closer together on disk
+            loss, hits = self._step(state, step, np.sort(rows))  # sorted rows lie closer together on disk
             state.count_step(loss, hits, len(rows), time.monotonic() - started)
             yield step, loss
 
     def _step(self, state: TrainingState, step: Step, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
-        """One optimiser step on the photos `rows`; its loss and how many it classified correctly."""
+        """Takes one optimiser step on the photos `rows`. Returns its loss and the number of correct classifications."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step.index)
         torch.manual_seed(self.recipe.seed * 1_000_003 + step.index)  # dropout draws from the global generator
         pixels, labels = self.train.draw(rows)
@@ -144,7 +144,7 @@ class Trainer:
             epoch=epoch + 1,
             size=schedule.sizes[epoch],
             rate=schedule.step(state.next_step - 1).rate,
-            # A state of the first release that was saved after the epoch's last step carries no sums.
+            # The first release saved no sums after the last step of an epoch.
             train_loss=tally.loss_sum / tally.photos if tally.photos else float("nan"),
             train_top1=tally.hits / tally.photos if tally.photos else float("nan"),
             val_loss=val_loss,
@@ -157,7 +157,7 @@ class Trainer:
 
     @torch.inference_mode()
     def _evaluate(self, network: Network, size: int, every: int) -> tuple[float, float, float, int]:
-        """Loss, top-1, top-5 and the number of photos, over each `every`-th photo of the validation split."""
+        """Returns loss, top-1 and top-5 accuracy, and the number of photos, over each `every`-th validation photo."""
         network.eval()
         rows = np.arange(0, len(self.validation), every)
         loss, top1, top5 = 0.0, 0, 0
@@ -185,9 +185,9 @@ class Trainer:
 
 
 def pool_trunk(network: Network, images: Tensor) -> Tensor:
-    """The trunk's output, (N, C, 6, 6), for photos of any size from 64 pixels.
+    """Returns the trunk's output, float32 (N, C, 6, 6), for photos of at least 64 pixels a side.
 
-    At 224 pixels this is the network itself; below, the last pool adapts its windows so that the head fits.
+    At 224 pixels this is the network's own trunk. Below, the last pool adapts its windows so that the head fits.
     """
     if images.shape[-1] == INPUT_SIZE:
         pooled: Tensor = network.trunk(images)
@@ -196,7 +196,7 @@ def pool_trunk(network: Network, images: Tensor) -> Tensor:
 
 
 def _set_training_mode(network: Network) -> None:
-    """Training mode, but frozen batch norms keep their statistics."""
+    """Sets training mode, but keeps frozen batch norms in evaluation mode, so that their statistics do not change."""
     network.train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and not module.weight.requires_grad:

@@ -1,4 +1,4 @@
-"""A split's photos as batches on the training device; used by the training loop."""
+"""This module loads batches of a split onto the training device. The training loop calls it."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,13 +8,16 @@ from torch import Tensor
 from zfserve_model.training.dataset import Split
 
 LARGEST_SHARE = 0.25
-"""Of a GPU's free memory that a split may claim."""
+"""The share of a GPU's free memory that a split may use."""
 UPLOADED_TOGETHER = 256
 
 
 class PhotoBatches:
-    """Draws rows of a split. On a GPU that has the room all photos are uploaded once: drawn from the host's memory, a
-    batch takes longer to arrive than to be learned from."""
+    """Loads rows of a split.
+
+    On a GPU with enough memory all photos are uploaded once, because copying a batch from the host takes longer than
+    one training step.
+    """
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self._split = split
@@ -26,7 +29,7 @@ class PhotoBatches:
         return len(self._labels)
 
     def draw(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Pixels, uint8 (N, 224, 224, 3), and labels, int64 (N,), both on the device."""
+        """Returns pixels, uint8 (N, 224, 224, 3), and labels, int64 (N,), both on the device."""
         where = torch.from_numpy(rows).to(self._device)
         if self._uploaded is not None:
             return self._uploaded[where], self._labels[where]
@@ -41,5 +44,5 @@ def _upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     uploaded = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(pixels), UPLOADED_TOGETHER):
         part = slice(start, start + UPLOADED_TOGETHER)
-        uploaded[part] = torch.from_numpy(np.array(pixels[part]))  # a copy: torch wants no memory that it may not write
+        uploaded[part] = torch.from_numpy(np.array(pixels[part]))  # torch needs writable memory, so this copies
     return uploaded

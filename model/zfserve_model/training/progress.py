@@ -1,6 +1,6 @@
-"""What a person sees of a run while it lasts: a live bar on a terminal, plain lines elsewhere.
+"""This module reports the progress of a run: a live bar on a terminal, plain lines elsewhere.
 
-Called by `zfserve train`.
+`zfserve train` calls it.
 """
 
 import time
@@ -18,26 +18,26 @@ from zfserve_model.training.state import EpochResult
 
 LINE_EVERY_S = 30.0
 SMOOTHING = 0.95
-"""Weight of the past in the running means of loss and speed."""
+"""The weight of earlier values in the running means of loss and speed."""
 
 
 class Reporter(Protocol):
     def step(self, step: Step, loss: float) -> None:
-        """A step is done."""
+        """Reports a finished step."""
 
     def epoch(self, result: EpochResult) -> None:
-        """An epoch is done and measured."""
+        """Reports a finished and measured epoch."""
 
 
 @contextmanager
 def report_run(console: Console, schedule: Schedule, batch_size: int, first_step: int) -> Iterator[Reporter]:
-    """The reporter that suits `console`, for a run that begins or resumes at `first_step`."""
-    pace = _Pace(schedule, batch_size, first_step)
+    """Yields the reporter that suits `console`, for a run that begins or resumes at `first_step`."""
+    pace = _RunningMeans(schedule, batch_size, first_step)
     if not console.is_terminal:
         yield ProgressLines(console, pace)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    # Work, unlike steps, takes the same time at every photo size, so that the remaining time comes out right.
+    # A unit of work takes the same time at every photo size, and a step does not. So the estimate counts work.
     with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as progress:
         task = progress.add_task("", total=schedule.total_work, completed=schedule.work_before(first_step))
         yield ProgressBar(progress, task, pace)
@@ -45,7 +45,7 @@ def report_run(console: Console, schedule: Schedule, batch_size: int, first_step
 
 @contextmanager
 def report_count(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Announces a task of `total` photos; the value is a function to call with how many more are done."""
+    """Announces `total` photos. Yields a function that takes the number of photos done since its last call."""
     if not console.is_terminal:
         console.print(f"{what}: {total} photos", soft_wrap=True, highlight=False)
         yield lambda count: None
@@ -56,9 +56,9 @@ def report_count(console: Console, what: str, total: int) -> Iterator[Callable[[
 
 
 class ProgressBar:
-    """Redraws one line after every step; finished epochs scroll by above it."""
+    """Redraws one line after every step. Finished epochs scroll by above it."""
 
-    def __init__(self, progress: Progress, task: TaskID, pace: "_Pace") -> None:
+    def __init__(self, progress: Progress, task: TaskID, pace: "_RunningMeans") -> None:
         self._progress, self._task, self._pace = progress, task, pace
 
     def step(self, step: Step, loss: float) -> None:
@@ -72,7 +72,7 @@ class ProgressBar:
 class ProgressLines:
     """Prints a line after the first step and then every half minute; the console flushes each."""
 
-    def __init__(self, console: Console, pace: "_Pace", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, pace: "_RunningMeans", clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._pace = console, pace
         self._until_line = Interval(LINE_EVERY_S, at_once=True, clock=clock)
 
@@ -88,8 +88,8 @@ class ProgressLines:
         self._console.print(text, soft_wrap=True, highlight=False)
 
 
-class _Pace:
-    """Running means of loss and speed, and the time that is left."""
+class _RunningMeans:
+    """Computes running means of loss and speed, and the remaining time."""
 
     def __init__(
         self, schedule: Schedule, batch_size: int, first_step: int, clock: Callable[[], float] = time.monotonic
@@ -104,7 +104,7 @@ class _Pace:
         now = self._clock()
         taken_s, self._last_s = now - self._last_s, now
         self._loss = loss if self._loss is None else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
-        # The first step of an epoch also waited for the measurement of the one before.
+        # The first step of an epoch includes the evaluation of the epoch before.
         if self._step_s is None or step.batch == 0:
             self._step_s = self._step_s or taken_s
         else:

@@ -1,4 +1,4 @@
-"""What a training run does, as plain data, and the learning rate it gives each step."""
+"""The recipe holds the hyperparameters of a run; the schedule gives each step its photo size and learning rate."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,23 +9,23 @@ from zfserve_model.training.augment import Augmentation
 from zfserve_model.training.teacher import TeacherSees
 
 SMALLEST_SIZE = 64
-"""Pixels; below, the last maps would have fewer than 3x3 places."""
+"""The smallest side of training photos, in pixels. Smaller photos would give last maps below 3x3."""
 
 
 class RecipeError(ValueError):
-    """The run cannot be done as asked; the message says what to change."""
+    """The run cannot be done as asked. The message says what to change."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`epochs` passes over the data at photos of `size` x `size` pixels."""
+    """Runs `epochs` passes over the data with photos of `size` x `size` pixels."""
 
     size: int
     epochs: int
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:
-    """`"128:16,224:3"` is sixteen epochs at 128 pixels, then three at 224.
+    """Parses stages. `"128:16,224:3"` means sixteen epochs at 128 pixels, then three at 224.
 
     Raises:
         RecipeError: the text is not of that form, or does not end at the size that is served.
@@ -41,23 +41,23 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that decides the outcome of a run, apart from the data and the network.
+    """Holds every number that decides the outcome of a run, apart from the data and the network.
 
     Attributes:
-        stages: progressive image size; the learning rate follows a cosine over all of them together.
-        batch_size: photos a step, at least 2.
-        peak_rate: highest learning rate, reached after `warmup` of the run.
-        warmup: share of the run in which the rate rises linearly from 0, in [0, 1).
-        momentum: of SGD with Nesterov's correction.
-        weight_decay: on weights of convolutions and linear layers only.
-        label_smoothing: share of the target spread over all classes.
-        teacher_weight: share of the loss that comes from the teacher, in [0, 1]; 0 trains without one.
-        teacher_sees: each photo once, as it is, or every view that the student sees of it.
-        teacher_temperature: both sides' logits are divided by it.
-        seed: all randomness of step s comes from (seed, s), so a resumed run repeats the interrupted one.
+        stages: the photo sizes, in order. The learning rate follows one cosine over all stages.
+        batch_size: the number of photos in a step, at least 2.
+        peak_rate: the highest learning rate, reached after the share `warmup` of the run.
+        warmup: the share of the run in which the rate rises linearly from 0, in [0, 1).
+        momentum: the momentum of SGD, with Nesterov's correction.
+        weight_decay: the decay of the weights of convolutions and linear layers; biases and norms have none.
+        label_smoothing: the share of the target that is spread over all classes.
+        teacher_weight: the share of the loss that comes from the teacher, in [0, 1]; 0 trains without a teacher.
+        teacher_sees: whether the teacher scores each photo once, or every view that the student sees.
+        teacher_temperature: the number that divides the logits of teacher and student.
+        seed: the random seed. Step s depends on (seed, s) only, so a resumed run repeats the interrupted one.
 
     Raises:
-        RecipeError: numbers out of their range; all of them are named.
+        RecipeError: numbers are out of their range. The message names all of them.
     """
 
     stages: tuple[Stage, ...] = (Stage(128, 16), Stage(224, 3))
@@ -95,7 +95,7 @@ class Recipe:
 
     @property
     def epoch_sizes(self) -> tuple[int, ...]:
-        """The size of the photos in each epoch, in pixels."""
+        """Returns the side of the photos in each epoch, in pixels."""
         return tuple(stage.size for stage in self.stages for _ in range(stage.epochs))
 
     def _stages_run(self) -> bool:
@@ -105,12 +105,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: where it stands in the run.
+    """Describes one optimiser step of the run.
 
     Attributes:
-        epoch, batch: both from 0.
-        size: side of its photos, in pixels.
-        rate: learning rate.
+        index: the position in the run, from 0.
+        epoch, batch: the epoch, and the batch within it, both from 0.
+        size: the side of its photos, in pixels.
+        rate: the learning rate.
     """
 
     index: int
@@ -121,8 +122,11 @@ class Step:
 
 
 class Schedule:
-    """The steps of a run. The cosine advances by pixels seen, not by steps: the few, dear epochs at full size then
-    get a rate high enough to adapt to that size, instead of the last percent of the curve."""
+    """Lists the steps of a run.
+
+    The cosine of the learning rate advances with the pixels seen, not with the steps. So the few expensive epochs at
+    full size still get a rate that is high enough to adapt to that size.
+    """
 
     def __init__(self, recipe: Recipe, photos: int) -> None:
         self.steps_per_epoch = max(1, photos // recipe.batch_size)
@@ -139,11 +143,11 @@ class Schedule:
 
     @property
     def total_work(self) -> int:
-        """Pixels of one photo of each step of the run, summed; time goes with it."""
+        """Returns the work of the run: the pixels of one photo, summed over all steps. Time is proportional to it."""
         return self._epoch_starts[-1]
 
     def work_before(self, index: int) -> int:
-        """The part of `total_work` done when step `index` begins."""
+        """Returns the part of `total_work` that is done when step `index` begins."""
         epoch, batch = divmod(index, self.steps_per_epoch)
         return self._epoch_starts[epoch] + (batch * self.sizes[epoch] ** 2 if batch else 0)
 

@@ -1,12 +1,12 @@
-"""What a run leaves behind beside its weights: a log, two pictures and the recipe.
+"""This module writes the files of a run beside its weights: a log, two pictures and the recipe.
 
     log.csv        one row per epoch
     curves.png     loss and accuracy over the epochs
     filters.png    the filters of conv1
     recipe.json    the plan, the photos, and each session: command, versions, commit, machine
 
-Called by `zfserve train`: tables after every epoch, pictures at times, as drawing them takes longer than a GPU takes
-for an epoch of some thousand photos.
+`zfserve train` calls it. It writes the tables after every epoch. It draws the pictures less often, because drawing
+takes longer than a GPU takes for an epoch of some thousand photos.
 """
 
 import csv
@@ -29,12 +29,12 @@ from zfserve_model.training.state import EpochResult, TrainingState
 
 @dataclass(frozen=True)
 class Session:
-    """One start of `zfserve train`, first or resumed.
+    """Describes one start of `zfserve train`, the first one or a resumed one.
 
     Attributes:
-        command: as one would type it.
-        first_step: where it began.
-        commit: git commit of the code, with `-dirty` where files differ from it; None outside a checkout.
+        command: the command line.
+        first_step: the index of its first step.
+        commit: the git commit of the code, with `-dirty` where files differ from it; None outside a checkout.
     """
 
     command: str
@@ -50,7 +50,7 @@ class Session:
 
 
 def describe_session(command: str, first_step: int, device: torch.device, precision: torch.dtype) -> Session:
-    """The session that begins now, on this machine, with this code."""
+    """Describes the session that begins now, on this machine and with this code."""
     return Session(
         command=command,
         first_step=first_step,
@@ -59,16 +59,21 @@ def describe_session(command: str, first_step: int, device: torch.device, precis
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         zfserve=version("zfserve"),
         commit=source_commit(Path(__file__)),
-        torch=str(torch.__version__),  # a class of its own, which `weights_only` would not load again
+        torch=str(torch.__version__),  # `weights_only` could not load TorchVersion
         threads=torch.get_num_threads(),
         machine=platform.platform(),
     )
 
 
 def source_commit(file: Path) -> str | None:
-    """The commit that `file` is part of, `-dirty` where the checkout differs; None where git does not know the file."""
+    """Returns the git commit of `file`, with `-dirty` where the checkout differs; None where git does not know it."""
     commands = (
-        ["git", "ls-files", "--error-unmatch", file.name],  # an installed copy may lie in another project's checkout
+        [
+            "git",
+            "ls-files",
+            "--error-unmatch",
+            file.name,
+        ],  # an installed copy may lie in the checkout of another project
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
     )
     output = ""
@@ -82,13 +87,13 @@ def source_commit(file: Path) -> str | None:
 
 
 def write_tables(folder: Path, state: TrainingState, photos: dict[str, dict[str, int]]) -> None:
-    """The recipe and the log. `photos` are numbers by split and class id."""
+    """Writes the recipe and the log. `photos` has the number of photos by split and class id."""
     write_recipe(folder / "recipe.json", state, photos)
     write_log(state.results, folder / "log.csv")
 
 
 def draw_pictures(folder: Path, state: TrainingState) -> None:
-    """The curves and the filters."""
+    """Draws the curves and the filters."""
     draw_curves(state.results, folder / "curves.png")
     draw_filters(state.network, folder / "filters.png")
 
@@ -106,7 +111,7 @@ def _round(value: float) -> float:
 
 
 def write_recipe(file: Path, state: TrainingState, photos: dict[str, dict[str, int]]) -> None:
-    """Everything needed to repeat the run, and what it reached so far, as JSON."""
+    """Writes everything that is needed to repeat the run, and its results so far, as JSON."""
     record: dict[str, Any] = {
         **state.plan.document(),
         "data": {split: {"photos": sum(counts.values()), "by_class": counts} for split, counts in photos.items()},
@@ -119,8 +124,8 @@ def write_recipe(file: Path, state: TrainingState, photos: dict[str, dict[str, i
 
 
 def draw_curves(results: Sequence[EpochResult], file: Path) -> None:
-    """Loss and accuracy over the epochs, with a mark where the photos' size changes."""
-    # Without pyplot: no window system is asked for, and no figure stays behind in a global list.
+    """Draws loss and accuracy over the epochs, and marks the epochs where the photos' size changes."""
+    # This avoids pyplot, which asks for a window system and keeps figures in a global list.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -151,7 +156,7 @@ def draw_curves(results: Sequence[EpochResult], file: Path) -> None:
 
 
 def draw_filters(network: Network, file: Path) -> None:
-    """The filters of conv1 as they are served, batch norm folded in."""
+    """Draws the filters of conv1 as they are served, with batch norm folded in."""
     from zfserve_model.render import render_filters
 
     render_filters(fold_batch_norm(network)).save(file)

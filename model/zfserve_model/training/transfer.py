@@ -1,7 +1,7 @@
-"""Transfer learning: a trained network as the start of another one.
+"""Transfer learning starts a network from a trained one.
 
-Called by `zfserve train --from`. Zeiler & Fergus, section 5.2: the layers learned on one data set carry over to others,
-where only the last ones need to learn.
+`zfserve train --from` calls this module. Layers that were trained on one data set work for others, where only the last
+layers need training (Zeiler & Fergus, section 5.2).
 """
 
 from dataclasses import replace
@@ -17,10 +17,10 @@ OUTPUT_LAYER = "fc8"
 
 
 def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: torch.Generator) -> Network:
-    """The checkpoint's network, with a newly drawn `fc8` unless it tells these very classes apart already.
+    """Returns the checkpoint's network. Its `fc8` gets random weights unless the classes are the same.
 
     Raises:
-        CheckpointError: the checkpoint wants its input scaled otherwise than the training loop scales it.
+        CheckpointError: the checkpoint's normalisation differs from that of the training loop.
     """
     usual = Preprocessing()
     if (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) != (usual.mean, usual.std):
@@ -38,10 +38,10 @@ def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: to
 
 
 def freeze_through(network: Network, layer: str) -> None:
-    """Let nothing learn up to and including `layer`; a convolution's batch norm freezes with it.
+    """Freezes every layer up to and including `layer`. The batch norm of a convolution freezes with it.
 
     Raises:
-        RecipeError: there is no such layer, or no layer would be left to learn.
+        RecipeError: there is no such layer, or no layer would be left to train.
     """
     layers = [*network.trunk.named_children(), *network.head.named_children()]
     names = [name for name, _ in layers]

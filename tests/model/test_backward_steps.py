@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from zfserve_model.descent import Signal, convolve_transposed, pool_with_switches, rectify, unpool
+from zfserve_model.backward_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
 
 POOL = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
 # Windows start at rows and columns 0 and 2; those at 2 are cut to two by the map's edge (ceil mode).

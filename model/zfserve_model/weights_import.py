@@ -1,13 +1,13 @@
-"""Weights in: one entry for every file of weights this package can read.
+"""This module reads every kind of weights file that zfserve can use.
 
-Called by `zfserve export`, `zfserve evaluate` and `zfserve train --from`. It takes
+`zfserve export`, `zfserve evaluate` and `zfserve train --from` call it. It reads
 
 - a checkpoint of ours (`zfserve_model.checkpoint`), which describes itself;
 - a bare `state_dict` (.safetensors, or .pt/.pth through `torch.load(weights_only=True)`) of `Network`, with or without
   the prefixes `trunk.` and `head.`, or the `state.pt` of a training run;
 - a `state_dict` of pytorchcv's `zfnet` or `zfnetb`.
 
-Architecture, width and number of classes follow from the shapes of the tensors. No pickle is ever executed.
+The shapes of the tensors give the architecture, the width and the number of classes. No pickle is ever executed.
 """
 
 import re
@@ -34,7 +34,7 @@ from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, fold_bat
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 CONTAINERS = ("state_dict", "network")
-"""Keys under which files hold the state_dict: the custom of many training scripts, and our own `state.pt`."""
+"""The keys under which a file may hold the state_dict: the first is common, the second is that of our `state.pt`."""
 
 PYTORCHCV_LAYERS = {
     "features.stage1.unit1.conv": "trunk.conv1",
@@ -46,7 +46,7 @@ PYTORCHCV_LAYERS = {
     "output.fc2.fc": "head.fc7",
     "output.fc3": "head.fc8",
 }
-# Its evaluation scales by 224 / 0.875 before the centre crop, and normalises as torchvision does.
+# pytorchcv evaluates with a resize to 224 / 0.875, a centre crop, and the normalisation of torchvision.
 PYTORCHCV_PREPROCESSING = Preprocessing(resize="crop", shorter_side=256)
 
 
@@ -57,19 +57,21 @@ def load_weights(
     contrast_norm: bool | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Checkpoint:
-    """Read any file of weights named above.
+    """Reads any of the weights files that this module's docstring lists.
 
     Args:
-        file: the weights.
-        architecture: needed only where the shapes of the convolutions do not tell.
-        class_names: label by class id. A checkpoint of ours knows its class ids and looks them up; for other files
-            the mapping's order is the order of the network's outputs. Without it those classes are called 0, 1, ...
-        contrast_norm: leaves no trace in a `state_dict`. By default as the state of a run says; else off, and on for
-            weights of pytorchcv.
-        preprocessing: by default the checkpoint's own; centre crop for weights of pytorchcv; else squash.
+        file: the weights file.
+        architecture: a key of `ARCHITECTURES`, needed only where the shapes of the convolutions fit several.
+        class_names: the label of each class id. A checkpoint of ours knows its class ids and looks them up. For other
+            files the mapping's order is the order of the network's outputs. Without it those classes are 0, 1, ...
+        contrast_norm: whether the network has contrast norm, which leaves no tensor in a `state_dict`. The default is
+            what the state of a training run says, on for weights of pytorchcv, and off for other files.
+        preprocessing: the default is the checkpoint's own, centre crop for weights of pytorchcv, and squash for other
+            files.
 
     Raises:
-        CheckpointError: the file cannot be read safely, or tensors are missing, extra or misshapen (all are named).
+        CheckpointError: the file cannot be read safely, or tensors are missing, unknown or of the wrong shape. The
+            message names all of them.
         LabelsError: `class_names` leaves out a class of a checkpoint of ours.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -96,10 +98,10 @@ def load_weights(
 
 
 def infer_spec(tensors: Mapping[str, Tensor], architecture: str | None, contrast_norm: bool) -> NetworkSpec:
-    """The network whose `state_dict` `tensors` is, or nearly is: `load_tensors` then names what does not fit.
+    """Returns the spec that fits `tensors` best. `load_tensors` later names the tensors that do not fit.
 
     Raises:
-        CheckpointError: no architecture is given and the convolutions do not point to a single one.
+        CheckpointError: no architecture is given, and the convolutions do not identify one.
     """
     hidden_width = _first_size(tensors, ("head.fc6.weight", "head.fc7.weight"), NetworkSpec.hidden_width)
     return NetworkSpec(
@@ -112,7 +114,7 @@ def infer_spec(tensors: Mapping[str, Tensor], architecture: str | None, contrast
 
 
 def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
-    """The architecture most of whose convolutions fit, so that one damaged tensor does not hide it."""
+    """Returns the architecture with the most fitting convolutions. So one damaged tensor does not hide it."""
     fitting = {}
     for name, stages in ARCHITECTURES.items():
         inputs = [3, *(stage.channels for stage in stages)]
@@ -130,13 +132,14 @@ def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _first_size(tensors: Mapping[str, Tensor], names: tuple[str, ...], default: int) -> int:
-    """Rows of the first of the tensors that is there; each fixes the same number."""
+    """Returns the number of rows of the first tensor of `names` that exists. All of them have the same number."""
     return next((tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim), default)
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | None]:
-    """The tensors by name, the format that the file's metadata states, and whether there is a contrast norm, where the
-    state of a training run says so."""
+    """Returns the tensors by name, the format in the file's metadata, and the contrast norm of a training run.
+
+    The last is None where the file is not the state of a training run."""
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
         return tensors, metadata.get("format"), None
@@ -161,7 +164,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | Non
 
 
 def _norm_of_plan(document: object) -> bool | None:
-    """Of `training.state`'s files."""
+    """Returns whether a file of `training.state` has contrast norm; None for other files."""
     try:
         return bool(document["plan"]["network"]["contrast_norm"])  # type: ignore[index]
     except (KeyError, TypeError, IndexError):
@@ -186,7 +189,7 @@ def _own_checkpoint(
 
 
 def _strip_wrappers(name: str) -> str:
-    """Without what `DataParallel` and `torch.compile` put in front."""
+    """Removes the prefixes that `DataParallel` and `torch.compile` add."""
     return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
 
 
@@ -196,5 +199,5 @@ def _from_pytorchcv(name: str) -> str:
 
 
 def _with_part(name: str) -> str:
-    """`conv1.weight` is called `trunk.conv1.weight` here, `fc6.weight` `head.fc6.weight`."""
+    """Adds the missing prefix: `conv1.weight` becomes `trunk.conv1.weight`, `fc6.weight` becomes `head.fc6.weight`."""
     return re.sub(r"^(conv|bn)(?=[1-5]\.)", r"trunk.\1", re.sub(r"^(fc|bn)(?=[6-8]\.)", r"head.\1", name))

@@ -1,8 +1,8 @@
-"""The steps of a projection's way down: transposed convolution, unpooling, rectification.
+"""This module has the three backward steps of a projection: transposed convolution, unpooling and rectification.
 
-The first two are the exact transposes of the forward steps they undo; the last is the ReLU again, laid on the signal.
-They work on many signals at once, each in the window its unit can see, so the cost is that of the receptive fields and
-not of the whole maps. Called by `zfserve_model.deconvnet` alone.
+The first two are the exact transposes of their forward steps. Rectification applies the ReLU to the signal itself. The
+steps work on many signals at once, each inside the window that its unit can see, so the cost follows the receptive
+fields and not the size of the maps. Only `zfserve_model.deconvnet` calls them.
 """
 
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Signal:
-    """Signals of n units at one layer, each within its own window of that layer's maps and zero everywhere else.
+    """Holds the signals of n units at one layer. Each is zero outside its own window of that layer's maps.
 
     Attributes:
-        values: float (n, channels, height, width). What lies outside of the maps, in the padding, is zero.
-        tops, lefts: n each, where the windows begin in the maps; negative in the padding.
-        maps: n, the feature map each signal still lives in alone (`values` then has a single channel); None once a
-            convolution has spread the signals over all channels.
+        values: float (n, channels, height, width). Values outside of the maps, in the padding, are zero.
+        tops, lefts: n integers each, the first row and column of each window in the maps; negative in the padding.
+        maps: n indices: the one feature map that each signal occupies, where `values` has a single channel; None once
+            a convolution has spread the signals over all channels.
     """
 
     values: Tensor
@@ -29,7 +29,7 @@ class Signal:
     maps: tuple[int, ...] | None = None
 
     def split(self) -> list["Signal"]:
-        """Each signal by itself."""
+        """Returns each signal as a `Signal` of its own."""
         return [
             Signal(
                 self.values[index : index + 1],
@@ -42,14 +42,14 @@ class Signal:
 
 
 def pool_with_switches(pool: nn.MaxPool2d, activations: Tensor) -> tuple[Tensor, Tensor]:
-    """Max-pool and remember where each maximum was.
+    """Max-pools and records where each maximum was.
 
     Args:
         activations: float (channels, height, width).
 
     Returns:
-        The pooled activations, and the switches: uint8 of the same shape, the maximum's place within its own pooling
-        window, counted row by row. Counted so, a switch means the same in every window cut out of the map.
+        The pooled activations and the switches. A switch, uint8, is the position of the maximum within its pooling
+        window, counted row by row. It is relative, so it stays valid in any window that is cut out of the map.
     """
     kernel, stride = _kernel_and_stride(pool)
     pooled, places = functional.max_pool2d(
@@ -63,11 +63,11 @@ def pool_with_switches(pool: nn.MaxPool2d, activations: Tensor) -> tuple[Tensor,
 
 
 def unpool(signal: Signal, pool: nn.MaxPool2d, switches: Tensor) -> Signal:
-    """Send each value to the place its switch remembers; values that meet there add.
+    """Sends each value to the position that its switch records. Values that reach the same position are added.
 
     Args:
-        signal: a single one, or several whose windows lie wholly within the maps.
-        switches: uint8 (channels, height, width) of `pool_with_switches`, for the whole layer.
+        signal: one signal, or several whose windows lie wholly within the maps.
+        switches: the switches of the whole layer, uint8 (channels, height, width), from `pool_with_switches`.
     """
     signal = _crop(signal, *switches.shape[-2:])
     kernel, stride = _kernel_and_stride(pool)
@@ -89,22 +89,22 @@ def unpool(signal: Signal, pool: nn.MaxPool2d, switches: Tensor) -> Signal:
 
 
 def rectify(signal: Signal) -> Signal:
-    """Keep what is positive."""
+    """Sets negative values to zero."""
     return replace(signal, values=signal.values.relu())
 
 
 def convolve_transposed(signal: Signal, conv: nn.Conv2d, height: int, width: int) -> Signal:
-    """The transpose of `conv`, without its bias, onto the layer below, whose maps are `height` x `width`."""
+    """Applies the transpose of `conv`, without its bias. The maps of the layer below are `height` x `width`."""
     assert isinstance(conv.padding, tuple)
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-    # Detached, because matmul takes a slow way round for an operand that wants a gradient, even in inference mode.
+    # matmul takes a slower path for an operand that requires a gradient, even in inference mode.
     filters = conv.weight.detach()
     if signal.maps is not None:
-        filters = filters[list(signal.maps)][:, None]  # a signal in a single map needs that map's filter alone
+        filters = filters[list(signal.maps)][:, None]  # a signal in a single map needs only that map's filter
     if signal.maps is None and conv.in_channels > 3:
         values = functional.conv_transpose2d(signal.values, filters, stride=stride)
     else:
-        # Also for an image's 3 channels, too few for the vector registers of oneDNN's kernel: 0.6 of its time.
+        # This also takes 0.6 of the time of oneDNN's kernel for 3 channels, which are too few for its vector registers.
         spread = filters.flatten(-3).mT @ signal.values.flatten(2)
         height_below, width_below = (_reach(side, kernel, stride) for side in signal.values.shape[-2:])
         values = functional.fold(spread, (height_below, width_below), kernel, stride=stride)
@@ -122,12 +122,12 @@ def _kernel_and_stride(pool: nn.MaxPool2d) -> tuple[int, int]:
 
 
 def _reach(size: int, kernel: int, stride: int) -> int:
-    """How many places `size` neighbouring units see in the layer below."""
+    """Returns how many positions of the layer below `size` neighbouring units see."""
     return (size - 1) * stride + kernel
 
 
 def _cut_windows(switches: Tensor, signal: Signal) -> Tensor:
-    """The switches within the signal's windows, in the shape of its values."""
+    """Returns the switches inside the signal's windows, in the shape of its values."""
     height, width = signal.values.shape[-2:]
     maps = [slice(None)] * len(signal.tops) if signal.maps is None else [slice(m, m + 1) for m in signal.maps]
     return torch.stack(
@@ -139,7 +139,10 @@ def _cut_windows(switches: Tensor, signal: Signal) -> Tensor:
 
 
 def _crop(signal: Signal, height: int, width: int) -> Signal:
-    """Cut off what every window has outside of maps of `height` x `width`: in the padding, or past the last pool."""
+    """Crops rows and columns that lie outside of the maps (`height` x `width`) in every window.
+
+    They lie in the padding, or past the last pooling window.
+    """
     tops, lefts = signal.tops, signal.lefts
     row, column = max(-max(tops), 0), max(-max(lefts), 0)
     return replace(
@@ -151,7 +154,7 @@ def _crop(signal: Signal, height: int, width: int) -> Signal:
 
 
 def _clear_padding(signal: Signal, height: int, width: int) -> None:
-    """Set to zero, in place, what only some windows have outside of maps of `height` x `width`."""
+    """Sets values outside of the maps (`height` x `width`) to zero, in place, where only some windows have them."""
     for values, top, left in zip(signal.values, signal.tops, signal.lefts, strict=True):
         values[:, : max(-top, 0)] = 0
         values[:, height - top :] = 0
