@@ -9,14 +9,7 @@ from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
-from zfserve.channel import (
-    BACKEND_UNHEALTHY,
-    DEFAULT_ADDRESS,
-    DEFAULT_TIMEOUT_S,
-    TLS_FAULTS,
-    Priority,
-    TlsOptions,
-)
+from zfserve.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Priority, TlsOptions
 from zfserve.client import Client
 from zfserve.errors import (
     DeadlineExceeded,
@@ -34,6 +27,17 @@ from zfserve_cli.exit_statuses import FAILED, UNREACHABLE, UNUSABLE
 
 _CALLERS_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthenticated)
 """What another try with the same arguments would meet again."""
+
+_BACKEND_UNHEALTHY = "backend unhealthy"
+"""gRPC's words if no server serves by its own health."""
+
+_TLS_FAULTS = {
+    "CERTIFICATE_VERIFY_FAILED": "no authority that is trusted here has signed its certificate; name that authority's "
+    "file with --tls-ca",
+    "Hostname Verification Check failed": "its certificate has another name; give that with --tls-server-name",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the --tls options out",
+}
+"""gRPC's words for a connection that fails in the TLS handshake, and the sentence to print for each."""
 
 
 def seconds(text: str) -> float:
@@ -123,10 +127,10 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
     """One line: what went wrong and what to do."""
     address = arguments.address
     if not error.reason:  # gRPC's own word, not the service's
-        if isinstance(error, Unavailable) and BACKEND_UNHEALTHY in error.message:
+        if isinstance(error, Unavailable) and _BACKEND_UNHEALTHY in error.message:
             return f"no server at {address} is ready: they start or stop; ask one alone for more"
         if isinstance(error, Unavailable) and _tls(arguments):
-            faults = [fault for words, fault in TLS_FAULTS.items() if words in error.message]
+            faults = [fault for words, fault in _TLS_FAULTS.items() if words in error.message]
             fault = faults[0] if faults else "compare the --tls options with the server's"
             return f"no zfserve answers at {address} over TLS: {fault}"
         if isinstance(error, Unavailable):

@@ -1,13 +1,21 @@
-"""The client of the service, sync and async, and the command line that calls it.
+"""The Python client of zfserve. `Client` is for ordinary code, and `AsyncClient` has the same methods for asyncio.
 
     from zfserve import Client
 
     with Client("localhost:8500") as client:
         answer = client.classify("photo.jpg")
+        print(answer.classes[0].label, answer.classes[0].probability)
         for projection in client.project(answer.image_reference, "conv5", strongest=9):
-            ...
+            print(projection.map, projection.activation)
 
-The names below are imported when first used, so that the command line starts without gRPC.
+The same with asyncio:
+
+    from zfserve import AsyncClient
+
+    async with AsyncClient("localhost:8500") as client:
+        answer = await client.classify("photo.jpg")
+
+Each name is imported at its first use, so that `import zfserve` and the command line do not load gRPC.
 """
 
 import importlib
@@ -86,13 +94,13 @@ __all__ = [
     "ZfserveError",
 ]
 
-_HOMES = ("client", "async_client", "channel", "errors", "results")
+_MODULES = ("client", "async_client", "channel", "errors", "results")
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for home in _HOMES:
-            module = importlib.import_module(f"{__name__}.{home}")
+        for part in _MODULES:
+            module = importlib.import_module(f"{__name__}.{part}")
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

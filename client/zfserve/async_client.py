@@ -1,4 +1,4 @@
-"""The client over grpc.aio; requests, results and errors are those of `client`."""
+"""The async client, over grpc.aio. It has the methods of `client`."""
 
 import asyncio
 import time
@@ -15,9 +15,9 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import results
 from zfserve.base_client import BaseClient, pause_before_retry
-from zfserve.channel import ASK_THE_UNHEALTHY, Options, TlsOptions
+from zfserve.channel import NO_HEALTH_CHECKING, Options, TlsOptions
 from zfserve.client import IN_FLIGHT, STRONGEST
-from zfserve.errors import Cancelled, Overloaded, ZfserveError, translated
+from zfserve.errors import Cancelled, Overloaded, ZfserveError
 from zfserve.requests import (
     ImageSource,
     PictureFormat,
@@ -28,18 +28,22 @@ from zfserve.requests import (
     project_request,
 )
 from zfserve.results import Classification, ModelDescription, ModelStatus, Projection
-from zfserve.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, traced
+from zfserve.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT
 
 if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
 
 
 class AsyncClient(BaseClient):
-    """`Client` for asyncio: the same arguments, results and errors. Make it inside a running event loop."""
+    """Calls a zfserve service from asyncio. It has the arguments, methods, results and errors of `Client`.
+
+    Make it inside a running event loop, and use it in that loop only. Close it with `await client.close()`, or use it
+    in an `async with` statement. Files are read in a thread, so that they do not block the event loop.
+    """
 
     def _open(self, target: str, options: Options, tls: TlsOptions | None) -> None:
         self._channel = _connect(target, options, tls)
-        self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)
+        self._health_channel = _connect(target, [*options, NO_HEALTH_CHECKING], tls)
         self._stub: VisionServiceAsyncStub = VisionServiceStub(self._channel)
 
     async def classify(
@@ -52,15 +56,13 @@ class AsyncClient(BaseClient):
         features: bool = False,
         timeout_s: float | None = None,
     ) -> Classification:
-        """See `Client.classify`. A file is read in a thread."""
+        """Returns the most probable classes of one photo. See `Client.classify` for arguments and errors."""
         request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        return await self._classify(request, self._within(timeout_s))
+        return await self._classify(request, self._timeout(timeout_s))
 
     async def _classify(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Classification:
-        throttle = self._throttle(CLASSIFY, request.model)
-        with traced(CLASSIFY, self._tracer_provider) as trace, throttle.asking(), self._translated():
-            metadata = (*self._metadata, *trace)
+        with self._call(CLASSIFY, self._throttle(CLASSIFY, request.model)) as metadata:
             response = await self._stub.Classify(request, timeout=timeout_s, metadata=metadata)
         return results.classification(response)
 
@@ -75,7 +77,11 @@ class AsyncClient(BaseClient):
         timeout_s: float | None = None,
         in_flight: int = IN_FLIGHT,
     ) -> AsyncGenerator[Classification | ZfserveError]:
-        """See `Client.classify_many`."""
+        """Yields one result or error for each photo, in the order of the photos.
+
+        See `Client.classify_many` for arguments and errors. Closing the generator (`contextlib.aclosing`) cancels the
+        calls in flight.
+        """
         if in_flight < 1:
             raise ValueError("in_flight must be at least 1")
         selector = model_selector(model, version)
@@ -84,28 +90,32 @@ class AsyncClient(BaseClient):
             try:
                 request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
                 request.model.MergeFrom(selector)
-                until_s = time.monotonic() + self._within(timeout_s)
-                while True:
-                    try:
-                        return await self._classify(request, max(0.0, until_s - time.monotonic()))
-                    except Overloaded as error:
-                        pause_s = pause_before_retry(error, until_s)
-                    await asyncio.sleep(pause_s)
+                return await self._classify_with_retries(request, self._timeout(timeout_s))
             except ZfserveError as error:
                 return error
 
-        under_way: deque[asyncio.Task[Classification | ZfserveError]] = deque()
+        pending: deque[asyncio.Task[Classification | ZfserveError]] = deque()
         try:
             for image in images:
-                if len(under_way) == in_flight:
-                    yield await under_way.popleft()
-                under_way.append(asyncio.create_task(outcome(image)))
-            while under_way:
-                yield await under_way.popleft()
+                if len(pending) == in_flight:
+                    yield await pending.popleft()
+                pending.append(asyncio.create_task(outcome(image)))
+            while pending:
+                yield await pending.popleft()
         finally:
-            for task in under_way:
+            for task in pending:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _classify_with_retries(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Classification:
+        """Sends the request again if the server is busy, says when to retry, and there is time left."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await self._classify(request, max(0.0, deadline_s - time.monotonic()))
+            except Overloaded as error:
+                pause_s = pause_before_retry(error, deadline_s)
+            await asyncio.sleep(pause_s)
 
     async def project(
         self,
@@ -121,16 +131,18 @@ class AsyncClient(BaseClient):
         format: PictureFormat = "png",  # noqa: A002
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Projection]:
-        """See `Client.project`. Closing the generator (`contextlib.aclosing`) stops the work."""
+        """Yields the pixels that drove each chosen feature map, as soon as each is computed.
+
+        See `Client.project` for arguments and errors. All errors raise when the generator is read. Closing the
+        generator (`contextlib.aclosing`) stops the work on the server.
+        """
         selected = choose_maps(strongest, maps, for_class)
         request = await asyncio.to_thread(
             project_request, image, layer, selected, unit, format, self._max_message_bytes
         )
         request.model.MergeFrom(model_selector(model, version))
-        throttle = self._throttle(PROJECT, request.model)
-        with traced(PROJECT, self._tracer_provider) as trace, throttle.asking(), self._translated():
-            metadata = (*self._metadata, *trace)
-            call = self._stub.Project(request, timeout=self._within(timeout_s), metadata=metadata)
+        with self._call(PROJECT, self._throttle(PROJECT, request.model)) as metadata:
+            call = self._stub.Project(request, timeout=self._timeout(timeout_s), metadata=metadata)
             try:
                 async for response in call:
                     yield results.projection(response)
@@ -140,38 +152,34 @@ class AsyncClient(BaseClient):
     async def describe(
         self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None
     ) -> ModelDescription:
-        """See `Client.describe`."""
+        """Returns the description of one version of a model. See `Client.describe` for arguments and errors."""
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
-        with traced(DESCRIBE, self._tracer_provider) as trace, self._translated():
-            metadata = (*self._metadata, *trace)
-            response = await self._stub.DescribeModel(request, timeout=self._within(timeout_s), metadata=metadata)
+        with self._call(DESCRIBE) as metadata:
+            response = await self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
         return results.model_description(response)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
-        """See `Client.list_models`."""
-        with traced(LIST, self._tracer_provider) as trace, self._translated():
+        """Returns the status of every version of every model that the server knows of. See `Client.list_models`."""
+        with self._call(LIST) as metadata:
             response = await self._stub.ListModels(
-                zfserve_pb2.ListModelsRequest(),
-                timeout=self._within(timeout_s),
-                metadata=(*self._metadata, *trace),
+                zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
             )
         return tuple(map(results.model_status, response.models))
 
     async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """See `Client.is_serving`."""
+        """Returns True if the server's health check says that `service` is serving. See `Client.is_serving`."""
         request = health_pb2.HealthCheckRequest(service=service)
         with self._translated():
             answer = await health_pb2_grpc.HealthStub(self._health_channel).Check(
-                request, timeout=self._within(timeout_s), metadata=self._metadata
+                request, timeout=self._timeout(timeout_s), metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raises what `Client` raises, also where the client is closed meanwhile, for which gRPC cancels the caller."""
-        self._check_open()
+        """Raises Cancelled, as `Client` does, if the client is closed during a call: grpc.aio then cancels the task."""
         try:
-            with translated():
+            with super()._translated():
                 yield
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -180,7 +188,7 @@ class AsyncClient(BaseClient):
             raise Cancelled("the client was closed", grpc.StatusCode.CANCELLED) from error
 
     async def close(self) -> None:
-        """See `Client.close`."""
+        """Closes the connections and cancels every call in flight. After that, every call raises `Cancelled`."""
         self._closed = True
         await self._channel.close()
         await self._health_channel.close()

@@ -1,8 +1,10 @@
-"""What both clients have in common: their settings, the times of their calls, and whether they are closed."""
+"""The code that `Client` and `AsyncClient` share: their settings, and the surroundings of each call."""
 
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,24 +18,25 @@ from zfserve.channel import (
     Options,
     Priority,
     TlsOptions,
-    call_metadata,
+    caller_metadata,
     channel_options,
     channel_target,
-    sender_metadata,
+    token_metadata,
 )
-from zfserve.errors import Cancelled, Overloaded
-from zfserve.throttle import FREE, Throttle
+from zfserve.errors import Cancelled, Overloaded, translated
+from zfserve.throttle import ALLOWANCE, Throttle
+from zfserve.tracing import Metadata, traced
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 
 THROTTLES = 64
-"""One for each method of each model, those of late."""
+"""The number of throttles that a client keeps: one for each method of each model, the most recently used ones."""
 
 
 class BaseClient(ABC):
-    """The arguments are those of `Client`."""
+    """Holds the settings of a client. `Client` explains the arguments."""
 
     def __init__(
         self,
@@ -52,37 +55,60 @@ class BaseClient(ABC):
         self._tracer_provider = tracer_provider
         self._max_message_bytes = max_message_bytes
         self._closed = False
-        free = FREE if adaptive_throttling else math.inf
-        self._throttles = lru_cache(THROTTLES)(lambda *_method_and_model: Throttle(free))
+        allowance = ALLOWANCE if adaptive_throttling else math.inf
+        self._throttles = lru_cache(THROTTLES)(lambda *_method_and_model: Throttle(allowance))
         target = channel_target(address)
-        self._metadata = (*call_metadata(token, target, tls), *sender_metadata(priority, client_id))
+        self._metadata = (*token_metadata(token, target, tls), *caller_metadata(priority, client_id))
         self._open(target, channel_options(target, max_message_bytes, tls), tls)
 
     @abstractmethod
     def _open(self, target: str, options: Options, tls: TlsOptions | None) -> None:
-        """Make the channels."""
+        """Opens the channels."""
 
-    def _within(self, timeout_s: float | None) -> float:
-        """The time of a call, in seconds."""
+    def _timeout(self, timeout_s: float | None) -> float:
+        """Returns the timeout of a call, in seconds: its own, or else the client's."""
         return self._timeout_s if timeout_s is None else timeout_s
 
     def _throttle(self, method: str, model: zfserve_pb2.ModelSelector) -> Throttle:
         return self._throttles(method, model.name, model.version)
+
+    @contextmanager
+    def _call(self, method: str, throttle: Throttle | None = None) -> Iterator[Metadata]:
+        """Surrounds one call with its span, its throttle and the translation of errors. Yields the metadata to send.
+
+        Args:
+            method: the gRPC method, as the span names it.
+            throttle: limits the call. None for calls that are always sent.
+
+        Raises:
+            ZfserveError: the call failed or was not sent.
+        """
+        limited = nullcontext() if throttle is None else throttle.limit()
+        with traced(method, self._tracer_provider) as trace, limited, self._translated():
+            yield (*self._metadata, *trace)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raises a ZfserveError for each gRPC error of the body, and if the client is closed."""
+        self._check_open()
+        with translated():
+            yield
 
     def _check_open(self) -> None:
         if self._closed:
             raise Cancelled("the client is closed; make another", grpc.StatusCode.CANCELLED)
 
 
-def pause_before_retry(error: Overloaded, until_s: float) -> float:
-    """Seconds until a busy server may be asked again.
+def pause_before_retry(error: Overloaded, deadline_s: float) -> float:
+    """Returns the number of seconds to wait before the call is sent again.
 
     Args:
-        until_s: by `time.monotonic`, when the call's time is over.
+        error: the refusal of the busy server.
+        deadline_s: the end of the call's time, on the clock of `time.monotonic`.
 
     Raises:
-        Overloaded: that very error, where the server does not say when, or it is not within the call's time.
+        Overloaded: the same error, if the server does not say when to retry or that is after the deadline.
     """
-    if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= until_s:
+    if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= deadline_s:
         raise error
     return error.retry_after_s

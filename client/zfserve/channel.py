@@ -1,4 +1,4 @@
-"""How both clients reach the service: addresses, balancing, retries, keepalive, message sizes, TLS.
+"""The gRPC channel to the service: addresses, balancing, retries, keepalive, message sizes, TLS and metadata.
 
 Sources: grpc/include/grpc/impl/channel_arg_names.h; gRFC A6 (retries), A17 (health checking).
 """
@@ -13,31 +13,29 @@ from typing import Literal, get_args
 import grpc
 
 DEFAULT_ADDRESS = "localhost:8500"
+"""The address of a service on this machine."""
+
 DEFAULT_PORT = 8500
+"""The port of an address that names none."""
+
 DEFAULT_TIMEOUT_S = 30.0
+"""The timeout of a call, in seconds."""
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Room for the largest answers. What a server takes it says itself: by default a quarter of this."""
+"""The largest request and the largest answer, in bytes. It has room for the largest answers. The server's own limit for
+requests is by default a quarter of this."""
 
 LONGEST_CLIENT_ID = 64
-"""Characters, as the service has it."""
+"""The largest number of characters in a client id. The service has the same limit."""
 
 Priority = Literal["interactive", "bulk"]
+"""The priority of a client's calls. A busy service answers "interactive" calls before "bulk" calls."""
 
 Options = list[tuple[str, int | str]]
+"""gRPC channel arguments."""
 
-ASK_THE_UNHEALTHY = ("grpc.inhibit_health_checking", 1)
-"""For a channel that asks for health: of servers that do not serve, too."""
-
-BACKEND_UNHEALTHY = "backend unhealthy"
-"""gRPC's words, where no server serves by its own health."""
-
-TLS_FAULTS = {
-    "CERTIFICATE_VERIFY_FAILED": "no authority that is trusted here has signed its certificate; name that authority's "
-    "file with --tls-ca",
-    "Hostname Verification Check failed": "its certificate has another name; give that with --tls-server-name",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the --tls options out",
-}
-"""gRPC's words, where a connection fails for its encryption, and what they mean."""
+NO_HEALTH_CHECKING = ("grpc.inhibit_health_checking", 1)
+"""A channel that asks for the health of servers has this option, so that it reaches servers that do not serve."""
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
@@ -53,26 +51,32 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 3,
-                # None has answered. A server that is full can set the delay by grpc-retry-pushback-ms. CANCELLED is how
-                # gRPC's servers end calls that meet their stop; a call that its caller cancels is not tried again.
+                # No server has answered a call with one of these. A full server can set the delay by
+                # grpc-retry-pushback-ms. A gRPC server that stops ends its calls with CANCELLED. gRPC does not retry a
+                # call that its caller cancels.
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         }
     ],
-    # When more tries fail than succeed, retries stop: they must not feed the overload they answer. A call that a busy
-    # server paces, which fails once and then succeeds, is no such thing.
+    # Retries stop when more attempts fail than succeed, so that they do not add to an overload. A busy server that
+    # delays a call makes it fail once and then succeed, which does not stop retries.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 1.0},  # gRPC reads 1 as 0.001
 }
 
 
 @dataclass(frozen=True)
 class TlsOptions:
-    """TLS towards the server. With no file given, the system's certificate authorities are trusted.
+    """The options of an encrypted connection. Without files, the client trusts the system's certificate authorities.
 
     Attributes:
-        ca: PEM file of the certificate authorities to trust instead.
-        certificate, key: PEM files by which the client proves who it is (mutual TLS); both or neither.
-        server_name: the name the server's certificate must carry, where it is not that of the address.
+        ca: a PEM file with the certificate authorities to trust instead of the system's.
+        certificate: a PEM file with the client's certificate chain, by which the client proves who it is (mutual TLS).
+            It needs `key`.
+        key: a PEM file with the private key of `certificate`.
+        server_name: the name in the server's certificate, if it differs from the name in the address.
+
+    Raises:
+        ValueError: one of `certificate` and `key` is given without the other.
     """
 
     ca: Path | None = None
@@ -85,7 +89,11 @@ class TlsOptions:
             raise ValueError("a client certificate and its key go together; give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises OSError where a file cannot be read."""
+        """Reads the files and returns the channel's credentials.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
         ca, key, certificate = (
             None if file is None else file.read_bytes() for file in (self.ca, self.key, self.certificate)
         )
@@ -93,13 +101,13 @@ class TlsOptions:
 
 
 def channel_target(address: str) -> str:
-    """gRPC's name for an address, resolved again as servers come and go.
+    """Returns the gRPC target for an address. gRPC resolves a name again as servers come and go.
 
     Args:
-        address: `HOST`, `HOST:PORT`, several `IP:PORT` parted by commas, `unix:PATH`, or any gRPC target.
+        address: `HOST`, `HOST:PORT`, several `IP:PORT` separated by commas, `unix:PATH`, or any gRPC target.
 
     Raises:
-        ValueError: several addresses that are not all of one IP version.
+        ValueError: there are several addresses, and they are not all of one IP version.
     """
     if address.startswith(_SCHEMES):
         return address
@@ -110,32 +118,34 @@ def channel_target(address: str) -> str:
         return f"ipv6:{','.join(addresses)}"
     if all(part.replace(".", "").replace(":", "").isdigit() for part in addresses):
         return f"ipv4:{','.join(addresses)}"
-    raise ValueError(f"several addresses must be all IPv4 or all [IPv6]; {address} is not. One name may have many.")
+    raise ValueError(f"several addresses must be all IPv4 or all [IPv6], and {address} is not; or give one name")
 
 
-def call_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call. A token does so over TLS, and else to this machine only.
+def token_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that show the token. A token is sent over TLS, or without TLS to this machine only.
 
     Args:
-        target: from `channel_target`.
+        token: the token, or None for no token.
+        target: a gRPC target, as `channel_target` returns it.
+        tls: the options of the connection. None if it is not encrypted.
 
     Raises:
-        ValueError: the token would cross a network readable to all, or holds what no header can.
+        ValueError: the token would cross a network unencrypted, or it holds characters that no header can hold.
     """
     if token is None:
         return ()
     if not (token.isascii() and token.isprintable() and token == token.strip() and token):
-        raise ValueError("the token is empty, or holds characters that no token has; look where it was copied from")
+        raise ValueError("the token is empty, or holds characters that no token has; copy it again from its source")
     if tls is None and not _is_local(target):
         raise ValueError("a token is sent over TLS only, or to this machine; turn TLS on")
     return (("authorization", f"Bearer {token}"),)
 
 
-def sender_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call for the service to put it in line.
+def caller_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata by which the service orders the calls that wait: the priority and the client's id.
 
     Raises:
-        ValueError: there is no such priority, or the id is empty, too long, or holds what no header can.
+        ValueError: there is no such priority, or the id is empty, too long, or holds what no header can hold.
     """
     if priority not in get_args(Priority):
         raise ValueError(f"there is no priority {priority!r}; choose {' or '.join(get_args(Priority))}")
@@ -143,9 +153,9 @@ def sender_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[st
     if client_id is None:
         return metadata
     if not (client_id.isascii() and client_id.isprintable() and client_id.strip() == client_id and client_id):
-        raise ValueError("a client's id is made of printable ASCII characters")
+        raise ValueError("a client's id must consist of printable ASCII characters")
     if len(client_id) > LONGEST_CLIENT_ID:
-        raise ValueError(f"a client's id may have {LONGEST_CLIENT_ID} characters")
+        raise ValueError(f"a client's id may have at most {LONGEST_CLIENT_ID} characters")
     return (*metadata, ("x-client-id", client_id))
 
 
@@ -165,13 +175,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _host_of(address: str) -> str:
-    """The host in HOST:PORT or [IPv6]:PORT."""
+    """Returns the host of HOST:PORT or [IPv6]:PORT."""
     return address[1:].partition("]")[0] if address.startswith("[") else address.rpartition(":")[0]
 
 
-def may_be_several(target: str) -> bool:
-    """Whether there can be more than one server behind `target`: several addresses, or a name that is not this
-    machine's."""
+def may_have_several_servers(target: str) -> bool:
+    """Returns True if `target` may have more than one server: several addresses, or the name of another machine."""
     scheme, _, rest = target.partition(":")
     if scheme in ("ipv4", "ipv6"):
         return "," in rest
@@ -187,31 +196,32 @@ def _is_one_machine(host: str) -> bool:
 
 
 def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None) -> Options:
+    """Returns the channel arguments for `target`, as `channel_target` returns it."""
     config = dict[str, object](_SERVICE_CONFIG)
-    if may_be_several(target):
-        # Calls turn to other servers the moment one says that it stops, before it refuses any. With a single server
-        # the call itself shall go there: its refusal says more than gRPC's "backend unhealthy".
+    if may_have_several_servers(target):
+        # Calls go to other servers as soon as a server says that it stops, before it refuses any. A single server gets
+        # the call even then, because its refusal says more than gRPC's "backend unhealthy".
         config["healthCheckConfig"] = {"serviceName": _SERVICE}
     options: Options = [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # A call larger than this is never retried; gRPC's default of 256 KiB is less than most photos.
+        # gRPC never retries a call that is larger than this. Its default of 256 KiB is less than most photos.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
-        # A server that vanished without a word is noticed within 40 s, even between calls.
+        # The client notices within 40 s, even between calls, that a server vanished without closing the connection.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),  # one of another kind may be under way when that is due
+        ("grpc.http2.ping_timeout_ms", 10_000),  # a ping of another kind may be in flight at that time
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        # Else the channels of a process share connections, and with them the wait before a lost one is tried again: a
-        # new client would fail for what an older one met, even one that is closed.
+        # Otherwise the channels of a process share connections and their backoff: a new client would fail because an
+        # older one, even a closed one, waits before it connects again.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        # A server that was restarted, or replaced under its name, has calls again before the next one is restarted.
+        # A server that was restarted, or replaced under its name, gets calls again before the next one is restarted.
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-        # What is for this machine does not go by way of a proxy that the environment names.
+        # Calls to this machine do not go through a proxy that the environment names.
         ("grpc.enable_http_proxy", 0 if _is_local(target) else 1),
         ("grpc.primary_user_agent", f"zfserve/{importlib.metadata.version('zfserve')}"),
     ]

@@ -1,8 +1,7 @@
-"""The client. `async_client` is the same over grpc.aio; only the calls themselves differ."""
+"""The sync client. `async_client` has the same methods over grpc.aio."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeAlias, cast
@@ -13,10 +12,9 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import results
-from zfserve.attempts import Attempts, Call
 from zfserve.base_client import BaseClient
-from zfserve.channel import ASK_THE_UNHEALTHY, Options, TlsOptions
-from zfserve.errors import ZfserveError, translated
+from zfserve.channel import NO_HEALTH_CHECKING, Options, TlsOptions
+from zfserve.errors import ZfserveError
 from zfserve.requests import (
     ImageSource,
     PictureFormat,
@@ -27,40 +25,51 @@ from zfserve.requests import (
     project_request,
 )
 from zfserve.results import Classification, ModelDescription, ModelStatus, Projection
-from zfserve.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, CallSpan, traced
+from zfserve.retrying_call import Call, RetryingCall
+from zfserve.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, CallSpan
 
 STRONGEST = 9
-"""How many maps `project` returns unless told."""
+"""The number of maps that `project` returns by default."""
 
 IN_FLIGHT = 16
-"""How many photos `classify_many` has under way; enough to fill a server's batch while the next is read."""
+"""The number of photos that `classify_many` has in flight by default. It fills a server's batch while the next photo is
+read."""
+
+_Started: TypeAlias = RetryingCall | ZfserveError
 
 
 class Client(BaseClient):
-    """Calls a zfserve service. Safe to share between threads; close it, or use it in a `with`.
+    """Calls a zfserve service. Threads can share a client. Close it at the end, or use it in a `with` statement.
+
+    A client keeps its own connection to every server behind the address. Calls go to these servers in turn (round
+    robin), and not to a server whose health says that it starts or stops.
+
+    A call that meets no server, a full one or a stopping one is sent again up to three times, within its timeout.
 
     Args:
-        address: see `channel_target`. Calls go round robin over all the addresses it names or resolves to; a server
-            that starts or stops, by its own health, is left out.
-        tls: None for an unencrypted connection.
-        tracer_provider: of OpenTelemetry, which makes each call a span and the service's work part of its trace; None
-            for the application's global one, if it has any.
-        token: shown with every call; without TLS only to this machine.
-        priority: "bulk" lets interactive calls go first where the service is busy.
-        client_id: who this is; clients share a busy service evenly, and those without an id by their address. A client
-            that shows a token or a certificate is known by that.
-        timeout_s: how long a call may take, retries included, unless the call says otherwise.
-        max_message_bytes: the largest request and response.
-        adaptive_throttling: keeps part of the calls back, raising `Overloaded` at once, while the service refuses most
-            of them, so that it has its time for the others.
+        address: the address of the service: `HOST`, `HOST:PORT`, several `IP:PORT` separated by commas, `unix:PATH`, or
+            any gRPC target. A name stands for all addresses that it resolves to. The default port is 8500.
+        tls: the options of an encrypted connection. None means an unencrypted connection.
+        token: the token to show with every call. Without `tls` it is sent to this machine only.
+        priority: "interactive", or "bulk" for calls that let interactive calls go first while the service is busy.
+        client_id: the identity of this client, up to 64 printable ASCII characters. A busy service divides its time
+            equally among its clients. A client without an id is known by its address. A client that shows a token or a
+            certificate is known by that.
+        timeout_s: the timeout of a call in seconds, retries included, unless the call has its own.
+        max_message_bytes: the largest request and the largest answer, in bytes.
+        adaptive_throttling: while the service refuses most calls, do not send part of them, and raise `Overloaded` at
+            once. The service can then spend its time on the others.
+        tracer_provider: the OpenTelemetry provider that gives each call a span, to which the service's spans belong.
+            None means the application's global provider, if there is one.
 
-    Every call raises a `ZfserveError`. A call that met no server, or a full one, is first tried again up to three
-    times, within its time.
+    Raises:
+        ValueError: `address`, `token`, `priority`, `client_id` or `tls` cannot be used. The message says why.
+        OSError: a file of `tls` cannot be read.
     """
 
     def _open(self, target: str, options: Options, tls: TlsOptions | None) -> None:
         self._channel = _connect(target, options, tls)
-        self._health_channel = _connect(target, [*options, ASK_THE_UNHEALTHY], tls)
+        self._health_channel = _connect(target, [*options, NO_HEALTH_CHECKING], tls)
         self._stub = VisionServiceStub(self._channel)
 
     def classify(
@@ -73,22 +82,31 @@ class Client(BaseClient):
         features: bool = False,
         timeout_s: float | None = None,
     ) -> Classification:
-        """The best classes for one photo.
+        """Returns the most probable classes of one photo.
 
         Args:
-            image: a path, the bytes of a file, a Pillow image, uint8 (height, width, 3) RGB, or a reference, which only
-                the model that gave it out takes.
-            model: its name; None for the server's default, or for the one that gave out the reference.
-            version: None for the newest that is ready.
-            top_k: how many classes; None for the server's default of 5.
-            features: whether to return the last hidden layer as well.
+            image: the photo: a path, the bytes of an image file, a Pillow image, an array, uint8 (height, width, 3),
+                RGB, or an `ImageReference`, which only the model that gave it out takes.
+            model: the name of the model. None means the server's default model, or for a reference the model that gave
+                it out.
+            version: the version of the model. None means the newest version that is ready.
+            top_k: the number of classes, from 1 to the model's number of classes. None means 5, or all classes if
+                there are fewer.
+            features: also return the activations of the last hidden layer.
+            timeout_s: the timeout in seconds, retries included. None means the client's timeout.
+
+        Raises:
+            InvalidInput: the photo cannot be read or decoded, or an argument is wrong.
+            NotFound: there is no such model or version, or the reference has expired.
+            Overloaded: the server is too busy.
+            Unavailable: no server answers, or it is starting or stopping.
+            DeadlineExceeded: the timeout is over.
+            ZfserveError: the call failed in another way.
         """
         request = classify_request(image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        throttle = self._throttle(CLASSIFY, request.model)
-        with traced(CLASSIFY, self._tracer_provider) as trace, throttle.asking(), self._translated():
-            metadata = (*self._metadata, *trace)
-            response = self._stub.Classify(request, timeout=self._within(timeout_s), metadata=metadata)
+        with self._call(CLASSIFY, self._throttle(CLASSIFY, request.model)) as metadata:
+            response = self._stub.Classify(request, timeout=self._timeout(timeout_s), metadata=metadata)
         return results.classification(response)
 
     def classify_many(
@@ -102,25 +120,37 @@ class Client(BaseClient):
         timeout_s: float | None = None,
         in_flight: int = IN_FLIGHT,
     ) -> Generator[Classification | ZfserveError]:
-        """One result for each photo, in the order given, with up to `in_flight` of them under way at once.
+        """Yields one result for each photo, in the order of the photos.
 
-        A photo that fails yields its error in its place, so that one bad file does not end the others. One that is
-        refused by a busy server, which says when to try again, is sent again then, within its time. Closing the
-        generator cancels what is under way.
+        A photo that fails does not raise. Its error is yielded in its place, so that one bad file does not end the
+        others. If a busy server refuses a photo and says when to try again, the photo is sent again at that time,
+        within its timeout. Closing the generator cancels the calls in flight.
+
+        Args:
+            images: the photos, each in a form that `classify` takes. The iterable is read only as far as there is room.
+            model: the name of the model. None means the server's default model.
+            version: the version of the model. None means the newest version that is ready.
+            top_k: the number of classes for each photo. None means 5, or all classes if there are fewer.
+            features: also return the activations of the last hidden layer.
+            timeout_s: the timeout of each photo in seconds, retries included. None means the client's timeout.
+            in_flight: the largest number of photos in flight at once, at least 1.
+
+        Raises:
+            ValueError: `in_flight` is below 1.
         """
         if in_flight < 1:
             raise ValueError("in_flight must be at least 1")
         selector = model_selector(model, version)
-        under_way: deque[_Started] = deque()
+        pending: deque[_Started] = deque()
         try:
             for image in images:
-                if len(under_way) == in_flight:
-                    yield _outcome(under_way.popleft())
-                under_way.append(self._start(image, selector, top_k, features, self._within(timeout_s)))
-            while under_way:
-                yield _outcome(under_way.popleft())
+                if len(pending) == in_flight:
+                    yield _outcome(pending.popleft())
+                pending.append(self._start(image, selector, top_k, features, self._timeout(timeout_s)))
+            while pending:
+                yield _outcome(pending.popleft())
         finally:
-            for call in under_way:
+            for call in pending:
                 if not isinstance(call, ZfserveError):
                     call.cancel()
 
@@ -131,27 +161,22 @@ class Client(BaseClient):
         top_k: int | None,
         features: bool,
         timeout_s: float,
-    ) -> "_Started":
+    ) -> _Started:
+        """Returns a call in flight, or the error of a photo that cannot be sent."""
         try:
             request = classify_request(image, top_k, features, self._max_message_bytes)
             request.model.MergeFrom(selector)
-            return Attempts(partial(self._call, request), self._throttle(CLASSIFY, selector), timeout_s)
+            return RetryingCall(partial(self._send, request), self._throttle(CLASSIFY, selector), timeout_s)
         except ZfserveError as error:
             return error
 
-    def _call(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Call:
+    def _send(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Call:
         self._check_open()
         span = CallSpan(CLASSIFY, self._tracer_provider)
         metadata = (*self._metadata, *span.metadata)
         call = self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
         call.add_done_callback(lambda done: span.end(cast("grpc.Call", done).code()))
         return call
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        self._check_open()
-        with translated():
-            yield
 
     def project(
         self,
@@ -167,30 +192,45 @@ class Client(BaseClient):
         format: PictureFormat = "png",  # noqa: A002
         timeout_s: float | None = None,
     ) -> Generator[Projection]:
-        """For each feature map, the pixels that drove it, as they arrive. Closing the generator stops the work.
+        """Yields the pixels that drove each chosen feature map, as soon as each is computed.
+
+        Closing the generator stops the work on the server. Arguments that cannot be sent raise at once; errors of the
+        server raise when the generator is read.
 
         Args:
-            image: as for `classify`; `Classification.image_reference` spares sending the photo again, to the one
-                server that keeps it: behind round robin, send the photo.
-            model: as for `classify`.
-            version: as for `classify`.
-            layer: a layer's name as `describe` gives it, such as "conv5".
-            strongest: how many maps, those with the strongest single activation.
-            maps: just these maps in this order, instead.
-            for_class: the id or label of a class, or "" for the most probable one: the `strongest` maps are then those
-                that add most to its score, and in each the unit that adds most.
-            unit: "strongest", "whole" or a `Position`.
-            format: "png" fills `Projection.png`, "float32" fills `Projection.pixels`.
+            image: the photo, in a form that `classify` takes. `Classification.image_reference` spares sending the photo
+                again. Only the server that gave it out knows it: behind an address of several servers, send the photo.
+            layer: the name of a layer in `ModelDescription.layers`, such as "conv5".
+            model: the name of the model. None means the server's default model, or for a reference the model that gave
+                it out.
+            version: the version of the model. None means the newest version that is ready.
+            strongest: the number of maps, chosen by their strongest single activation. The strongest map comes first.
+            maps: the maps to project, each from 0, in this order. They replace the choice by `strongest`.
+            for_class: the id or the label of a class, or "" for the most probable class. It replaces the choice by
+                activation: the `strongest` maps are those that add most to the score of this class.
+            unit: "strongest" projects the unit with the highest activation of each map, or with `for_class` the unit
+                that adds most to the score. "whole" projects all units together. A `Position` projects the unit there.
+            format: "png" fills `Projection.png`, and "float32" fills `Projection.pixels`.
+            timeout_s: the timeout in seconds of all projections together. None means the client's timeout.
+
+        Raises:
+            InvalidInput: the photo cannot be read or decoded, or an argument is wrong.
+            NotFound: there is no such model, version, layer or class, or the reference has expired.
+            OutOfRange: the layer has no such map or unit, or has fewer maps than `strongest`.
+            Overloaded: the server is too busy.
+            Unavailable: no server answers, or it or its worker is starting or stopping.
+            PreconditionFailed: the worker holds other weights than the server.
+            DeadlineExceeded: the timeout is over.
+            ZfserveError: the call failed in another way.
         """
         selected = choose_maps(strongest, maps, for_class)
         request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        return self._projections(request, self._within(timeout_s))
+        return self._projections(request, self._timeout(timeout_s))
 
     def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
-        throttle = self._throttle(PROJECT, request.model)
-        with traced(PROJECT, self._tracer_provider) as trace, throttle.asking(), self._translated():
-            call = self._stub.Project(request, timeout=timeout_s, metadata=(*self._metadata, *trace))
+        with self._call(PROJECT, self._throttle(PROJECT, request.model)) as metadata:
+            call = self._stub.Project(request, timeout=timeout_s, metadata=metadata)
             try:
                 for response in call:
                     yield results.projection(response)
@@ -200,35 +240,63 @@ class Client(BaseClient):
     def describe(
         self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None
     ) -> ModelDescription:
-        """One version of a model: layers, classes, input, and figures measured at export."""
+        """Returns the description of one version of a model: its input, layers, classes, engine and figures.
+
+        Args:
+            model: the name of the model. None means the server's default model.
+            version: the version of the model. None means the newest version that is ready.
+            timeout_s: the timeout in seconds, retries included. None means the client's timeout.
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: no server answers, or the model is still loading.
+            ZfserveError: the call failed in another way.
+        """
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
-        with traced(DESCRIBE, self._tracer_provider) as trace, self._translated():
-            metadata = (*self._metadata, *trace)
-            response = self._stub.DescribeModel(request, timeout=self._within(timeout_s), metadata=metadata)
+        with self._call(DESCRIBE) as metadata:
+            response = self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
         return results.model_description(response)
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
-        """Every version of every model that the server knows of; the default model first, and the newest of each."""
-        with traced(LIST, self._tracer_provider) as trace, self._translated():
+        """Returns the status of every version of every model that the server knows of.
+
+        The default model comes first, and of each model the newest version comes first. The server answers while it
+        starts, too.
+
+        Args:
+            timeout_s: the timeout in seconds, retries included. None means the client's timeout.
+
+        Raises:
+            Unavailable: no server answers.
+            ZfserveError: the call failed in another way.
+        """
+        with self._call(LIST) as metadata:
             response = self._stub.ListModels(
-                zfserve_pb2.ListModelsRequest(),
-                timeout=self._within(timeout_s),
-                metadata=(*self._metadata, *trace),
+                zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
             )
         return tuple(map(results.model_status, response.models))
 
     def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """What the server's health says of one name: "" for the server, "zfserve.v1.VisionService/Project" for
-        projections, and so on. A name it does not know raises `NotFound`."""
+        """Returns True if the server's health check says that `service` is serving. It is not sent again if it fails.
+
+        Args:
+            service: the name to ask for. "" is the whole server, and "zfserve.v1.VisionService/Project" is projections.
+            timeout_s: the timeout in seconds. None means the client's timeout.
+
+        Raises:
+            NotFound: the server's health check does not know `service`.
+            Unavailable: no server answers.
+            ZfserveError: the call failed in another way.
+        """
         request = health_pb2.HealthCheckRequest(service=service)
         with self._translated():
             answer = health_pb2_grpc.HealthStub(self._health_channel).Check(
-                request, timeout=self._within(timeout_s), metadata=self._metadata
+                request, timeout=self._timeout(timeout_s), metadata=self._metadata
             )
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
-        """Ends the connection and cancels every call still under way. From then on every call raises `Cancelled`."""
+        """Closes the connections and cancels every call in flight. After that, every call raises `Cancelled`."""
         self._closed = True
         self._channel.close()
         self._health_channel.close()
@@ -246,9 +314,6 @@ def _connect(target: str, options: Options, tls: TlsOptions | None) -> grpc.Chan
     if tls is None:
         return grpc.insecure_channel(target, options)
     return grpc.secure_channel(target, tls.credentials(), options)
-
-
-_Started: TypeAlias = Attempts | ZfserveError
 
 
 def _outcome(started: _Started) -> Classification | ZfserveError:

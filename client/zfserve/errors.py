@@ -1,17 +1,17 @@
-"""Every error the clients raise. They mirror the statuses of the service; `zfserve.proto` says when each is sent.
+"""The errors of the clients. Each class stands for a gRPC status, and docs/errors.md says when the service sends it.
 
 ZfserveError
-├── InvalidInput            INVALID_ARGUMENT      names the field; RESOURCE_EXHAUSTED, where the message is too large
-├── Unauthenticated         UNAUTHENTICATED       the server wants a token, or does not know the one it got
-├── PermissionDenied        PERMISSION_DENIED     the caller is known, and may not do this
-├── NotFound                NOT_FOUND             an image reference that expired, an unknown layer
-├── OutOfRange              OUT_OF_RANGE          a map or a unit the layer does not have
-├── Overloaded              RESOURCE_EXHAUSTED    says when to try again
-├── Unavailable             UNAVAILABLE           no server there, or it or its worker is coming up or going down
-├── DeadlineExceeded        DEADLINE_EXCEEDED
-├── Cancelled               CANCELLED
+├── InvalidInput            INVALID_ARGUMENT      a value in the request is wrong, or the message is too large
+├── Unauthenticated         UNAUTHENTICATED       the server needs to know the caller, and does not
+├── PermissionDenied        PERMISSION_DENIED     the caller is known and may not call this method
+├── NotFound                NOT_FOUND             no such model, version, layer, class or image reference
+├── OutOfRange              OUT_OF_RANGE          the layer has no such map or unit
+├── Overloaded              RESOURCE_EXHAUSTED    the server is too busy
+├── Unavailable             UNAVAILABLE           no server or worker can answer now
+├── DeadlineExceeded        DEADLINE_EXCEEDED     the call took longer than its timeout
+├── Cancelled               CANCELLED             the client was closed, or the call was cancelled
 ├── PreconditionFailed      FAILED_PRECONDITION   the worker holds other weights than the server
-└── ServerFailed            any other status
+└── ServerFailed            any other status      a fault of the server
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,17 +26,17 @@ REQUEST_ID_KEY = "x-request-id"
 
 
 class ZfserveError(Exception):
-    """The root.
+    """A call failed. Every error that a call raises is one of the subclasses.
 
     Attributes:
-        message: a sentence that says what to do.
+        message: a sentence that says what is wrong and what to do. It is also `str(error)`.
         code: the gRPC status.
-        reason: the service's own name for the fault, such as "IMAGE_UNDECODABLE", stable across releases; "THROTTLED"
-            where the client itself kept the call back; "" where the status came from neither, as when there is no
-            connection.
-        field: the request field at fault, such as "image.encoded".
-        retry_after_s: when a retry can succeed.
-        request_id: finds the request in the server's log.
+        reason: the service's name for the fault, such as "IMAGE_UNDECODABLE". It stays the same across releases.
+            "THROTTLED" if this client did not send the call (see `Overloaded`). "" if neither the service nor the
+            throttle made the error, as when there is no connection.
+        field: the field of the request at fault, such as "image.encoded". None if no field is at fault.
+        retry_after_s: the number of seconds after which a retry can succeed. None if that is not known.
+        request_id: the request's id, by which the server's log has the request. None if the request reached no server.
     """
 
     def __init__(
@@ -59,47 +59,55 @@ class ZfserveError(Exception):
 
 
 class InvalidInput(ZfserveError):
-    """The request cannot be answered as it is."""
+    """A value in the request is missing or wrong, the photo cannot be read or decoded, or the message is too large.
+
+    A retry with the same request fails again. `field` names the value, if one is at fault.
+    """
 
 
 class Unauthenticated(ZfserveError):
-    """The server wants to know who calls, and this token or certificate does not tell it."""
+    """The server needs to know the caller, and no token or certificate was shown, or the server does not know it."""
 
 
 class PermissionDenied(ZfserveError):
-    """The server knows who calls, and does not permit this method."""
+    """The server knows the caller, and does not permit the caller to call this method."""
 
 
 class NotFound(ZfserveError):
-    """The image reference has expired, or there is no such layer."""
+    """There is no such model, version, layer or class, or the image reference is unknown or has expired."""
 
 
 class OutOfRange(ZfserveError):
-    """The layer has no such map or unit."""
+    """The layer has no such map or unit, or has fewer maps than the call asks for."""
 
 
 class Overloaded(ZfserveError):
-    """The server is too busy, or refused most calls of late; `retry_after_s` says when to try again."""
+    """The server is too busy, or this client sends too many requests. `retry_after_s` says when to try again.
+
+    The client itself raises it with the reason "THROTTLED", and sends nothing, if the server refused most of its recent
+    calls and `adaptive_throttling` is on.
+    """
 
 
 class Unavailable(ZfserveError):
-    """No server there, or it or its worker is starting or stopping."""
+    """No server answers at the address, or the server or its worker is starting or stopping. Try again later."""
 
 
 class DeadlineExceeded(ZfserveError):
-    """There was no answer within the time given."""
+    """The call took longer than its timeout, retries included."""
 
 
 class Cancelled(ZfserveError):
-    """The call was cancelled, as by closing the client."""
+    """The client was closed before or during the call, or the call was cancelled."""
 
 
 class PreconditionFailed(ZfserveError):
-    """The worker holds other weights than the server."""
+    """The worker that computes projections holds other weights than the server. The operator must give both the same
+    models."""
 
 
 class ServerFailed(ZfserveError):
-    """A fault of the server; `request_id` finds it in the server's log."""
+    """The server is at fault, or does not know the method. `request_id` finds the request in the server's log."""
 
 
 _BY_CODE: dict[grpc.StatusCode, type[ZfserveError]] = {
@@ -120,12 +128,17 @@ _TOO_LARGE = {
     "SERVER: Received message larger than max": "the request is larger than the server takes; scale the photo down",
     "CLIENT: Received message larger than max": "the answer is larger than this client takes; raise max_message_bytes",
 }
-"""gRPC's words, whose status is that of a service which is busy, and what they mean: no retry helps."""
+"""gRPC's words for a message that is too large, and the sentence to raise instead. gRPC uses the status of a busy
+service for them, although no retry helps."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises each gRPC error in its body as a ZfserveError. Serves sync and async calls alike."""
+    """Raises each gRPC error of its body as a ZfserveError. Sync and async calls use it.
+
+    Raises:
+        ZfserveError: the body raised a gRPC error.
+    """
     try:
         yield
     except grpc.RpcError as error:
@@ -135,13 +148,13 @@ def translated() -> Iterator[None]:
 
 
 def from_call(call: grpc.RpcError) -> ZfserveError:
-    """The error of a failed call, with what google.rpc details say of it.
+    """Returns the error for a failed call, with the values from its google.rpc details.
 
     Args:
-        call: as raised by a call on a channel, sync or async.
+        call: the exception that a call on a sync or async channel raised.
     """
     code: grpc.StatusCode = call.code()
-    # Pairs in both APIs, whatever the stubs say.
+    # The metadata are pairs in both APIs, although the stubs declare other types.
     trailing = dict(cast("Iterable[tuple[str, Any]]", call.trailing_metadata() or ()))
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()

@@ -1,7 +1,4 @@
-"""Requests from what a caller holds: a path, the bytes of a file, a Pillow image, an array, or a reference.
-
-Used by the sync and the async client alike. Nothing here needs numpy.
-"""
+"""Builds the requests of both clients from their arguments. Only a caller that passes a numpy array needs numpy."""
 
 import importlib
 import io
@@ -19,25 +16,40 @@ from zfserve.errors import InvalidInput
 from zfserve.results import ImageReference, Position
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageReference | Any
-"""A path; the bytes of an image file; a Pillow image; uint8 (height, width, 3) RGB in anything with the buffer
-protocol or numpy's array interface; or a reference that `classify` returned."""
+"""A photo in one of these forms:
+
+- a path to a JPEG, PNG, WebP, BMP, TIFF or GIF file, as `str` or `Path`. The file is sent as it is.
+- `bytes`: the content of such a file.
+- a Pillow image. An RGB image is sent as pixels, and an image of another mode as a TIFF file.
+- an array, uint8 (height, width, 3), RGB, of any size. It is a numpy array, or an object that has the buffer protocol
+  or numpy's array interface.
+- an `ImageReference` that `classify` returned. Only the model that gave it out takes it.
+"""
 
 UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
-"""Which unit of a map to project: that with the highest activation, the one at a place, or all of them together."""
+"""The unit of a feature map to project: "strongest" is the unit with the highest activation (or, for maps that were
+chosen for a class, the unit that adds most to its score), "whole" is all units together, and a `Position` is the unit
+at that place."""
 
 PictureFormat: TypeAlias = Literal["png", "float32"]
+"""The format of a projection: "png" is a picture that is scaled for the eye, "float32" is the unscaled values."""
 
 
 @dataclass(frozen=True)
 class ForClass:
-    """The `count` maps that add most to the score of the class with that id or label; of "", the most probable one."""
+    """Selects the maps that add most to the score of a class.
+
+    Attributes:
+        name: the id or the label of the class. "" is the most probable class.
+        count: the number of maps, at least 1.
+    """
 
     name: str
     count: int
 
 
 Maps: TypeAlias = int | Sequence[int] | ForClass
-"""So many of the strongest, just those listed, or those for a class."""
+"""The maps to project: an int is a number of strongest maps, a sequence lists the maps, and `ForClass` chooses them."""
 
 _FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
 
@@ -45,7 +57,11 @@ _FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTUR
 def classify_request(
     image: ImageSource, top_k: int | None, features: bool, max_bytes: int
 ) -> zfserve_pb2.ClassifyRequest:
-    """Raises InvalidInput where `image` is none of the kinds above or cannot be read, or `top_k` is negative."""
+    """Builds the request for the classes of one photo.
+
+    Raises:
+        InvalidInput: `image` cannot be read, is no image or is over `max_bytes`, or `top_k` is negative.
+    """
     return zfserve_pb2.ClassifyRequest(
         image=image_message(image, max_bytes),
         top_k=None if top_k is None else _unsigned(top_k, "top_k"),
@@ -61,9 +77,14 @@ def project_request(
     picture_format: PictureFormat,
     max_bytes: int,
 ) -> zfserve_pb2.ProjectRequest:
-    """Raises InvalidInput as `classify_request`, and for negative maps or places and unknown unit rules or formats."""
+    """Builds the request for projections of one photo.
+
+    Raises:
+        InvalidInput: `image` cannot be read, is no image or is over `max_bytes`; a map, a count or a position is
+            negative; or there is no such unit rule or format.
+    """
     if picture_format not in _FORMATS:
-        raise _invalid(f'no picture format {picture_format!r}; give "png" or "float32"', "format")
+        raise _invalid(f'there is no picture format {picture_format!r}; give "png" or "float32"', "format")
     request = zfserve_pb2.ProjectRequest(
         image=image_message(image, max_bytes), layer=layer, unit=_unit_rule(unit), format=_FORMATS[picture_format]
     )
@@ -71,36 +92,44 @@ def project_request(
         case int():
             request.strongest = _unsigned(maps, "strongest")
         case ForClass():
-            if maps.count == 0:  # which would leave the number to the server
+            if maps.count == 0:  # the server would take 0 for its default
                 raise _invalid("ask for at least one map", "for_class.count")
             request.for_class.count = _unsigned(maps.count, "for_class.count")
             request.for_class.class_name = maps.name
         case _:
-            # Set even when empty: the server then says that a selection needs a map, and does not choose nine itself.
+            # An empty selection is set, too. The server then refuses it, and does not choose nine maps itself.
             request.selection.SetInParent()
             request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
     return request
 
 
 def choose_maps(strongest: int, maps: Sequence[int] | None, for_class: str | None) -> Maps:
-    """Raises InvalidInput where maps are given and a class to choose them for."""
+    """Combines the three arguments of `project` that select maps.
+
+    Raises:
+        InvalidInput: both `maps` and `for_class` are given.
+    """
     if for_class is None:
         return strongest if maps is None else maps
     if maps is not None:
-        raise _invalid("maps are given, or chosen for a class, not both", "for_class")
+        raise _invalid("give maps, or a class to choose them for, but not both", "for_class")
     return ForClass(for_class, strongest)
 
 
 def model_selector(model: str | None, version: str | None) -> zfserve_pb2.ModelSelector:
-    """Of None the server's default is meant: its default model, and the newest version that is ready."""
+    """Builds the selector of a model. None leaves the choice to the server: its default model, its newest version."""
     return zfserve_pb2.ModelSelector(name=model or "", version=version or "")
 
 
 def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
-    """Raises InvalidInput where `image` cannot be read, is of no known kind, or is over `max_bytes`."""
+    """Builds the message that holds the image or its reference.
+
+    Raises:
+        InvalidInput: `image` cannot be read, is no image, or is over `max_bytes`.
+    """
     try:
         message = _convert(image, max_bytes)
-    except (OSError, ValueError, SyntaxError) as error:  # of Pillow and numpy, which say what is wrong in many ways
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow and numpy raise all of these
         what = image if isinstance(image, str | os.PathLike) else "the photo"
         raise _invalid(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}", "image") from error
     _check_size(message.ByteSize(), max_bytes)
@@ -110,7 +139,7 @@ def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise _invalid(
-            f"the photo takes {size:,} bytes, the client sends at most {max_bytes:,}; "
+            f"the photo takes {size:,} bytes, and the client sends at most {max_bytes:,}; "
             "scale it down or raise max_message_bytes",
             "image",
         )
@@ -122,7 +151,7 @@ def _convert(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
             return zfserve_pb2.Image(reference=image.value)
         case str() | os.PathLike():
             file = Path(image)
-            _check_size(file.stat().st_size, max_bytes)  # before it is read, and made a message, which 2 GiB cannot be
+            _check_size(file.stat().st_size, max_bytes)  # before reading: a message cannot hold 2 GiB
             return zfserve_pb2.Image(encoded=file.read_bytes())
         case Image.Image():
             return _from_pillow(image)
@@ -139,13 +168,13 @@ def _convert(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
 
 
 def _from_pillow(image: Image.Image) -> zfserve_pb2.Image:
-    """RGB as raw pixels; every other mode as an uncompressed TIFF, so that the server treats palette, alpha, CMYK
-    and 16 bits as it would in a file."""
+    """Sends RGB as raw pixels, and every other mode as an uncompressed TIFF file. The server then treats palettes,
+    alpha, CMYK and 16 bits as it does in a file."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "RGB":
         pixels = zfserve_pb2.RawPixels(width=upright.width, height=upright.height, data=upright.tobytes())
         return zfserve_pb2.Image(raw=pixels)
-    if "transparency" in upright.info:  # which TIFF would lose
+    if "transparency" in upright.info:  # TIFF would lose it
         upright = upright.convert("RGBA")
     file = io.BytesIO()
     upright.save(file, "TIFF")
@@ -160,7 +189,7 @@ def _buffer(image: Any) -> memoryview:
             raise _invalid(
                 f"{type(image).__name__} is no image; give a path, bytes, a Pillow image or an array", "image"
             ) from None
-    # Whoever holds such an array without a buffer has numpy.
+    # A caller that holds such an array without a buffer has numpy.
     return memoryview(importlib.import_module("numpy").asarray(image))
 
 
@@ -173,12 +202,12 @@ def _unit_rule(unit: UnitRule) -> zfserve_pb2.UnitRule:
         case Position(row, column):
             row, column = _unsigned(row, "unit.position.row"), _unsigned(column, "unit.position.column")
             return zfserve_pb2.UnitRule(position=zfserve_pb2.Position(row=row, column=column))
-    raise _invalid(f'no unit rule {unit!r}; give "strongest", "whole" or a Position', "unit")
+    raise _invalid(f'there is no unit rule {unit!r}; give "strongest", "whole" or a Position', "unit")
 
 
 def _unsigned(value: int, field: str) -> int:
     if not 0 <= value < 2**32:
-        raise _invalid(f"{field} must be from 0, and {value} is not", field)
+        raise _invalid(f"{field} must be at least 0 and below 2**32, and {value} is not", field)
     return value
 
 

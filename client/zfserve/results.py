@@ -1,6 +1,6 @@
-"""What the clients return: plain frozen dataclasses, made from the service's messages.
+"""The results of the clients' methods, as frozen dataclasses made from the service's messages.
 
-The fields mirror `zfserve.proto`, where each is explained; here stands only what differs from it.
+Each field has the name that it has in `zfserve.proto`. Results compare by value and need neither numpy nor torch.
 """
 
 import importlib
@@ -19,6 +19,16 @@ _Result = TypeVar("_Result", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class ClassScore:
+    """A class of the model, with the probability that a photo shows it.
+
+    Attributes:
+        label: the name for people, such as "French horn".
+        class_id: the name in the data set, such as "n03394916".
+        index: the place of the class among the model's outputs, from 0.
+        probability: the softmax output, in [0, 1]. The probabilities of all classes add up to 1. It is 0 in
+            `ModelDescription.classes`, which belongs to no photo.
+    """
+
     label: str
     class_id: str
     index: int
@@ -27,6 +37,14 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class ModelIdentity:
+    """The exact model that answered.
+
+    Attributes:
+        name: the model's name, such as "zfnet".
+        version: the version as text, such as "3".
+        fingerprint: a digest of the weights in hexadecimal digits. Models with equal fingerprints are the same network.
+    """
+
     name: str
     version: str
     fingerprint: str
@@ -34,6 +52,15 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Timings:
+    """The time that the server spent on one photo.
+
+    Attributes:
+        decode_ms: decoding and resizing the photo, in milliseconds.
+        queue_ms: waiting for the engine, in milliseconds.
+        inference_ms: running the network on the whole batch, in milliseconds.
+        batch_size: the number of photos in that batch, at least 1.
+    """
+
     decode_ms: float
     queue_ms: float
     inference_ms: float
@@ -42,17 +69,29 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageReference:
-    """Names a photo the server still holds; pass it to `project` in place of the photo."""
+    """Names a photo that the server still holds. Pass it to `project` in place of the photo, to not send that again.
+
+    A reference expires some time after its last use (10 minutes by default), or when many other photos have come. It is
+    known only to the server that gave it out. An unknown or expired reference raises `NotFound`.
+
+    Attributes:
+        value: the reference as the server gave it. Treat it as opaque.
+    """
 
     value: str
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The best classes of one photo, most probable first.
+    """The most probable classes of one photo.
 
     Attributes:
-        features: activations of the last hidden layer; empty unless asked for.
+        classes: the classes, most probable first. There are `top_k` of them.
+        model: the model that answered.
+        image_reference: names the photo in a later `project`.
+        features: float32 (F,), the activations of the last hidden layer. F is `ModelDescription.feature_width`. Empty
+            unless the call asked for `features=True`.
+        timings: the time that the server spent.
     """
 
     classes: tuple[ClassScore, ...]
@@ -64,7 +103,12 @@ class Classification:
 
 @dataclass(frozen=True)
 class Position:
-    """A unit's place in a feature map, from 0 at the top left."""
+    """The place of a unit in a feature map.
+
+    Attributes:
+        row: the row, from 0 at the top.
+        column: the column, from 0 at the left.
+    """
 
     row: int
     column: int
@@ -72,7 +116,14 @@ class Position:
 
 @dataclass(frozen=True)
 class Box:
-    """A region in pixels: columns left <= x < right, rows top <= y < bottom."""
+    """A rectangle of pixels: the columns left <= x < right and the rows top <= y < bottom.
+
+    Attributes:
+        left: the first column.
+        top: the first row.
+        right: the column after the last one.
+        bottom: the row after the last one.
+    """
 
     left: int
     top: int
@@ -82,14 +133,26 @@ class Box:
 
 @dataclass(frozen=True)
 class Float32Picture:
-    """A projection unscaled: float32, little endian, (3, height, width), RGB, in the normalised input's space."""
+    """A projection that is not scaled for the eye. Its values lie in the space of the normalised input.
+
+    Attributes:
+        height: the number of rows.
+        width: the number of columns.
+        data: float32 (3, height, width), RGB, little endian: 12 * height * width bytes.
+    """
 
     height: int
     width: int
     data: bytes
 
     def to_numpy(self) -> Any:
-        """As a read-only numpy array, float32 (3, height, width). The one method that needs numpy."""
+        """Returns the values as a read-only array, float32 (3, height, width), RGB.
+
+        This is the only method of the client that needs numpy.
+
+        Raises:
+            ModuleNotFoundError: numpy is not installed.
+        """
         numpy = importlib.import_module("numpy")
         return numpy.frombuffer(self.data, "<f4").reshape(3, self.height, self.width)
 
@@ -99,13 +162,23 @@ class Projection:
     """The pixels that drove one feature map.
 
     Attributes:
-        unit: None for a whole map.
-        source_box: `box` in the photo as it was sent; None where the server does not know its size any more.
-        png: the projection as a picture; None where float32 was asked for.
-        pixels: the projection unscaled; None where PNG was asked for.
-        patch_png: the part of the photo within `box`.
-        for_class: what the map was chosen for, if for a class.
-        attribution: what the map adds to the score of that class.
+        map: the feature map, from 0.
+        unit: the unit that was projected. None if all units of the map were projected together (`unit="whole"`).
+        activation: the activation of that unit, or the highest one of a whole map.
+        box: the pixels of the model's input that the unit can see, cut off at the edges of the input. `png`, `pixels`
+            and `patch_png` cover exactly this region.
+        source_box: the same region in pixels of the upright photo as it was sent. None if the server no longer knows
+            the size of the photo.
+        png: the projection as an RGB PNG file. It is scaled for the eye: mid-grey is zero, and the contrast is robust
+            against outliers. None if `format="float32"` was asked for.
+        pixels: the projection unscaled. None if `format="png"` was asked for.
+        patch_png: the part of the model's input within `box`, as a PNG file.
+        model: the model that was projected.
+        rank: the place of this result in the stream, from 0.
+        total: the number of results in the stream.
+        for_class: the class that the map was chosen for, with its probability. None if `for_class` was not given.
+        attribution: what the map adds to the score of `for_class` before the softmax. It can be negative. None if
+            `for_class` was not given.
     """
 
     map: int
@@ -125,6 +198,18 @@ class Projection:
 
 @dataclass(frozen=True)
 class InputSpec:
+    """The input of a model, and the rule by which the server turns a photo into it.
+
+    Attributes:
+        height: the height of the input in pixels.
+        width: the width of the input in pixels.
+        resize: "squash" scales both sides of the photo to the input. "crop" scales the shorter side to `shorter_side`
+            and cuts out the centre.
+        shorter_side: the length in pixels to which "crop" scales the shorter side.
+        mean: float32 (3,), RGB, subtracted from values that are scaled to [0, 1].
+        std: float32 (3,), RGB, by which the differences are divided.
+    """
+
     height: int
     width: int
     resize: str
@@ -135,6 +220,20 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Layer:
+    """A layer whose feature maps can be projected.
+
+    Attributes:
+        name: the name that `project` takes, such as "conv5".
+        kind: "conv", "relu", "norm" or "pool".
+        channels: the number of feature maps.
+        height: the number of rows of units in a map.
+        width: the number of columns of units in a map.
+        receptive_field: the side of the square that a unit sees, in input pixels.
+        stride: the distance between neighbouring units, in input pixels.
+        offset: the input column where the receptive field of unit 0 begins. It is negative if the field begins in the
+            padding.
+    """
+
     name: str
     kind: str
     channels: int
@@ -147,6 +246,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class ParityFigure:
+    """A comparison of the exported network with the network that it was exported from, measured at export.
+
+    Attributes:
+        precision: the precision of the exported network, such as "fp32" or "int8".
+        inputs: the inputs of the comparison: "photos" or "noise".
+        count: the number of inputs.
+        max_difference: the largest absolute difference of any probability, in [0, 1].
+        top1_agreement: the share of inputs for which both networks have the same most probable class, in [0, 1].
+    """
+
     precision: str
     inputs: str
     count: int
@@ -156,6 +265,15 @@ class ParityFigure:
 
 @dataclass(frozen=True)
 class AccuracyFigure:
+    """The accuracy on a validation set, measured at export.
+
+    Attributes:
+        precision: the precision of the exported network, such as "fp32" or "int8".
+        count: the number of photos.
+        top1: the share of photos whose class was the most probable one, in [0, 1].
+        top5: the share of photos whose class was among the five most probable ones, in [0, 1].
+    """
+
     precision: str
     count: int
     top1: float
@@ -164,12 +282,35 @@ class AccuracyFigure:
 
 @dataclass(frozen=True)
 class EngineNotTaken:
+    """An engine that the server considered and did not choose.
+
+    Attributes:
+        name: the engine's name as `zfserve serve --engine` takes it.
+        reason: a sentence that says why the engine cannot serve here, or which engine was chosen before it.
+    """
+
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Engine:
+    """The engine that runs the model.
+
+    Attributes:
+        runtime: the library, such as "onnxruntime".
+        provider: the library's backend, such as "CPUExecutionProvider".
+        precision: the precision of the computation, such as "fp32" or "int8".
+        max_batch_size: the largest number of photos in one batch.
+        threads: the number of threads that compute.
+        name: the engine's name as `zfserve serve --engine` takes it, such as "onnx-cpu".
+        device: the device that computes: "CPU", or the name of the graphics card.
+        instances: the number of engines that run side by side on the device.
+        not_taken: the engines that the server considered before this one, in the order of preference. Empty if the
+            engine was asked for by name.
+        startup_seconds: the time from finding the version to serving its first request, in seconds.
+    """
+
     runtime: str
     provider: str
     precision: str
@@ -184,11 +325,18 @@ class Engine:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version of a model, and what the server does with it.
+    """One version of a model and its state on the server.
 
     Attributes:
-        state: "loading", "ready", "failed" or "retiring"; "" for one that this client does not know.
-        reason: of a version that failed, why; of one that loads, what that is at.
+        name: the model's name.
+        version: the version as text, such as "3".
+        state: "loading" (the server prepares it), "ready" (it answers requests), "failed" (the server refused it, and
+            tries again when its files change) or "retiring" (a newer version took its place, and it only finishes what
+            it accepted). "" is a state that this release of the client does not know.
+        reason: a sentence. It says why a version failed, what a loading version is doing, or why changed files in the
+            folder of a ready version do not replace it. Else "".
+        fingerprint: a digest of the weights in hexadecimal digits. "" until the server has read the manifest.
+        is_default: True if a request that names no model gets this version.
     """
 
     name: str
@@ -201,6 +349,22 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class ModelDescription:
+    """One version of a model: its input, its layers, its classes, its engine and the figures measured at export.
+
+    Attributes:
+        model: the name, version and fingerprint.
+        architecture: the network's architecture, such as "zfnet", "zfnet-fig3" or "alexnet".
+        classes: all classes in the order of the model's outputs. Each probability is 0.
+        input: the input of the model.
+        layers: the layers that can be projected, from the input upwards.
+        parity: the comparisons with the network that the model was exported from.
+        accuracy: the accuracy on a validation set. Empty if none was given at export.
+        engine: the engine that runs the model.
+        feature_width: the number of units in the last hidden layer, which is the length of `Classification.features`.
+        projection_available: True if a worker is connected, so that `project` can be answered.
+        versions: all versions of this model that the server knows of.
+    """
+
     model: ModelIdentity
     architecture: str
     classes: tuple[ClassScore, ...]
@@ -215,6 +379,7 @@ class ModelDescription:
 
 
 def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
+    """Converts the reply of `Classify`."""
     return Classification(
         classes=tuple(_mirror(ClassScore, entry) for entry in response.classes),
         model=_mirror(ModelIdentity, response.model),
@@ -225,6 +390,7 @@ def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
 
 
 def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
+    """Converts one message of the stream of `Project`."""
     return Projection(
         map=response.map,
         unit=_mirror(Position, response.unit) if response.HasField("unit") else None,
@@ -243,6 +409,7 @@ def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
 
 
 def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescription:
+    """Converts the reply of `DescribeModel`."""
     return ModelDescription(
         model=_mirror(ModelIdentity, response.model),
         architecture=response.architecture,
@@ -263,6 +430,7 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
 
 
 def model_status(entry: zfserve_pb2.ModelStatus) -> ModelStatus:
+    """Converts the status of one version, as `DescribeModel` and `ListModels` give it."""
     return _mirror(ModelStatus, entry, state=_STATES.get(entry.state, ""))
 
 
@@ -275,7 +443,11 @@ _STATES = {
 
 
 def _mirror(result: type[_Result], message: Message, **mirrored: object) -> _Result:
-    """`result` from a message with the same field names; those that hold messages themselves are given."""
+    """Returns a `result` with the values of the message's fields of the same names.
+
+    Args:
+        mirrored: the fields that hold messages themselves, already converted.
+    """
     values = {field.name: getattr(message, field.name) for field in fields(result) if field.name not in mirrored}
     plain = {name: tuple(value) if _is_repeated(value) else value for name, value in values.items()}
     return result(**plain, **mirrored)

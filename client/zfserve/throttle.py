@@ -1,7 +1,7 @@
-"""Adaptive throttling: a client of which most calls are refused keeps part of them back, and refuses those itself.
+"""Adaptive throttling: while the service refuses most of a client's calls, the client does not send part of them.
 
-A refusal costs a busy server time as well, which its answers then lack, and only its clients can spare it that. Source:
-Beyer et al., Site Reliability Engineering, chapter 21, "Client-Side Throttling". Used by both clients.
+A refusal costs a busy server time, which its answers then lack. Only the clients can spare it that time. Both clients
+use it. Source: Beyer et al., Site Reliability Engineering, chapter 21, "Client-Side Throttling".
 """
 
 import math
@@ -15,87 +15,96 @@ import grpc
 
 from zfserve.errors import Overloaded
 
-SENT_FOR_EACH_TAKEN = 2.0
-"""The chapter's K. More calls are sent than are taken on of late, so that a service that takes on more is noticed."""
+ACCEPTS_MULTIPLIER = 2.0
+"""The K of the chapter. The client sends this many times the calls that the service accepted recently, so that it
+notices a service that accepts more."""
 
-FREE = 10.0
-"""Calls within `MEMORY_S` that are sent whatever becomes of them."""
+ALLOWANCE = 10.0
+"""This many recent calls are always sent, even if the service refuses all of them."""
 
 MEMORY_S = 5.0
-"""What happened so long ago counts for 1/e."""
+"""A call that ended this many seconds ago counts for 1/e of a call."""
 
 THROTTLED = "THROTTLED"
-"""The reason of the error."""
+"""The `reason` of the error for a call that was not sent."""
 
 
 class Throttle:
-    """Of one client's calls to one method of one model. Safe to share between threads.
+    """Limits one client's calls of one method of one model. It is safe to share between threads.
 
-    A call counts from its end on, not from its beginning as in the chapter: this service refuses at once, so most of
-    those under way are taken on.
+    A call counts from its end on, and not from its beginning as in the chapter. This service refuses at once, so it has
+    accepted most of the calls in flight.
 
     Args:
-        free: see `FREE`; infinite for a throttle that keeps nothing back.
-        clock: seconds, monotonic.
-        chance: uniform in [0, 1).
+        allowance: see `ALLOWANCE`. An infinite allowance sends every call.
+        clock: returns seconds of a monotonic clock.
+        chance: returns a uniform number in [0, 1).
     """
 
     def __init__(
         self,
-        free: float = FREE,
+        allowance: float = ALLOWANCE,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._free = free
+        self._allowance = allowance
         self._clock = clock
         self._chance = chance
         self._lock = threading.Lock()
-        self._counted_s = clock()
-        self._wanted = 0.0  # calls of late, sent or kept back
-        self._taken = 0.0  # of those
+        self._decayed_s = clock()
+        self._requests = 0.0  # recent calls, sent or not
+        self._accepts = 0.0  # recent calls that the service accepted
         self._retry_after_s: float | None = None
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Around a call: `check`, then `hearing`."""
+    def limit(self) -> Iterator[None]:
+        """Surrounds one call: checks that it may be sent, then records its outcome.
+
+        Raises:
+            Overloaded: the call must not be sent.
+        """
         self.check()
-        with self.hearing():
+        with self.record():
             yield
 
     def check(self) -> None:
-        """Before a call. Raises Overloaded where it is kept back."""
+        """Comes before a call.
+
+        Raises:
+            Overloaded: the call must not be sent.
+        """
         with self._lock:
-            self._forget()
-            excess = self._wanted - SENT_FOR_EACH_TAKEN * self._taken - self._free
-            if self._chance() * self._wanted >= excess:
+            self._decay()
+            excess = self._requests - ACCEPTS_MULTIPLIER * self._accepts - self._allowance
+            if self._chance() * self._requests >= excess:
                 return
-            self._wanted += 1
+            self._requests += 1
         raise Overloaded(
-            "the service refused most of this client's calls of late, so this one was not sent; send fewer",
+            "the service refused most of this client's recent calls, so the client did not send this one; send fewer",
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             reason=THROTTLED,
             retry_after_s=self._retry_after_s,
         )
 
     @contextmanager
-    def hearing(self) -> Iterator[None]:
-        """Around the wait for what becomes of a call. It was taken on unless that is Overloaded."""
-        taken = 1
+    def record(self) -> Iterator[None]:
+        """Surrounds the wait for a call. The service accepted the call unless the body raises Overloaded."""
+        accepted = 1
         try:
             yield
         except Overloaded as refusal:
-            taken = 0
+            accepted = 0
             self._retry_after_s = refusal.retry_after_s
             raise
         finally:
             with self._lock:
-                self._forget()
-                self._wanted += 1
-                self._taken += taken
+                self._decay()
+                self._requests += 1
+                self._accepts += accepted
 
-    def _forget(self) -> None:
+    def _decay(self) -> None:
         now_s = self._clock()
-        kept = math.exp((self._counted_s - now_s) / MEMORY_S)
-        self._counted_s = now_s
-        self._wanted *= kept
-        self._taken *= kept
+        kept = math.exp((self._decayed_s - now_s) / MEMORY_S)
+        self._decayed_s = now_s
+        self._requests *= kept
+        self._accepts *= kept

@@ -1,7 +1,7 @@
-"""A span for each call, and the metadata by which the service continues its trace. Used by both clients.
+"""Gives each call a span, and the metadata by which the service continues the application's trace.
 
-Only where the application itself traces: it has then imported OpenTelemetry, which this package neither needs nor
-imports by itself. Names: OpenTelemetry's semantic conventions for RPC.
+There are spans only in an application that traces. It has then imported OpenTelemetry, which this package does not need
+and does not import by itself. The names follow OpenTelemetry's semantic conventions for RPC. Both clients use it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class CallSpan:
-    """The span of one call that begins now, a child of the one that is current in the application.
+    """The span of one call, which begins now. Its parent is the current span of the application.
 
     Args:
-        provider: None for the application's global one; without that, or without OpenTelemetry, there is no span.
+        method: the gRPC method, without a leading slash.
+        provider: makes the span. None means the application's global provider. Without a global provider, or without
+            OpenTelemetry, there is no span.
 
     Attributes:
-        metadata: to send with the call: a W3C traceparent, or nothing.
+        metadata: what to send with the call: a W3C traceparent, or nothing.
     """
 
     def __init__(self, method: str, provider: TracerProvider | None) -> None:
@@ -52,7 +54,7 @@ class CallSpan:
         self.metadata = tuple(carrier.items())
 
     def end(self, code: grpc.StatusCode) -> None:
-        """Whatever the status, but OK, is an error to its caller."""
+        """Ends the span with the call's status. A client span counts every status but OK as an error."""
         if self._span is None:
             return
         from opentelemetry.trace import StatusCode
@@ -66,9 +68,9 @@ class CallSpan:
 
 @contextmanager
 def traced(method: str, provider: TracerProvider | None) -> Iterator[Metadata]:
-    """Around one call, whose failure is raised as a ZfserveError; gives the metadata to send with it."""
+    """Surrounds one call with its span, and yields the metadata to send. The body raises a ZfserveError if it fails."""
     span = CallSpan(method, provider)
-    code = grpc.StatusCode.CANCELLED  # what closing a stream early, or an interrupt, makes of a call
+    code = grpc.StatusCode.CANCELLED  # the status of a stream that is closed early, and of an interrupted call
     try:
         yield span.metadata
         code = grpc.StatusCode.OK

@@ -16,7 +16,10 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(params=["Client", "AsyncClient"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """`ask(address, method, *args, **kwargs)`: one call by either client; the results of a stream come as a list."""
+    """Returns `ask(address, method, *args, **kwargs)`, which makes one call with one of the clients.
+
+    It returns the results of a stream as a list.
+    """
     return _ask_sync if request.param == "Client" else _ask_async
 
 

@@ -1,4 +1,4 @@
-"""Several servers behind one client: all that serve have their share, and those that stop are left out."""
+"""Several servers behind one client: every server that serves gets calls, and a server that stops gets none."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ Replica = tuple[FakeVisionService, HealthServicer]
 def replicas() -> list[Replica]:
     both = [(FakeVisionService(), HealthServicer()) for _ in range(2)]
     for _, health in both:
-        tell(health, health_pb2.HealthCheckResponse.SERVING)
+        set_health(health, health_pb2.HealthCheckResponse.SERVING)
     return both
 
 
@@ -33,33 +33,33 @@ def address(replicas: list[Replica]) -> Iterator[str]:
         yield ",".join(f"127.0.0.1:{port}" for port in ports)
 
 
-def tell(health: HealthServicer, status: int) -> None:
+def set_health(health: HealthServicer, status: int) -> None:
     for name in ("", VISION_SERVICE):
         health.set(name, status)
 
 
 def calls_until(client: Client, replicas: list[Replica], served: tuple[bool, bool], in_a_row: int = 6) -> None:
-    """Call until just those `served` were met for some calls in a row: news of health take their time."""
+    """Calls until exactly the `served` replicas get calls, several times in a row. Changes of health take some time."""
     recent: list[tuple[bool, ...]] = []
     for _ in range(5000):
         before = [len(service.classify_requests) for service, _ in replicas]
-        for _ in range(2):  # round robin: two calls meet two servers
+        for _ in range(2):  # round robin: two calls reach two servers
             client.classify(PHOTO)
-        met = tuple(
+        reached = tuple(
             len(service.classify_requests) > count for (service, _), count in zip(replicas, before, strict=True)
         )
-        recent = [*recent, met][-in_a_row:]
+        recent = [*recent, reached][-in_a_row:]
         if recent == [served] * in_a_row:
             return
-    pytest.fail(f"the last calls met {recent}, and never {served}")
+    pytest.fail(f"the last calls reached {recent}, and never {served}")
 
 
 def test_a_server_that_stops_is_left_out_before_it_refuses_a_call(replicas: list[Replica], address: str) -> None:
     with Client(address) as client:
         calls_until(client, replicas, (True, True))
-        tell(replicas[0][1], health_pb2.HealthCheckResponse.NOT_SERVING)
+        set_health(replicas[0][1], health_pb2.HealthCheckResponse.NOT_SERVING)
         calls_until(client, replicas, (False, True))
-        tell(replicas[0][1], health_pb2.HealthCheckResponse.SERVING)
+        set_health(replicas[0][1], health_pb2.HealthCheckResponse.SERVING)
         calls_until(client, replicas, (True, True))
 
 
@@ -68,7 +68,7 @@ def test_servers_that_do_not_serve_can_still_be_asked_for_health(
 ) -> None:
     assert main(["health", "--address", address]) == OK
     for _, health in replicas:
-        tell(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+        set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
     assert main(["health", "--address", address]) == FAILED
     assert capsys.readouterr().out == "SERVING\nNOT_SERVING\n"
     with Client(address) as client, pytest.raises(Unavailable):
@@ -79,7 +79,7 @@ def test_servers_that_do_not_serve_can_still_be_asked_for_health(
 
 def test_one_server_alone_gives_its_own_refusal(replicas: list[Replica]) -> None:
     service, health = replicas[0]
-    tell(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+    set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
     with listening(service, health=health) as port, Client(f"127.0.0.1:{port}") as client:
         client.classify(PHOTO)
     assert len(service.classify_requests) == 1

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from zfserve.channel import TlsOptions, channel_target, may_be_several
+from zfserve.channel import TlsOptions, channel_target, may_have_several_servers
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_a_certificate_needs_its_key() -> None:
     ],
 )
 def test_a_name_may_have_several_servers_behind_it(address: str, several: bool) -> None:
-    assert may_be_several(channel_target(address)) == several
+    assert may_have_several_servers(channel_target(address)) == several

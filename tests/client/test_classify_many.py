@@ -1,4 +1,4 @@
-"""Many photos through both clients: every test with `ask` runs for each."""
+"""`classify_many` of both clients. A test with `ask` runs once for each client."""
 
 import threading
 from contextlib import closing
@@ -28,7 +28,7 @@ def test_many_in_order_with_a_failure_in_its_place(
     assert service.most_at_once <= 4
 
 
-def test_many_are_sent_again_when_a_busy_server_says(ask: Ask, address: str, service: FakeVisionService) -> None:
+def test_a_photo_is_sent_again_when_a_busy_server_says(ask: Ask, address: str, service: FakeVisionService) -> None:
     busy = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.01, pushback_ms=-1)
     service.failures = [busy] * 7
     answers = ask(address, "classify_many", [b"1", b"22", b"333"])
@@ -36,15 +36,15 @@ def test_many_are_sent_again_when_a_busy_server_says(ask: Ask, address: str, ser
     assert len(service.classify_requests) == 10
     service.failures = [replace(busy, retry_after_s=60.0)]
     (refused,) = ask(address, "classify_many", [b"1"], timeout_s=5.0)
-    assert isinstance(refused, Overloaded), "there is no time left then"
+    assert isinstance(refused, Overloaded), "there is no time left for a retry"
 
 
-def test_many_need_a_place(ask: Ask, address: str) -> None:
+def test_at_least_one_photo_must_be_in_flight(ask: Ask, address: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         ask(address, "classify_many", [b"1"], in_flight=0)
 
 
-def test_many_are_under_way_at_once(ask: Ask, address: str, service: FakeVisionService) -> None:
+def test_several_photos_are_in_flight_at_once(ask: Ask, address: str, service: FakeVisionService) -> None:
     service.open.clear()
 
     def release() -> None:
@@ -59,7 +59,7 @@ def test_many_are_under_way_at_once(ask: Ask, address: str, service: FakeVisionS
     assert service.most_at_once == 3
 
 
-def test_leaving_many_early_cancels_what_is_under_way(address: str, service: FakeVisionService) -> None:
+def test_closing_the_generator_reads_no_more_photos(address: str, service: FakeVisionService) -> None:
     taken: list[bytes] = []
 
     def photos() -> Any:

@@ -1,4 +1,4 @@
-"""Both clients against a fake service: every test with `ask` runs for each."""
+"""Both clients against a fake service. A test with `ask` runs once for each client."""
 
 import asyncio
 from dataclasses import asdict
@@ -35,7 +35,7 @@ CERTIFICATES = Path(__file__).parent.parent / "runtime" / "access" / "tls"
 Ask = Any
 
 
-def test_classify_answers_all_that_the_service_says(ask: Ask, address: str, service: FakeVisionService) -> None:
+def test_classify_returns_every_value_of_the_reply(ask: Ask, address: str, service: FakeVisionService) -> None:
     answer: Classification = ask(address, "classify", b"1234", top_k=2, features=True)
     assert [(score.label, score.class_id, score.index, score.probability) for score in answer.classes] == [
         ("church", "n1", 1, 0.75),
@@ -81,7 +81,7 @@ def test_models_are_listed_with_their_states(ask: Ask, address: str) -> None:
 @pytest.mark.parametrize(
     ("chosen", "sent"), [({}, ("", "")), ({"model": "birds"}, ("birds", "")), ({"version": "3"}, ("", "3"))]
 )
-def test_every_call_says_which_model_it_is_for(
+def test_every_call_names_its_model(
     ask: Ask, address: str, service: FakeVisionService, chosen: dict[str, str], sent: tuple[str, str]
 ) -> None:
     ask(address, "classify", b"1", **chosen)
@@ -106,7 +106,7 @@ def test_every_call_says_which_model_it_is_for(
     ],
 )
 @pytest.mark.parametrize("method", ["classify", "project"])
-def test_every_status_has_its_error_and_is_not_tried_again(
+def test_every_status_has_its_error_and_is_not_retried(
     ask: Ask, address: str, service: FakeVisionService, method: str, code: grpc.StatusCode, kind: type[ZfserveError]
 ) -> None:
     service.failures = [Failure(code, "Do this.", "SOME_REASON", "image.encoded", retry_after_s=1.5)]
@@ -134,7 +134,7 @@ def test_every_status_has_its_error_and_is_not_tried_again(
     ids=lambda failure: failure.code.name,
 )
 @pytest.mark.parametrize("size", [10, 1_000_000])
-def test_a_refused_call_is_tried_again_however_large_the_photo(
+def test_a_refused_call_is_retried_for_photos_of_any_size(
     ask: Ask, address: str, service: FakeVisionService, failure: Failure, size: int
 ) -> None:
     service.failures = [failure, failure]
@@ -142,7 +142,7 @@ def test_a_refused_call_is_tried_again_however_large_the_photo(
     assert len(service.classify_requests) == 3
 
 
-def test_a_call_that_stays_refused_says_when_to_try_again(ask: Ask, address: str, service: FakeVisionService) -> None:
+def test_a_call_that_stays_refused_says_when_to_retry(ask: Ask, address: str, service: FakeVisionService) -> None:
     service.failures = [
         Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.25, pushback_ms=1)
     ] * 4
@@ -153,7 +153,7 @@ def test_a_call_that_stays_refused_says_when_to_try_again(ask: Ask, address: str
 
 
 @pytest.mark.parametrize(("side", "says"), [("SERVER", "scale the photo down"), ("CLIENT", "raise max_message_bytes")])
-def test_a_message_that_is_too_large_for_grpc_is_no_overload(
+def test_a_message_that_is_too_large_for_grpc_is_invalid_input(
     ask: Ask, address: str, service: FakeVisionService, side: str, says: str
 ) -> None:
     words = f"{side}: Received message larger than max (20000012 vs. 17825792)"
@@ -186,23 +186,23 @@ def test_a_deadline(ask: Ask, address: str, service: FakeVisionService) -> None:
         ask(address, "classify", b"1", timeout_s=0)
 
 
-def test_retries_go_on_where_a_server_paces_its_client(address: str, service: FakeVisionService) -> None:
-    paced = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)
+def test_retries_go_on_while_a_server_delays_each_call_once(address: str, service: FakeVisionService) -> None:
+    delayed = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback_ms=1)
 
     async def many() -> None:
         async with AsyncClient(address) as client:
             for _ in range(150):
-                service.failures = [paced]
+                service.failures = [delayed]
                 await client.classify(b"1")
 
     asyncio.run(many())
     with Client(address) as client:
         for _ in range(150):
-            service.failures = [paced]
+            service.failures = [delayed]
             client.classify(b"1")
 
 
-def test_projections_arrive_typed(ask: Ask, address: str, service: FakeVisionService) -> None:
+def test_projections_are_results_with_types(ask: Ask, address: str, service: FakeVisionService) -> None:
     first, second = ask(address, "project", b"1", "conv5", strongest=2)
     assert (first.map, first.unit, first.activation, first.rank, first.total) == (0, Position(3, 4), 2.0, 0, 2)
     assert asdict(first.box) == {"left": 8, "top": 16, "right": 12, "bottom": 18}
@@ -244,7 +244,7 @@ def test_calls_go_round_robin(ask: Ask) -> None:
     services = FakeVisionService(), FakeVisionService()
     with listening(services[0]) as first, listening(services[1]) as second:
         address = f"127.0.0.1:{first},127.0.0.1:{second}"
-        # The first calls may come before the second connection; one after another, the rest take turns.
+        # The first calls may come before the second connection is ready. After that the servers get calls in turn.
         answers = ask(address, "classify_many", [b"1"] * 200, in_flight=1)
     assert all(isinstance(answer, Classification) for answer in answers)
     assert min(len(service.classify_requests) for service in services) > 0

@@ -1,4 +1,4 @@
-"""The spans of the clients, in an application that traces; what the service makes of them is tested with it."""
+"""The spans of both clients, in an application that traces. The tests of the server cover its spans."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ Ask = Any
 
 
 class Application:
-    """An application that traces, and the spans it has ended."""
+    """An application that traces. It keeps the spans that have ended."""
 
     def __init__(self) -> None:
         self.provider = TracerProvider(shutdown_on_exit=False)
@@ -45,7 +45,7 @@ def traceparent_of(span: ReadableSpan) -> str:
         ("describe", (), "DescribeModel"),
     ],
 )
-def test_each_call_is_a_span_that_the_service_hears_of(
+def test_each_call_is_a_span_whose_id_the_service_gets(
     ask: Ask, address: str, service: FakeVisionService, method: str, arguments: tuple[Any, ...], name: str
 ) -> None:
     application = Application()
@@ -61,9 +61,7 @@ def test_each_call_is_a_span_that_the_service_hears_of(
     assert service.traceparents == [traceparent_of(call)]
 
 
-def test_a_failure_and_a_stream_left_early_are_told_apart_from_an_answer(
-    address: str, service: FakeVisionService
-) -> None:
+def test_the_spans_of_a_failure_and_of_a_closed_stream_are_errors(address: str, service: FakeVisionService) -> None:
     application = Application()
     service.failures = [Failure(grpc.StatusCode.INVALID_ARGUMENT)] * 2
     with Client(address, tracer_provider=application.provider) as client:
@@ -78,7 +76,7 @@ def test_a_failure_and_a_stream_left_early_are_told_apart_from_an_answer(
     assert not any(span.status.is_ok or span.status.is_unset for span in application.spans)
 
 
-def test_where_nobody_traces_nothing_is_sent_nor_imported(address: str, service: FakeVisionService) -> None:
+def test_without_tracing_nothing_is_sent_or_imported(address: str, service: FakeVisionService) -> None:
     program = (
         "import sys; from zfserve import Client\n"
         f"Client({address!r}).classify(b'1')\n"

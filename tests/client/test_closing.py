@@ -1,4 +1,4 @@
-"""Clients that are closed, and streams that are left, in the middle of their calls."""
+"""Clients and streams that are closed during their calls."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from fakes.vision_service import FakeVisionService
 from zfserve import AsyncClient, Cancelled, Classification, Client
 
 
-def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisionService) -> None:
+def test_closing_the_client_ends_calls_in_flight(address: str, service: FakeVisionService) -> None:
     service.open.clear()
     client = Client(address)
     answers = client.classify_many([b"1"])
@@ -18,14 +18,14 @@ def test_closing_the_client_ends_calls_under_way(address: str, service: FakeVisi
         assert service.arrived.acquire(timeout=30)
         client.close()
 
-    closing_it = threading.Thread(target=close)
-    closing_it.start()
+    closer = threading.Thread(target=close)
+    closer.start()
     (answer,) = answers
-    closing_it.join()
+    closer.join()
     assert isinstance(answer, Cancelled)
 
 
-def test_closing_the_async_client_ends_calls_and_no_task(address: str, service: FakeVisionService) -> None:
+def test_closing_the_async_client_ends_calls_and_cancels_no_task(address: str, service: FakeVisionService) -> None:
     service.open.clear()
 
     async def closed() -> list[Classification | BaseException]:
@@ -62,7 +62,7 @@ def test_a_closed_client_says_so(address: str) -> None:
 
 
 def test_each_client_has_a_connection_of_its_own(address: str, service: FakeVisionService) -> None:
-    """One that has just been made is not refused for what another met, which may wait before it connects again."""
+    """A new client does not share the backoff of an older one, which may wait before it connects again."""
 
     async def by_async_clients() -> None:
         async with AsyncClient(address) as third, AsyncClient(address) as fourth:

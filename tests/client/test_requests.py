@@ -62,7 +62,7 @@ def test_an_array_needs_no_numpy() -> None:
     assert (raw.width, raw.height, raw.data) == (3, 2, bytes(range(18)))
 
 
-def test_the_array_interface_serves_too() -> None:
+def test_an_object_with_the_array_interface_goes_as_raw_pixels() -> None:
     class Wrapped:
         __array_interface__ = np.full((2, 3, 3), 7, np.uint8).__array_interface__
         kept = np.full((2, 3, 3), 7, np.uint8)
@@ -87,7 +87,7 @@ def test_the_array_interface_serves_too() -> None:
     ],
     ids=["float", "grey", "rgba", "number", "none", "no file", "too large", "no path", "odd mode", "dates"],
 )
-def test_what_is_no_image_is_refused(image: Any, says: str) -> None:
+def test_an_object_that_is_no_image_is_refused(image: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         classify_request(image, None, False, LIMIT)
 
@@ -95,7 +95,7 @@ def test_what_is_no_image_is_refused(image: Any, says: str) -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "map.tif"
     with file.open("wb") as opened:
-        opened.truncate(2**40)  # of holes
+        opened.truncate(2**40)  # a sparse file
     with pytest.raises(InvalidInput, match="takes 1,099,511,627,776 bytes"):
         classify_request(file, None, False, LIMIT)
 
@@ -129,7 +129,7 @@ def test_a_projection_of_no_maps_is_not_taken_for_the_default() -> None:
     ],
     ids=lambda value: str(value),
 )
-def test_what_cannot_be_said_is_refused(changes: dict[str, Any], field: str) -> None:
+def test_a_value_that_the_message_cannot_hold_is_refused(changes: dict[str, Any], field: str) -> None:
     arguments: dict[str, Any] = {"maps": 9, "unit": "strongest", "picture_format": "png"}
     with pytest.raises(InvalidInput) as caught:
         project_request(b"x", "conv3", max_bytes=LIMIT, **arguments | changes)
@@ -137,5 +137,5 @@ def test_what_cannot_be_said_is_refused(changes: dict[str, Any], field: str) -> 
 
 
 def test_a_negative_top_k_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="top_k must be from 0, and -1 is not"):
+    with pytest.raises(InvalidInput, match=r"top_k must be at least 0 and below 2\*\*32, and -1 is not"):
         classify_request(b"x", -1, False, LIMIT)

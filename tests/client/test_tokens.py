@@ -1,4 +1,4 @@
-"""Tokens: with every call, over TLS or to this machine, and to nobody else."""
+"""Tokens of both clients: they are sent with every call, over TLS or to this machine, and nowhere else."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -9,7 +9,7 @@ import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening
 from zfserve import Client, PermissionDenied, TlsOptions, Unauthenticated
-from zfserve.channel import call_metadata, channel_target
+from zfserve.channel import channel_target, token_metadata
 from zfserve_cli.exit_statuses import OK, UNUSABLE
 from zfserve_cli.main import main
 
@@ -19,7 +19,7 @@ TOKEN = "zfs_a-secret"
 SHOWN = f"Bearer {TOKEN}"
 
 
-def test_every_call_shows_it(ask: Ask, service: FakeVisionService, address: str) -> None:
+def test_every_call_shows_the_token(ask: Ask, service: FakeVisionService, address: str) -> None:
     with_token = {"token": TOKEN}
     ask(address, "classify", b"1", client=with_token)
     ask(address, "classify_many", [b"1", b"2"], client=with_token)
@@ -41,8 +41,8 @@ def test_every_call_shows_it(ask: Ask, service: FakeVisionService, address: str)
         "ipv4:127.0.0.1:1",
     ],
 )
-def test_it_goes_to_this_machine_without_tls(address: str) -> None:
-    assert call_metadata(TOKEN, channel_target(address), None) == (("authorization", SHOWN),)
+def test_a_token_goes_to_this_machine_without_tls(address: str) -> None:
+    assert token_metadata(TOKEN, channel_target(address), None) == (("authorization", SHOWN),)
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ def test_it_goes_to_this_machine_without_tls(address: str) -> None:
         "xds:///localhost",
     ],
 )
-def test_it_goes_nowhere_else_without_tls(address: str) -> None:
+def test_a_token_goes_nowhere_else_without_tls(address: str) -> None:
     with pytest.raises(ValueError, match="over TLS only") as refused:
         Client(address, token=TOKEN)
     assert TOKEN not in str(refused.value)
-    assert call_metadata(TOKEN, channel_target(address), TlsOptions()) == (("authorization", SHOWN),)
-    assert call_metadata(None, channel_target(address), None) == ()
+    assert token_metadata(TOKEN, channel_target(address), TlsOptions()) == (("authorization", SHOWN),)
+    assert token_metadata(None, channel_target(address), None) == ()
 
 
 @pytest.mark.parametrize("token", ["", " ", "two\nlines", "ümlaut", " spaced"])
-def test_what_no_token_is_like_is_not_sent(token: str) -> None:
+def test_a_malformed_token_is_refused(token: str) -> None:
     with pytest.raises(ValueError, match="the token is empty, or holds"):
-        call_metadata(token, "dns:///localhost:1", None)
+        token_metadata(token, "dns:///localhost:1", None)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_no_token_is_like_is_not_sent(token: str) -> None:
         (grpc.StatusCode.PERMISSION_DENIED, PermissionDenied, UNUSABLE),
     ],
 )
-def test_refusals(
+def test_a_call_without_permission_has_its_error_and_exit_status(
     ask: Ask,
     service: FakeVisionService,
     address: str,
@@ -95,7 +95,7 @@ def test_refusals(
     assert ("--token-file" in message) == (error is Unauthenticated)
 
 
-def test_the_command_line_reads_it_from_a_file_or_the_environment(
+def test_the_command_line_reads_the_token_from_a_file_or_the_environment(
     service: FakeVisionService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "token"
