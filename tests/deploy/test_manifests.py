@@ -22,6 +22,7 @@ from fakes.manifests import (
     port_numbers,
     programs,
     server_config,
+    worker_config,
 )
 from zfserve import channel
 from zfserve_engines.catalogue import Phase
@@ -59,11 +60,11 @@ def test_the_server_listens_where_the_manifest_says(overlay: str) -> None:
 def test_the_worker_listens_where_the_server_looks(overlay: str) -> None:
     ((_, server),) = programs(overlay, "serve")
     ((pod, worker),) = programs(overlay, "worker")
-    arguments, sought = arguments_of(worker), server_config(server).worker_address
-    assert arguments.metrics_host == "0.0.0.0"
+    config, sought = worker_config(worker), server_config(server).worker_address
+    assert config.metrics_host == "0.0.0.0"
     assert sought is not None
     if sought.startswith("unix:"):
-        assert arguments.listen == sought
+        assert config.listen == sought
         program, *command = worker["livenessProbe"]["exec"]["command"]
         asked = arguments_of({"args": command})
         assert (program, asked.address, asked.service) == ("zfserve", sought, SERVER)
@@ -76,10 +77,10 @@ def test_the_worker_listens_where_the_server_looks(overlay: str) -> None:
         assert len(volumes) == 1, "one volume, mounted by both"
         return
     name, port = sought.rsplit(":", 1)
-    assert arguments.listen == f"0.0.0.0:{port}"
-    assert arguments.allow_insecure, "it would refuse to listen there"
-    assert port_numbers(worker) == {int(port), arguments.metrics_port}
-    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(arguments.metrics_port)
+    assert config.listen == f"0.0.0.0:{port}"
+    assert config.allow_insecure, "it would refuse to listen there"
+    assert port_numbers(worker) == {int(port), config.metrics_port}
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(config.metrics_port)
     assert name in {service["metadata"]["name"] for service in of_kind(overlay, "Service")}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert worker[probe]["grpc"]["port"] == int(port)
@@ -136,15 +137,11 @@ def test_a_compiled_engine_is_what_the_server_asks_for(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_grace_period_holds_the_drain(overlay: str) -> None:
     for pod, container in containers(overlay):
-        arguments = arguments_of(container)
         if container["args"][0] == "compile":
             continue
+        config = server_config(container) if container["args"][0] == "serve" else worker_config(container)
         before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        drain_s = float(arguments.drain_grace)
-        if container["args"][0] == "serve":
-            drain_s += server_config(container).drain_delay
-        else:
-            drain_s += arguments.drain_delay
+        drain_s = config.drain_delay + config.drain_grace
         assert pod["spec"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 5
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from fakes.kserve import deployment_of
 from zfserve_cli.main import COMMANDS
+from zfserve_runtime.settings import read_settings
 from zfserve_server.config import ServerConfig
-from zfserve_server.serve_command import read_config
+from zfserve_worker.config import WorkerConfig
 
 ROOT = Path(__file__).parent.parent.parent
 OVERLAYS = sorted(path.name for path in (ROOT / "deploy" / "overlays").iterdir())
@@ -63,7 +64,11 @@ def arguments_of(container: Document) -> argparse.Namespace:
 
 
 def server_config(container: Document) -> ServerConfig:
-    return read_config(vars(arguments_of(container)), {})
+    return read_settings(ServerConfig, vars(arguments_of(container)), {})
+
+
+def worker_config(container: Document) -> WorkerConfig:
+    return read_settings(WorkerConfig, vars(arguments_of(container)), {})
 
 
 def port_numbers(container: Document) -> set[int]:

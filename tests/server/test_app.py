@@ -19,7 +19,7 @@ from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc.health import VISION_SERVICE
 from zfserve_server.app import Ports, worker_command
 from zfserve_server.config import ServerConfig
-from zfserve_server.serve_command import write_ready_file
+from zfserve_server.server_process import write_ready_file
 
 
 async def test_drain_answers_what_was_accepted_and_refuses_the_rest(engine: FakeEngine) -> None:

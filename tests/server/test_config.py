@@ -1,14 +1,15 @@
-"""Settings, from flags and environment to a checked whole."""
+"""Tests the settings of `zfserve serve`: flags, environment, defaults, checks, and how the command reports faults."""
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from zfserve_runtime.bundle import Artefact, Bundle
+from zfserve_runtime.settings import ConfigError, read_settings
 from zfserve_server.config import ServerConfig
-from zfserve_server.serve_command import ConfigError, add_arguments, read_config, run
+from zfserve_server.serve_command import add_arguments, run
 
 
 def parse(*flags: str) -> dict[str, object]:
@@ -17,8 +18,12 @@ def parse(*flags: str) -> dict[str, object]:
     return vars(parser.parse_args(flags))
 
 
+def read(flags: Mapping[str, object], environment: Mapping[str, str]) -> ServerConfig:
+    return read_settings(ServerConfig, flags, environment)
+
+
 def test_defaults() -> None:
-    config = read_config(parse(), {})
+    config = read(parse(), {})
     assert config == ServerConfig()
     assert (config.model, config.host, config.port, config.metrics_port) == (
         (Path("models/zfnet"),),
@@ -31,27 +36,27 @@ def test_defaults() -> None:
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     environment = {"ZFSERVE_PORT": "1", "ZFSERVE_MAX_QUEUE": "2", "ZFSERVE_WORKER": "false", "ZFSERVE_TLS_CERT": ""}
-    config = read_config(parse("--port", "3", "--max-image-bytes", "5000"), environment)
+    config = read(parse("--port", "3", "--max-image-bytes", "5000"), environment)
     assert (config.port, config.max_queue, config.max_image_bytes, config.worker) == (3, 2, 5000, False)
     assert config.tls_cert is None
 
 
 def test_folders_come_after_commas_and_by_giving_the_flag_again() -> None:
     folders = (Path("a"), Path("b/c"), Path("d"))
-    assert read_config(parse("--model", "a,b/c", "--model", "d"), {"ZFSERVE_MODEL": "x"}).model == folders
-    assert read_config(parse(), {"ZFSERVE_MODEL": "a,b/c,d"}).model == folders
+    assert read(parse("--model", "a,b/c", "--model", "d"), {"ZFSERVE_MODEL": "x"}).model == folders
+    assert read(parse(), {"ZFSERVE_MODEL": "a,b/c,d"}).model == folders
     with pytest.raises(ConfigError, match="--model"):
-        read_config(parse("--model", ","), {})
+        read(parse("--model", ","), {})
 
 
 def test_no_worker() -> None:
-    assert not read_config(parse("--no-worker"), {}).worker
-    assert read_config(parse("--worker"), {"ZFSERVE_WORKER": "0"}).worker
+    assert not read(parse("--no-worker"), {}).worker
+    assert read(parse("--worker"), {"ZFSERVE_WORKER": "0"}).worker
 
 
 def test_all_faults_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
-        read_config(parse("--port", "70000", "--max-queue", "none", "--precision", "fp64"), {})
+        read(parse("--port", "70000", "--max-queue", "none", "--precision", "fp64"), {})
     for flag in ("--port", "--max-queue", "--precision"):
         assert flag in str(refused.value)
 
@@ -59,7 +64,7 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_all_contradictions_are_reported_at_once() -> None:
     flags = ("--tls-cert", "c", "--port", "1", "--metrics-port", "1", "--no-worker", "--worker-address", "w:1")
     with pytest.raises(ConfigError) as refused:
-        read_config(parse(*flags), {})
+        read(parse(*flags), {})
     for flag in ("--tls-key", "--metrics-port", "--worker-address"):
         assert flag in str(refused.value)
 
@@ -70,7 +75,7 @@ def test_help_names_every_setting_its_default_and_the_environment() -> None:
     text = " ".join(parser.format_help().split())
     for name in ServerConfig.model_fields:
         assert "--" + name.replace("_", "-") in text
-    assert "ZFSERVE_MAX_QUEUE" in text
+    assert "ZFSERVE_DRAIN_GRACE" in text
     assert "(default: 8500)" in text
 
 
@@ -118,24 +123,24 @@ def test_an_engine_that_cannot_serve_ends_the_command_with_one_line(
 )
 def test_a_public_address_needs_tls_or_a_word_that_it_does_not(flags: tuple[str, ...], accepted: bool) -> None:
     if accepted:
-        assert read_config(parse(*flags), {}).metrics_host == ("0.0.0.0" if "--metrics-host" in flags else "127.0.0.1")
+        assert read(parse(*flags), {}).metrics_host == ("0.0.0.0" if "--metrics-host" in flags else "127.0.0.1")
         return
     with pytest.raises(ConfigError, match=r"can be reached from other machines.* --allow-insecure"):
-        read_config(parse(*flags), {})
-    assert read_config(parse(*flags), {"ZFSERVE_ALLOW_INSECURE": "1"}).allow_insecure
+        read(parse(*flags), {})
+    assert read(parse(*flags), {"ZFSERVE_ALLOW_INSECURE": "1"}).allow_insecure
 
 
 def test_tls_towards_the_worker_is_whole_or_not_there() -> None:
     with pytest.raises(ConfigError) as refused:
-        read_config(parse("--worker-tls-cert", "c"), {})
+        read(parse("--worker-tls-cert", "c"), {})
     for complaint in ("--worker-tls-cert and --worker-tls-key", "needs --worker-tls-ca"):
         assert complaint in str(refused.value)
     with pytest.raises(ConfigError, match="needs --worker-address"):
-        read_config(parse("--worker-tls-ca", "c"), {})
+        read(parse("--worker-tls-ca", "c"), {})
 
 
 def test_a_fault_of_the_environment_names_its_variable() -> None:
     environment = {"ZFSERVE_PORT": "tcp://10.96.0.1:8500", "ZFSERVE_MAX_QUEUE": "many"}
     with pytest.raises(ConfigError, match=r"ZFSERVE_PORT: .*; --max-queue: ") as refused:
-        read_config(parse("--max-queue", "0"), environment)
+        read(parse("--max-queue", "0"), environment)
     assert "--port" not in str(refused.value)

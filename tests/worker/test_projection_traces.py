@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 import grpc
 from fakes.collector import Collector
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.grpc.lifecycle import StopRequest
-from zfserve_worker.app import WorkerConfig, serve
+from zfserve_worker.app import serve
+from zfserve_worker.config import WorkerConfig
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PROJECT = "zfserve.worker.v1.WorkerService/Project"
@@ -20,9 +20,9 @@ async def test_the_steps_of_a_projection_are_spans_of_the_servers_trace_and_noth
 ) -> None:
     collector = Collector()
     with collector.listening() as endpoint:
-        config = WorkerConfig((bundle.folder,), "localhost:0", threads=1, queue=4, cache=2, grace_s=10.0)
+        config = WorkerConfig(model=(bundle.folder,), listen="localhost:0", threads=1, otlp_endpoint=endpoint)
         stop, ready = StopRequest(), asyncio.get_running_loop().create_future()
-        serving = asyncio.ensure_future(serve(replace(config, otlp_endpoint=endpoint), stop, ready))
+        serving = asyncio.ensure_future(serve(config, stop, ready))
         await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             await serving

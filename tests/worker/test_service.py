@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
@@ -18,7 +18,8 @@ from zfserve_runtime.grpc.lifecycle import StopRequest
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_worker.app import WorkerConfig, serve
+from zfserve_worker.app import serve
+from zfserve_worker.config import WorkerConfig
 from zfserve_worker.networks import Networks
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
@@ -43,9 +44,10 @@ def start_worker(bundle: Bundle) -> StartWorker:
 
     @asynccontextmanager
     async def start(**changes: Any) -> AsyncIterator[RunningWorker]:
-        config = WorkerConfig((bundle.folder,), "localhost:0", threads=1, queue=4, cache=2, grace_s=10.0)
+        fields = {"model": (bundle.folder,), "listen": "localhost:0", "threads": 1, "queue": 4, "cache": 2}
+        config = WorkerConfig.model_validate(fields | {"drain_delay": 0, "drain_grace": 10} | changes)
         stop, ready = StopRequest(), asyncio.get_running_loop().create_future()
-        serving = asyncio.ensure_future(serve(replace(config, **changes), stop, ready))
+        serving = asyncio.ensure_future(serve(config, stop, ready))
         await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             await serving
@@ -87,7 +89,7 @@ async def test_two_networks_are_held_and_told_apart_by_their_weights(
     start_worker: StartWorker, bundle: Bundle, other_bundle: Bundle, request_for: RequestFor
 ) -> None:
     fingerprints = [bundle.manifest.fingerprint, other_bundle.manifest.fingerprint]
-    async with start_worker(models=(bundle.folder, other_bundle.folder), spare_networks=0) as worker:
+    async with start_worker(model=(bundle.folder, other_bundle.folder), spare_networks=0) as worker:
         answer = await worker.stub.Describe(worker_pb2.DescribeRequest(fingerprints=fingerprints))
         assert {model.fingerprint for model in answer.models} == {*fingerprints}
         answers = [
@@ -109,7 +111,7 @@ async def test_health_is_serving_and_ends_with_the_process(start_worker: StartWo
 async def test_a_stopping_worker_takes_calls_until_servers_have_turned_away(
     start_worker: StartWorker, request_for: RequestFor
 ) -> None:
-    async with start_worker(delay_s=60.0) as worker:
+    async with start_worker(drain_delay=60.0) as worker:
         watching = health_pb2_grpc.HealthStub(worker.channel).Watch(
             health_pb2.HealthCheckRequest(service=WORKER_SERVICE)
         )

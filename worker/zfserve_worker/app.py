@@ -3,18 +3,17 @@
 import asyncio
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import grpc
 import torch
+from zfserve_model.devices import choose_device
 from zfserve_protos.worker.v1 import worker_pb2_grpc
-from zfserve_runtime.access.tls import TlsFiles
+from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
 from zfserve_runtime.grpc.lifecycle import StopRequest, drain
-from zfserve_runtime.grpc.listening import LOOPBACK, open_port
+from zfserve_runtime.grpc.listening import open_port
 from zfserve_runtime.grpc.options import server_options
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.model_folders import ModelFolders
@@ -23,9 +22,10 @@ from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.telemetry.otlp import open_tracing
 from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
+from zfserve_worker.config import WorkerConfig
 from zfserve_worker.networks import Networks
 from zfserve_worker.parent import watch_parent
-from zfserve_worker.projector import CPU, open_projector
+from zfserve_worker.projector import open_projector
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
 
@@ -35,53 +35,18 @@ _CONNECTION_AGE_S = 300.0
 """Then a server connects anew, and so finds the workers that were added."""
 
 
-@dataclass(frozen=True)
-class WorkerConfig:
-    """What a worker needs to know.
-
-    Attributes:
-        models: folders of bundles, of models (their versions below them) or of several models.
-        listen: HOST:PORT, port 0 for a free one, or unix:PATH.
-        threads: CPU threads of one torch operation.
-        device: that computes.
-        queue: projection calls admitted at a time.
-        cache: forward passes kept of each network.
-        spare_networks: held beside those that a server has announced, or beside one of each model.
-        grace_s: how long a stopping worker waits for its calls.
-        delay_s: before that, how long it still takes calls, for servers to turn to other workers.
-        metrics_port: of the Prometheus endpoint; None for none.
-        metrics_host: its address.
-        tls: None for an unencrypted port.
-        otlp_endpoint: where traces go; None for none.
-        exit_with_parent: stop when standard input, a pipe, is closed.
-    """
-
-    models: tuple[Path, ...]
-    listen: str
-    threads: int
-    queue: int
-    cache: int
-    grace_s: float
-    delay_s: float = 0.0
-    device: torch.device = CPU
-    spare_networks: int = 1
-    metrics_port: int | None = None
-    metrics_host: str = LOOPBACK
-    tls: TlsFiles | None = None
-    otlp_endpoint: str | None = None
-    exit_with_parent: bool = False
-
-
 async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[str] | None = None) -> None:
     """Run until `stop` is asked for, then drain. `ready` gets the address once projections can be answered.
 
     Raises:
         BundleError: there is no usable bundle.
+        NoSuchDevice: this machine does not have the device.
         OSError: an address cannot be listened on.
         TlsError: the certificate or key cannot be used.
         TracingError: traces are wanted and cannot be sent.
         EngineLost: the GPU failed for good; what was under way has been answered.
     """
+    device = choose_device(config.device)
     with ExitStack() as stack:
         if config.exit_with_parent:
             stack.enter_context(watch_parent(lambda: stop.ask("the parent process ended")))
@@ -94,12 +59,12 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             if not stop.asked:  # a second time it would end calls that can still be told
                 stop.ask("the GPU failed for good")
 
-        torch_thread = TorchThread(config.threads, config.queue, on_lost)
+        torch_thread = TorchThread(config.threads or available_cpus(), config.queue, on_lost)
         stack.callback(torch_thread.close)
-        if config.device.type == "cuda":  # as on the CPU: PyTorch would round what convolutions take in to 11 bits
+        if device.type == "cuda":  # as on the CPU: PyTorch would round what convolutions take in to 11 bits
             torch.backends.cudnn.allow_tf32 = False
-        open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics, device=config.device)
-        look = ModelFolders(config.models).look
+        open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics, device=device)
+        look = ModelFolders(config.model).look
         networks = Networks(look, open_bundle, torch_thread, config.spare_networks, metrics)
         await networks.start()
 
@@ -120,14 +85,14 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             extra={
                 "address": address,
                 "metrics_port": endpoint and endpoint.port,
-                "device": str(config.device),
+                "device": str(device),
                 "models": [f"{held.manifest.name} {held.manifest.version}" for held in networks.held],
             },
         )
         if ready is not None:
             ready.set_result(address)
         await stop.wait()
-        await drain(server, health, config.grace_s, stop, config.delay_s)
+        await drain(server, health, config.drain_grace, stop, config.drain_delay)
         if torch_thread.lost:
             raise EngineLost("the GPU failed for good")
 

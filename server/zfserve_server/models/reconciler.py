@@ -20,8 +20,8 @@ from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.model_folders import FoundVersion, by_model
 from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.tuning import release_freed_memory
 
-from zfserve_server.allocator import release_freed_memory
 from zfserve_server.models.failed_versions import FailedVersions
 from zfserve_server.models.loader import ModelLoader
 from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus

@@ -1,0 +1,67 @@
+"""Tunes the whole process: gRPC's polling, the event loop, the garbage collector and the C library's allocator.
+
+Called by the commands `serve` and `worker`, and by the server when it has unloaded a model. This module must not import
+grpc: see `read_calls_without_pool`.
+"""
+
+import ctypes
+import gc
+import os
+from collections.abc import Coroutine, MutableMapping
+
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+"""Numbers of two parameters of glibc's allocator. Source: mallopt(3)."""
+
+KEPT_BYTES = 32 * 1024 * 1024
+
+
+def read_calls_without_pool(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Sets `GRPC_EXPERIMENTS` so that the thread that hands a call on also reads its bytes, as in gRPC until 1.79.
+
+    gRPC's own choice is a pool of four threads. The hops between them are a fifth of the cost of a refused call
+    (docs/benchmarks.md). A value that is set already stays, even an empty one. gRPC reads the variable when it is first
+    imported, so call this before. gRPC will drop the experiment one day; tests/runtime/grpc/test_polling.py will fail
+    then.
+    """
+    environment.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+
+
+def run_on_uvloop(main: Coroutine[None, None, None]) -> None:
+    """Runs `main` on uvloop's event loop, which answers a lone request 0.15 ms sooner than asyncio's own.
+
+    Source of the figure: docs/benchmarks.md. Only the server's extra installs uvloop.
+    """
+    import uvloop
+
+    uvloop.run(main)
+
+
+def freeze_modules() -> None:
+    """Excludes all present objects from garbage collection. Call it once the modules are imported: they stay anyway.
+
+    To search them stops every thread, the event loop too, for 10 to 30 ms in the server and for 100 ms in the worker,
+    which has PyTorch. To search the objects that come later takes 1 ms.
+    """
+    gc.freeze()
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc keep up to `KEPT_BYTES` of freed memory. Returns False where there is no glibc.
+
+    By default the 150 KB of a request's pixels go back to the kernel when they are freed, and the page faults of the
+    next request take 0.1 ms, as `zfserve bench latency` measured.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(parameter, KEPT_BYTES) == 1 for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+
+
+def release_freed_memory() -> bool:
+    """Gives freed memory back to the kernel, as after a model was unloaded. Returns False if there was none to give.
+
+    Takes milliseconds, in which other threads may wait for memory. Call it in a thread.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(0) == 1
