@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
 CLI = ("-m", "zfserve_cli.main")
 """Python's arguments for the command line."""
 
@@ -59,6 +63,24 @@ def running_service(
             process.terminate()
         status = process.wait(timeout=60)
     assert status == ends_with, log.read_text()
+
+
+def polling_pool_runs(pid: int, address: str, calls: int) -> int:
+    """Returns how often threads of gRPC's polling pool ran in the process `pid` while it answered this many calls."""
+
+    def runs() -> int:
+        tasks = [
+            task for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text() == "event_engine\n"
+        ]
+        return sum(int((task / "schedstat").read_text().split()[2]) for task in tasks)
+
+    with grpc.insecure_channel(address) as channel:
+        health = HealthStub(channel)
+        health.Check(HealthCheckRequest(), timeout=30)
+        before = runs()
+        for _ in range(calls):
+            health.Check(HealthCheckRequest(), timeout=30)
+        return runs() - before
 
 
 def _ended_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:

@@ -107,9 +107,11 @@ def test_only_tests_import_bench_and_tools(room: str) -> None:
     [
         ("zfserve_cli.main", {"torch", "numpy", "grpc", "PIL", "zfserve_server"}),
         ("zfserve", {"torch", "numpy"}),
-        ("zfserve_server.serve_command", {"torch"}),
+        ("zfserve_server.serve_command", {"grpc"}),  # which reads the environment when it is imported
+        ("zfserve_server.server_process", {"torch"}),
         ("zfserve_server.app", {"torch", "zfserve_model", "zfserve_worker", "opentelemetry.sdk"}),
-        ("zfserve_worker.worker_command", {"onnxruntime", "zfserve_server", "opentelemetry.sdk"}),
+        ("zfserve_worker.worker_command", {"grpc"}),
+        ("zfserve_worker.worker_process", {"onnxruntime", "zfserve_server", "opentelemetry.sdk"}),
     ],
 )
 def test_importing_stays_light(module: str, absent: set[str]) -> None:

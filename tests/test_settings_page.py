@@ -1,77 +1,81 @@
-"""docs/settings.md has every option of `serve` and `worker`, with its variable and its default, and no other."""
+"""Holds docs/settings.md and the command line against the settings of server and worker."""
 
 import argparse
+import importlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from zfserve_cli.main import COMMANDS
+from zfserve_runtime.settings import ProcessSettings, flag_of, variable_of
 from zfserve_server.config import ServerConfig
-from zfserve_server.serve_command import ENVIRONMENT_PREFIX
-from zfserve_server.serve_command import add_arguments as add_serve_arguments
-from zfserve_worker.worker_command import add_arguments as add_worker_arguments
+from zfserve_worker.config import WorkerConfig
 
-PAGE = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+from tools.generate_settings_page import generate
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "settings.md").read_text()
 SERVE, WORKER = PAGE.split("## `zfserve serve`\n")[1].split("## `zfserve worker`\n")
-
-
-def options(add_arguments: Callable[[argparse.ArgumentParser], None]) -> set[str]:
-    """The first name of each, as `--help` has them."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-    return {action.option_strings[0] for action in parser._actions}
-
-
-def rows(part: str, columns: int) -> list[list[str]]:
-    """Of its tables of options, the cells."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:4] == "| `-"]
-    assert all(len(row) == columns for row in cells), "a cell too many or too few"
-    return cells
+BOTH = pytest.mark.parametrize(
+    ("command", "settings", "part"), [("serve", ServerConfig, SERVE), ("worker", WorkerConfig, WORKER)]
+)
 
 
 def shown(default: object) -> str:
-    """As a table has it; none of its own where there is no fixed one."""
+    """Returns the default as the tables show it."""
     match default:
+        case None:
+            return "unset"
         case bool():
             return "on" if default else "off"
         case tuple():
             return f"`{default[0]}`"
-        case int() | float():
-            return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        case float():
+            return f"`{default:g}`"
         case _:
             return f"`{default}`"
 
 
-def test_every_option_of_the_server_with_its_variable_and_default() -> None:
-    told = rows(SERVE, 4)
-    names = [row[0].strip("`") for row in told]
-    assert set(names) == options(add_serve_arguments)
-    assert len(names) == len(set(names))
-    for option, variable, default, meaning in told:
-        name = option.strip("`").removeprefix("--").replace("-", "_")
-        assert variable == f"`{ENVIRONMENT_PREFIX}{name.upper()}`"
-        fixed = ServerConfig.model_fields[name].default
-        assert default == shown(fixed) if fixed is not None else default, f"the default of {option}"
-        assert meaning
+def test_the_tables_are_generated_from_the_settings() -> None:
+    assert generate(PAGE) == PAGE, "run `python tools/generate_settings_page.py`"
 
 
-def test_every_option_of_the_worker_with_its_default() -> None:
+@BOTH
+def test_each_setting_has_a_row_with_its_flag_variable_default_and_meaning(
+    command: str, settings: type[ProcessSettings], part: str
+) -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:4] == "| `-"]
+    expected = [
+        [f"`{flag_of(name)}`", f"`{variable_of(settings, name)}`", shown(settings.model_fields[name].default)]
+        for names in settings.sections.values()
+        for name in names
+    ]
+    assert [row[:3] for row in rows] == expected
+    assert all(len(row) == 4 and row[3].endswith(".") for row in rows)
+
+
+@BOTH
+def test_each_setting_is_in_one_section_and_has_one_flag(
+    command: str, settings: type[ProcessSettings], part: str
+) -> None:
+    listed = [name for names in settings.sections.values() for name in names]
+    assert sorted(listed) == sorted(settings.model_fields)
     parser = argparse.ArgumentParser(add_help=False)
-    add_worker_arguments(parser)
-    told = rows(WORKER, 3)
-    assert {row[0].strip("`") for row in told} == options(add_worker_arguments)
-    defaults = {action.option_strings[0]: action.default for action in parser._actions}
-    for option, default, meaning in told:
-        fixed = defaults[option.strip("`")]
-        assert default == shown(fixed) if fixed is not None else default, f"the default of {option}"
-        assert meaning
+    importlib.import_module(COMMANDS[command].module).add_arguments(parser)
+    assert {action.option_strings[0] for action in parser._actions} == {flag_of(name) for name in listed}
+    assert all(action.default is None for action in parser._actions), "else a flag would always win"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name.name}" for name in Path(__file__).parent.parent.glob("docs/*.md"))]
-)
+def test_server_and_worker_share_no_variable() -> None:
+    """A worker that the server starts inherits the server's environment."""
+    server, worker = (
+        {variable_of(settings, name) for name in settings.model_fields} for settings in (ServerConfig, WorkerConfig)
+    )
+    assert not server & worker
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
 def test_no_page_names_a_variable_of_ours_that_is_not_read(page: str) -> None:
-    ours = {f"ZFSERVE_{name.upper()}" for name in ServerConfig.model_fields}
+    ours = {variable_of(settings, name) for settings in (ServerConfig, WorkerConfig) for name in settings.model_fields}
     ours |= {"ZFSERVE_ADDRESS", "ZFSERVE_TOKEN", "ZFSERVE_TOKEN_FILE"}
-    text = (Path(__file__).parent.parent / page).read_text()
-    assert set(re.findall(r"\bZFSERVE_[A-Z_]+", text)) <= ours
+    assert set(re.findall(r"\bZF(?:SERVE|WORKER)_[A-Z_]*[A-Z]", (ROOT / page).read_text())) <= ours

@@ -62,11 +62,13 @@ class ProcessSettings(BaseModel):
     tls_client_ca: Path | None = Field(
         None, description="PEM file of authorities. Only callers with a certificate from one of them may connect."
     )
-    log_format: LogFormat = Field("console", description="console, or json: one object on each line.")
+    log_format: LogFormat = Field(
+        "console", description="Format of the log: `console`, or `json` for one object on each line."
+    )
     otlp_endpoint: str | None = Field(
         None,
         description="URL of the OpenTelemetry collector that gets the traces (OTLP over gRPC), such as "
-        "http://HOST:4317. If unset, OTEL_EXPORTER_OTLP_ENDPOINT applies; without both, there are no traces.",
+        "`http://HOST:4317`. If unset, OTEL_EXPORTER_OTLP_ENDPOINT applies; without both, there are no traces.",
     )
     drain_delay: float = Field(
         0.5,

@@ -47,7 +47,10 @@ class ServerConfig(ProcessSettings):
     }
 
     keep_versions: int = Field(
-        1, ge=1, description="Versions of each model to serve: the newest ones that can serve. The others are retired."
+        1,
+        ge=1,
+        description="Number of versions of each model to serve: the newest ones that can serve. Older ones are "
+        "retired.",
     )
     default_model: str | None = Field(
         None,
@@ -56,8 +59,8 @@ class ServerConfig(ProcessSettings):
     reload_interval: float = Field(
         5.0,
         ge=0,
-        description="Seconds between two looks for new versions. With 0, the server looks only at SIGHUP, at which it "
-        "always looks.",
+        description="Seconds between two checks for new versions. SIGHUP triggers a check at any time; with 0, only "
+        "SIGHUP does.",
     )
     strict_readiness: bool = Field(
         True, description="Start only if every model that was found can serve. When off, one model is enough."
@@ -66,24 +69,26 @@ class ServerConfig(ProcessSettings):
     port: Port = Field(8500, description="gRPC port; 0 takes a free port.")
     metrics_port: Port = Field(9500, description="Port of the Prometheus HTTP endpoint; 0 takes a free port.")
     engine: WantedEngine = Field(
-        "auto", description=f"{', '.join(get_args(EngineName))}, or auto: the best of these that can serve here."
+        "auto",
+        description=f"{', '.join(f'`{name}`' for name in get_args(EngineName))}, or `auto`: the best of these that "
+        "can serve here.",
     )
     engine_cache: Path | None = Field(
-        None, description="Folder of compiled engines. If unset, the folder engines inside the bundle."
+        None, description="Folder of compiled engines. If unset, the folder `engines` inside the bundle."
     )
     on_engine_refusal: OnRefusal = Field(
         "rebuild",
-        description="rebuild a compiled engine that is stale, foreign or corrupted, or refuse it. If it is refused, "
-        "--engine auto goes on to the next engine.",
+        description="`rebuild` a compiled engine that is stale, foreign or corrupted, or `refuse` it. After a refusal, "
+        "`auto` goes on to the next engine.",
     )
     instances: int = Field(
         1, ge=1, le=16, description="Copies of the engine that run side by side on its device, from 1 to 16."
     )
     precision: WantedPrecision = Field(
         "auto",
-        description="fp32, fp16, int8 or auto. On a CPU, auto takes int8 if the bundle shows that int8 costs at most "
-        "one point of accuracy. On a GPU, auto takes fp16 unless the bundle shows that fp16 costs more than that. "
-        "Otherwise auto takes fp32.",
+        description="`fp32`, `fp16`, `int8` or `auto`. On a CPU, `auto` takes int8 if the bundle shows that int8 costs "
+        "at most one point of accuracy. On a GPU, `auto` takes fp16 unless the bundle shows that fp16 costs more "
+        "than that. Otherwise `auto` takes fp32.",
     )
     threads: int | None = Field(
         None,
@@ -116,18 +121,21 @@ class ServerConfig(ProcessSettings):
     )
     worker_device: str = Field(
         "cpu",
-        description="Device of the worker that the server starts: cpu, cuda, cuda:1 and so on, or auto, which takes a "
-        "GPU if there is one.",
+        description="Device of the worker that the server starts: `cpu`, `cuda`, `cuda:1` and so on, or `auto`, which "
+        "takes a GPU if there is one.",
     )
     worker_address: str | None = Field(
         None,
-        description="Address of a worker that was started elsewhere, or a name of several workers: HOST:PORT or "
-        "unix:PATH.",
+        description="Address of a worker that was started elsewhere, or a name of several workers: `HOST:PORT` "
+        "or `unix:PATH`.",
     )
     worker_tls_ca: Path | None = Field(
-        None, description="PEM file of the authority of the worker's certificate. It turns TLS to the worker on."
+        None,
+        description="PEM file of the authority that signed the worker's certificate. It turns on TLS to the worker.",
     )
-    worker_tls_cert: Path | None = Field(None, description="PEM file of the certificate that the worker is shown.")
+    worker_tls_cert: Path | None = Field(
+        None, description="PEM file of the certificate that the server shows to the worker."
+    )
     worker_tls_key: Path | None = Field(None, description="PEM file of the private key of --worker-tls-cert.")
     reference_ttl: float = Field(600.0, gt=0, description="Seconds for which an unused image reference stays valid.")
     tokens: Path | None = Field(
@@ -148,8 +156,8 @@ class ServerConfig(ProcessSettings):
         None,
         ge=0,
         le=1,
-        description="Share of the requests without a trace of the client that the server traces, from 0 to 1. If "
-        "unset, OTEL_TRACES_SAMPLER applies; without both, all are traced.",
+        description="Share of requests that the server traces, from 0 to 1, among those whose client sends no trace. "
+        "If unset, OTEL_TRACES_SAMPLER applies; without both, all are traced.",
     )
     ready_file: Path | None = Field(None, description="File to write the ports to, as JSON, once requests are served.")
 

@@ -61,7 +61,7 @@ def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
         # The interpreter may crash if it ends while a library computes in a thread. `end_at_once` leaves it no chance.
         logger.warning("the engine is still opening; the process ends without waiting for it")
         signal.raise_signal(signal.SIGTERM)
-        end_at_once(128 + signal.SIGTERM)  # The kernel keeps the signal from the first process of a container.
+        end_at_once(128 + signal.SIGTERM)  # The first process of a container does not get the signal.
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes import work_until_white
+from processes import polling_pool_runs
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.errors import EngineLost
@@ -72,6 +73,19 @@ def read(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         content: bytes = answer.read()
     return content.decode()
+
+
+@pytest.mark.parametrize(("experiments", "is_pooled"), [(None, False), ("", True)])
+async def test_the_pool_reads_no_calls_unless_the_operator_asks_for_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, experiments: str | None, is_pooled: bool
+) -> None:
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
+    if experiments is not None:
+        monkeypatch.setenv("GRPC_EXPERIMENTS", experiments)
+    calls = 200
+    async with started(bundle, "--listen", "localhost:0") as (process, ready):
+        runs = await asyncio.to_thread(polling_pool_runs, process.pid, ready["address"], calls)
+    assert (runs >= calls) is is_pooled
 
 
 async def test_ends_with_its_parent(bundle: Bundle) -> None:

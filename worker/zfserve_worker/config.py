@@ -30,11 +30,11 @@ class WorkerConfig(ProcessSettings):
     spare_networks: int = Field(
         1,
         ge=0,
-        description="Networks held in addition to those that a server has announced. Until a server announces any, in "
-        "addition to one of each model. Other servers may still ask for the previous version.",
+        description="Number of networks kept in memory besides those that a server has announced, or, before a server "
+        "announced any, besides one of each model. Other servers may still ask for the previous version.",
     )
     listen: str = Field(
-        "localhost:8501", description="Address to listen on: HOST:PORT or unix:PATH. Port 0 takes a free port."
+        "localhost:8501", description="Address to listen on: `HOST:PORT` or `unix:PATH`. Port 0 takes a free port."
     )
     metrics_port: Port | None = Field(
         None,
@@ -48,17 +48,18 @@ class WorkerConfig(ProcessSettings):
     )
     device: str = Field(
         "cpu",
-        description="Device that computes: cpu, cuda, cuda:1 and so on, or auto, which takes a GPU if there is one.",
+        description="Device that computes: `cpu`, `cuda`, `cuda:1` and so on, or `auto`, which takes a GPU if there is "
+        "one.",
     )
     queue: int = Field(16, ge=1, description="Largest number of calls in flight. Further calls are refused at once.")
     cache: int = Field(
         8,
         ge=1,
-        description="Forward passes kept of each network. More projections of such a photo need no second forward "
-        "pass.",
+        description="Number of forward passes kept for each network. Further projections of such a photo need no "
+        "second forward pass.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged: debug, info, warning or error."
+        "info", description="Lowest level that is logged: `debug`, `info`, `warning` or `error`."
     )
     exit_with_parent: bool = Field(
         False, description="Stop when standard input, a pipe from the parent process, is closed."

@@ -1,51 +1,31 @@
-"""By which threads gRPC reads what clients send, in a process of its own, as that is settled when gRPC is imported."""
+"""Tests which threads of gRPC read the bytes of calls, in `zfserve serve` as it is really started.
 
-import os
-import subprocess
-import sys
+tests/worker/test_worker_command.py does the same for the worker.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from processes import polling_pool_runs, running_service
+from zfserve_runtime.bundle import Bundle
 
-CALLS = 200
-
-SERVED = f"""
-import asyncio, sys
-from pathlib import Path
-import zfserve_runtime
-import grpc
-
-def pool_runs():
-    tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "event_engine\\n"]
-    return sum(int((task / "schedstat").read_text().split()[2]) for task in tasks)
-
-async def echo(request, context):
-    return request
-
-async def main():
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(echo)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a", {{"b": handler}})])
-    port = server.add_insecure_port("localhost:0")
-    await server.start()
-    calls = f"import grpc; call = grpc.insecure_channel('localhost:{{port}}').unary_unary('/a/b')"
-    calls += "\\nfor _ in range({CALLS}): call(b'x')"
-    before = pool_runs()
-    client = await asyncio.create_subprocess_exec(sys.executable, "-c", calls)
-    assert await client.wait() == 0
-    print(pool_runs() - before)
-    await server.stop(None)
-
-asyncio.run(main())
-"""
+FLAGS = ("--no-worker", "--precision", "fp32", "--engine", "onnx-cpu", "--threads", "1")
 
 
 @pytest.mark.parametrize(("experiments", "is_pooled"), [(None, False), ("", True)])
-def test_calls_are_read_without_the_pool_unless_the_operator_says_otherwise(
-    experiments: str | None, is_pooled: bool
+def test_the_pool_reads_no_calls_unless_the_operator_asks_for_it(
+    experiments: str | None,
+    is_pooled: bool,
+    colour_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
     if experiments is not None:
-        environment["GRPC_EXPERIMENTS"] = experiments
-    ended = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, env=environment, check=False)
-    assert (ended.returncode, ended.stderr) == (0, ""), "gRPC may not know the experiment any more"
-    assert (int(ended.stdout) >= CALLS) is is_pooled
+        monkeypatch.setenv("GRPC_EXPERIMENTS", experiments)
+    with running_service(colour_bundle().folder, tmp_path, *FLAGS) as service:
+        calls = 200
+        runs = polling_pool_runs(service.process.pid, service.address, calls)
+    assert (runs >= calls) is is_pooled
+    assert "experiment" not in service.log.read_text(), "gRPC may not know the experiment any more"
