@@ -9,7 +9,7 @@ from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
-from zfserve.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Priority, TlsOptions
+from zfserve.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsOptions
 from zfserve.client import Client
 from zfserve.errors import (
     DeadlineExceeded,
@@ -22,6 +22,7 @@ from zfserve.errors import (
     Unavailable,
     ZfserveError,
 )
+from zfserve_protos.metadata import Priority
 
 from zfserve_cli.exit_statuses import FAILED, UNREACHABLE, UNUSABLE
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_protos.channel_options import NO_HEALTH_CHECKING, Options
+from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, LIST_MODELS, PROJECT
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import results
 from zfserve.base_client import BaseClient, pause_before_retry
-from zfserve.channel import NO_HEALTH_CHECKING, Options, TlsOptions
+from zfserve.channel import TlsOptions
 from zfserve.client import IN_FLIGHT, STRONGEST
 from zfserve.errors import Cancelled, Overloaded, ZfserveError
 from zfserve.requests import (
@@ -28,7 +30,6 @@ from zfserve.requests import (
     project_request,
 )
 from zfserve.results import Classification, ModelDescription, ModelStatus, Projection
-from zfserve.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT
 
 if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
@@ -154,13 +155,13 @@ class AsyncClient(BaseClient):
     ) -> ModelDescription:
         """Returns the description of one version of a model. See `Client.describe` for arguments and errors."""
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
-        with self._call(DESCRIBE) as metadata:
+        with self._call(DESCRIBE_MODEL) as metadata:
             response = await self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
         return results.model_description(response)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
         """Returns the status of every version of every model that the server knows of. See `Client.list_models`."""
-        with self._call(LIST) as metadata:
+        with self._call(LIST_MODELS) as metadata:
             response = await self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
             )

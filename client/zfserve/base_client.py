@@ -9,14 +9,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import grpc
+from zfserve_protos.channel_options import Options
+from zfserve_protos.limits import MAX_MESSAGE_BYTES
+from zfserve_protos.metadata import Priority
 from zfserve_protos.v1 import zfserve_pb2
 
 from zfserve.channel import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
-    MAX_MESSAGE_BYTES,
-    Options,
-    Priority,
     TlsOptions,
     caller_metadata,
     channel_options,

@@ -8,9 +8,20 @@ import ipaddress
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import grpc
+from zfserve_protos.channel_options import (
+    PING_INTERVAL_MS,
+    PING_TIMEOUT_MS,
+    RECONNECT_OPTIONS,
+    Options,
+    message_size_options,
+    ping_options,
+)
+from zfserve_protos.limits import MAX_CLIENT_ID_LENGTH
+from zfserve_protos.metadata import AUTHORIZATION_KEY, CLIENT_ID_KEY, PRIORITY_KEY, Priority
+from zfserve_protos.methods import VISION_SERVICE
 
 DEFAULT_ADDRESS = "localhost:8500"
 """The address of a service on this machine."""
@@ -21,31 +32,13 @@ DEFAULT_PORT = 8500
 DEFAULT_TIMEOUT_S = 30.0
 """The timeout of a call, in seconds."""
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""The largest request and the largest answer, in bytes. It has room for the largest answers. The server's own limit for
-requests is by default a quarter of this."""
-
-LONGEST_CLIENT_ID = 64
-"""The largest number of characters in a client id. The service has the same limit."""
-
-Priority = Literal["interactive", "bulk"]
-"""The priority of a client's calls. A busy service answers "interactive" calls before "bulk" calls."""
-
-Options = list[tuple[str, int | str]]
-"""gRPC channel arguments."""
-
-NO_HEALTH_CHECKING = ("grpc.inhibit_health_checking", 1)
-"""A channel that asks for the health of servers has this option, so that it reaches servers that do not serve."""
-
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
-
-_SERVICE = "zfserve.v1.VisionService"
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            "name": [{"service": _SERVICE}],
+            "name": [{"service": VISION_SERVICE}],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -138,7 +131,7 @@ def token_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tu
         raise ValueError("the token is empty, or holds characters that no token has; copy it again from its source")
     if tls is None and not _is_local(target):
         raise ValueError("a token is sent over TLS only, or to this machine; turn TLS on")
-    return (("authorization", f"Bearer {token}"),)
+    return ((AUTHORIZATION_KEY, f"Bearer {token}"),)
 
 
 def caller_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[str, str], ...]:
@@ -149,14 +142,14 @@ def caller_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[st
     """
     if priority not in get_args(Priority):
         raise ValueError(f"there is no priority {priority!r}; choose {' or '.join(get_args(Priority))}")
-    metadata = () if priority == "interactive" else (("x-priority", priority),)
+    metadata = () if priority == "interactive" else ((PRIORITY_KEY, priority),)
     if client_id is None:
         return metadata
     if not (client_id.isascii() and client_id.isprintable() and client_id.strip() == client_id and client_id):
         raise ValueError("a client's id must consist of printable ASCII characters")
-    if len(client_id) > LONGEST_CLIENT_ID:
-        raise ValueError(f"a client's id may have at most {LONGEST_CLIENT_ID} characters")
-    return (*metadata, ("x-client-id", client_id))
+    if len(client_id) > MAX_CLIENT_ID_LENGTH:
+        raise ValueError(f"a client's id may have at most {MAX_CLIENT_ID_LENGTH} characters")
+    return (*metadata, (CLIENT_ID_KEY, client_id))
 
 
 def _is_local(target: str) -> bool:
@@ -201,26 +194,20 @@ def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None)
     if may_have_several_servers(target):
         # Calls go to other servers as soon as a server says that it stops, before it refuses any. A single server gets
         # the call even then, because its refusal says more than gRPC's "backend unhealthy".
-        config["healthCheckConfig"] = {"serviceName": _SERVICE}
+        config["healthCheckConfig"] = {"serviceName": VISION_SERVICE}
     options: Options = [
         ("grpc.service_config", json.dumps(config)),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
+        *message_size_options(max_message_bytes),
         # gRPC never retries a call that is larger than this. Its default of 256 KiB is less than most photos.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
         # The client notices within 40 s, even between calls, that a server vanished without closing the connection.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),  # a ping of another kind may be in flight at that time
+        *ping_options(PING_INTERVAL_MS, PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Otherwise the channels of a process share connections and their backoff: a new client would fail because an
         # older one, even a closed one, waits before it connects again.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        # A server that was restarted, or replaced under its name, gets calls again before the next one is restarted.
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+        *RECONNECT_OPTIONS,
         # Calls to this machine do not go through a proxy that the environment names.
         ("grpc.enable_http_proxy", 0 if _is_local(target) else 1),
         ("grpc.primary_user_agent", f"zfserve/{importlib.metadata.version('zfserve')}"),

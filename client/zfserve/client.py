@@ -8,12 +8,14 @@ from typing import Self, TypeAlias, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_protos.channel_options import NO_HEALTH_CHECKING, Options
+from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, LIST_MODELS, PROJECT
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import results
 from zfserve.base_client import BaseClient
-from zfserve.channel import NO_HEALTH_CHECKING, Options, TlsOptions
+from zfserve.channel import TlsOptions
 from zfserve.errors import ZfserveError
 from zfserve.requests import (
     ImageSource,
@@ -26,7 +28,7 @@ from zfserve.requests import (
 )
 from zfserve.results import Classification, ModelDescription, ModelStatus, Projection
 from zfserve.retrying_call import Call, RetryingCall
-from zfserve.tracing import CLASSIFY, DESCRIBE, LIST, PROJECT, CallSpan
+from zfserve.tracing import CallSpan
 
 STRONGEST = 9
 """The number of maps that `project` returns by default."""
@@ -253,7 +255,7 @@ class Client(BaseClient):
             ZfserveError: the call failed in another way.
         """
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
-        with self._call(DESCRIBE) as metadata:
+        with self._call(DESCRIBE_MODEL) as metadata:
             response = self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
         return results.model_description(response)
 
@@ -270,7 +272,7 @@ class Client(BaseClient):
             Unavailable: no server answers.
             ZfserveError: the call failed in another way.
         """
-        with self._call(LIST) as metadata:
+        with self._call(LIST_MODELS) as metadata:
             response = self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
             )

@@ -20,9 +20,7 @@ from typing import Any, cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-
-DETAILS_KEY = "grpc-status-details-bin"
-REQUEST_ID_KEY = "x-request-id"
+from zfserve_protos.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 
 
 class ZfserveError(Exception):
@@ -159,7 +157,7 @@ def from_call(call: grpc.RpcError) -> ZfserveError:
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
-    for detail in status_pb2.Status.FromString(trailing.get(DETAILS_KEY, b"")).details:
+    for detail in status_pb2.Status.FromString(trailing.get(STATUS_DETAILS_KEY, b"")).details:
         for message in (info, bad_request, retry):
             detail.Unpack(message)
     details = call.details() or code.name

@@ -18,11 +18,6 @@ from zfserve.errors import ZfserveError
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-CLASSIFY = "zfserve.v1.VisionService/Classify"
-PROJECT = "zfserve.v1.VisionService/Project"
-DESCRIBE = "zfserve.v1.VisionService/DescribeModel"
-LIST = "zfserve.v1.VisionService/ListModels"
-
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -47,8 +42,9 @@ class CallSpan:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         tracer = trace.get_tracer("zfserve", tracer_provider=provider)
-        attributes = {"rpc.system.name": "grpc", "rpc.method": method}
-        self._span = tracer.start_span(method, kind=trace.SpanKind.CLIENT, attributes=attributes)
+        name = method.removeprefix("/")
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name}
+        self._span = tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier, trace.set_span_in_context(self._span))
         self.metadata = tuple(carrier.items())

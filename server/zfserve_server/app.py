@@ -15,19 +15,14 @@ from functools import partial
 from zfserve_engines.catalogue import Phase
 from zfserve_engines.images import ImageLimits
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from zfserve_protos.methods import INFERENCE_SERVICE, PROJECTION, VISION_SERVICE
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
 from zfserve_runtime.access.access import Access
 from zfserve_runtime.access.tls import ClientTlsFiles
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost, ServiceError
-from zfserve_runtime.grpc.health import (
-    INFERENCE_SERVICE,
-    PROJECTION,
-    VISION_SERVICE,
-    Health,
-    add_health_and_reflection,
-)
+from zfserve_runtime.grpc.health import Health, add_health_and_reflection
 from zfserve_runtime.grpc.lifecycle import StopRequest, drain
 from zfserve_runtime.grpc.listening import host_and_port, open_port
 from zfserve_runtime.grpc.options import server_options

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from fakes.vision_service import FakeVisionService
 from zfserve import Client
-from zfserve.channel import LONGEST_CLIENT_ID, caller_metadata
+from zfserve.channel import caller_metadata
 from zfserve_cli.exit_statuses import OK
 from zfserve_cli.main import main
+from zfserve_protos.limits import MAX_CLIENT_ID_LENGTH
 
 Ask = Callable[..., Any]
 
@@ -41,7 +42,7 @@ def test_only_values_that_differ_from_the_defaults_are_sent() -> None:
     assert caller_metadata("interactive", "shop") == (("x-client-id", "shop"),)
 
 
-@pytest.mark.parametrize("client_id", ["", " shop", "sh\nop", "Läden", "c" * (LONGEST_CLIENT_ID + 1)])
+@pytest.mark.parametrize("client_id", ["", " shop", "sh\nop", "Läden", "c" * (MAX_CLIENT_ID_LENGTH + 1)])
 def test_an_id_that_no_header_can_hold_is_refused(client_id: str) -> None:
     with pytest.raises(ValueError, match="id"):
         caller_metadata("interactive", client_id)

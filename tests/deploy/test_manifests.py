@@ -26,8 +26,9 @@ from fakes.manifests import (
 )
 from zfserve import channel
 from zfserve_engines.catalogue import Phase
+from zfserve_protos.methods import PROJECTION, VISION_SERVICE, WORKER_SERVICE
 from zfserve_runtime.grpc import options as grpc_options
-from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
+from zfserve_runtime.grpc.health import SERVER
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.models.startup_progress import phase_service
 

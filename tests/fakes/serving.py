@@ -15,7 +15,9 @@ from fakes.shelf import Shelf
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_engines.contract import EngineInfo, EngineOutputs
+from zfserve_protos.channel_options import Options
 from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from zfserve_protos.methods import PROJECTION, WORKER_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_protos.worker.v1 import worker_pb2
@@ -30,10 +32,9 @@ from zfserve_runtime.bundle import (
     Manifest,
     ParityEntry,
 )
-from zfserve_runtime.grpc.health import PROJECTION, SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
 from zfserve_runtime.grpc.lifecycle import StopRequest, drain
 from zfserve_runtime.grpc.listening import open_port
-from zfserve_runtime.grpc.options import Options
 from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.telemetry.metrics import Metrics

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from zfserve_protos.methods import WORKER_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_protos.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
-from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

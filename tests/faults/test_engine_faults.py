@@ -11,8 +11,8 @@ from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, runni
 from fakes.shelf import Shelf
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from zfserve_protos.methods import VISION_SERVICE
 from zfserve_runtime.errors import EngineFailed, EngineHung, EngineLost, ServiceError
-from zfserve_runtime.grpc.health import VISION_SERVICE
 from zfserve_runtime.grpc.status import from_call_error
 
 

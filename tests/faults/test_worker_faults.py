@@ -20,10 +20,11 @@ from fakes.serving import (
     raw_image,
     running_server,
 )
+from zfserve_protos.methods import WORKER_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.errors import EngineFailed, ServiceError, WorkerUnavailable
-from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.worker.probe import probe_worker

@@ -12,11 +12,11 @@ import pytest
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from zfserve_protos.methods import VISION_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc.health import VISION_SERVICE
 from zfserve_server.app import Ports, worker_command
 from zfserve_server.config import ServerConfig
 from zfserve_server.server_process import write_ready_file

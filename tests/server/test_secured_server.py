@@ -9,9 +9,9 @@ from fakes.callers import TLS, write_callers
 from fakes.serving import FakeEngine, FakeWorker, pixels_of, running_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve import AsyncClient, PermissionDenied, TlsOptions, Unauthenticated, Unavailable
+from zfserve_protos.methods import PROJECTION
 from zfserve_runtime.access.callers_file import CallersFileError
 from zfserve_runtime.access.tls import TlsFiles
-from zfserve_runtime.grpc.health import PROJECTION
 
 PAIR: dict[str, Any] = {"tls_cert": TLS / "server.pem", "tls_key": TLS / "server.key"}
 TRUST = TlsOptions(ca=TLS / "ca.pem")

@@ -9,11 +9,11 @@ from typing import Any, cast
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_protos.methods import WORKER_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime import errors
 from zfserve_runtime.bundle import Bundle, Manifest
-from zfserve_runtime.grpc.health import WORKER_SERVICE
 from zfserve_runtime.grpc.lifecycle import StopRequest
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.grpc.status import from_call_error

@@ -8,10 +8,11 @@ from functools import partial
 import grpc
 import torch
 from zfserve_model.devices import choose_device
+from zfserve_protos.methods import WORKER_SERVICE
 from zfserve_protos.worker.v1 import worker_pb2_grpc
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health, add_health_and_reflection
+from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
 from zfserve_runtime.grpc.lifecycle import StopRequest, drain
 from zfserve_runtime.grpc.listening import open_port
 from zfserve_runtime.grpc.options import server_options

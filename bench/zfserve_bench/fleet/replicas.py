@@ -8,9 +8,9 @@ from typing import TypeAlias
 from zfserve_cli.service_process import ServiceProcess, running_service
 from zfserve_cli.top.metrics_text import Series
 from zfserve_cli.top.replicas import fetch
+from zfserve_protos.methods import CLASSIFY, WORKER_PROJECT
 
-from zfserve_bench.fleet.worker_process import PROJECT, running_worker
-from zfserve_bench.load.closed_loop import METHOD
+from zfserve_bench.fleet.worker_process import running_worker
 from zfserve_bench.subject import Subject
 
 LOOK_S = 10.0
@@ -65,7 +65,7 @@ def running_fleet(subject: Subject, name: str, cpus: Sequence[int], *flags: str)
     def start(cpu: int, folder: str, port: str) -> AbstractContextManager[ServiceProcess]:
         return running_service(subject.bundle.folder, subject.scratch(folder), *flags, "--port", port, cpus=[cpu])
 
-    with _started([Replica(f"{name}-{at}", partial(start, cpu), METHOD) for at, cpu in enumerate(cpus)]) as replicas:
+    with _started([Replica(f"{name}-{at}", partial(start, cpu), CLASSIFY) for at, cpu in enumerate(cpus)]) as replicas:
         yield replicas
 
 
@@ -76,7 +76,9 @@ def running_workers(subject: Subject, name: str, cpus: Sequence[int]) -> Iterato
     def start(cpu: int, folder: str, port: str) -> AbstractContextManager[ServiceProcess]:
         return running_worker(subject.bundle.folder, subject.scratch(folder), port, "--threads", "1", cpus=[cpu])
 
-    with _started([Replica(f"{name}-{at}", partial(start, cpu), PROJECT) for at, cpu in enumerate(cpus)]) as workers:
+    with _started(
+        [Replica(f"{name}-{at}", partial(start, cpu), WORKER_PROJECT) for at, cpu in enumerate(cpus)]
+    ) as workers:
         yield workers
 
 

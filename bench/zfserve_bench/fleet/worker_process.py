@@ -9,8 +9,6 @@ from typing import Any
 
 from zfserve_cli.service_process import ServiceProcess, running_process
 
-PROJECT = "/zfserve.worker.v1.WorkerService/Project"
-
 
 @contextmanager
 def running_worker(

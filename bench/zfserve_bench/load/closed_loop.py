@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 import grpc
-from zfserve.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
+from zfserve.channel import channel_options, channel_target
 from zfserve_cli.service_process import confine
+from zfserve_protos.limits import MAX_MESSAGE_BYTES
+from zfserve_protos.methods import CLASSIFY
 
-METHOD = "/zfserve.v1.VisionService/Classify"
 CALL_TIMEOUT_S = 60.0
 
 Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
@@ -161,7 +162,7 @@ async def _obey(target: str, requests: Sequence[bytes]) -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = Order(**json.loads(line))
         while len(calls) < order.clients:
-            calls.append(calls[0] if calls and "," in target else _connect(target).unary_unary(METHOD))
+            calls.append(calls[0] if calls and "," in target else _connect(target).unary_unary(CLASSIFY))
         try:
             answer = asdict(await drive(calls, requests, order))
         except* grpc.aio.AioRpcError as errors:

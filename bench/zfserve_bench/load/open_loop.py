@@ -18,12 +18,13 @@ from typing import NamedTuple, TypeAlias
 
 import grpc
 from zfserve import AsyncClient, ZfserveError
-from zfserve.channel import Priority
 from zfserve.throttle import THROTTLED
 from zfserve_cli.service_process import confine
+from zfserve_protos.metadata import CLIENT_ID_KEY, PRIORITY_KEY, Priority
+from zfserve_protos.methods import CLASSIFY
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
-from zfserve_bench.load.closed_loop import METHOD, LoadFailed, read_requests, write_requests
+from zfserve_bench.load.closed_loop import LoadFailed, read_requests, write_requests
 
 Classify: TypeAlias = Callable[[bytes], Awaitable[str]]
 """Sends a request; gives the name of the status that the call ended with."""
@@ -128,10 +129,10 @@ async def send(target: str, requests: Sequence[bytes], offer: Offer) -> Offered:
 
 @asynccontextmanager
 async def _by_channel(target: str, stream: Stream, deadline_s: float) -> AsyncIterator[Classify]:
-    metadata = (("x-client-id", stream.client), ("x-priority", stream.priority))
+    metadata = ((CLIENT_ID_KEY, stream.client), (PRIORITY_KEY, stream.priority))
     options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(target, options) as channel:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
 
         async def classify(request: bytes) -> str:
             try:

@@ -18,9 +18,11 @@ from typing import NamedTuple, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve.channel import MAX_MESSAGE_BYTES, channel_options, channel_target
+from zfserve.channel import channel_options, channel_target
+from zfserve_protos.limits import MAX_MESSAGE_BYTES
+from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, PROJECT
 
-from zfserve_bench.load.closed_loop import METHOD, Call, read_requests, write_requests
+from zfserve_bench.load.closed_loop import Call, read_requests, write_requests
 
 CALL_TIMEOUT_S = 30.0
 MOST_UNDER_WAY = 512
@@ -30,8 +32,6 @@ CANCEL_AFTER_S = 0.005
 """Enough to reach the server, and less than an answer takes."""
 
 NOT_MADE = "NOT_MADE"
-PROJECT = "/zfserve.v1.VisionService/Project"
-DESCRIBE = "/zfserve.v1.VisionService/DescribeModel"
 
 
 class Kind(StrEnum):
@@ -140,9 +140,9 @@ class Caller:
         self._target = channel_target(address)
         self._options = channel_options(self._target, MAX_MESSAGE_BYTES, None)
         self._channel = grpc.aio.insecure_channel(self._target, self._options)
-        self._classify: Call = self._channel.unary_unary(METHOD)
+        self._classify: Call = self._channel.unary_unary(CLASSIFY)
         self._project: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(PROJECT)
-        self._describe: Call = self._channel.unary_unary(DESCRIBE)
+        self._describe: Call = self._channel.unary_unary(DESCRIBE_MODEL)
         self._requests = {kind: cycle(messages) for kind, messages in requests.items()}
 
     def ways(self) -> dict[Kind, Callable[[], Awaitable[str]]]:

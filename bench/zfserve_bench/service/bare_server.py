@@ -17,10 +17,10 @@ import grpc
 import numpy as np
 import uvloop
 from zfserve_engines.onnx.engine import OnnxEngine
+from zfserve_protos.methods import CLASSIFY
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Precision, load_bundle
 
-from zfserve_bench.load.closed_loop import METHOD
 from zfserve_bench.subject import Subject
 
 
@@ -53,7 +53,7 @@ async def serve(engine: OnnxEngine) -> None:
     async def classify(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return await loop.run_in_executor(thread, run, request)
 
-    service, _, method = METHOD.strip("/").partition("/")
+    service, _, method = CLASSIFY.strip("/").partition("/")
     handlers: dict[str, Any] = {method: grpc.unary_unary_rpc_method_handler(classify)}
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])

@@ -19,15 +19,15 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_cli.service_process import running_service
+from zfserve_protos.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
+from zfserve_protos.methods import CLASSIFY
 
-from zfserve_bench.load.closed_loop import METHOD, Call
+from zfserve_bench.load.closed_loop import Call
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.subject import Subject, noise, raw_request
 
 CALLERS = 16
 GRACE_S = 30.0
-REQUEST_ID = "x-request-id"
-DETAILS = "grpc-status-details-bin"
 
 
 class Outcome(enum.Enum):
@@ -127,11 +127,11 @@ async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], wa
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         options += [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]
         async with grpc.aio.insecure_channel(address, options) as channel:
-            classify: Call = channel.unary_unary(METHOD)
+            classify: Call = channel.unary_unary(CLASSIFY)
             for turn in range(1_000_000):
                 name = f"{number}-{turn}"
                 try:
-                    await classify(requests[turn % len(requests)], metadata=((REQUEST_ID, name),))
+                    await classify(requests[turn % len(requests)], metadata=((REQUEST_ID_KEY, name),))
                     drain.outcomes[name] = Outcome.ANSWERED
                     answered.release()
                 except grpc.aio.AioRpcError as error:
@@ -171,7 +171,7 @@ async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], wa
 
 
 def _outcome(error: grpc.aio.AioRpcError) -> Outcome:
-    if DETAILS in dict(error.trailing_metadata() or ()):
+    if STATUS_DETAILS_KEY in dict(error.trailing_metadata() or ()):
         return Outcome.REFUSED
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return Outcome[error.code().name]
@@ -184,5 +184,5 @@ def _logged_calls(log: Path) -> Iterator[str]:
         if not line.startswith("{"):
             continue  # the greeting
         record = json.loads(line)
-        if record.get("method") == METHOD:
+        if record.get("method") == CLASSIFY:
             yield record["request_id"]

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import grpc
 from zfserve_engines.onnx.engine import OnnxEngine
+from zfserve_protos.methods import CLASSIFY
 from zfserve_runtime.bundle import Precision
 
-from zfserve_bench.load.closed_loop import METHOD
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, differences
 from zfserve_bench.service.bare_server import bare_server
@@ -59,12 +59,12 @@ def _compare(subject: Subject, precision: Precision) -> tuple[Finding, Finding]:
     ):
         servers = cycle([channel, bare_channel])
         for each in (channel, bare_channel):
-            warming: Classify = each.unary_unary(METHOD)
+            warming: Classify = each.unary_unary(CLASSIFY)
             for request in islice(cycle(requests), WARM_UP if subject.effort.judged else 1):
                 warming(request, timeout=10)
 
         def call() -> float:
-            classify: Classify = next(servers).unary_unary(METHOD)
+            classify: Classify = next(servers).unary_unary(CLASSIFY)
             return _median_ms([partial(classify, request, timeout=10) for request in requests])
 
         in_process, served = alternate(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from zfserve.channel import Priority
+from zfserve_protos.metadata import Priority
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec, Precision
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_cli.service_process import STARTING_S, ServiceFailed, ServiceProcess, running_service
+from zfserve_protos.methods import PROJECTION
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
-from zfserve_runtime.grpc.health import PROJECTION
 
 from zfserve_bench.reports.findings import Finding, Quantity, Report
 from zfserve_bench.subject import Subject, noise

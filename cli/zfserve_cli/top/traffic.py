@@ -4,12 +4,12 @@ functions, used by `top`; docs/metrics.md explains the metrics they are made of.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from zfserve_protos.methods import is_probe
+
 from zfserve_cli.top.metrics_text import Samples, Series, quantile
 
 STEPS = {"decode": "decode", "queue": "queue", "engine": "inference", "projection": "projection"}
 """The steps of a request, each with the name in its metric, `zfserve_<name>_seconds`."""
-
-_PROBES = ("/grpc.health.", "/grpc.reflection.")
 
 
 @dataclass(frozen=True)
@@ -173,4 +173,4 @@ def _models(shown: Samples) -> tuple[str, ...]:
 
 
 def _is_work(series: Series) -> bool:
-    return not series.label("method").startswith(_PROBES)
+    return not is_probe(series.label("method"))

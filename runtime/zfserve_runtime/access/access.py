@@ -9,12 +9,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from zfserve_protos.metadata import AUTHORIZATION_KEY
+
 from zfserve_runtime.access.callers_file import Caller, Callers, read_callers_file
 from zfserve_runtime.access.reloaded import Reloaded
 from zfserve_runtime.errors import PermissionDenied, Unauthenticated
 from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata, metadata_of
-
-AUTHORIZATION_KEY = "authorization"
 
 LOOK_EVERY_S = 1.0
 """How old the answer may be to whether the file of callers has changed: a revoked token is refused after this time."""

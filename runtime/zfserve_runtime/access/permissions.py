@@ -2,10 +2,19 @@
 
 import re
 
-from zfserve_runtime.grpc.health import VISION_SERVICE, WORKER_SERVICE
+from zfserve_protos.methods import (
+    CLASSIFY,
+    DESCRIBE_MODEL,
+    INFERENCE_SERVICE,
+    LIST_MODELS,
+    MODEL_INFER,
+    MODEL_STREAM_INFER,
+    PROJECT,
+    WORKER_DESCRIBE,
+    WORKER_PROJECT,
+)
 
-_VISION = f"/{VISION_SERVICE}"
-_INFERENCE = "/inference.GRPCInferenceService"
+_INFERENCE = f"/{INFERENCE_SERVICE}"
 _REFLECTION = ("/grpc.reflection.v1.ServerReflection", "/grpc.reflection.v1alpha.ServerReflection")
 
 _SHARED_MEMORY = ("Status", "Register", "Unregister")
@@ -13,18 +22,18 @@ _SHARED_MEMORY = ("Status", "Register", "Unregister")
 EVERYTHING = "all"
 
 GROUPS: dict[str, frozenset[str]] = {
-    "classify": frozenset({f"{_VISION}/Classify"}),
-    "project": frozenset({f"{_VISION}/Project"}),
+    "classify": frozenset({CLASSIFY}),
+    "project": frozenset({PROJECT}),
     "describe": frozenset(
         {
-            f"{_VISION}/DescribeModel",
-            f"{_VISION}/ListModels",
+            DESCRIBE_MODEL,
+            LIST_MODELS,
             *(f"{_INFERENCE}/{name}" for name in ("ServerMetadata", "ModelMetadata", "ModelConfig")),
             *(f"{_INFERENCE}/{name}" for name in ("ModelStatistics", "RepositoryIndex")),
             *(f"{service}/ServerReflectionInfo" for service in _REFLECTION),
         }
     ),
-    "infer": frozenset(f"{_INFERENCE}/{name}" for name in ("ModelInfer", "ModelStreamInfer")),
+    "infer": frozenset({MODEL_INFER, MODEL_STREAM_INFER}),
     "manage": frozenset(
         f"{_INFERENCE}/{name}"
         for name in (
@@ -32,7 +41,7 @@ GROUPS: dict[str, frozenset[str]] = {
             *(f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in _SHARED_MEMORY),
         )
     ),
-    "worker": frozenset(f"/{WORKER_SERVICE}/{name}" for name in ("Describe", "Project")),
+    "worker": frozenset({WORKER_DESCRIBE, WORKER_PROJECT}),
 }
 """Full method names by the word that permits them. A method in no group is permitted by its own name, or by `all`."""
 
@@ -55,7 +64,7 @@ def permitted_methods(words: tuple[str, ...]) -> frozenset[str] | None:
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)} permits nothing; choose from {', '.join(GROUPS)}, {EVERYTHING}, or a method's full "
-            "name such as /zfserve.v1.VisionService/Classify"
+            f"name such as {CLASSIFY}"
         )
     if EVERYTHING in words:
         return None

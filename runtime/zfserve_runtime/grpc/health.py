@@ -11,21 +11,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from zfserve_protos.v1 import zfserve_pb2
-from zfserve_protos.worker.v1 import worker_pb2
 
 SERVER = ""
 """The whole process, as the protocol names it."""
-
-VISION_SERVICE: str = zfserve_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
-PROJECTION = f"{VISION_SERVICE}/Project"
-"""The ability to project, apart from the rest: a dead worker takes this down and nothing else."""
-
-INFERENCE_SERVICE = "inference.GRPCInferenceService"
-"""The Open Inference Protocol. Spelled out, as only the server has its stubs loaded: they and those of other clients of
-the protocol, in one process, would be two of the same name."""
-
-WORKER_SERVICE: str = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 WATCHES_OF_A_CONNECTION = 16
 """They never end and anyone may ask for them: unbounded, strangers could fill the memory with them, at 26 KB each."""

@@ -17,12 +17,14 @@ from typing import Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError
+from zfserve_protos.metadata import PREVIOUS_ATTEMPTS_KEY, REQUEST_ID_KEY
+from zfserve_protos.methods import is_probe
 
 from zfserve_runtime.access.access import current_caller
 from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
 from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata, metadata_of
-from zfserve_runtime.grpc.request_id import REQUEST_ID_KEY, enter_request
+from zfserve_runtime.grpc.request_id import enter_request
 from zfserve_runtime.grpc.status import to_status
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.overload_log import OverloadLog
@@ -32,11 +34,6 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 _log = logging.getLogger(__name__)
-
-
-def is_quiet(method: str) -> bool:
-    """Whether calls of it, health and reflection, are logged for debugging only, not traced, and never refused."""
-    return method.startswith(("/grpc.health.", "/grpc.reflection."))
 
 
 class Method:
@@ -52,7 +49,7 @@ class Method:
 
     def __init__(self, name: str, gate: Gate, metrics: Metrics, tracers: Tracers, overload_log: OverloadLog) -> None:
         self.name = name
-        self.quiet = is_quiet(name)
+        self.is_probe = is_probe(name)
         self.gate = gate
         self.tracers = tracers
         self.overload_log = overload_log
@@ -179,7 +176,7 @@ class Call:
         if isinstance(error, Overloaded) and not self._method.overload_log.has_room():
             return
         is_fault = status in _SERVER_FAULTS
-        level = logging.ERROR if is_fault else logging.DEBUG if self._method.quiet else logging.INFO
+        level = logging.ERROR if is_fault else logging.DEBUG if self._method.is_probe else logging.INFO
         if not _log.isEnabledFor(level):
             return
         fields = {
@@ -211,7 +208,7 @@ def _request_id_in(metadata: Metadata) -> str:
 def _earlier_attempts(metadata: Metadata) -> dict[str, str]:
     """For the log: how often gRPC's retries (gRFC A6) had made this call before; nothing where this is the first."""
     for key, value in metadata:
-        if key == "grpc-previous-rpc-attempts" and isinstance(value, str):
+        if key == PREVIOUS_ATTEMPTS_KEY and isinstance(value, str):
             return {"earlier_attempts": value}
     return {}
 

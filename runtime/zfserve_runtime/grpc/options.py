@@ -5,22 +5,23 @@ Source of the names: grpc/include/grpc/impl/channel_arg_names.h.
 
 import json
 
-from zfserve_runtime.grpc.health import WORKER_SERVICE
-
-Options = list[tuple[str, int | str]]
-
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""gRPC's own default of 4 MiB is less than a camera's photo. The limit on an image is set apart, and lower."""
-
+from zfserve_protos.channel_options import (
+    MIN_PING_INTERVAL_MS,
+    PING_INTERVAL_MS,
+    PING_TIMEOUT_MS,
+    RECONNECT_OPTIONS,
+    Options,
+    message_size_options,
+    ping_options,
+)
+from zfserve_protos.limits import MAX_MESSAGE_BYTES
+from zfserve_protos.methods import WORKER_SERVICE
 
 MAX_CONNECTIONS = 1000
 """More than one server can be of use to, and fewer than the 1,024 files that a process may open by default."""
 
 MAX_CALLS_OF_A_CONNECTION = 1000
 """Open at a time. Above what is admitted, so that a caller hears that the server is full and does not wait unheard."""
-
-ASK_THE_UNHEALTHY = ("grpc.inhibit_health_checking", 1)
-"""Added to a channel's options: its calls reach workers that do not serve, too."""
 
 HANDSHAKE_S = 20
 """For TLS and the first HTTP/2 frame: a connection that says nothing holds its place no longer. gRPC allows 120."""
@@ -39,7 +40,7 @@ def server_options(
             under way are never cut off. None: never.
     """
     options: Options = [
-        *_message_sizes(max_message_bytes),
+        *message_size_options(max_message_bytes),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
@@ -47,10 +48,9 @@ def server_options(
         ("grpc.so_reuseport", 0),
         # Clients behind load balancers ping idle connections; gRPC's default hangs up on them ("too_many_pings").
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         # A peer that vanished without a word is noticed, and its calls cancelled, within about 80 s.
-        ("grpc.keepalive_time_ms", 60_000),
-        *_given_up_after(20_000),
+        *ping_options(60_000, 20_000),
     ]
     if max_connection_age_s is not None:
         options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
@@ -62,25 +62,10 @@ def worker_channel_options() -> Options:
     pings while a call is open, and quick reconnection after a restart."""
     balancing = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": WORKER_SERVICE}}
     return [
-        *_message_sizes(MAX_MESSAGE_BYTES),
+        *message_size_options(MAX_MESSAGE_BYTES),
         ("grpc.service_config", json.dumps(balancing)),
-        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-        ("grpc.keepalive_time_ms", 30_000),
-        *_given_up_after(10_000),
-        # An attempt too: the kernel takes connections for a process that is stopped.
+        *ping_options(PING_INTERVAL_MS, PING_TIMEOUT_MS),
+        *RECONNECT_OPTIONS,
+        # Bounds each attempt too, because the kernel accepts connections for a process that is stopped.
         ("grpc.min_reconnect_backoff_ms", 5_000),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-    ]
-
-
-def _given_up_after(milliseconds: int) -> Options:
-    """How long a ping may go unanswered: that of keepalive, and any other, which may be under way when that is due."""
-    return [("grpc.keepalive_timeout_ms", milliseconds), ("grpc.http2.ping_timeout_ms", milliseconds)]
-
-
-def _message_sizes(max_message_bytes: int) -> Options:
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
     ]

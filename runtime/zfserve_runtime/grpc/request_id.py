@@ -2,9 +2,6 @@
 
 from contextvars import ContextVar
 
-REQUEST_ID_KEY = "x-request-id"
-"""In the metadata of a request, and in the trailing metadata of its answer."""
-
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 

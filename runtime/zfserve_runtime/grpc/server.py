@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
+from zfserve_protos.channel_options import Options
+from zfserve_protos.methods import is_probe
 
 from zfserve_runtime.access.access import Access
 from zfserve_runtime.access.permissions import is_open
 from zfserve_runtime.grpc.gate import Gate
-from zfserve_runtime.grpc.interceptor import Call, Method, is_quiet
+from zfserve_runtime.grpc.interceptor import Call, Method
 from zfserve_runtime.grpc.method_handlers import (
     Ask,
     Context,
@@ -22,7 +24,6 @@ from zfserve_runtime.grpc.method_handlers import (
     wrapped,
     write_all,
 )
-from zfserve_runtime.grpc.options import Options
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.overload_log import OverloadLog
 from zfserve_runtime.telemetry.tracing import NO_TRACERS, Tracers
@@ -146,7 +147,7 @@ class InterceptingServer(grpc.aio.Server):
     def _method(self, name: str) -> Method:
         """One for all calls of it, asked about first or not."""
         if name not in self._methods:
-            tracers, gate = (NO_TRACERS, Gate()) if is_quiet(name) else (self._tracers, self._gate)
+            tracers, gate = (NO_TRACERS, Gate()) if is_probe(name) else (self._tracers, self._gate)
             self._methods[name] = Method(name, gate, self._metrics, tracers, self._overload_log)
         return self._methods[name]
 

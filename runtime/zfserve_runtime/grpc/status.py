@@ -14,14 +14,11 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from zfserve_protos.metadata import RETRY_PUSHBACK_KEY, STATUS_DETAILS_KEY
 
 from zfserve_runtime.errors import ServiceError
 
 DOMAIN = "zfserve"
-DETAILS_KEY = "grpc-status-details-bin"
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""What gRPC's own retries heed (gRFC A6)."""
-
 
 LONGEST_MESSAGE, LONGEST_FIELD = 1000, 200
 """Bytes. Messages quote callers, and of a status whose metadata are over 8 KiB gRPC may keep not even the code."""
@@ -50,12 +47,12 @@ class ErrorStatus(NamedTuple):
         """The trailing metadata that carries the details and the delay."""
         if len(request_id) == len(_STAND_IN):
             before, after = _around_id(self)
-            details = (DETAILS_KEY, before + request_id.encode() + after)
+            details = (STATUS_DETAILS_KEY, before + request_id.encode() + after)
         else:
-            details = (DETAILS_KEY, _details(self, request_id))
+            details = (STATUS_DETAILS_KEY, _details(self, request_id))
         if self.retry_after_s is None:
             return (details,)
-        return details, (PUSHBACK_KEY, str(math.ceil(self.retry_after_s * 1e3)))
+        return details, (RETRY_PUSHBACK_KEY, str(math.ceil(self.retry_after_s * 1e3)))
 
 
 def to_status(error: ServiceError) -> ErrorStatus:

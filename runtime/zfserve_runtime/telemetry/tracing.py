@@ -202,10 +202,11 @@ def outgoing_call(method: str) -> Iterator[Metadata]:
     Yields the metadata to send with that call, so that the other process continues this trace.
 
     Args:
-        method: the method's full name without the first slash, such as "zfserve.worker.v1.WorkerService/Project".
+        method: the method's full name, such as "/zfserve.worker.v1.WorkerService/Project".
     """
-    attributes = {"rpc.system.name": "grpc", "rpc.method": method}
-    with current_trace().step(method, attributes, SpanKind.CLIENT) as span:
+    name = method.removeprefix("/")
+    attributes = {"rpc.system.name": "grpc", "rpc.method": name}
+    with current_trace().step(name, attributes, SpanKind.CLIENT) as span:
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, set_span_in_context(span, Context()))
         yield tuple(carrier.items())

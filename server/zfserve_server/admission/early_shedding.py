@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from zfserve_protos.methods import CLASSIFY, MODEL_INFER
 from zfserve_runtime.errors import Overloaded
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata
@@ -28,7 +29,7 @@ def turning_away(models: ModelRegistry, senders: Senders) -> dict[str, Ask]:
         sender = senders.identify(context, metadata)
         _turn_away(models, [replace(sender, priority=priority) for priority in Priority], Deadline.of(context))
 
-    return {"/zfserve.v1.VisionService/Classify": classify, "/inference.GRPCInferenceService/ModelInfer": infer}
+    return {CLASSIFY: classify, MODEL_INFER: infer}
 
 
 def all_are_busy(models: ModelRegistry) -> bool:

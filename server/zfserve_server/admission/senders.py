@@ -5,15 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from zfserve_protos.limits import MAX_CLIENT_ID_LENGTH
+from zfserve_protos.metadata import CLIENT_ID_KEY, PRIORITY_KEY
 from zfserve_runtime.access.access import current_caller
 from zfserve_runtime.errors import InvalidInput, RateExceeded
 from zfserve_runtime.grpc.method_handlers import Context, Metadata, metadata_of
-
-PRIORITY_KEY = "x-priority"
-CLIENT_KEY = "x-client-id"
-
-LONGEST_CLIENT_ID = 64
-"""Characters; it is kept for as long as the client has requests under way."""
 
 
 class Priority(StrEnum):
@@ -81,7 +77,7 @@ class Senders:
         for key, value in metadata:
             if key == PRIORITY_KEY:
                 priority = _priority(value)
-            elif key == CLIENT_KEY and not client:
+            elif key == CLIENT_ID_KEY and not client:
                 client = _client_id(value)
         return Sender(client or host_of(context.peer()), priority)
 
@@ -133,6 +129,6 @@ def _priority(value: str | bytes) -> Priority:
 
 
 def _client_id(value: str | bytes) -> str:
-    if len(value) > LONGEST_CLIENT_ID:
-        raise InvalidInput(f"a client's id may have {LONGEST_CLIENT_ID} characters", field=CLIENT_KEY)
+    if len(value) > MAX_CLIENT_ID_LENGTH:
+        raise InvalidInput(f"a client's id may have {MAX_CLIENT_ID_LENGTH} characters", field=CLIENT_ID_KEY)
     return str(value)

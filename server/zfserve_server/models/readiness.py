@@ -3,7 +3,8 @@
 `Health.drain` is final: nothing here takes it back.
 """
 
-from zfserve_runtime.grpc.health import INFERENCE_SERVICE, PROJECTION, SERVER, VISION_SERVICE, Health
+from zfserve_protos.methods import INFERENCE_SERVICE, PROJECTION, VISION_SERVICE
+from zfserve_runtime.grpc.health import SERVER, Health
 
 from zfserve_server.models.registry import ModelRegistry
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
+from zfserve_protos.methods import MODEL_STREAM_INFER
 from zfserve_runtime.errors import InvalidInput, ServiceError, ShuttingDown, Unimplemented
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_runtime.grpc.health import INFERENCE_SERVICE, SERVER, Health
+from zfserve_runtime.grpc.health import SERVER, Health
 from zfserve_runtime.grpc.method_handlers import Context
 from zfserve_runtime.telemetry.metrics import Metrics
 
@@ -189,7 +190,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         try:
             answer = await self._infer(request, context, deadline)
         except ServiceError as error:
-            self._metrics.refusals.labels(f"/{INFERENCE_SERVICE}/ModelStreamInfer", error.reason).inc()
+            self._metrics.refusals.labels(MODEL_STREAM_INFER, error.reason).inc()
             failed = pb.ModelInferResponse(
                 model_name=request.model_name, model_version=request.model_version, id=request.id
             )

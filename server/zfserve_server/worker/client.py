@@ -13,6 +13,8 @@ from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import grpc
+from zfserve_protos.metadata import REQUEST_ID_KEY
+from zfserve_protos.methods import WORKER_PROJECT
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.errors import (
@@ -24,7 +26,7 @@ from zfserve_runtime.errors import (
     WorkerUnavailable,
 )
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_runtime.grpc.request_id import REQUEST_ID_KEY, current_request_id
+from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.tracing import outgoing_call
@@ -235,7 +237,7 @@ class WorkerClient:
     ) -> AsyncGenerator[pb.ProjectResponse, None]:
         remaining_s = deadline.remaining_s()
         timeout_s = self._longest_s if remaining_s is None else min(self._longest_s, remaining_s)
-        with outgoing_call("zfserve.worker.v1.WorkerService/Project") as trace:
+        with outgoing_call(WORKER_PROJECT) as trace:
             metadata = ((REQUEST_ID_KEY, current_request_id()), *trace)
             call = self._worker.Project(request, timeout=timeout_s, metadata=metadata)
             try:

@@ -2,7 +2,8 @@
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve_runtime.grpc.options import ASK_THE_UNHEALTHY, worker_channel_options
+from zfserve_protos.channel_options import NO_HEALTH_CHECKING
+from zfserve_runtime.grpc.options import worker_channel_options
 
 
 async def probe_worker(address: str, timeout_s: float) -> bool:
@@ -10,7 +11,7 @@ async def probe_worker(address: str, timeout_s: float) -> bool:
 
     That time includes the time until the worker listens.
     """
-    options = [*worker_channel_options(), ASK_THE_UNHEALTHY]
+    options = [*worker_channel_options(), NO_HEALTH_CHECKING]
     async with grpc.aio.insecure_channel(address, options) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)

@@ -10,14 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from zfserve_runtime.grpc.health import (
-    PROJECTION,
-    SERVER,
-    VISION_SERVICE,
-    WATCHES_OF_A_CONNECTION,
-    Health,
-    add_health_and_reflection,
-)
+from zfserve_protos.methods import PROJECTION, VISION_SERVICE
+from zfserve_runtime.grpc.health import SERVER, WATCHES_OF_A_CONNECTION, Health, add_health_and_reflection
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.telemetry.metrics import Metrics
 

@@ -15,8 +15,9 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
+from zfserve_protos.metadata import STATUS_DETAILS_KEY
 from zfserve_runtime import errors
-from zfserve_runtime.grpc.status import DETAILS_KEY, error_classes, from_call_error, to_status
+from zfserve_runtime.grpc.status import error_classes, from_call_error, to_status
 
 M = TypeVar("M", bound=Message)
 SECRET = "/var/secret/path of another user"
@@ -86,7 +87,7 @@ def test_each_call_is_told_its_own_id(
     """In details that are written once for many calls."""
     error = errors.Overloaded(message, field=field, retry_after_s=retry_after_s)
     for request_id in request_ids:
-        details: Any = dict(to_status(error).metadata(request_id))[DETAILS_KEY]
+        details: Any = dict(to_status(error).metadata(request_id))[STATUS_DETAILS_KEY]
         status = Status.FromString(details)
         info, *others = status.details
         assert (status.code, status.message) == (8, message)

@@ -21,11 +21,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import running_service, zfserve
 from zfserve_engines.catalogue import EngineName, Phase, Report, Step
 from zfserve_engines.contract import EngineUnavailable
+from zfserve_protos.methods import PROJECTION, VISION_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.errors import EngineLost, ServiceError, Starting
-from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE, Health
+from zfserve_runtime.grpc.health import SERVER, Health
 from zfserve_runtime.grpc.lifecycle import StopRequest
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.model_folders import FoundVersion

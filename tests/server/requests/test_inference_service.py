@@ -23,8 +23,8 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from zfserve_protos.inference import grpc_service_pb2 as pb
+from zfserve_protos.methods import INFERENCE_SERVICE
 from zfserve_runtime.errors import EngineFailed, InvalidInput, NotFound, Overloaded
-from zfserve_runtime.grpc.health import INFERENCE_SERVICE
 
 
 async def test_raw_pixels_are_answered_raw_row_by_row(server: Running, engine: FakeEngine) -> None:

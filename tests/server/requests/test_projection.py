@@ -17,6 +17,7 @@ from fakes.serving import (
     running_server,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from zfserve_protos.methods import PROJECTION, VISION_SERVICE, WORKER_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.errors import (
     InvalidInput,
@@ -28,7 +29,7 @@ from zfserve_runtime.errors import (
     WorkerMismatch,
     WorkerUnavailable,
 )
-from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE, WORKER_SERVICE
+from zfserve_runtime.grpc.health import SERVER
 from zfserve_runtime.grpc.status import from_call_error
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -11,6 +11,7 @@ import pytest
 from fakes.serving import CLASSES, FINGERPRINT, SIDE, FakeEngine, Running, classify_request, raw_image, running_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
+from zfserve_protos.methods import PROJECTION, VISION_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.errors import (
     EngineFailed,
@@ -21,7 +22,7 @@ from zfserve_runtime.errors import (
     Overloaded,
     ServiceError,
 )
-from zfserve_runtime.grpc.health import PROJECTION, SERVER, VISION_SERVICE
+from zfserve_runtime.grpc.health import SERVER
 from zfserve_runtime.grpc.status import from_call_error
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -11,10 +11,11 @@ import grpc
 import pytest
 from fakes.serving import FINGERPRINT, FakeWorker
 from grpc_health.v1 import health_pb2
+from zfserve_protos.methods import WORKER_SERVICE
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.errors import DeadlineExceeded, WorkerMismatch, WorkerUnavailable
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_runtime.grpc.health import SERVER, WORKER_SERVICE, Health
+from zfserve_runtime.grpc.health import SERVER, Health
 from zfserve_runtime.grpc.options import server_options, worker_channel_options
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.worker.client import WorkerClient

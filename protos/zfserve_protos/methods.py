@@ -1,0 +1,28 @@
+"""The full names of services and methods. Clients, servers, benchmarks and the command line use them.
+
+Methods are written as gRPC writes them, "/package.Service/Method". This module imports nothing, so that the command
+line starts fast.
+"""
+
+VISION_SERVICE = "zfserve.v1.VisionService"
+CLASSIFY = f"/{VISION_SERVICE}/Classify"
+PROJECT = f"/{VISION_SERVICE}/Project"
+DESCRIBE_MODEL = f"/{VISION_SERVICE}/DescribeModel"
+LIST_MODELS = f"/{VISION_SERVICE}/ListModels"
+
+PROJECTION = PROJECT.removeprefix("/")
+"""The name by which health tells whether the server can project. A dead worker takes down this name and no other."""
+
+WORKER_SERVICE = "zfserve.worker.v1.WorkerService"
+WORKER_DESCRIBE = f"/{WORKER_SERVICE}/Describe"
+WORKER_PROJECT = f"/{WORKER_SERVICE}/Project"
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+"""The Open Inference Protocol."""
+MODEL_INFER = f"/{INFERENCE_SERVICE}/ModelInfer"
+MODEL_STREAM_INFER = f"/{INFERENCE_SERVICE}/ModelStreamInfer"
+
+
+def is_probe(method: str) -> bool:
+    """Tells whether `method` belongs to health or reflection. Such calls are no traffic: no image is in them."""
+    return method.startswith(("/grpc.health.", "/grpc.reflection."))
