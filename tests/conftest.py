@@ -1,4 +1,4 @@
-"""A bundle small enough to compute by hand, for every room's tests."""
+"""Every room's tests can use a bundle that is small enough to compute by hand."""
 
 import signal
 import tempfile
@@ -14,21 +14,22 @@ from zfserve_runtime.bundle import Artefact, Bundle, ClassEntry, InputSpec, Laye
 
 ColourBundle = Callable[..., Bundle]
 
-# How long a test may take is pytest's to say, and not by the first example's luck on a busy machine.
+# pytest limits the time of a test. hypothesis' own deadline would fail by chance on a busy machine.
 hypothesis.settings.register_profile("zfserve", deadline=None)
 hypothesis.settings.load_profile("zfserve")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell starts its background jobs so, and they their children: those that tests interrupt would not hear of it.
+    # A shell starts background jobs with SIGINT ignored, and child processes inherit that. Tests that interrupt their
+    # children need the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def colour_bundle(tmp_path: Path) -> ColourBundle:
-    """Write a bundle whose network tells red, green and blue photos of 8 x 8 apart.
+    """Writes a bundle whose network classifies photos of 8 x 8 pixels as red, green or blue.
 
-    `features` are the mean of each channel over the photo, in [0, 255]; `probabilities` their softmax after division
-    by 51, so that pure red has logits (5, 0, 0). Keyword arguments replace fields of the manifest.
+    `features` are the means of the channels, in [0, 255]. `probabilities` are the softmax of the features divided by
+    51, so pure red has logits (5, 0, 0). Keyword arguments replace fields of the manifest.
     """
 
     def write(name: str = "bundle", **changes: Any) -> Bundle:
@@ -69,7 +70,7 @@ def colour_bundle(tmp_path: Path) -> ColourBundle:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that other users can reach, as pytest's own cannot be."""
+    """Yields a folder that other users can reach. They cannot reach pytest's own folders."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
@@ -78,7 +79,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def _write_colour_graph(file: Path) -> None:
-    import onnx  # here, because most tests need no bundle and onnx is slow to import
+    import onnx  # onnx is slow to import, and most tests need no bundle
     from onnx import TensorProto, helper
 
     nodes = [

@@ -1,4 +1,4 @@
-"""The command line and the service as processes of their own, as a user runs them."""
+"""This module runs the command line and the service as processes, as a user does."""
 
 import json
 import subprocess
@@ -13,10 +13,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 CLI = ("-m", "zfserve_cli.main")
-"""Python's arguments for the command line."""
+"""The arguments that make Python run the command line."""
 
 START_S = 60
-"""Far more than a start takes; a service that is not ready by then never will be."""
+"""The seconds after which a start counts as failed. A start takes far less."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Service:
 
 
 def zfserve(*arguments: str | Path, timeout_s: float = 100) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a process of its own, as a user does."""
+    """Runs the command line in a process of its own."""
     command = [sys.executable, *CLI, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
@@ -39,10 +39,10 @@ def zfserve(*arguments: str | Path, timeout_s: float = 100) -> "subprocess.Compl
 def running_service(
     bundle: Path, folder: Path, *flags: str, program: Sequence[str] = CLI, ends_with: int = 0
 ) -> Iterator[Service]:
-    """`zfserve serve` on free ports, until the body ends; then SIGTERM, and its exit status must be `ends_with`.
+    """Runs `zfserve serve` on free ports until the block ends. Then SIGTERM ends it with the exit status `ends_with`.
 
     Args:
-        program: Python's arguments up to the command line's own.
+        program: the arguments of Python before those of the command line.
     """
     ready, log = folder / "ready.json", folder / "service.log"
     command = [sys.executable, *program, "serve", "--model", str(bundle)]

@@ -1,4 +1,4 @@
-"""docs/errors.md tells of every reason, with the status of the service and the exception of the client."""
+"""docs/errors.md lists every reason, with the status of the service and the exception of the client."""
 
 import re
 from pathlib import Path

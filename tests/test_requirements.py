@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for is enough for the stubs, and what constraints.txt pins is what it asks for."""
+"""pyproject.toml requires versions that the stubs accept, and constraints.txt pins versions that it allows."""
 
 import re
 import tomllib
@@ -12,14 +12,14 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 
 GRPC_PACKAGES = ("grpcio", "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "grpcio-tools")
-"""Released together; those beside grpcio bring stubs of their own."""
+"""These packages are released together. Those beside grpcio have stubs of their own."""
 
 NOT_PINNED = {"tensorrt"}
-"""It is on NVIDIA's index only."""
+"""Only NVIDIA's index has `tensorrt`."""
 
 
 def requirements() -> Iterator[Requirement]:
-    """Of the base install and of every extra, but for the extras that name others."""
+    """Yields the requirements of the base install and of every extra, without the extras that name other extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in (
         *project["dependencies"],
@@ -31,7 +31,7 @@ def requirements() -> Iterator[Requirement]:
 
 
 def floor(name: str) -> Version:
-    """The lowest version of `name` that any of them admits."""
+    """Returns the lowest version of `name` that any requirement allows."""
     floors = [
         Version(one.version)
         for requirement in requirements()

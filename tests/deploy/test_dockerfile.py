@@ -1,4 +1,4 @@
-"""The Dockerfile: clean by hadolint's rules, and at one with the package and with the manifests."""
+"""The Dockerfile follows hadolint's rules, and agrees with the package and with the manifests."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_versions_are_those_of_the_constraints_and_indexes_stay_out_of_the_image
 def test_what_an_image_runs_is_a_command(target: str) -> None:
     (command,) = re.findall(r"^CMD (\[.*\])$", stage(target).replace("\\\n", ""), re.MULTILINE)
     assert json.loads(command)[0] in COMMANDS
-    # On a public address, a program without TLS listens only where it is told that this is meant.
+    # A program without TLS listens on a public address only with --allow-insecure.
     assert ("0.0.0.0" in command) == ("--allow-insecure" in command) == (target != "export")
     for check in re.findall(r"^ +CMD (\[.*\])$", stage(target), re.MULTILINE):
         assert json.loads(check)[:2] == ["zfserve", "health"]

@@ -1,4 +1,4 @@
-"""The overlay for KServe: what it adds to the other overlays' manifests, whose tests it passes too."""
+"""These tests hold what the overlay for KServe adds. It passes the tests of the other overlays too."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The manifests of every overlay: valid Kubernetes, and at one with each other and with the programs they start."""
+"""The manifests of every overlay are valid, and agree with each other and with the programs that they start."""
 
 import os
 import re
@@ -89,7 +89,7 @@ def test_the_worker_listens_where_the_server_looks(overlay: str) -> None:
 
 
 def place_on_claim(pod: Document, container: Document, folder: Path) -> tuple[str, PurePosixPath]:
-    """Which claim `folder` of the container lies on, and where; ends the test where it is not read-only."""
+    """Returns the claim that holds `folder` of the container, and the path on it. Fails where it is not read-only."""
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     (mount,) = [mount for mount in container["volumeMounts"] if folder.is_relative_to(mount["mountPath"])]
     claim = volumes[mount["name"]]["persistentVolumeClaim"]
@@ -152,7 +152,7 @@ def test_callers_find_a_new_pod_before_the_next_old_one_goes(overlay: str) -> No
         dict(options)["grpc.max_reconnect_backoff_ms"]
         for options in (channel.channel_options("dns:///zfserve:8500", 1, None), grpc_options.worker_channel_options())
     )
-    for deployment in of_kind(overlay, "Deployment"):  # KServe's own follows KServe
+    for deployment in of_kind(overlay, "Deployment"):  # KServe names its own Deployment
         assert deployment["spec"]["minReadySeconds"] > 1.2 * int(backoff_ms) / 1e3, "and 20 % by chance"
 
 
@@ -258,7 +258,7 @@ def test_the_loader_writes_to_the_claim_that_is_served() -> None:
 
 
 def server_with(overlay: str, components: list[str], folder: Path) -> Document:
-    """The pod of the server in an overlay that has these components added to it."""
+    """Returns the server's pod in an overlay with these components added."""
     deploy = os.path.relpath((ROOT / "deploy").resolve(), folder.resolve())
     added = [f"{deploy}/{component}" for component in components]
     kustomization = {"resources": [f"{deploy}/overlays/{overlay}"], "components": added}
@@ -282,7 +282,7 @@ def test_the_component_for_tokens_has_them_asked_for(tmp_path: Path) -> None:
     (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "tokens"]
     assert Path(mount["mountPath"]) == config.tokens.parent
     (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "tokens"]
-    # The key in the Secret becomes the file, and the component says how the Secret is made.
+    # The key in the Secret becomes the file's name. The component says how to make the Secret.
     told = (ROOT / "deploy" / "tokens" / "kustomization.yaml").read_text()
     assert f"secret generic {volume['secret']['secretName']} --from-file={config.tokens.name}" in told
 

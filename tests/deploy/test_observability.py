@@ -1,5 +1,4 @@
-"""The dashboard, the alerts and the components that add them: at one with the metrics, with each other, and with the
-page for whoever is on call."""
+"""The dashboard, the alerts and their components agree with the metrics, with each other and with docs/on-call.md."""
 
 import json
 import os
@@ -30,7 +29,7 @@ ON_CALL = (ROOT / "docs" / "on-call.md").read_text()
 ALERTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
 
 OF_TARGET = {"job", "instance"}
-"""Labels that Prometheus gives to whatever it looks at."""
+"""The labels that Prometheus adds to every target."""
 
 VALUES = {
     "status": {code.name for code in grpc.StatusCode},
@@ -47,7 +46,7 @@ class Selector(NamedTuple):
 
 @cache
 def labels_of_series() -> dict[str, frozenset[str]]:
-    """The labels of every series that server and worker can show, by its name; and `up`, which is Prometheus' own."""
+    """Returns the labels of every series of server and worker by name, and of Prometheus' own `up`."""
     metrics = Metrics()
     known = {"up": frozenset[str]()} | {
         sample.name: frozenset[str]() for family in metrics.registry.collect() for sample in family.samples
@@ -63,7 +62,7 @@ def labels_of_series() -> dict[str, frozenset[str]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """What they belong to, and each as Prometheus gets it from Grafana or from the rules."""
+    """Yields the owner of each expression, and the expression as Grafana or the rules send it to Prometheus."""
     for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"].replace("$__rate_interval", "5m")
@@ -90,7 +89,7 @@ def grouped_by(text: str) -> set[str]:
 
 @pytest.mark.parametrize(("title", "text"), list(expressions()))
 def test_a_query_is_sound_and_asks_for_what_is_shown(title: str, text: str) -> None:
-    found = selectors(promql_parser.parse(text))  # refuses wrong syntax, functions and types
+    found = selectors(promql_parser.parse(text))  # parse() refuses wrong syntax, functions and types
     assert found
     labels = set(OF_TARGET)
     for selector in found:
@@ -133,7 +132,7 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
 
 
 def built(tmp_path: Path, *components: str, on: str = "overlays/cpu") -> list[dict[str, Any]]:
-    """An overlay with components, both of the folder `deploy`."""
+    """Builds an overlay with components. Both are paths in `deploy`."""
     deploy = os.path.relpath(ROOT / "deploy", tmp_path)
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -175,7 +174,7 @@ def test_the_component_watches_every_pod_and_brings_the_dashboard(tmp_path: Path
     [
         ("overlays/cpu", ["observability/tracing"]),
         ("overlays/single-pod", ["observability/tracing"]),
-        ("base", ["sidecar", "observability/tracing"]),  # as added to single-pod itself
+        ("base", ["sidecar", "observability/tracing"]),  # single-pod adds the sidecar itself
     ],
 )
 def test_the_tracing_component_switches_traces_on_and_opens_the_way(

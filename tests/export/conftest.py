@@ -1,4 +1,4 @@
-"""Tiny networks with random weights, and photos made of smooth colour, for the tests of export."""
+"""The tests of export use small networks with random weights, and photos of smooth colour."""
 
 from collections.abc import Callable
 from functools import cache
@@ -24,32 +24,32 @@ Pixels = NDArray[np.uint8]
 
 
 def build_checkpoint(architecture: str = "zfnet-fig3", *, contrast_norm: bool = False) -> Checkpoint:
-    """The same random weights at every call, exact in float16 as shipped weights are."""
+    """Builds a network with the same random weights at every call. float16 holds them exactly, like shipped weights."""
     spec = NetworkSpec(architecture, classes=len(CLASS_IDS), hidden_width=16, contrast_norm=contrast_norm)
     generator = torch.Generator().manual_seed(3)
     network = build_network(spec, generator).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name.endswith(".bias"):  # drawn as zeros, which torch's exporter leaves out
+            if name.endswith(".bias"):  # zero biases would be left out by torch's exporter
                 parameter.normal_(std=0.05, generator=generator)
     return Checkpoint(network.half().float(), CLASS_IDS, ("one", "two", "three"), Preprocessing())
 
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
-    """Read it only."""
+    """Returns a checkpoint. Tests only read it."""
     return build_checkpoint()
 
 
 @pytest.fixture
 def fresh_checkpoint() -> Checkpoint:
-    """One to change."""
+    """Returns a checkpoint that a test may change."""
     return build_checkpoint()
 
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos in a folder per class."""
+    """Writes photos into one folder per class."""
     root = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(7)
     for class_id in CLASS_IDS:
@@ -62,13 +62,13 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pixels(photo_folder: Path) -> Pixels:
-    """The photos as the network's input, uint8 (12, 224, 224, 3)."""
+    """Returns the photos as the network's input, uint8 (12, 224, 224, 3)."""
     return np.stack([np.asarray(Image.open(path).resize((224, 224))) for path in list_photos(photo_folder)])
 
 
 @pytest.fixture(scope="session")
 def exported() -> Callable[[str], tuple[Checkpoint, onnx.ModelProto]]:
-    """A checkpoint and its graph by architecture, each exported once; `alexnet` has the contrast norm."""
+    """Returns a checkpoint and its graph by architecture. Each is exported once. `alexnet` has the contrast norm."""
     made: dict[str, tuple[Checkpoint, onnx.ModelProto]] = {}
 
     def export(architecture: str) -> tuple[Checkpoint, onnx.ModelProto]:
@@ -83,7 +83,7 @@ def exported() -> Callable[[str], tuple[Checkpoint, onnx.ModelProto]]:
 
 @pytest.fixture(scope="session")
 def half(exported: Callable[[str], tuple[Checkpoint, onnx.ModelProto]]) -> Callable[[str], onnx.ModelProto]:
-    """The float16 graph by architecture, of the weights that `exported` has."""
+    """Returns the float16 graph by architecture, with the weights of `exported`."""
 
     @cache
     def export(architecture: str) -> onnx.ModelProto:
@@ -96,7 +96,7 @@ def half(exported: Callable[[str], tuple[Checkpoint, onnx.ModelProto]]) -> Calla
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Checkpoint, photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A whole bundle, with every precision and accuracy. Read it only."""
+    """Returns a whole bundle, with every precision and accuracy. Tests only read it."""
     plan = ExportPlan(
         models=tmp_path_factory.mktemp("models"),
         name="tiny",

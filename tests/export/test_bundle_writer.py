@@ -26,7 +26,7 @@ def test_publish_moves_the_draft_and_lists_its_files(tmp_path: Path, manifest: M
 
 
 def test_others_may_read_a_bundle(tmp_path: Path, manifest: Manifest) -> None:
-    """safetensors writes files for their owner alone; the worker may run as another user."""
+    """safetensors writes files that only their owner can read, but the worker may run as another user."""
     with bundle_draft(tmp_path / "1") as draft:
         (draft / "weights.safetensors").write_bytes(b"weights")
         (draft / "weights.safetensors").chmod(0o600)

@@ -1,6 +1,7 @@
-"""Our networks, compiled ahead of time by TensorRT for RTX: every architecture and precision, no card needed.
+"""TensorRT for RTX compiles every architecture and precision of our networks ahead of time, without a card.
 
-What TensorRT parsed is read back. Whether its kernels compute the same numbers only a card can show: tests/gpu.
+The tests read back the network that TensorRT parsed. Only a card can show that its kernels compute the same numbers;
+tests/gpu does that.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ Half = Callable[[str], onnx.ModelProto]
 
 WIDTH, CLASSES = 16, 3
 ARCHITECTURES = {"zfnet": False, "zfnet-fig3": False, "alexnet": True}
-"""With the contrast norm, or without, as the fixture `exported` has them."""
+"""Whether each architecture has contrast norm in the fixture `exported`."""
 
 MULTIPLICATIONS = {
     "fp32": {("CONVOLUTION", "float32"): 5, ("MATRIX_MULTIPLY", "float32"): 3},
@@ -46,7 +47,7 @@ def compile_graph(graph: Path, precision: Precision) -> BuildSummary:
 
 
 def check(summary: BuildSummary, graph: Path, precision: Precision, *, contrast_norm: bool) -> None:
-    """The outside is that of the bundle in every precision, the inside is what the graph says."""
+    """Checks that inputs and outputs are the bundle's in every precision, and that the layers are the graph's."""
     assert summary.inputs == (TensorSummary("pixels", "uint8", (-1, 224, 224, 3)),)
     assert summary.outputs == (
         TensorSummary("probabilities", "float32", (-1, CLASSES)),
@@ -56,7 +57,7 @@ def check(summary: BuildSummary, graph: Path, precision: Precision, *, contrast_
     norms = {("LRN", "float32"): 2} if contrast_norm else {}
     assert summary.computing_layers() == MULTIPLICATIONS[precision] | norms | {("SOFTMAX", "float32"): 1}
     assert summary.precision == precision
-    # The weights are in the plan, in the precision of the graph: no wider, and none left out.
+    # The plan holds all weights in the precision of the graph, and no wider.
     weights_bytes = graph.stat().st_size
     assert 0.95 * weights_bytes < summary.plan_bytes < weights_bytes + 8e6
 

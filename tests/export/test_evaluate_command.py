@@ -26,7 +26,7 @@ def evaluate(*words: str | Path) -> int:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two red photos, one green and one blue one that is filed as green."""
+    """Writes two red photos, a green one, and a blue one in the folder of green."""
     for name, colour in {"c-red/1": "red", "c-red/2": "#900", "c-green/1": "lime", "c-green/2": "blue"}.items():
         file = tmp_path / "photos" / "val" / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def test_a_checkpoint(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_every_graph_of_a_bundle(
     bundle: Bundle, photo_folder: Path, precision: Precision, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Gives the figures that export has put into the manifest."""
+    """`zfserve evaluate` prints the figures that export wrote into the manifest."""
     assert evaluate(bundle.folder, "--data", photo_folder, "--precision", precision, "--threads", "1") == 0
     (figures,) = (entry for entry in bundle.manifest.accuracy if entry.precision == precision)
     printed = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_another_engine(colour_bundle: ColourBundle, photos: Path, capsys: pytes
 
 
 def test_a_bare_state_dict(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `zfserve export` reads them; the labels say what its outputs are called."""
+    """`zfserve evaluate` reads a bare state_dict as export does. The labels name its outputs."""
     network = build_network(NetworkSpec("zfnet-fig3", classes=2, hidden_width=4), torch.Generator().manual_seed(0))
     torch.save(network.state_dict(), tmp_path / "bare.pt")
     (tmp_path / "labels.tsv").write_text("c-green\tgreen\nc-red\tred\n")

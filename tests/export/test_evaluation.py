@@ -66,7 +66,7 @@ def test_worst_confusions_come_first_and_right_answers_never() -> None:
 
 
 def test_every_photo_is_scored_against_its_own_label(colour_bundle: ColourBundle, tmp_path: Path) -> None:
-    """Red, green and blue photos, one of them in the wrong folder, in batches that do not come out even."""
+    """Scores red, green and blue photos, one of them in the wrong folder. The last batch is smaller than the others."""
     photos = put_colours(tmp_path / "photos")
     bundle = colour_bundle()
     engine = OnnxEngine(bundle, "fp32", threads=1, max_batch_size=2)

@@ -19,7 +19,7 @@ def parse(*arguments: object) -> argparse.Namespace:
 
 @pytest.fixture
 def workplace(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with `weights.safetensors`, and a console wide enough for whole sentences."""
+    """Returns a working directory that holds only `weights.safetensors`. The console is wide enough for sentences."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     save_checkpoint(checkpoint, tmp_path / "weights.safetensors")
@@ -55,7 +55,7 @@ def test_the_summary_of_all_precisions_fits_a_narrow_terminal(bundle: Bundle) ->
 def test_a_bare_state_dict_gets_its_classes_from_the_labels(
     workplace: Path, checkpoint: Checkpoint, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And `--no-int8` overrules photos to calibrate on, `--no-fp16` the default."""
+    """`--no-int8` also overrides calibration photos, and `--no-fp16` overrides the default."""
     save_file(checkpoint.network.state_dict(), workplace / "bare.safetensors")
     (workplace / "labels.tsv").write_text("a\tapple\nb\tbanana\nc\tcherry\n")
     less = ("--calibration", photo_folder, "--no-int8", "--no-fp16")

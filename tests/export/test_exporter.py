@@ -84,7 +84,7 @@ def test_engines_reproduce_the_golden_outputs(bundle: Bundle, precision: Precisi
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_golden_tolerance_is_too_narrow_for_a_broken_engine(bundle: Bundle, precision: Precision) -> None:
-    """Red and blue swapped: the slip that is easiest to make and hardest to see."""
+    """The engine swaps red and blue, a common mistake that is hard to see."""
 
     class Swapped(OnnxEngine):
         def run(self, pixels: NDArray[np.uint8]) -> EngineOutputs:
@@ -120,7 +120,7 @@ def test_past_the_tolerance_no_bundle_is_left(checkpoint: Checkpoint, tmp_path: 
 
 
 def test_a_network_beyond_half_is_exported_without_it_only(fresh_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Scaled up in one layer and down in the next: the same function, with activations that float16 cannot hold."""
+    """One layer is scaled up and the next one down, so that float16 cannot hold the activations between them."""
     with torch.no_grad():
         fresh_checkpoint.network.get_parameter("trunk.conv4.weight").mul_(2**16)
         fresh_checkpoint.network.get_parameter("trunk.conv5.weight").mul_(2**-16)

@@ -58,7 +58,7 @@ def test_computes_what_the_network_computes_at_any_batch_size(
 
 @pytest.mark.parametrize(("architecture", "norms"), [("zfnet-fig3", 0), ("alexnet", 2)])
 def test_contrast_norm_is_one_node(exported: Exported, architecture: str, norms: int) -> None:
-    """And nothing else is left of it: what remains are the layers of the table."""
+    """The graph has no other trace of the norm; its other nodes are the layers of the table."""
     kinds = [node.op_type for node in exported(architecture)[1].graph.node]
     assert kinds.count("LRN") == norms
     layers = {"Conv": 5, "Relu": 7, "MaxPool": 3, "Gemm": 3, "Softmax": 1, "Reshape": 1}
@@ -75,7 +75,7 @@ def test_says_who_made_it_and_from_which_weights(exported: Exported) -> None:
 
 
 def test_the_same_weights_give_the_same_bytes(exported: Exported, bundle: Bundle) -> None:
-    """The bundle's graph was exported from the same weights, at another time."""
+    """Compares with the bundle's graph, which was exported from the same weights at another time."""
     model = exported("zfnet-fig3")[1].SerializeToString(deterministic=True)
     assert onnx.load(bundle.artefact("fp32")).SerializeToString(deterministic=True) == model
     assert b"/zfserve_export/" not in model, "a path of this machine"

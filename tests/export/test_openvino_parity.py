@@ -1,4 +1,4 @@
-"""OpenVINO on our own networks: what ONNX Runtime recorded at export is what it must give."""
+"""OpenVINO must reproduce, on our own networks, the outputs that ONNX Runtime gave at export."""
 
 import numpy as np
 import pytest
@@ -18,5 +18,5 @@ def test_bf16_is_close_to_the_golden_outputs_and_not_the_same(bundle: Bundle) ->
     engine = OpenVinoEngine(bundle, "fp32", threads=1, max_batch_size=4, arithmetic="bf16")
     golden = load_golden(bundle)
     difference = np.abs(engine.run(golden.pixels[:4]).probabilities - golden.probabilities["fp32"][:4]).max()
-    # A network of random weights is more sensitive than a trained one: 0.04, where the default network has 0.003.
+    # A network with random weights is more sensitive (0.04) than the trained default network (0.003).
     assert 1e-4 < difference < 0.1, "below, it was computed in float32"

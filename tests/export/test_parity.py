@@ -28,7 +28,7 @@ REFERENCE = Reference("photos", np.zeros((2, 4, 6, 3), np.uint8), EXPECTED)
 
 
 class MeanColour:
-    """An engine whose answers are the mean red and the rest, at most three photos at a time."""
+    """An engine that answers with the mean red value and its complement, for at most three photos at a time."""
 
     info = EngineInfo("fake", "fake", "fp32", max_batch_size=3, threads=1)
 
@@ -80,7 +80,7 @@ def test_says_how_to_go_on_without_the_file_that_is_off() -> None:
 def test_activations_too_large_for_half_are_found(
     fresh_checkpoint: Checkpoint, layer: str, factor: float, found: str
 ) -> None:
-    """ONNX Runtime's CPU kernels would hide them: the layer after shrinks what this one has blown up."""
+    """ONNX Runtime's CPU kernels would hide the overflow, because the next layer scales the activations down again."""
     noise = Reference("noise", noise_images(input_spec(fresh_checkpoint.preprocessing), 2), EXPECTED)
     require_half_range(fresh_checkpoint, noise)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_runs_any_number_in_batches_that_the_engine_takes() -> None:
 
 
 def test_network_gets_normalised_rgb(checkpoint: Checkpoint) -> None:
-    """One grey photo, normalised by hand."""
+    """One grey photo is normalised by hand."""
     grey = np.full((1, 224, 224, 3), 128, np.uint8)
     by_hand = [(128 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (128 / 255 - 0.406) / 0.225]
     with torch.inference_mode():

@@ -23,7 +23,7 @@ EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-symmetric")
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A network, its float file and the INT8 files made of it, calibrated on the photos."""
+    """Holds a network, its float graph, and its INT8 graphs, which are calibrated on the photos."""
 
     checkpoint: Checkpoint
     source: Path
@@ -34,7 +34,7 @@ class Quantized:
 def quantized(
     request: pytest.FixtureRequest, exported: Exported, pixels: Pixels, tmp_path_factory: pytest.TempPathFactory
 ) -> Quantized:
-    """`alexnet` has the contrast norm."""
+    """Quantises each architecture. `alexnet` has the contrast norm."""
     checkpoint, model = exported(request.param)
     folder = tmp_path_factory.mktemp("int8")
     onnx.save(model, folder / "model.onnx")
@@ -73,7 +73,7 @@ def test_every_layer_but_the_last_is_quantized_per_channel(
 
 
 def test_weights_are_too_small_to_overflow_16_bits(quantized: Quantized) -> None:
-    """See `LARGEST_WEIGHT`: what a CPU without VNNI adds up must fit."""
+    """The sums of a CPU without VNNI must fit into 16 bits (see `LARGEST_WEIGHT`)."""
     graph = onnx.load(quantized.files["int8"]).graph
     weights = [
         numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1
@@ -85,7 +85,7 @@ def test_weights_are_too_small_to_overflow_16_bits(quantized: Quantized) -> None
 
 
 def test_integer_kernels_agree_with_the_definition(quantized: Quantized, pixels: Pixels) -> None:
-    """Fused integer kernels against the graph as it is written, Q and DQ computed one by one in float."""
+    """Compares fused integer kernels with the unfused graph, which computes each Q and DQ node in float."""
     plain = onnxruntime.SessionOptions()
     plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     sessions = [onnxruntime.InferenceSession(quantized.files["int8"], options) for options in (None, plain)]
@@ -94,7 +94,7 @@ def test_integer_kernels_agree_with_the_definition(quantized: Quantized, pixels:
 
 
 def test_symmetric_is_what_tensorrt_takes(quantized: Quantized) -> None:
-    """Zero points of 0, biases in float, all 8 bits of the weights, and roundings before layers alone."""
+    """The graph has zero points of 0, float biases, weights of 8 bits, and roundings only before layers."""
     graph = onnx.load(quantized.files["int8-symmetric"]).graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     roundings = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]

@@ -1,8 +1,8 @@
-"""What KServe makes of a ServingRuntime and an InferenceService in its Standard mode, as far as manifests go.
+"""This fake makes the manifests that KServe makes from a ServingRuntime and an InferenceService in Standard mode.
 
 Sources, in github.com/kserve/kserve: pkg/apis/serving/v1alpha1/servingruntime_types.go and v1beta1/component.go and
-predictor.go for the keys; pkg/controller/v1beta1/inferenceservice/reconcilers and pkg/webhook/admission/pod for what is
-made of them. The parts that are Kubernetes' own, pods and containers, are left to its own schema.
+predictor.go for the keys; pkg/controller/v1beta1/inferenceservice/reconcilers and pkg/webhook/admission/pod for the
+result. Kubernetes' own schema checks pods and containers.
 """
 
 import copy
@@ -34,10 +34,10 @@ METRIC_SOURCES = {"Resource": "resource", "External": "external", "PodMetric": "
 
 
 def deployment_of(documents: Iterable[Document]) -> Document | None:
-    """The predictor's Deployment; None where there is no InferenceService.
+    """Returns the predictor's Deployment; None where there is no InferenceService.
 
     Raises:
-        ValueError: KServe would refuse the two, or not do what they ask for.
+        ValueError: KServe would refuse the two, or would not do what they ask for.
     """
     kinds = {document["kind"]: document for document in documents}
     if (service := kinds.get("InferenceService")) is None:
@@ -68,7 +68,7 @@ def _service_faults(service: Document, runtime: Document) -> Iterable[str]:
     model = predictor["model"]
     if service["apiVersion"] != "serving.kserve.io/v1beta1":
         yield "an InferenceService is v1beta1"
-    # Its validation knows the old name, RawDeployment, no more: it would then take scaling for Knative's.
+    # KServe no longer knows the old name RawDeployment. It would validate the scaling as Knative's.
     if annotations["serving.kserve.io/deploymentMode"] != "Standard":
         yield "not the Standard mode"
     if annotations["serving.kserve.io/autoscalerClass"] not in {"hpa", "keda", "external", "none"}:
@@ -111,7 +111,7 @@ def _deployment(runtime: Document, service: Document) -> Document:
 
 
 def _mount_model(pod: Document, uri: str) -> None:
-    """A claim is mounted, read-only; anything else would be loaded by an init container, which is not done here."""
+    """Mounts a claim read-only. KServe loads other URIs by an init container, which this fake does not do."""
     if not uri.startswith(CLAIM_SCHEME):
         raise ValueError(f"{uri} is no volume")
     claim, _, path = uri.removeprefix(CLAIM_SCHEME).partition("/")

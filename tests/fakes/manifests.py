@@ -1,4 +1,4 @@
-"""The Kubernetes manifests of `deploy/` as data, and what the programs in them understand of their arguments."""
+"""This module reads the manifests of `deploy/`, and parses the arguments of the programs in them."""
 
 import argparse
 import importlib
@@ -35,7 +35,7 @@ def kustomized(folder: Path) -> list[Document]:
 
 @cache
 def deployments(overlay: str) -> list[Document]:
-    """Those of the manifests, and the one that KServe makes."""
+    """Returns the Deployments of the manifests, and the one that KServe makes."""
     made = deployment_of(documents(overlay))
     return [*of_kind(overlay, "Deployment"), *([made] if made else [])]
 
@@ -49,14 +49,14 @@ def pods(overlay: str) -> dict[str, Document]:
 
 
 def containers(overlay: str) -> Iterator[tuple[Document, Document]]:
-    """Each with the pod it is in."""
+    """Yields each container with its pod."""
     for pod in pods(overlay).values():
         for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
             yield pod, container
 
 
 def arguments_of(container: Document) -> argparse.Namespace:
-    """What the container's program understands of its arguments; ends the test where it would refuse them."""
+    """Parses the container's arguments as its program does. Fails where the program would refuse them."""
     name, *rest = container["args"]
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(COMMANDS[name].module).add_arguments(parser)

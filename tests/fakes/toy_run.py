@@ -1,4 +1,4 @@
-"""The smallest run of training: two classes of photos that differ in colour, three steps an epoch."""
+"""A toy training run has two classes of photos that differ in colour, and three steps an epoch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def write_toy_photos(folder: Path) -> None:
-    """train/ with six and val/ with three noisy photos of each class, 72 x 64 pixels, the same every time."""
+    """Writes six photos of each class into train/ and three into val/: noisy, 72 x 64 pixels, and always the same."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
         for class_id, colour in COLOURS.items():
@@ -31,7 +31,7 @@ def write_toy_photos(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ToyRun:
-    """A run of three steps an epoch that can be started as often as wanted, always from the same weights."""
+    """A run of three steps an epoch that a test can start many times, always from the same weights."""
 
     recipe: Recipe
     train: Split
@@ -47,7 +47,7 @@ class ToyRun:
         return TrainingState(network, Plan(self.recipe, spec, tuple(COLOURS), len(self.train.labels)), CPU)
 
     def trainer(self, **changes: Any) -> Trainer:
-        """The state is saved to `folder / "state.pt"`."""
+        """Returns a trainer that saves its state to `folder / "state.pt"`."""
         trainer = Trainer(
             self.recipe,
             PhotoBatches(self.train, CPU),

@@ -8,7 +8,7 @@ from zfserve_model.training.recipe import Recipe, Stage
 
 @pytest.fixture(scope="session")
 def toy_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only to be read."""
+    """Returns a folder of toy photos. Tests only read it."""
     folder = tmp_path_factory.mktemp("photos")
     write_toy_photos(folder)
     return folder

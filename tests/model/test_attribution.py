@@ -1,4 +1,4 @@
-"""What maps add to a class's score: against captum, against the definition, and by its properties."""
+"""Attributions agree with captum and with their definition, and have the properties of integrated gradients."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ LAYERS = ("relu2", "conv5", "pool5")
 
 @cache
 def traced(architecture: str, contrast_norm: bool = False, biases: bool = True) -> tuple[Network, Tensor, Trace]:
-    """A random network, an image and its trace; read only, so that tests can share them."""
+    """Returns a random network, an image and its trace. Tests share them and only read them."""
     generator = torch.Generator().manual_seed(3)
     spec = NetworkSpec(architecture, classes=4, hidden_width=16, contrast_norm=contrast_norm)
     network = build_network(spec, generator).eval()
@@ -61,7 +61,7 @@ def test_all_units_together_add_what_the_score_gains_from_silence(layer: str) ->
 
 
 def test_without_biases_every_step_of_the_way_has_one_gradient() -> None:
-    """The network is then homogeneous: what a unit adds is its activation times the gradient where the layer is."""
+    """Without biases the network is homogeneous, so a unit adds its activation times its gradient."""
     network, _, forward = traced("zfnet-fig3", biases=False)
     start = forward.activations["conv5"].clone()[None].requires_grad_()
     scores = network_above(network, "conv5")(start)[0]

@@ -1,12 +1,12 @@
-"""The steps of the way down, by hand on maps of 4x4: every number can be checked with a pencil."""
+"""The backward steps are computed by hand on 4x4 maps, so that every number can be checked with a pencil."""
 
 import torch
 from torch import Tensor, nn
 from zfserve_model.backward_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
 
 POOL = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
-# Windows start at rows and columns 0 and 2; those at 2 are cut to two by the map's edge (ceil mode).
-# The 9 in row 2, column 2 lies in all four windows and is the highest of three; the 11 in row 3 wins the fourth.
+# Windows start at rows and columns 0 and 2. In ceil mode the map's edge cuts the windows at 2 to two rows or columns.
+# The 9 in row 2, column 2 lies in all four windows and is the maximum of three. The 11 in row 3 wins the fourth.
 ACTIVATIONS = torch.tensor(
     [
         [1.0, 2.0, 3.0, 4.0],
@@ -18,7 +18,7 @@ ACTIVATIONS = torch.tensor(
 
 
 def whole(values: Tensor) -> Signal:
-    """A signal that covers its whole layer: (height, width) to n = 1, one channel."""
+    """Returns one signal of one channel that covers its whole layer. `values` is (height, width)."""
     return Signal(values[None, None], tops=(0,), lefts=(0,))
 
 
@@ -26,15 +26,15 @@ def convolution(weight: list[list[float]], stride: int = 1, padding: int = 0) ->
     conv = nn.Conv2d(1, 1, len(weight), stride, padding)
     with torch.no_grad():
         conv.weight.copy_(torch.tensor(weight))
-        conv.bias = nn.Parameter(torch.tensor([100.0]))  # must not matter on the way down
+        conv.bias = nn.Parameter(torch.tensor([100.0]))  # a bias must not change the backward step
     return conv
 
 
 def test_pooling_remembers_each_place_within_its_window() -> None:
     pooled, switches = pool_with_switches(POOL, ACTIVATIONS[None])
     assert pooled[0].tolist() == [[9.0, 9.0], [9.0, 11.0]]
-    # Row 2, column 2 is place 8 of the first window, 6 of the second, 2 of the third; row 3, column 3 is place 4
-    # (row 1, column 1) of the fourth.
+    # Row 2, column 2 is position 8 of the first window, 6 of the second and 2 of the third. Row 3, column 3 is
+    # position 4 (row 1, column 1) of the fourth.
     assert switches[0].tolist() == [[8, 6], [2, 4]]
     assert switches.dtype == torch.uint8
 
@@ -42,7 +42,7 @@ def test_pooling_remembers_each_place_within_its_window() -> None:
 def test_colliding_switches_add() -> None:
     _, switches = pool_with_switches(POOL, ACTIVATIONS[None])
     below = unpool(whole(torch.tensor([[1.0, 2.0], [4.0, 8.0]])), POOL, switches)
-    # 1 + 2 + 4 meet at row 2, column 2. The window reaches one row and column past the map: nothing lands there.
+    # 1 + 2 + 4 meet at row 2, column 2. The window reaches one row and column past the map, where all is zero.
     assert below.values[0, 0].tolist() == [
         [0.0, 0.0, 0.0, 0.0, 0.0],
         [0.0, 0.0, 0.0, 0.0, 0.0],
@@ -76,7 +76,7 @@ def test_transposed_convolution_lays_the_filter_at_every_unit() -> None:
 
 
 def test_overlapping_filters_add_and_the_padding_is_dropped() -> None:
-    # 3x3 filters of ones with padding 1 on a 2x2 map: each of four pixels is seen by all four units.
+    # The filters are 3x3, all ones, with padding 1, on a 2x2 map. So all four units see each of the four pixels.
     conv = convolution([[1.0, 1.0, 1.0]] * 3, padding=1)
     below = convolve_transposed(whole(torch.tensor([[1.0, 2.0], [4.0, 8.0]])), conv, 2, 2)
     assert (below.tops, below.lefts) == ((0,), (0,))
@@ -84,7 +84,7 @@ def test_overlapping_filters_add_and_the_padding_is_dropped() -> None:
 
 
 def test_windows_of_one_batch_lose_only_their_own_padding() -> None:
-    # Two units of a 4x4 map under a padded 3x3 filter: one in the corner, one inside.
+    # Two units of a 4x4 map under a padded 3x3 filter. One is in the corner, the other inside.
     conv = convolution([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]], padding=1)
     units = Signal(torch.tensor([1.0, 10.0])[:, None, None, None], tops=(0, 1), lefts=(0, 2), maps=(0, 0))
     below = convolve_transposed(units, conv, 4, 4)
@@ -94,7 +94,7 @@ def test_windows_of_one_batch_lose_only_their_own_padding() -> None:
 
 
 def test_both_ways_to_convolve_agree() -> None:
-    """A signal in one map, in all maps of which only that one is not zero, and onto an image's few channels."""
+    """Compares a signal in one map with the same signal in all maps, also for the few channels of an image."""
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(2, 1, 3, 3, generator=generator).double()
     for channels_below in (3, 8):

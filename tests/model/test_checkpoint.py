@@ -24,7 +24,7 @@ def make_checkpoint(spec: NetworkSpec = SPEC) -> Checkpoint:
 
 
 def rewrite(file: Path, **metadata: str) -> None:
-    """Save again with other metadata."""
+    """Saves the file again with changed metadata."""
     held = {
         "format": "zfserve-checkpoint-1",
         "spec": json.dumps(vars(SPEC)),

@@ -1,4 +1,7 @@
-"""Projections: against captum, against the definition, and by their properties. The steps: `test_descent.py`."""
+"""Projections agree with captum and with their definition, and have the right properties.
+
+`test_backward_steps.py` tests the single steps.
+"""
 
 import warnings
 from collections import OrderedDict
@@ -32,12 +35,12 @@ from zfserve_model.layer_table import layer_table
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network
 
 TOLERANCE = 1e-5
-"""Largest difference, relative to the reference's largest value."""
+"""The largest difference relative to the reference's largest value."""
 
 
 @cache
 def traced(architecture: str, contrast_norm: bool = False) -> tuple[Network, Tensor, Trace]:
-    """A random network, an image and its trace; read only, so that tests can share them."""
+    """Returns a random network, an image and its trace. Tests share them and only read them."""
     generator = torch.Generator().manual_seed(3)
     spec = NetworkSpec(architecture, classes=4, hidden_width=16, contrast_norm=contrast_norm)
     network = build_network(spec, generator).eval()
@@ -59,7 +62,7 @@ def assert_same(actual: Tensor, expected: Tensor, what: str = "") -> None:
 
 
 class PassedOver(torch.autograd.Function):
-    """A layer that the way down passes over: its own values forward, the identity backward."""
+    """Runs a layer forward, and is the identity backward. The backward pass skips contrast norm like this."""
 
     @staticmethod
     def forward(context: Any, activations: Tensor, values: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ class PassedOverNorm(nn.Module):
 
 
 def captum_deconvolution(network: Network, image: Tensor, layer: str, selector: Callable[[Tensor], Tensor]) -> Tensor:
-    """An independent library's projection. It gives a max-pool its plain gradient: colliding switches add."""
+    """Returns captum's projection. captum uses the plain gradient of a max-pool, so colliding switches add."""
     trunk = nn.Sequential()
     for name, module in network.trunk.named_children():
         trunk.add_module(name, PassedOverNorm(module) if isinstance(module, nn.LocalResponseNorm) else module)
@@ -94,7 +97,7 @@ def captum_deconvolution(network: Network, image: Tensor, layer: str, selector: 
 
 
 def unit_selector(projection: Projection) -> Callable[[Tensor], Tensor]:
-    """captum seeds with the gradient of what the selector returns; of half the square, that is the activation."""
+    """Returns half the square of the unit. captum starts from its gradient, which is the activation."""
     index, unit = projection.map, projection.unit
     if unit is None:
         return lambda output: (0.5 * output[:, index] ** 2).flatten(1).sum(1)
@@ -107,8 +110,8 @@ def test_equals_captum_at_every_layer(architecture: str, contrast_norm: bool) ->
     network, image, traced_image = traced(architecture, contrast_norm)
     for layer, activations in traced_image.activations.items():
         best = strongest_maps(traced_image, layer, 1)
-        corner = Position(0, activations.shape[-1] - 1)  # exercises the padding
-        # The norm adds a step that does nothing, so one rule will do there; captum's calls are dear.
+        corner = Position(0, activations.shape[-1] - 1)  # this corner tests the padding
+        # The norm adds a step that does nothing, so one rule is enough there. captum's calls are expensive.
         for rule in (StrongestUnit(),) if contrast_norm else (StrongestUnit(), corner, WholeMap()):
             (projection,) = project(traced_image, layer, best, rule)
             expected = captum_deconvolution(network, image, layer, unit_selector(projection))
@@ -119,7 +122,7 @@ def test_equals_captum_at_every_layer(architecture: str, contrast_norm: bool) ->
 
 
 def test_a_negative_unit_keeps_its_sign() -> None:
-    """Before the ReLU a unit may be negative; what it drives away from then survives the rectification."""
+    """A unit before the ReLU can be negative. Its projection then keeps the sign of the activation."""
     network, image, traced_image = traced("zfnet-fig3")
     lowest = traced_image.activations["conv2"][5].argmin().item()
     (projection,) = project(traced_image, "conv2", [5], Position(*divmod(int(lowest), 26)))
@@ -129,7 +132,7 @@ def test_a_negative_unit_keeps_its_sign() -> None:
 
 
 def test_a_whole_path_by_hand() -> None:
-    """conv 1x1 (one map: red minus 1), ReLU, pool 3x3 s2 on 4x4 pixels, each unit of the pool."""
+    """Projects each unit of the pool in: conv 1x1 (one map, red minus 1), ReLU, pool 3x3 s2, on 4x4 pixels."""
     network = Network(NetworkSpec("zfnet", 2, 1))
     conv = nn.Conv2d(3, 1, 1)
     with torch.no_grad():
@@ -142,7 +145,8 @@ def test_a_whole_path_by_hand() -> None:
     traced_image = trace(network, image)
     assert traced_image.activations["pool1"][0].tolist() == [[8, 8], [8, 10]]
     (whole,) = project(traced_image, "pool1", [0], WholeMap())
-    # Three units of 8 remember the same pixel (row 2, column 2), the one of 10 its own; then the filter (1, 0, -2).
+    # Three units of 8 have switches to the same pixel (row 2, column 2); the unit of 10 has its own. The filter is
+    # (1, 0, -2).
     red = torch.zeros(4, 4)
     red[2, 2], red[3, 3] = 24, 10
     assert torch.equal(whole.pixels, torch.stack([red, 0 * red, -2 * red]))
@@ -201,7 +205,7 @@ def test_results_come_in_the_order_asked_for_across_chunks() -> None:
 
 def test_a_consumer_who_stops_early_saves_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, traced_image = traced("zfnet-fig3")
-    convolved: list[int] = []  # how many signals each transposed convolution was given
+    convolved: list[int] = []  # the number of signals in each transposed convolution
 
     def counted(signal: Signal, conv: nn.Conv2d, height: int, width: int) -> Signal:
         convolved.append(len(signal.tops))
@@ -221,7 +225,7 @@ def test_no_maps_give_no_projections() -> None:
 
 
 def test_gradients_work_between_two_results() -> None:
-    """Inference mode must not leak from the generator into the code of its consumer."""
+    """Inference mode must not leak from the generator into its consumer."""
     _, _, traced_image = traced("zfnet-fig3")
     for _ in project(traced_image, "conv1", [0, 1]):
         value = torch.ones(1, requires_grad=True)
@@ -259,7 +263,7 @@ def test_nothing_is_left_on_the_network() -> None:
 @given(scale=st.floats(1e-3, 1e3), layer=st.sampled_from(["conv1", "relu2", "pool2", "conv3"]))
 @settings(max_examples=15)
 def test_projections_are_positively_homogeneous(scale: float, layer: str) -> None:
-    """With the switches held fast, a unit c times as strong has a projection c times as strong."""
+    """With fixed switches, a unit that is c times as strong has a projection that is c times as strong."""
     _, _, traced_image = traced("zfnet-fig3")
     scaled = Trace(
         traced_image.trunk,
@@ -282,7 +286,7 @@ def test_projections_are_positively_homogeneous(scale: float, layer: str) -> Non
 def test_an_image_moved_by_the_stride_moves_the_projection(layer: str, down: int, right: int, seed: int) -> None:
     network, _, _ = traced("zfnet-fig3")
     (row,) = (row for row in layer_table(network) if row.name == layer)
-    # The picture lies well inside of black, so that no window meets the image's edge before or after the move.
+    # The picture has a wide black border, so no window meets the image's edge before or after the move.
     picture = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed))
     shift_down, shift_right = down * row.stride, right * row.stride
 

@@ -1,4 +1,4 @@
-"""The layer table against the design's sizes, and against perturbations of real pixels."""
+"""The layer table agrees with the sizes in the paper, and with perturbations of real pixels."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_shapes_are_those_of_the_forward_pass(architecture: str) -> None:
 
 
 def test_what_a_worker_computes_needs_no_compiler() -> None:
-    """SymPy and torch._dynamo, which come with the meta device, took a second of its start and 80 MB."""
+    """The meta device imports SymPy and torch._dynamo, which took a second of a worker's start and 80 MB."""
     program = """
 import sys, torch
 from zfserve_model.deconvnet import project, trace
@@ -79,10 +79,10 @@ def test_a_foreign_layer_is_refused() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_receptive_fields_are_what_units_react_to(architecture: str) -> None:
-    """Count along one axis: with all weights positive, a unit depends on each pixel in its field and on no other."""
+    """Counts along one axis. With positive weights a unit depends on each pixel in its field and on no other."""
     network = small_network(architecture)
     layers = [(row, network.trunk.get_submodule(row.name)) for row in layer_table(network)]
-    seen = torch.eye(INPUT_SIZE)[None, None]  # (1, 1, pixel, unit): does the unit of the layer see the pixel?
+    seen = torch.eye(INPUT_SIZE)[None, None]  # (1, 1, pixel, unit): whether the unit sees the pixel
     for row, module in layers:
         if isinstance(module, nn.Conv2d):
             kernel = torch.ones(1, 1, 1, module.kernel_size[1])
@@ -112,5 +112,5 @@ def test_a_perturbed_pixel_changes_the_units_that_see_it_and_no_others() -> None
                 unit for unit in range(row.width) if 0 <= touched - row.offset - unit * row.stride < row.receptive_field
             ]
             reached = set(changed[:, axis].tolist())
-            # Above conv1, ReLUs and max-pools may hide the change from a unit that sees it, never show it to another.
+            # Above conv1, ReLUs and max-pools can hide a change from a unit that sees it, but cannot show it to others.
             assert reached == set(seeing) if row.name == "conv1" else reached <= set(seeing), row.name

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network, fold_batch_norm
 
-# Channels and side of every trunk layer's output at 224 pixels: the design's table.
+# The channels and the side of every trunk layer's output at 224 pixels.
 SIZES = {"conv1": 110, "pool1": 55, "conv2": 26, "pool2": 13, "conv3": 13, "conv4": 13, "conv5": 13, "pool5": 6}
 ALEXNET_SIZES = SIZES | {"conv1": 55, "pool1": 27, "conv2": 27}
 CHANNELS = {
@@ -15,7 +15,7 @@ PARAMETERS = {"zfnet": 107_627_624, "zfnet-fig3": 62_357_608, "alexnet": 62_378_
 
 
 def build_on_meta(architecture: str) -> Network:
-    """Shapes without memory or arithmetic."""
+    """Builds a network on the meta device, which computes shapes without memory or arithmetic."""
     with torch.device("meta"):
         return Network(NetworkSpec(architecture, classes=1000, hidden_width=4096))
 
@@ -37,7 +37,7 @@ def test_every_layer_has_the_shape_of_the_table(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_parameters_of_the_full_width(architecture: str) -> None:
-    # The first two are also what pytorchcv states for its zfnetb and zfnet.
+    # pytorchcv states the same first two numbers for its zfnetb and zfnet.
     assert sum(p.numel() for p in build_on_meta(architecture).parameters()) == PARAMETERS[architecture]
 
 

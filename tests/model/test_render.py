@@ -1,4 +1,4 @@
-"""Projections and filters as pictures."""
+"""Projections and filters are drawn as pictures."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from zfserve_model.render import render_filters, render_projection
 
 
 def rendered(pixels: Tensor) -> list[object]:
-    """The picture's values, as (height, width, RGB)."""
+    """Returns the picture's values, (height, width, RGB)."""
     values: list[object] = np.asarray(render_projection(pixels)).tolist()
     return values
 
@@ -60,7 +60,9 @@ def test_every_filter_is_on_the_sheet() -> None:
     weight = network.trunk.get_submodule("conv1").get_parameter("weight")
     with torch.no_grad():
         weight.zero_()
-        weight[:, 0] = torch.linspace(-1, 1, 96)[:, None, None].sign()  # half of the filters red, half its opposite
+        weight[:, 0] = torch.linspace(-1, 1, 96)[
+            :, None, None
+        ].sign()  # half of the filters are red, half are its opposite
     sheet: Image.Image = render_filters(network)
     colours = {colour: count for count, colour in sheet.getcolors(maxcolors=1 << 16) or []}
     assert colours[(255, 128, 128)] == colours[(1, 128, 128)] == 48 * (9 * 11) ** 2

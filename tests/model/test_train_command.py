@@ -37,7 +37,7 @@ def train(data: Path, output: Path, *options: str | Path) -> int:
 
 @pytest.fixture(scope="module")
 def trained(toy_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of one finished run. Only to be read."""
+    """Returns the output folder of one finished run. Tests only read it."""
     output = tmp_path_factory.mktemp("runs") / "first"
     assert train(toy_photos, output, *SMALL, *ONE_EPOCH) == 0
     return output
@@ -80,11 +80,11 @@ def test_the_same_command_only_writes_the_weights_again(
 
 def test_fine_tuning_leaves_frozen_layers_alone(toy_photos: Path, trained: Path, tmp_path: Path) -> None:
     start = trained / "weights.safetensors"
-    # Of an odd number of photos the two classes cannot be equally many, where nothing would draw at the last bias.
+    # With an odd number of photos the two classes differ in size. Equal classes would leave the last bias unchanged.
     options = ("--from", start, "--freeze-through", "conv3", "--batch-size", "5", "--device", "cpu", *ONE_EPOCH)
     assert train(toy_photos, tmp_path, *options) == 0
     frozen = {f"trunk.conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")}
-    # What one epoch moves may be too little to show in float16, in which the weights are written.
+    # The change of one epoch can be too small for float16, in which the weights are written.
     before, state, after = (
         load_weights(file).network.state_dict()
         for file in (start, tmp_path / "state.pt", tmp_path / "weights.safetensors")

@@ -47,7 +47,7 @@ def test_the_generator_decides_the_views() -> None:
 
 
 def test_crops_keep_to_their_smallest_area() -> None:
-    # A ramp from left to right: the range of a view says how wide its crop was.
+    # The photo is a ramp from left to right, so the range of a view shows the width of its crop.
     ramp = torch.arange(224, dtype=torch.uint8)[None, None, :, None].expand(64, 224, 224, 3).contiguous()
     spread = float(np.ptp(normalise(ramp)[0, 0].numpy()))
     settings = Augmentation(min_area=0.25, min_area_full_size=0.81, max_ratio=1, light=0)

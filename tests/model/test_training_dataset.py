@@ -51,7 +51,7 @@ def test_photos_become_upright_rgb_squares(tmp_path: Path) -> None:
     image = Image.new("L", (40, 20), 0)
     image.paste(255, (0, 0, 20, 20))  # the left half is white
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees, so left becomes up
+    exif[0x0112] = 6  # orientation 6 turns clockwise by 90 degrees, so left becomes up
     image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
     pixels = decode_photo(tmp_path / "photo.jpg")
     assert pixels.shape == (224, 224, 3)
@@ -86,7 +86,7 @@ def test_an_unreadable_photo_is_named_and_leaves_nothing_half_done(tmp_path: Pat
 
 
 def of_mode(mode: str) -> Image.Image:
-    """224 x 224 pixels, all different, the upper half of them transparent where there is alpha."""
+    """Returns 224 x 224 different pixels. The upper half is transparent where the mode has alpha."""
     shades = np.arange(224 * 224, dtype=np.uint32).reshape(224, 224)
     colours = np.stack([shades % 256, shades // 7 % 256, shades // 300 % 256], axis=2).astype(np.uint8)
     if mode == "I;16":

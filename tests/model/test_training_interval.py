@@ -1,4 +1,4 @@
-"""When something that is done now and then is due again."""
+"""A periodic timer is due once in each interval."""
 
 from zfserve_model.training.interval import Interval
 

@@ -39,7 +39,7 @@ def without_times(result: EpochResult) -> EpochResult:
 
 
 def stop_after(questions: int) -> Callable[[], bool]:
-    """An answer to `interrupted` that is yes from the given question on."""
+    """Returns an `interrupted` that returns True from the given call on."""
     asked = 0
 
     def ask() -> bool:
@@ -65,7 +65,7 @@ def test_the_loop_learns_to_tell_colours_apart(toy_run: ToyRun) -> None:
 def test_an_interrupted_run_ends_with_the_same_weights(toy_run: ToyRun) -> None:
     toy_run = toy_run.with_recipe(stages=(Stage(64, 1), Stage(80, 1)))
     whole = train(toy_run, toy_run.state())
-    # Questions 1 to 3 come after the steps of the first epoch, 4 in its evaluation.
+    # Calls 1 to 3 follow the steps of the first epoch, call 4 comes in its evaluation.
     for stop_at, steps_done in {1: 1, 4: 3, 6: 5}.items():
         with pytest.raises(Interrupted):
             list(toy_run.trainer(interrupted=stop_after(stop_at)).run(toy_run.state(), nothing))
@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(toy_run: ToyRun) -> None:
 def test_the_seed_decides_the_outcome(toy_run: ToyRun) -> None:
     run = toy_run.with_recipe(stages=(Stage(64, 1),))
     first = train(run, run.state())
-    torch.manual_seed(77)  # what the caller drew before must not matter
+    torch.manual_seed(77)  # the global generator's earlier state must not matter
     assert_same_weights(first, train(run, run.state()))
     other = run.with_recipe(seed=2)
     state = run.state()
@@ -179,7 +179,7 @@ def test_small_photos_fit_the_head_and_full_ones_take_the_network_itself(toy_run
             assert pool_trunk(network, torch.zeros(1, 3, size, size)).shape == (1, 256, 6, 6)
         images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
         assert torch.equal(network.head(pool_trunk(network, images)), network(images))
-        # The window of the adaptive pool at 160 pixels: 9 places become 6.
+        # At 160 pixels the adaptive pool turns 9 positions into 6.
         trunk = network.trunk[:-1](images[..., :160, :160])
         assert torch.equal(pool_trunk(network, images[..., :160, :160]), functional.adaptive_max_pool2d(trunk, 6))
 

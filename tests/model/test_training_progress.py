@@ -5,12 +5,12 @@ from zfserve_model.training.progress import ProgressBar, ProgressLines, _Running
 from zfserve_model.training.recipe import Recipe, Schedule, Stage
 from zfserve_model.training.state import EpochResult
 
-SCHEDULE = Schedule(Recipe(stages=(Stage(64, 1), Stage(128, 1)), batch_size=4), photos=40)  # ten steps an epoch
+SCHEDULE = Schedule(Recipe(stages=(Stage(64, 1), Stage(128, 1)), batch_size=4), photos=40)  # each epoch has ten steps
 RESULT = EpochResult(1, 64, 0.1, 0.7, 0.5, 0.7, 0.5, 1.0, 6, 10.0, 1.0)
 
 
 class Clock:
-    """Stands still until it is advanced."""
+    """A clock that moves only when the test advances it."""
 
     def __init__(self, step_s: float) -> None:
         self.now_s, self.step_s = 0.0, step_s
@@ -42,7 +42,7 @@ def test_the_remaining_time_knows_that_larger_photos_take_longer() -> None:
     for index in range(10):
         clock.advance()
         pace.advance(SCHEDULE.step(index), 0.5)
-    assert pace.remaining().total_seconds() == 4 * 60  # four times the pixels of the minute that has passed
+    assert pace.remaining().total_seconds() == 4 * 60  # the rest has four times the pixels of the first minute
 
 
 def test_a_resumed_run_counts_only_its_own_time() -> None:

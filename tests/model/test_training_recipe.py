@@ -33,7 +33,7 @@ def test_all_faults_of_a_recipe_are_named_at_once() -> None:
 
 
 def test_the_rate_rises_then_follows_a_cosine_over_pixels_seen() -> None:
-    # 12 photos, 3 steps an epoch; an epoch at 224 is four times the work of one at 112.
+    # 12 photos give 3 steps an epoch. An epoch at 224 pixels is four times the work of one at 112.
     schedule = Schedule(Recipe(stages=(Stage(112, 4), Stage(224, 3)), batch_size=4, peak_rate=0.1, warmup=0.25), 12)
     assert (len(schedule), schedule.epochs, schedule.steps_per_epoch) == (21, 7, 3)
     assert schedule.total_work == 16 * 3 * 112**2

@@ -49,7 +49,7 @@ def test_other_photos_make_another_run() -> None:
     with pytest.raises(RecipeError, match="another one: photos to learn from were added, removed, renamed or changed"):
         replace(PLAN, listing="cd34").require_continues(begun.document())
     older = begun.document()
-    del older["listing"]  # as in states from before it was kept
+    del older["listing"]  # states of older releases have no listing
     begun.require_continues(older)
 
 

@@ -32,7 +32,7 @@ def test_of_views_that_change_nothing_it_says_what_it_says_of_the_photos(tmp_pat
 
 
 def test_divergence_by_hand() -> None:
-    # At temperature 2: teacher (3/4, 1/4), student (1/2, 1/2).
+    # At temperature 2 the teacher has (3/4, 1/4) and the student (1/2, 1/2).
     teacher, student = torch.tensor([[2 * np.log(3.0), 0.0]]), torch.tensor([[1.0, 1.0]])
     expected = 4 * (0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
     assert distillation_loss(student, teacher, temperature=2.0).item() == pytest.approx(expected, rel=1e-5)

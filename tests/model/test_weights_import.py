@@ -41,7 +41,7 @@ def test_pytorchcv_weights_give_pytorchcvs_numbers(reference: type, architecture
 
 
 def test_pytorchcvs_own_faults_are_named(tmp_path: Path) -> None:
-    # Shaped by hand, since pytorchcv fixes the width at 4096.
+    # These tensors are made by hand, because pytorchcv fixes the width at 4096.
     tensors = small_network(NetworkSpec("zfnet-fig3", 2, 3)).state_dict()
     names = {
         "trunk.conv1": "features.stage1.unit1.conv", "trunk.conv2": "features.stage2.unit1.conv",

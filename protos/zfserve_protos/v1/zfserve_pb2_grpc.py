@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """Classification and its explanation, on one model.
+    """VisionService classifies photos and explains the answers.
 
-    Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
-    (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a server that is starting or a worker that is expected back.
+    Every error carries a status code, a sentence that says what to do, and google.rpc details. ErrorInfo (domain
+    "zfserve") is always there. INVALID_ARGUMENT adds BadRequest with the name of the field. RESOURCE_EXHAUSTED adds
+    RetryInfo; so does a server that is starting, and a worker that is expected back.
     """
 
     def __init__(self, channel):
@@ -62,37 +62,38 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """Classification and its explanation, on one model.
+    """VisionService classifies photos and explains the answers.
 
-    Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
-    (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a server that is starting or a worker that is expected back.
+    Every error carries a status code, a sentence that says what to do, and google.rpc details. ErrorInfo (domain
+    "zfserve") is always there. INVALID_ARGUMENT adds BadRequest with the name of the field. RESOURCE_EXHAUSTED adds
+    RetryInfo; so does a server that is starting, and a worker that is expected back.
     """
 
     def Classify(self, request, context):
-        """The best classes for one photo. Requests that arrive together share a batch.
+        """Classify returns the most probable classes of one photo. Requests that arrive together share a batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Project(self, request, context):
-        """For each chosen feature map, the pixels that drove it: the deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1).
-        Results arrive one by one, the strongest map first; cancelling the call stops the work.
+        """Project returns, for each chosen feature map, the pixels that drove it, by the deconvnet of Zeiler & Fergus (ECCV
+        2014, section 2.1). Results arrive one by one, the strongest map first. Cancelling the call stops the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeModel(self, request, context):
-        """What is served: layers, classes, input, and the figures measured when the model was exported.
+        """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Every version of every model that the server knows of, with the state it is in. Answered during the start too.
+        """ListModels returns the state of every version of every model that the server has found. It also answers while the
+        server starts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,11 +131,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """Classification and its explanation, on one model.
+    """VisionService classifies photos and explains the answers.
 
-    Every error carries a status code, a sentence that says what to do, and google.rpc details: ErrorInfo always
-    (domain "zfserve"), BadRequest with the name of the field for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED
-    and for a server that is starting or a worker that is expected back.
+    Every error carries a status code, a sentence that says what to do, and google.rpc details. ErrorInfo (domain
+    "zfserve") is always there. INVALID_ARGUMENT adds BadRequest with the name of the field. RESOURCE_EXHAUSTED adds
+    RetryInfo; so does a server that is starting, and a worker that is expected back.
     """
 
     @staticmethod

@@ -50,14 +50,14 @@ class WorkerServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """Which networks the worker holds, once it has looked for those that the caller will ask for.
+        """Describe loads the networks that the caller will ask for, and returns the networks that the worker holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Project(self, request, context):
-        """One message per feature map, as soon as it is ready.
+        """Project returns one message per feature map, each as soon as it is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
