@@ -5,11 +5,14 @@ Implemented by `zfserve_engines.onnx.engine`; called by the batcher, by `zfserve
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_runtime.bundle import InputSpec, Precision
+
+EngineName = Literal["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "openvino", "onnx-cpu", "openvino-bf16"]
+"""The names of the kinds of engines, in the order of `catalogue.ENGINE_KINDS`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from zfserve_engines.catalogue import OPENERS, EngineName, Opening
-from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.catalogue import ENGINE_KINDS
+from zfserve_engines.contract import EngineName, EngineUnavailable
 from zfserve_engines.golden import verify_engine
+from zfserve_engines.opening import EngineOptions
 from zfserve_model.checkpoint import CheckpointError
 from zfserve_model.labels import LabelsError
 from zfserve_model.weights_import import SUFFIXES as WEIGHTS_SUFFIXES
@@ -114,8 +115,8 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
             checkpoint.labels,
         )
     bundle, precision = load_bundle(target), arguments.precision
-    opening = Opening(bundle, arguments.batch_size, arguments.threads, instances=1, cache=None, on_refusal="rebuild")
-    (engine,) = OPENERS[arguments.engine](opening, precision, lambda step: None)
+    options = EngineOptions(bundle, arguments.batch_size, arguments.threads)
+    (engine,) = ENGINE_KINDS[arguments.engine].open(options, precision, lambda step: None)
     verify_engine(engine, bundle)
     manifest = bundle.manifest
     return Subject(

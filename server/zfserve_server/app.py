@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from zfserve_engines.catalogue import Phase
 from zfserve_engines.images import ImageLimits
+from zfserve_engines.opening import Phase
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.methods import INFERENCE_SERVICE, PROJECTION, VISION_SERVICE
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import ClassVar, get_args
 
 from pydantic import Field
-from zfserve_engines.catalogue import EngineName, OnRefusal
+from zfserve_engines.contract import EngineName
 from zfserve_engines.images import ImageLimits
+from zfserve_engines.opening import InvalidEnginePolicy
 from zfserve_runtime.grpc.listening import LOOPBACK
 from zfserve_runtime.grpc.options import MAX_CONNECTIONS
 from zfserve_runtime.settings import Port, ProcessSettings
@@ -76,7 +77,7 @@ class ServerConfig(ProcessSettings):
     engine_cache: Path | None = Field(
         None, description="Folder of compiled engines. If unset, the folder `engines` inside the bundle."
     )
-    on_engine_refusal: OnRefusal = Field(
+    on_engine_refusal: InvalidEnginePolicy = Field(
         "rebuild",
         description="`rebuild` a compiled engine that is stale, foreign or corrupted, or `refuse` it. After a refusal, "
         "`auto` goes on to the next engine.",

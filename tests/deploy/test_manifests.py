@@ -25,7 +25,7 @@ from fakes.manifests import (
     worker_config,
 )
 from zfserve import channel
-from zfserve_engines.catalogue import Phase
+from zfserve_engines.opening import Phase
 from zfserve_protos.methods import PROJECTION, VISION_SERVICE, WORKER_SERVICE
 from zfserve_runtime.grpc import options as grpc_options
 from zfserve_runtime.grpc.health import SERVER

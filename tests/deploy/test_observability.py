@@ -17,7 +17,7 @@ import pytest
 import yaml
 from fakes.manifests import kustomized
 from prometheus_client.metrics import MetricWrapperBase
-from zfserve_engines.catalogue import Phase
+from zfserve_engines.opening import Phase
 from zfserve_runtime.grpc.status import error_classes
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.otlp import endpoint_in

@@ -3,8 +3,7 @@
 from typing import get_args
 
 import pytest
-from zfserve_engines.catalogue import EngineName
-from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.contract import EngineName, EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts
 from zfserve_engines.onnx.providers import CudaProvider, TensorRTProvider
 from zfserve_engines.onnx.session import require_libraries

@@ -5,20 +5,22 @@ Run as a program, in a process of its own.
 
 import sys
 import threading
+from dataclasses import replace
 
 from zfserve_cli.main import main
-from zfserve_engines import catalogue as engine_catalogue
-from zfserve_engines.catalogue import Opening, Phase, Report, Step
+from zfserve_engines import catalogue
 from zfserve_engines.contract import Engine
+from zfserve_engines.opening import EngineOptions, Phase, Report, Step
 from zfserve_runtime.bundle import Precision
 
 
-def never_open(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+def never_open(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
     report(Step("onnx-cpu", Phase.COMPILING))
     threading.Event().wait()
     raise AssertionError("nobody sets the event")
 
 
 if __name__ == "__main__":
-    engine_catalogue.OPENERS = dict(engine_catalogue.OPENERS) | {"onnx-cpu": never_open}
+    stuck = replace(catalogue.ENGINE_KINDS["onnx-cpu"], open=never_open)
+    catalogue.ENGINE_KINDS = {**catalogue.ENGINE_KINDS, "onnx-cpu": stuck}
     sys.exit(main(sys.argv[1:]))

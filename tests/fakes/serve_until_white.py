@@ -4,14 +4,15 @@ Run as a program, in a process of its own.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_cli.main import main
-from zfserve_engines import catalogue as engine_catalogue
-from zfserve_engines.catalogue import Opening, Report, open_onnx_cpu
+from zfserve_engines import catalogue
 from zfserve_engines.contract import Engine, EngineInfo, EngineOutputs
+from zfserve_engines.onnx.kinds import open_onnx_cpu
+from zfserve_engines.opening import EngineOptions, Report
 from zfserve_runtime.bundle import Precision
 from zfserve_runtime.errors import EngineLost
 
@@ -35,10 +36,11 @@ class FragileEngine:
         self.engine.close()
 
 
-def open_fragile(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
-    return [FragileEngine(engine) for engine in open_onnx_cpu(opening, precision, report)]
+def open_fragile(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
+    return [FragileEngine(engine) for engine in open_onnx_cpu(options, precision, report)]
 
 
 if __name__ == "__main__":
-    engine_catalogue.OPENERS = dict(engine_catalogue.OPENERS) | {"onnx-cpu": open_fragile}
+    fragile = replace(catalogue.ENGINE_KINDS["onnx-cpu"], open=open_fragile)
+    catalogue.ENGINE_KINDS = {**catalogue.ENGINE_KINDS, "onnx-cpu": fragile}
     sys.exit(main(sys.argv[1:]))

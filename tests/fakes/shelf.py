@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zfserve_engines.catalogue import EngineName, Phase, Report, Step
-from zfserve_engines.contract import Engine
+from zfserve_engines.contract import Engine, EngineName
+from zfserve_engines.opening import Phase, Report, Step
 from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.model_folders import FoundVersion
 from zfserve_server.models.engine_choice import EngineChoice

@@ -2,20 +2,20 @@
 
 import itertools
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from fakes.gpu_libraries import require_engine
-from zfserve_engines.catalogue import OPENERS, EngineName, Opening, Step
+from zfserve_engines.catalogue import ENGINE_KINDS, engine_kinds
+from zfserve_engines.contract import EngineName
 from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
 from zfserve_engines.golden import verify_engine
+from zfserve_engines.opening import EngineOptions, Step
 from zfserve_runtime.bundle import Bundle, Precision
-from zfserve_server.models.engine_choice import ON_CPU
 
 pytestmark = pytest.mark.gpu
 
-ON_GPU: list[EngineName] = [name for name in get_args(EngineName) if name not in ON_CPU]
+ON_GPU = [kind.name for kind in engine_kinds(on_gpu=True)]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 
 
@@ -30,10 +30,10 @@ def test_it_gives_the_golden_outputs(
     instances: int,
 ) -> None:
     cache = tmp_path_factory.getbasetemp() / "engines"  # one for all, so that each is compiled once
-    opening = Opening(gpu_bundle, 8, threads=4, instances=instances, cache=cache, on_refusal="rebuild")
+    options = EngineOptions(gpu_bundle, 8, threads=4, instances=instances, cache=cache)
     steps: list[Step] = []
     require_engine(name, gpu)
-    engines = OPENERS[name](opening, precision, steps.append)
+    engines = ENGINE_KINDS[name].open(options, precision, steps.append)
     try:
         assert len(engines) == instances
         for engine in engines:

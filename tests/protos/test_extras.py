@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 from zfserve_cli.main import COMMANDS
+from zfserve_engines.catalogue import ENGINE_KINDS
 from zfserve_protos.extras import not_installed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,8 +24,10 @@ def test_it_says_what_to_run() -> None:
 def test_every_extra_that_is_named_exists() -> None:
     sources = "".join(file.read_text() for room in ROOT.iterdir() for file in room.glob("zfserve_*/**/*.py"))
     named = set(re.findall(r"not_installed\(.*[\"']([a-z-]+)[\"']\)", sources))
-    assert named == {"dev", "openvino", "tracing", "train"}, "the others have the name of the command or the engine"
-    assert named | {command.extra for command in COMMANDS.values() if command.extra} <= EXTRAS.keys()
+    assert named == {"dev", "tracing", "train"}, "the others are those of commands and of engines"
+    named |= {command.extra for command in COMMANDS.values() if command.extra}
+    named |= {kind.package.extra for kind in ENGINE_KINDS.values()}
+    assert named <= EXTRAS.keys()
 
 
 def test_no_other_place_says_how_to_install_zfserve() -> None:

@@ -13,10 +13,12 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from zfserve_engines.catalogue import OPENERS, EngineName, Opening
+from zfserve_engines.catalogue import engine_kinds
 from zfserve_engines.contract import Engine, EngineUnavailable
 from zfserve_engines.cuda.gpu import detect_gpu
 from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_engines.kind import EngineKind
+from zfserve_engines.opening import EngineOptions
 from zfserve_export.evaluation import evaluate
 from zfserve_export.photos import list_labelled_photos
 from zfserve_runtime.bundle import BundleError, Precision
@@ -30,8 +32,6 @@ from zfserve_bench.subject import Subject, noise
 
 BATCH_SIZES = (1, 8, 32)
 
-ON_CPU: tuple[EngineName, ...] = ("onnx-cpu", "openvino", "openvino-bf16")
-ON_GPU: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda")
 GPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 
 Classify = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -85,7 +85,7 @@ def measure_engines(subject: Subject) -> Report:
         with without_tf32(), closing(GpuLimits()) as limits_of_gpu:
             findings += _measure(subject, limits_of_gpu, notes, on_gpu=True)
     else:
-        compared = ", ".join((*ON_GPU, "torch eager", "torch.compile"))
+        compared = ", ".join((*(kind.name for kind in engine_kinds(on_gpu=True)), "torch eager", "torch.compile"))
         notes.append(f"Not measured: {compared}: {reason}.")
     return Report(
         "Engines: images/s beside the machine's matrix throughput and memory bandwidth",
@@ -112,11 +112,10 @@ def _measure(subject: Subject, limits: Limits, notes: list[str], *, on_gpu: bool
     works = {
         precision: count_work(subject.bundle.artefact(precision)) for precision in subject.bundle.manifest.artefacts
     }
+    precisions = GPU_PRECISIONS if on_gpu else subject.precisions
     with ExitStack() as stack:
-        if on_gpu:
-            contenders = [*_open_engines(subject, ON_GPU, GPU_PRECISIONS, stack, notes), *_open_torch(subject)]
-        else:
-            contenders = [*_open_engines(subject, ON_CPU, subject.precisions, stack, notes)]
+        contenders = [*_open_engines(subject, engine_kinds(on_gpu=on_gpu), precisions, stack, notes)]
+        contenders += _open_torch(subject) if on_gpu else ()
         rounds = take_rounds(contenders, limits, noise(subject.bundle.manifest.input), subject)
     return [
         find(place, contender, size, works[contender.precision], rounds)
@@ -178,27 +177,27 @@ def find(place: int, contender: Contender, size: int, work: Work, rounds: Sequen
 
 def _open_engines(
     subject: Subject,
-    names: Sequence[EngineName],
+    kinds: Sequence[EngineKind],
     precisions: Sequence[Precision],
     stack: ExitStack,
     notes: list[str],
 ) -> Iterator[Contender]:
     """Those that open and give the golden outputs; notes say why others do not."""
     bundle = subject.bundle
-    opening = Opening(bundle, max(BATCH_SIZES), threads=subject.threads, instances=1, cache=None, on_refusal="rebuild")
-    for name in names:
+    options = EngineOptions(bundle, max(BATCH_SIZES), subject.threads)
+    for kind in kinds:
         for precision in precisions:
-            if precision not in bundle.manifest.artefacts or (name == "openvino-bf16" and precision != "fp32"):
+            if precision not in bundle.manifest.artefacts or precision not in kind.precisions:
                 continue
             try:
-                (engine,) = OPENERS[name](opening, precision, lambda step: None)
+                (engine,) = kind.open(options, precision, lambda step: None)
                 stack.callback(engine.close)
                 verify_engine(engine, bundle)
             except (EngineUnavailable, EngineFailed, BundleError) as error:
-                notes.append(f"Not measured: {name}, {precision}: {error}.")
+                notes.append(f"Not measured: {kind.name}, {precision}: {error}.")
                 continue
             arithmetic: Arithmetic = "bf16" if engine.info.bf16 else precision
-            yield _contender(name, precision, partial(_probabilities, engine), subject, arithmetic)
+            yield _contender(kind.name, precision, partial(_probabilities, engine), subject, arithmetic)
 
 
 def _probabilities(engine: Engine, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -13,10 +13,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from zfserve_engines.catalogue import OPENERS, EngineName, Opening
+from zfserve_engines.catalogue import engine_kinds
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
 from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_engines.opening import EngineOptions
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, Precision
 from zfserve_runtime.errors import EngineFailed
@@ -26,8 +27,6 @@ from zfserve_bench.reports.paired import alternate, median_ratio
 from zfserve_bench.subject import Subject, noise
 
 BATCH_SIZES = (1, 8, 32)
-
-ENGINES: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda")
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -128,19 +127,17 @@ def _rivals(subject: Subject, precision: Precision, stack: ExitStack, notes: lis
         eager = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=False)
         check_torch(eager, subject.bundle)
         yield Rival("torch eager", precision, eager.run)
-    opening = Opening(
-        subject.bundle, max(BATCH_SIZES), threads=subject.threads, instances=1, cache=None, on_refusal="rebuild"
-    )
-    for name in ENGINES:
+    options = EngineOptions(subject.bundle, max(BATCH_SIZES), subject.threads)
+    for kind in engine_kinds(on_gpu=True):
         with ExitStack() as opened:
             try:
-                (engine,) = OPENERS[name](opening, precision, lambda step: None)
+                (engine,) = kind.open(options, precision, lambda step: None)
                 opened.callback(engine.close)
                 verify_engine(engine, subject.bundle)
             except (EngineUnavailable, EngineFailed, BundleError) as error:
-                notes.append(f"{name}, {precision}, is not measured: {error}")
+                notes.append(f"{kind.name}, {precision}, is not measured: {error}")
                 continue
-            yield Rival(name, precision, engine.run)
+            yield Rival(kind.name, precision, engine.run)
 
 
 def _compare(rival: Rival, baseline: Run, batch: Pixels, subject: Subject) -> Finding:

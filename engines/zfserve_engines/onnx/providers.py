@@ -17,6 +17,7 @@ from zfserve_runtime.bundle import Precision, file_digest
 
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
+from zfserve_engines.kind import Package
 from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class CpuProvider:
     """ONNX Runtime's own kernels."""
 
     name: ClassVar[str] = "CPUExecutionProvider"
+    package: ClassVar[Package] = Package("ONNX Runtime", "onnxruntime", "server")
     session_per_batch_size: ClassVar[bool] = False
 
     def chain(self, workload: Workload, runtime_version: str) -> Chain:
@@ -59,6 +61,7 @@ class CudaProvider:
     """
 
     name: ClassVar[str] = "CUDAExecutionProvider"
+    package: ClassVar[Package] = Package("ONNX Runtime", "onnxruntime", "server-gpu")
     session_per_batch_size: ClassVar[bool] = True
     """A session keeps one plan for each convolution and makes another whenever the batch's size changes (ONNX Runtime's
     issue 23006): on an H200, 12 ms in place of 2 for fp16 batches of 1 to 32."""
@@ -98,6 +101,7 @@ class TensorRTProvider:
     """
 
     name: ClassVar[str] = "TensorrtExecutionProvider"
+    package: ClassVar[Package] = CudaProvider.package
     session_per_batch_size: ClassVar[bool] = False
     library: ClassVar[str] = "libnvinfer.so.10"
     needs: ClassVar[str] = "what CUDAExecutionProvider needs, and libnvinfer.so.10 of TensorRT 10"

@@ -13,7 +13,15 @@ import onnxruntime
 from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Manifest, Precision
 
 from zfserve_engines.contract import EngineUnavailable
-from zfserve_engines.onnx.providers import Chain, CpuProvider, GpuProvider, OnnxProvider, TensorRTProvider, Workload
+from zfserve_engines.onnx.providers import (
+    Chain,
+    CpuProvider,
+    CudaProvider,
+    GpuProvider,
+    OnnxProvider,
+    TensorRTProvider,
+    Workload,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +68,9 @@ def require_libraries(provider: OnnxProvider) -> None:
     available = onnxruntime.get_available_providers()
     if provider.name not in available:
         raise EngineUnavailable(
-            f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; the extra `server-gpu`, in place "
-            "of `server`, brings those for NVIDIA's cards"
+            f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; "
+            f"the extra `{CudaProvider.package.extra}`, in place of `{CpuProvider.package.extra}`, "
+            "brings those for NVIDIA's cards"
         )
     if not isinstance(provider, CpuProvider):
         _load_cuda_libraries()

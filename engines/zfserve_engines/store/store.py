@@ -20,13 +20,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.durable_file import PARTIAL, SealedFile, write_durably
 from zfserve_runtime.file_lock import exclusive_lock, is_in_use, is_locked, remove_unless_in_use
 
 from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.opening import InvalidEnginePolicy
 from zfserve_engines.store.identity import EngineIdentity, EngineRequest
 from zfserve_engines.store.record import (
     PLAN,
@@ -63,8 +64,6 @@ class EngineRefused(EngineUnavailable):
 Build = Callable[[bytes], BuiltEngine]
 """Builds an engine, given the timing cache of earlier builds, which may be empty."""
 
-OnRefusal = Literal["rebuild", "refuse"]
-
 
 class EngineStore:
     """A folder of engines. Any number of processes may use it at the same time."""
@@ -98,14 +97,14 @@ class EngineStore:
         raise _refused(request, self.folder, nearest[1] if nearest else None)
 
     def obtain(
-        self, request: EngineRequest, build: Build, on_progress: OnProgress, on_refusal: OnRefusal = "rebuild"
+        self, request: EngineRequest, build: Build, on_progress: OnProgress, on_invalid: InvalidEnginePolicy = "rebuild"
     ) -> StoredEngine:
         """An engine for `request`, verified; where there is none it is built, by one process at a time.
 
         Whatever `build` raises passes through, and leaves nothing behind.
 
         Args:
-            on_refusal: what to do where there is one for this model that may not be used, and nobody is building one
+            on_invalid: what to do where there is one for this model that may not be used, and nobody is building one
                 that may.
 
         Raises:
@@ -116,7 +115,7 @@ class EngineStore:
         try:
             return self.find(request)
         except EngineRefused as refusal:
-            if refusal.reason and on_refusal == "refuse" and not is_locked(lock):
+            if refusal.reason and on_invalid == "refuse" and not is_locked(lock):
                 raise
             doubt = str(refusal)
 
@@ -129,7 +128,7 @@ class EngineStore:
                 locked.enter_context(exclusive_lock(lock, on_wait))
             except OSError as error:
                 raise self._unwritable(doubt, error) from error
-            return self._find_or_build(request, build, on_refusal)
+            return self._find_or_build(request, build, on_invalid)
 
     def entries(self) -> list[StoreEntry]:
         """All that the store holds, the newest first and last what has no record. Everything but the digest of each
@@ -178,11 +177,11 @@ class EngineStore:
             if (entry.record.is_meant_for(request) if entry.record else entry.key == key)
         ]
 
-    def _find_or_build(self, request: EngineRequest, build: Build, on_refusal: OnRefusal) -> StoredEngine:
+    def _find_or_build(self, request: EngineRequest, build: Build, on_invalid: InvalidEnginePolicy) -> StoredEngine:
         try:
             return self.find(request)  # by now the process that was waited for may have built it
         except EngineRefused as refusal:
-            if refusal.reason and on_refusal == "refuse":
+            if refusal.reason and on_invalid == "refuse":
                 raise
             if refusal.reason:
                 log.warning("%s; building another", refusal.reason)

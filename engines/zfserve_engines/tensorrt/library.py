@@ -6,7 +6,6 @@ whoever uses none of them needs none installed. Where the two differ, or TensorR
 """
 
 import functools
-import importlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -14,17 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from zfserve_protos.extras import not_installed
-
-from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.kind import Package
 from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
 log = logging.getLogger(__name__)
 
-TITLES: dict[TensorRTLibrary, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+PACKAGES: dict[TensorRTLibrary, Package] = {
+    "tensorrt": Package("TensorRT", "tensorrt", "tensorrt", "https://pypi.nvidia.com"),
+    "tensorrt-rtx": Package("TensorRT for RTX", "tensorrt_rtx", "tensorrt-rtx"),
+}
 
-_MODULES: dict[TensorRTLibrary, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_INDEXES: dict[TensorRTLibrary, str | None] = {"tensorrt": "https://pypi.nvidia.com", "tensorrt-rtx": None}
 _TURING = "7.5"
 _LEVELS = {
     "INTERNAL_ERROR": logging.ERROR,
@@ -78,7 +76,7 @@ class Library:
     logger: Any = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{TITLES[self.kind]} {self.version}"
+        return f"{PACKAGES[self.kind].title} {self.version}"
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -97,13 +95,7 @@ class Library:
 @functools.cache  # both keep one logger per process, the first they are given, and crash once that is collected
 def load_library(kind: TensorRTLibrary) -> Library:
     """Raises EngineUnavailable where it is not installed or cannot be loaded."""
-    try:
-        module = importlib.import_module(_MODULES[kind])
-    except ModuleNotFoundError as error:
-        raise EngineUnavailable(not_installed(TITLES[kind], kind, _INDEXES[kind])) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        # The package is there, but not what it links to; NVIDIA's stub on PyPI raises RuntimeError.
-        raise EngineUnavailable(f"{TITLES[kind]} is installed but cannot be loaded: {error}") from error
+    module = PACKAGES[kind].load()
     return Library(kind, module, module.__version__, _make_logger(module))
 
 

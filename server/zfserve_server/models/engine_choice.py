@@ -10,25 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from zfserve_engines.catalogue import OPENERS, EngineName, Opener, Opening, Phase, Report, Step
-from zfserve_engines.contract import Engine, EngineUnavailable
+from zfserve_engines.catalogue import ENGINE_KINDS
+from zfserve_engines.contract import Engine, EngineName, EngineUnavailable
 from zfserve_engines.golden import verify_engine
+from zfserve_engines.kind import EngineKind
+from zfserve_engines.opening import EngineOptions, Phase, Report, Step
 from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
-from zfserve_runtime.cpus import multiplies_bytes
 from zfserve_runtime.errors import EngineFailed, EngineLost
 
 logger = logging.getLogger(__name__)
-
-PREFERENCE: tuple[EngineName, ...] = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "openvino", "onnx-cpu")
-"""What `auto` tries, the best first: engines tuned on the card they run on, engines compiled for its kind, ONNX
-Runtime on the card, the CPU."""
-
-BY_NAME: tuple[EngineName, ...] = ("openvino-bf16",)
-"""What `auto` leaves out: the bundle has no figures of what rounding everything to 8 bits costs."""
-
-ON_CPU: frozenset[EngineName] = frozenset(("openvino", "openvino-bf16", "onnx-cpu"))
-COMPILED: frozenset[EngineName] = frozenset(("tensorrt", "tensorrt-rtx", "onnx-tensorrt"))
-"""TensorRT compiles symmetric int8 only."""
 
 TOLERATED_LOSS = 0.01
 """Share of top-1 accuracy that the precision `auto` gives up for speed."""
@@ -60,7 +50,13 @@ class EngineChoice:
     not_taken: tuple[NotTaken, ...] = ()
     reopen: Callable[[], Engine] | None = None
 
+    @property
+    def on_gpu(self) -> bool:
+        """True where the engine computes on an NVIDIA GPU."""
+        return ENGINE_KINDS[self.name].on_gpu
+
     def close(self) -> None:
+        """Closes every instance."""
         for engine in self.instances:
             engine.close()
 
@@ -68,79 +64,71 @@ class EngineChoice:
 def choose_engine(
     wanted: WantedEngine,
     precision: WantedPrecision,
-    opening: Opening,
+    options: EngineOptions,
     report: Report,
-    openers: Mapping[EngineName, Opener] = OPENERS,
-    cpu_multiplies_bytes: Callable[[], bool] = multiplies_bytes,
+    kinds: Mapping[EngineName, EngineKind] = ENGINE_KINDS,
 ) -> EngineChoice:
-    """Open the engine that is `wanted`; for `auto` the first of `PREFERENCE` that can serve. Blocks.
-
-    OpenVINO is a fifth quicker than ONNX Runtime at int8 where the CPU multiplies bytes, and no quicker elsewhere
-    (docs/tensorrt.md), so that is where `auto` tries it.
+    """Opens the engine that is `wanted`; for `auto` the first of `kinds` that can serve. Blocks.
 
     Raises:
-        EngineUnavailable: the engine that was asked for cannot serve, or none can; says why.
-        EngineLost: a device failed for good on the way, so that only a new process can tell what it can do.
+        EngineUnavailable: the wanted engine cannot serve, or no engine can; the message says why.
+        EngineLost: a device was lost on the way. Only a new process can use it again.
     """
 
-    def open_verified(name: EngineName, opening: Opening = opening, report: Report = report) -> list[Engine]:
-        chosen = choose_precision(precision, opening.bundle.manifest, name)
-        return _open_verified(name, partial(openers[name], opening, chosen), opening.bundle, report)
+    def open_verified(kind: EngineKind, options: EngineOptions = options, report: Report = report) -> list[Engine]:
+        chosen = choose_precision(precision, options.bundle.manifest, kind)
+        return _open_verified(kind.name, partial(kind.open, options, chosen), options.bundle, report)
 
-    def open_worthwhile(name: EngineName) -> list[Engine]:
-        if name == "openvino":
-            if choose_precision(precision, opening.bundle.manifest, name) != "int8":
-                raise EngineUnavailable(
-                    "auto takes it for int8 only, being no faster in floats; it can be asked for by name"
-                )
-            if not cpu_multiplies_bytes():
-                raise EngineUnavailable(
-                    "auto takes it on CPUs with VNNI only, being no faster on others; it can be asked for by name"
-                )
-        return open_verified(name)
+    def try_kind(kind: EngineKind) -> list[Engine]:
+        if reason := kind.skip_reason(choose_precision(precision, options.bundle.manifest, kind)):
+            raise EngineUnavailable(reason)
+        return open_verified(kind)
 
     def reopen(name: EngineName) -> Engine:
-        # What lies in the folder by now may be another network, which its own golden outputs would prove.
+        # The folder may hold another network by now, and its golden outputs would agree with it.
         try:
-            same = load_bundle(opening.bundle.folder).manifest == opening.bundle.manifest
+            same = load_bundle(options.bundle.folder).manifest == options.bundle.manifest
         except BundleError as error:
             raise EngineUnavailable(str(error)) from error
         if not same:
-            raise EngineUnavailable(f"{opening.bundle.folder} holds another bundle than the one that was served")
-        alone = replace(opening, instances=1, threads=opening.threads_each)
-        (engine,) = open_verified(name, alone, lambda step: None)
+            raise EngineUnavailable(f"{options.bundle.folder} holds another bundle than the one that was served")
+        alone = replace(options, instances=1, threads=options.threads_each)
+        (engine,) = open_verified(kinds[name], alone, lambda step: None)
         return engine
 
     try:
-        choice = _choose_best(open_worthwhile) if wanted == "auto" else _taken(wanted, open_verified(wanted))
-        return replace(choice, reopen=partial(reopen, choice.name)) if choice.name in ON_CPU else choice
+        choice = _choose_best(kinds, try_kind) if wanted == "auto" else _taken(wanted, open_verified(kinds[wanted]))
+        return choice if choice.on_gpu else replace(choice, reopen=partial(reopen, choice.name))
     except EngineUnavailable as error:
         if wanted == "auto":
             raise
         raise EngineUnavailable(f"the engine {wanted} cannot serve: {error}") from error
 
 
-def _choose_best(open_verified: Callable[[EngineName], list[Engine]]) -> EngineChoice:
+def _choose_best(
+    kinds: Mapping[EngineName, EngineKind], open_verified: Callable[[EngineKind], list[Engine]]
+) -> EngineChoice:
+    """Returns the first kind that can serve, with the reason for every other kind."""
+    taken: EngineChoice | None = None
     not_taken: list[NotTaken] = []
-
-    def leave(name: EngineName, reason: str) -> None:
+    for name, kind in kinds.items():
+        if kind.by_name_only is not None:
+            reason = kind.by_name_only
+        elif taken is not None:
+            reason = f"{taken.name} comes before it and can serve"
+        else:
+            try:
+                taken = _taken(name, open_verified(kind))
+                continue
+            except EngineUnavailable as error:
+                reason = str(error)
         logger.info("engine not taken", extra={"engine": name, "reason": reason})
         not_taken.append(NotTaken(name, reason))
-
-    for place, name in enumerate(PREFERENCE):
-        try:
-            choice = _taken(name, open_verified(name))
-        except EngineUnavailable as error:
-            leave(name, str(error))
-            continue
-        for other in PREFERENCE[place + 1 :]:
-            leave(other, f"{name} comes before it and can serve")
-        for other in BY_NAME:
-            leave(other, f"auto leaves it out, as it rounds every number to 8 bits; --engine {other} asks for it")
-        return replace(choice, not_taken=tuple(not_taken))
-    raise EngineUnavailable(
-        f"no engine can serve: {'; '.join(f'{entry.engine}: {entry.reason}' for entry in not_taken)}"
-    )
+    if taken is None:
+        raise EngineUnavailable(
+            f"no engine can serve: {'; '.join(f'{entry.engine}: {entry.reason}' for entry in not_taken)}"
+        )
+    return replace(taken, not_taken=tuple(not_taken))
 
 
 def _taken(name: EngineName, engines: list[Engine]) -> EngineChoice:
@@ -149,17 +137,19 @@ def _taken(name: EngineName, engines: list[Engine]) -> EngineChoice:
     return EngineChoice(name, engines)
 
 
-def choose_precision(wanted: WantedPrecision, manifest: Manifest, engine: EngineName) -> Precision:
-    """What `wanted` means for `engine`. `auto` takes int8 on a CPU, where the bundle's own figures show that it costs
-    little, and fp16 on a card, unless they show that it costs more: export held it to a tolerance on real photos."""
+def choose_precision(wanted: WantedPrecision, manifest: Manifest, kind: EngineKind) -> Precision:
+    """Returns the graph that `wanted` means for an engine of that kind.
+
+    `auto` takes fp16 on a GPU, unless the bundle's own figures show that it costs more than `TOLERATED_LOSS`: export
+    held the fp16 graph to a tolerance on real photos. On a CPU it takes int8 only where the figures show that it costs
+    no more than that. Otherwise it takes fp32.
+    """
     if wanted == "int8":
-        return "int8-symmetric" if engine in COMPILED else "int8"
+        return "int8-symmetric" if kind.compiled else "int8"
     if wanted != "auto":
         return wanted
-    if engine == "openvino-bf16":
-        return "fp32"
-    fast: Precision = "int8" if engine in ON_CPU else "fp16"
-    if fast not in manifest.artefacts:
+    fast: Precision = "fp16" if kind.on_gpu else "int8"
+    if fast not in kind.precisions or fast not in manifest.artefacts:
         return "fp32"
     top1 = {figure.precision: figure.top1 for figure in manifest.accuracy}
     if {"fp32", fast} <= top1.keys():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from zfserve_engines.catalogue import Report, Step
+from zfserve_engines.opening import Report, Step
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.model_folders import FoundVersion
 from zfserve_runtime.telemetry.metrics import Metrics

@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from zfserve_engines.catalogue import Report, Step
+from zfserve_engines.opening import Report, Step
 
 from zfserve_server.batching.daemon_thread import run_in_daemon_thread
 from zfserve_server.models.source import OpenedVersion

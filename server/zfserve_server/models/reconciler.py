@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from zfserve_engines.catalogue import Step
+from zfserve_engines.opening import Step
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.model_folders import FoundVersion, by_model

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from zfserve_engines.catalogue import Opening, Report
+from zfserve_engines.opening import EngineOptions, Report
 from zfserve_runtime.bundle import Manifest, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.model_folders import FoundVersion, ModelFolders
@@ -48,7 +48,7 @@ def models_on_disk(config: ServerConfig) -> ModelSource:
 
 def _open(config: ServerConfig, found: FoundVersion, report: Report) -> OpenedVersion:
     bundle = load_bundle(found.folder)
-    opening = Opening(
+    options = EngineOptions(
         bundle,
         min(config.max_batch_size, config.max_queue),  # more images are never admitted
         # Each model may use all CPUs. The models are seldom busy at the same time, and an idle engine does not spin.
@@ -57,4 +57,4 @@ def _open(config: ServerConfig, found: FoundVersion, report: Report) -> OpenedVe
         config.engine_cache,
         config.on_engine_refusal,
     )
-    return OpenedVersion(bundle.manifest, choose_engine(config.engine, config.precision, opening, report))
+    return OpenedVersion(bundle.manifest, choose_engine(config.engine, config.precision, options, report))

@@ -13,7 +13,8 @@ is SERVING during the phase; and the error that calls get meanwhile.
 import logging
 import time
 
-from zfserve_engines.catalogue import EngineName, Phase, Step
+from zfserve_engines.contract import EngineName
+from zfserve_engines.opening import Phase, Step
 from zfserve_runtime.errors import Starting
 from zfserve_runtime.grpc.health import Health
 from zfserve_runtime.model_folders import FoundVersion

@@ -9,7 +9,6 @@ from zfserve_protos.inference import model_config_pb2
 from zfserve_runtime.bundle import GRAPH_INPUT, Manifest
 from zfserve_runtime.telemetry.model_statistics import Total
 
-from zfserve_server.models.engine_choice import ON_CPU
 from zfserve_server.models.registry import ModelState, ModelStatus
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.inference_tensors import FILE_INPUT
@@ -59,7 +58,6 @@ def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
     """The configuration that a Triton server would have to be given to serve as this one does."""
     manifest, info = model.manifest, model.choice.instances[0].info
     kinds = model_config_pb2.ModelInstanceGroup
-    on_cpu = model.choice.name in ON_CPU
     parameters = {"fingerprint": manifest.fingerprint, "precision": info.precision, "device": info.device}
     return model_config_pb2.ModelConfig(
         name=manifest.name,
@@ -82,9 +80,9 @@ def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
         instance_group=[
             kinds(
                 name=f"{manifest.name}_0",
-                kind=kinds.KIND_CPU if on_cpu else kinds.KIND_GPU,
+                kind=kinds.KIND_GPU if model.choice.on_gpu else kinds.KIND_CPU,
                 count=len(model.choice.instances),
-                gpus=() if on_cpu else (0,),  # every engine takes the first card that the process sees
+                gpus=(0,) if model.choice.on_gpu else (),  # every engine takes the first card that the process sees
             )
         ],
         dynamic_batching=_dynamic_batching(model.admission.limit),

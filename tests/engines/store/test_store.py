@@ -102,10 +102,10 @@ def test_an_engine_for_another_is_refused_and_another_built_beside_it(
 def test_what_is_refused_is_not_rebuilt_where_that_is_not_wished(
     store: EngineStore, wanted: EngineRequest, sentence: str
 ) -> None:
-    store.obtain(TUNED, Builder(), quiet, on_refusal="refuse")  # nothing was refused: there was nothing
+    store.obtain(TUNED, Builder(), quiet, on_invalid="refuse")  # nothing was refused: there was nothing
     builder = Builder()
     with pytest.raises(EngineRefused, match=sentence.replace("(", r"\(").replace(")", r"\)")):
-        store.obtain(wanted, builder, quiet, on_refusal="refuse")
+        store.obtain(wanted, builder, quiet, on_invalid="refuse")
     assert not builder.given
 
 
@@ -139,7 +139,7 @@ def test_one_store_serves_many_models(store: EngineStore) -> None:
     other = replace(TUNED, model="alexnet", graph_sha256="cd" * 32)
     store.obtain(TUNED, Builder(b"zfnet"), quiet)
     assert reason(store, other) is None  # another model's engine is nothing to complain about
-    store.obtain(other, Builder(b"alexnet"), quiet, on_refusal="refuse")
+    store.obtain(other, Builder(b"alexnet"), quiet, on_invalid="refuse")
     assert (store.find(TUNED).plan, store.find(other).plan) == (b"zfnet", b"alexnet")
 
 

@@ -72,7 +72,7 @@ def test_a_damaged_engine_is_refused_and_built_anew(
     do(store.obtain(TUNED, Builder(b"plan"), quiet).file)
     assert sentence in (reason(store, TUNED) or "")
     with pytest.raises(EngineRefused, match=sentence):
-        store.obtain(TUNED, Builder(), quiet, on_refusal="refuse")
+        store.obtain(TUNED, Builder(), quiet, on_invalid="refuse")
     store.obtain(TUNED, Builder(b"anew"), quiet)
     assert f"engine {KEY[:12]} is refused: " in caplog.text
     assert sentence in caplog.text

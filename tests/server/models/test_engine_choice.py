@@ -3,26 +3,28 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from fakes.serving import MANIFEST, FakeEngine
-from zfserve_engines.catalogue import EngineName, Opening, Phase, Report, Step
-from zfserve_engines.contract import Engine, EngineInfo, EngineUnavailable
+from zfserve_engines.catalogue import ENGINE_KINDS
+from zfserve_engines.contract import Engine, EngineInfo, EngineName, EngineUnavailable
 from zfserve_engines.golden import Golden, write_golden
+from zfserve_engines.opening import EngineOptions, Phase, Report, Step
+from zfserve_engines.openvino.engine import skip_reason
 from zfserve_runtime.bundle import AccuracyEntry, Artefact, Bundle, BundleError, Manifest, Precision
 from zfserve_runtime.errors import EngineFailed, EngineLost
 from zfserve_server.models.engine_choice import EngineChoice, NotTaken, choose_engine, choose_precision
 
 
 @pytest.fixture
-def opening(tmp_path: Path) -> Opening:
+def options(tmp_path: Path) -> EngineOptions:
     """A bundle whose golden outputs are those of FakeEngine."""
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
     write_golden(Golden(pixels, {"fp32": FakeEngine().run(pixels).probabilities}), tmp_path)
-    return Opening(Bundle(tmp_path, MANIFEST), 4, threads=1, instances=1, cache=None, on_refusal="rebuild")
+    return EngineOptions(Bundle(tmp_path, MANIFEST), 4, threads=1)
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Openers:
     failures: dict[EngineName, BaseException] = field(default_factory=dict)
     tried: list[EngineName] = field(default_factory=list)
 
-    def opener(self, name: EngineName) -> Callable[[Opening, Precision, Report], list[Engine]]:
-        def open_engines(opening: Opening, precision: Precision, report: Report) -> list[Engine]:
+    def opener(self, name: EngineName) -> Callable[[EngineOptions, Precision, Report], list[Engine]]:
+        def open_engines(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
             self.tried.append(name)
             if name not in self.engines:
                 raise self.failures.get(name, EngineUnavailable(f"no {name} here"))
@@ -51,13 +53,15 @@ class Openers:
 
     def choose(
         self,
-        opening: Opening,
+        options: EngineOptions,
         wanted: EngineName | None = None,
         report: Report = lambda step: None,
         vnni: bool = False,
     ) -> EngineChoice:
-        openers = {name: self.opener(name) for name in get_args(EngineName)}
-        return choose_engine(wanted or "auto", "auto", opening, report, openers, lambda: vnni)
+        kinds = {name: replace(kind, open=self.opener(name)) for name, kind in ENGINE_KINDS.items()}
+        worthwhile = partial(skip_reason, cpu_multiplies_bytes=lambda: vnni)
+        kinds["openvino"] = replace(kinds["openvino"], skip_reason=worthwhile)
+        return choose_engine(wanted or "auto", "auto", options, report, kinds)
 
 
 def wrong_engine() -> FakeEngine:
@@ -70,12 +74,12 @@ def wrong_engine() -> FakeEngine:
 
 
 def test_auto_takes_the_first_that_can_serve_and_says_why_not_the_others(
-    opening: Opening, caplog: pytest.LogCaptureFixture
+    options: EngineOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     cuda, cpu = FakeEngine(), FakeEngine()
     openers = Openers({"onnx-cuda": [cuda], "onnx-cpu": [cpu]}, {"tensorrt-rtx": BundleError("no fp16 here")})
-    choice = openers.choose(opening)
+    choice = openers.choose(options)
     assert (choice.name, choice.instances) == ("onnx-cuda", [cuda])
     assert openers.tried == ["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda"]
     assert choice.not_taken == (
@@ -97,9 +101,11 @@ def test_auto_takes_the_first_that_can_serve_and_says_why_not_the_others(
     ]
 
 
-def test_an_engine_that_disagrees_with_the_golden_outputs_is_closed_and_the_next_one_tried(opening: Opening) -> None:
+def test_an_engine_that_disagrees_with_the_golden_outputs_is_closed_and_the_next_one_tried(
+    options: EngineOptions,
+) -> None:
     good, wrong, right = FakeEngine(), wrong_engine(), FakeEngine()
-    choice = Openers({"tensorrt": [good, wrong], "onnx-cpu": [right]}).choose(opening)
+    choice = Openers({"tensorrt": [good, wrong], "onnx-cpu": [right]}).choose(options)
     assert choice.instances == [right]
     assert choice.not_taken[0].engine == "tensorrt"
     assert "differs from the recorded outputs" in choice.not_taken[0].reason
@@ -108,37 +114,37 @@ def test_an_engine_that_disagrees_with_the_golden_outputs_is_closed_and_the_next
     assert not right.closed
 
 
-def test_steps_are_told_in_order(opening: Opening) -> None:
+def test_steps_are_told_in_order(options: EngineOptions) -> None:
     steps: list[Step] = []
-    Openers({"tensorrt": [wrong_engine()], "onnx-cpu": [FakeEngine()]}).choose(opening, report=steps.append)
+    Openers({"tensorrt": [wrong_engine()], "onnx-cpu": [FakeEngine()]}).choose(options, report=steps.append)
     assert steps == [
         *(Step("tensorrt", phase) for phase in (Phase.LOADING, Phase.VERIFYING)),
         *(Step("onnx-cpu", phase) for phase in (Phase.LOADING, Phase.VERIFYING)),
     ]
 
 
-def test_an_engine_asked_for_by_name_is_taken_and_no_other_tried(opening: Opening) -> None:
+def test_an_engine_asked_for_by_name_is_taken_and_no_other_tried(options: EngineOptions) -> None:
     openers = Openers({"tensorrt": [FakeEngine()], "onnx-cpu": [FakeEngine()]})
-    choice = openers.choose(opening, "onnx-cpu")
+    choice = openers.choose(options, "onnx-cpu")
     assert (choice.name, choice.not_taken, openers.tried) == ("onnx-cpu", (), ["onnx-cpu"])
 
 
-def test_an_engine_asked_for_by_name_that_cannot_be_had_is_an_error_that_says_why(opening: Opening) -> None:
+def test_an_engine_asked_for_by_name_that_cannot_be_had_is_an_error_that_says_why(options: EngineOptions) -> None:
     openers = Openers({"onnx-cpu": [FakeEngine()]})
     with pytest.raises(EngineUnavailable, match="the engine tensorrt cannot serve: no tensorrt here"):
-        openers.choose(opening, "tensorrt")
+        openers.choose(options, "tensorrt")
     assert openers.tried == ["tensorrt"]
 
 
-def test_auto_takes_openvino_for_int8_on_cpus_that_multiply_bytes(opening: Opening, tmp_path: Path) -> None:
+def test_auto_takes_openvino_for_int8_on_cpus_that_multiply_bytes(options: EngineOptions, tmp_path: Path) -> None:
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
     manifest = bundle_with(int8=0.87)
     write_golden(Golden(pixels, dict.fromkeys(manifest.artefacts, FakeEngine().run(pixels).probabilities)), tmp_path)
-    eight_bits = replace(opening, bundle=Bundle(tmp_path, manifest))
+    eight_bits = replace(options, bundle=Bundle(tmp_path, manifest))
     for where, vnni, chosen, reason in (
         (eight_bits, True, "openvino", "openvino comes before it"),
         (eight_bits, False, "onnx-cpu", "auto takes it on CPUs with VNNI only"),
-        (opening, True, "onnx-cpu", "auto takes it for int8 only"),
+        (options, True, "onnx-cpu", "auto takes it for int8 only"),
     ):
         openers = Openers({"openvino": [FakeEngine()], "onnx-cpu": [FakeEngine()]})
         choice = openers.choose(where, vnni=vnni)
@@ -147,14 +153,14 @@ def test_auto_takes_openvino_for_int8_on_cpus_that_multiply_bytes(opening: Openi
         assert reason in next(entry.reason for entry in choice.not_taken if entry.engine == other)
         assert (other in openers.tried) is False
         assert choice.reopen is not None
-    asked = Openers({"openvino": [FakeEngine()]}).choose(opening, "openvino")
+    asked = Openers({"openvino": [FakeEngine()]}).choose(options, "openvino")
     assert asked.name == "openvino", "by name it is taken anywhere"
 
 
 def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable[..., Bundle]) -> None:
     bundle = colour_bundle()
-    opening = Opening(bundle, 4, threads=1, instances=1, cache=None, on_refusal="rebuild")
-    choice = choose_engine("onnx-cpu", "auto", opening, lambda step: None)
+    options = EngineOptions(bundle, 4, threads=1)
+    choice = choose_engine("onnx-cpu", "auto", options, lambda step: None)
     assert choice.reopen is not None
     choice.reopen().close()
     (bundle.folder / "weights.safetensors").write_bytes(b"others")
@@ -168,36 +174,38 @@ def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable
     choice.close()
 
 
-def test_where_none_can_serve_every_reason_is_told(opening: Opening) -> None:
+def test_where_none_can_serve_every_reason_is_told(options: EngineOptions) -> None:
     with pytest.raises(EngineUnavailable) as refused:
-        Openers(failures={"onnx-cpu": EngineFailed("the CPU is tired")}).choose(opening)
+        Openers(failures={"onnx-cpu": EngineFailed("the CPU is tired")}).choose(options)
     for reason in ("tensorrt: no tensorrt here", "onnx-cpu: the CPU is tired"):
         assert reason in str(refused.value)
 
 
-def test_a_library_that_breaks_keeps_no_other_engine_out(opening: Opening, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_library_that_breaks_keeps_no_other_engine_out(
+    options: EngineOptions, caplog: pytest.LogCaptureFixture
+) -> None:
     openers = Openers({"onnx-cpu": [FakeEngine()]}, {"tensorrt": MemoryError("/secret")})
-    choice = openers.choose(opening)
+    choice = openers.choose(options)
     assert choice.name == "onnx-cpu"
     assert "MemoryError" in choice.not_taken[0].reason
     assert "/secret" not in choice.not_taken[0].reason
     assert any(record.exc_info for record in caplog.records)
 
 
-def test_a_device_that_is_lost_ends_the_choice(opening: Opening) -> None:
+def test_a_device_that_is_lost_ends_the_choice(options: EngineOptions) -> None:
     openers = Openers({"onnx-cpu": [FakeEngine()]}, {"tensorrt": EngineLost("the card fell off the bus")})
     with pytest.raises(EngineLost):
-        openers.choose(opening)
+        openers.choose(options)
 
 
-def test_a_start_that_is_cancelled_closes_what_was_opened(opening: Opening) -> None:
+def test_a_start_that_is_cancelled_closes_what_was_opened(options: EngineOptions) -> None:
     def report(step: Step) -> None:
         if step.phase is Phase.VERIFYING:
             raise KeyboardInterrupt
 
     engine = FakeEngine()
     with pytest.raises(KeyboardInterrupt):
-        Openers({"tensorrt": [engine]}).choose(opening, report=report)
+        Openers({"tensorrt": [engine]}).choose(options, report=report)
     assert engine.closed
 
 
@@ -234,4 +242,4 @@ def bundle_with(int8: float | None = None, fp16: float | None = None) -> Manifes
     ],
 )
 def test_precision(wanted: str, manifest: Manifest, engine: EngineName, chosen: Precision) -> None:
-    assert choose_precision(wanted, manifest, engine) == chosen  # type: ignore[arg-type]
+    assert choose_precision(wanted, manifest, ENGINE_KINDS[engine]) == chosen  # type: ignore[arg-type]

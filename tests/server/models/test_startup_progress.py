@@ -19,8 +19,8 @@ from fakes.serving import MANIFEST, FakeEngine, FakeWorker, classify_request, ra
 from fakes.shelf import Shelf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import running_service, zfserve
-from zfserve_engines.catalogue import EngineName, Phase, Report, Step
-from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.contract import EngineName, EngineUnavailable
+from zfserve_engines.opening import Phase, Report, Step
 from zfserve_protos.methods import PROJECTION, VISION_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub

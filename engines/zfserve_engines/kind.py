@@ -1,0 +1,89 @@
+"""The record that describes one kind of engine.
+
+The file of each engine defines its record beside its opener, and `catalogue` puts the records in order. A record
+imports no engine's library: an opener imports it when it is called. So a library that is not installed disables only
+its own engines.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zfserve_protos.extras import not_installed
+from zfserve_runtime.bundle import Precision
+
+from zfserve_engines.contract import Engine, EngineName, EngineUnavailable
+from zfserve_engines.opening import EngineOptions, Report
+
+Opener = Callable[[EngineOptions, Precision, Report], list[Engine]]
+"""Opens `EngineOptions.instances` warm engines that run the graph of that precision.
+
+Raises:
+    EngineUnavailable: this machine cannot run this kind of engine.
+    BundleError: the bundle lacks what the engine needs, or its graph cannot be loaded.
+    EngineFailed: the first runs failed.
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that an engine needs.
+
+    Attributes:
+        title: the name for people, such as "TensorRT for RTX".
+        module: the name to import.
+        extra: the extra of pyproject.toml that installs it.
+        index: the package index that has it, where PyPI has not.
+    """
+
+    title: str
+    module: str
+    extra: str
+    index: str | None = None
+
+    def load(self) -> Any:
+        """Imports the package and returns its module.
+
+        Raises:
+            EngineUnavailable: the package is not installed, or cannot be loaded.
+        """
+        try:
+            return importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            raise EngineUnavailable(not_installed(self.title, self.extra, self.index)) from error
+        except (ImportError, OSError, RuntimeError) as error:
+            # The package is there, but not what it links to; NVIDIA's stub on PyPI raises RuntimeError.
+            raise EngineUnavailable(f"{self.title} is installed but cannot be loaded: {error}") from error
+
+
+def always_try(precision: Precision) -> str | None:
+    """Returns None: `auto` tries the engine on every machine and with every graph."""
+    return None
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """Describes one kind of engine.
+
+    Attributes:
+        name: the name in settings, in `zfserve info` and in the log.
+        on_gpu: True for an engine on an NVIDIA GPU, False for one on the CPU.
+        compiled: True where TensorRT compiles the graph. TensorRT takes int8 with zero points of 0 only, so the setting
+            `int8` then means the graph `int8-symmetric`.
+        precisions: the graphs of a bundle that the engine runs.
+        package: the Python package that the engine needs.
+        open: opens warm engines.
+        skip_reason: given the precision of the graph, returns one sentence that says why `auto` does not try this kind
+            on this machine; None where it does.
+        by_name_only: one sentence that says why `auto` never tries this kind; None where it may.
+    """
+
+    name: EngineName
+    on_gpu: bool
+    compiled: bool
+    precisions: tuple[Precision, ...]
+    package: Package
+    open: Opener
+    skip_reason: Callable[[Precision], str | None] = always_try
+    by_name_only: str | None = None

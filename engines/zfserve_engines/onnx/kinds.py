@@ -1,0 +1,69 @@
+"""The records and the openers of the engines on ONNX Runtime. Put in order by `catalogue`."""
+
+from functools import partial
+
+from zfserve_runtime.bundle import Precision
+
+from zfserve_engines.contract import Engine
+from zfserve_engines.kind import EngineKind
+from zfserve_engines.onnx.providers import CPU, CpuProvider, CudaProvider, OnnxProvider, TensorRTProvider
+from zfserve_engines.opening import EngineOptions, Phase, Report, Step, open_instances
+from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS
+
+
+def open_onnx_tensorrt(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
+    """Opens engines on TensorRT inside ONNX Runtime, with the bundle's folder of compiled engines."""
+    from zfserve_engines.store.store import EngineStore
+
+    provider = TensorRTProvider(EngineStore.of(options.bundle, options.cache).folder)
+    # ONNX Runtime does not say whether it compiles or finds the engine in its cache.
+    return _open_onnx(Step("onnx-tensorrt", Phase.COMPILING), provider, options, precision, report)
+
+
+def open_onnx_cuda(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
+    """Opens engines on ONNX Runtime's CUDA kernels."""
+    return _open_onnx(Step("onnx-cuda", Phase.LOADING), CudaProvider(), options, precision, report)
+
+
+def open_onnx_cpu(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
+    """Opens engines on ONNX Runtime's CPU kernels."""
+    return _open_onnx(Step("onnx-cpu", Phase.LOADING), CPU, options, precision, report)
+
+
+def _open_onnx(
+    first: Step, provider: OnnxProvider, options: EngineOptions, precision: Precision, report: Report
+) -> list[Engine]:
+    provider.package.load()
+    from zfserve_engines.onnx.engine import OnnxEngine
+    from zfserve_engines.onnx.session import require_libraries
+
+    require_libraries(provider)
+    return open_instances(first, partial(OnnxEngine, provider=provider), options, precision, report)
+
+
+ONNX_TENSORRT = EngineKind(
+    name="onnx-tensorrt",
+    on_gpu=True,
+    compiled=True,
+    precisions=COMPILED_PRECISIONS,
+    package=TensorRTProvider.package,
+    open=open_onnx_tensorrt,
+)
+
+ONNX_CUDA = EngineKind(
+    name="onnx-cuda",
+    on_gpu=True,
+    compiled=False,
+    precisions=("fp32", "fp16", "int8", "int8-symmetric"),
+    package=CudaProvider.package,
+    open=open_onnx_cuda,
+)
+
+ONNX_CPU = EngineKind(
+    name="onnx-cpu",
+    on_gpu=False,
+    compiled=False,
+    precisions=("fp32", "fp16", "int8", "int8-symmetric"),
+    package=CpuProvider.package,
+    open=open_onnx_cpu,
+)

@@ -1,0 +1,99 @@
+"""What every opener of an engine is given, and how it reports its progress.
+
+Used by each engine's opener, by the server's choice of engine, by `zfserve evaluate` and by the benchmarks.
+"""
+
+import enum
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from zfserve_runtime.bundle import Bundle, Precision
+
+from zfserve_engines.contract import Engine, EngineName
+
+InvalidEnginePolicy = Literal["rebuild", "refuse"]
+"""What happens to a compiled engine of the model that is invalid here: stale, built for another card, or corrupted.
+`rebuild` compiles it again; `refuse` raises EngineUnavailable."""
+
+
+class Phase(enum.StrEnum):
+    """The phases of a service's start, in order. COMPILING is skipped where nothing has to be compiled."""
+
+    COMPILING = enum.auto()
+    LOADING = enum.auto()
+    WARMING = enum.auto()
+    VERIFYING = enum.auto()
+    READY = enum.auto()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a service's start.
+
+    Attributes:
+        engine: the engine that is being opened.
+        share: the fraction of the phase that is done, in [0, 1]; None where it is not known.
+    """
+
+    engine: EngineName
+    phase: Phase
+    share: float | None = None
+
+
+Report = Callable[[Step], None]
+"""Receives every step, in the opener's thread. An exception that it raises ends the opening."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options that are the same for every kind of engine.
+
+    Attributes:
+        bundle: the bundle whose network is run.
+        max_batch_size: the largest number of photos in one run.
+        threads: the number of CPU threads that all instances may use together.
+        instances: the number of engines that share the device side by side.
+        cache: the folder of compiled engines; None: the folder `engines` in the bundle's folder.
+        on_invalid: what happens to a compiled engine that must not be used.
+    """
+
+    bundle: Bundle
+    max_batch_size: int
+    threads: int
+    instances: int = 1
+    cache: Path | None = None
+    on_invalid: InvalidEnginePolicy = "rebuild"
+
+    @property
+    def threads_each(self) -> int:
+        """Returns the number of CPU threads of one instance, at least 1."""
+        return max(1, self.threads // self.instances)
+
+
+def open_instances(
+    first: Step, new_engine: Callable[..., Engine], options: EngineOptions, precision: Precision, report: Report
+) -> list[Engine]:
+    """Opens `options.instances` engines one after another. Where one fails, it closes the others and raises.
+
+    Args:
+        first: the step that is reported before the first engine is opened.
+        new_engine: the constructor of an engine.
+    """
+    report(first)
+    with ExitStack() as stack:
+        engines = []
+        for _ in range(options.instances):
+            engine = new_engine(
+                options.bundle,
+                precision,
+                threads=options.threads_each,
+                max_batch_size=options.max_batch_size,
+                on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
+            )
+            engines.append(engine)
+            stack.callback(engine.close)
+        stack.pop_all()
+        return engines
