@@ -99,7 +99,7 @@ def test_engines_that_open_are_measured_and_others_are_named(
 ) -> None:
     accuracy = (AccuracyEntry(precision="fp32", count=4, top1=0.75, top5=1.0),)
     report = measure_engines(subject_of(colour_bundle(accuracy=accuracy)))
-    names = [f"{name}, fp32, batch {size}" for name in ("onnx-cpu", "openvino") for size in BATCH_SIZES]
+    names = [f"{name}, fp32, batch {size}" for name in ("openvino", "onnx-cpu") for size in BATCH_SIZES]
     assert [finding.name for finding in report.findings][: len(names)] == names
     for finding in report.findings:
         assert finding.figure.value > 0
