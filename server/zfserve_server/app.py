@@ -33,8 +33,8 @@ from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.telemetry.otlp import open_tracing
 from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
-from zfserve_server.admission.early_shedding import all_are_busy, turning_away
-from zfserve_server.admission.senders import Senders
+from zfserve_server.admission.early_shedding import all_models_busy, early_checks
+from zfserve_server.admission.rate_limit import RateLimit
 from zfserve_server.config import ServerConfig
 from zfserve_server.models.loader import ModelLoader, ServingPolicy
 from zfserve_server.models.readiness import SERVICES, Readiness
@@ -43,6 +43,7 @@ from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.source import ModelSource
 from zfserve_server.models.startup_progress import StartupProgress, phase_service
+from zfserve_server.requests.classification import ClassificationPipeline
 from zfserve_server.requests.decoding import Decoding
 from zfserve_server.requests.inference_service import InferenceService
 from zfserve_server.requests.references import References
@@ -128,12 +129,12 @@ async def serve(
         access = _access(config)
         server = _server(config, metrics, access, stack)
         decoding = stack.enter_context(_decoding(config))
-        senders = Senders(config.client_rate, config.client_burst)
-        vision = VisionService(models, decoding, senders, worker, metrics)
-        for method, turn_away in turning_away(models, senders).items():
-            server.ask_first(method, turn_away, when=partial(all_are_busy, models))
-        add_VisionServiceServicer_to_server(vision, server)
-        inference = InferenceService(models, decoding, senders, health, metrics)
+        rate_limit = RateLimit(config.client_rate, config.client_burst)
+        pipeline = ClassificationPipeline(models, rate_limit, decoding, metrics)
+        for method, check in early_checks(models).items():
+            server.check_before_read(method, check, applies=partial(all_models_busy, models))
+        add_VisionServiceServicer_to_server(VisionService(models, pipeline, worker), server)
+        inference = InferenceService(models, pipeline, health, metrics)
         add_GRPCInferenceServiceServicer_to_server(inference, server)
         add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
         port = open_port(

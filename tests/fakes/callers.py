@@ -10,8 +10,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from zfserve_runtime.access.access import Access, current_caller
 from zfserve_runtime.access.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
 from zfserve_runtime.access.tls import TlsFiles, server_credentials
+from zfserve_runtime.grpc.deferred_read import CallCheck
 from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.grpc.method_handlers import Ask
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.telemetry.metrics import Metrics
 
@@ -58,13 +58,13 @@ class GuardedProbe:
 async def guarded_probe(
     access: Access | None,
     tls: bool = False,
-    ask: Ask | None = None,
-    when: Callable[[], bool] = lambda: True,
+    check: CallCheck | None = None,
+    applies: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[GuardedProbe]:
-    """With `tls`, both sides show certificates. `ask` looks first at calls of the unary method, as `when` says."""
+    """With `tls`, both sides show certificates. `check` runs before calls of the unary method are read."""
     server, read = InterceptingServer(Metrics(), access=access), list[bytes]()
-    if ask is not None:
-        server.ask_first("/test.Probe/Unary", ask, when=when)
+    if check is not None:
+        server.check_before_read("/test.Probe/Unary", check, applies)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", _methods(read))])
     add_health_and_reflection(server, Health(SERVER))
     if tls:

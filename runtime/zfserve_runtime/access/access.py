@@ -14,7 +14,8 @@ from zfserve_protos.metadata import AUTHORIZATION_KEY
 from zfserve_runtime.access.callers_file import Caller, Callers, read_callers_file
 from zfserve_runtime.access.reloaded import Reloaded
 from zfserve_runtime.errors import PermissionDenied, Unauthenticated
-from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata, metadata_of
+from zfserve_runtime.grpc.deferred_read import CallCheck
+from zfserve_runtime.grpc.method_handlers import Context, Metadata, metadata_of
 
 LOOK_EVERY_S = 1.0
 """How old the answer may be to whether the file of callers has changed: a revoked token is refused after this time."""
@@ -47,8 +48,8 @@ class Access:
         self._clock = clock
         self._looked_s = clock()
 
-    def entrance(self, method: str) -> Ask:
-        """To be asked first of all about a call of `method` (its full name)."""
+    def entrance(self, method: str) -> CallCheck:
+        """Returns the check of the caller of `method` (its full name). It must run before any other check."""
 
         def enter(context: Context, metadata: Metadata) -> None:
             _caller.set(self.admit(method, context, metadata))  # each call is a task of its own

@@ -22,8 +22,9 @@ from zfserve_protos.methods import is_probe
 
 from zfserve_runtime.access.access import current_caller
 from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
+from zfserve_runtime.grpc.deferred_read import CallCheck
 from zfserve_runtime.grpc.gate import Gate
-from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata, metadata_of
+from zfserve_runtime.grpc.method_handlers import Context, Metadata, metadata_of
 from zfserve_runtime.grpc.request_id import enter_request
 from zfserve_runtime.grpc.status import to_status
 from zfserve_runtime.telemetry.metrics import Metrics
@@ -104,11 +105,11 @@ class Call:
             self._record(status, duration_s, self._answer if isinstance(error, DecodeError) else error)
         return self._answer is not None
 
-    def check(self, asks: Sequence[Ask]) -> None:
-        """Raises ShuttingDown where calls are refused, and what any of `asks` raises."""
+    def check(self, checks: Sequence[CallCheck]) -> None:
+        """Raises ShuttingDown where the gate is closed, or the error of the first check that fails."""
         self._method.gate.check()
-        for ask in asks:
-            ask(self._context, self._metadata)
+        for check in checks:
+            check(self._context, self._metadata)
 
     def accept(self, request: Any) -> None:
         """Before the service has it. Raises a `request` that is the error of reading it."""

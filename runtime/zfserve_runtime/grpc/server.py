@@ -13,14 +13,13 @@ from zfserve_protos.methods import is_probe
 
 from zfserve_runtime.access.access import Access
 from zfserve_runtime.access.permissions import is_open
+from zfserve_runtime.grpc.deferred_read import CallCheck, ConditionalCheck, read_request
 from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.interceptor import Call, Method
 from zfserve_runtime.grpc.method_handlers import (
-    Ask,
     Context,
     MethodHandler,
     behaviour_of,
-    only_request,
     wrapped,
     write_all,
 )
@@ -28,8 +27,8 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.overload_log import OverloadLog
 from zfserve_runtime.telemetry.tracing import NO_TRACERS, Tracers
 
-Choice: TypeAlias = Callable[[], MethodHandler]
-"""Of the handler for a call that comes now."""
+ChooseHandler: TypeAlias = Callable[[], MethodHandler]
+"""Returns the handler for the next call of a method."""
 
 
 class InterceptingServer(grpc.aio.Server):
@@ -59,21 +58,24 @@ class InterceptingServer(grpc.aio.Server):
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracers = tracers
-        self._asked_first: dict[str, tuple[Ask, Callable[[], bool]]] = {}
+        self._early_checks: dict[str, ConditionalCheck] = {}
         self._methods: dict[str, Method] = {}
         self._gate = Gate()
         self._overload_log = OverloadLog()
 
-    def ask_first(self, method: str, ask: Ask, when: Callable[[], bool]) -> None:
-        """Have `ask` look at each call of `method` (its full name). To be said before the first.
+    def check_before_read(self, method: str, check: CallCheck, applies: Callable[[], bool]) -> None:
+        """Runs `check` on calls of `method` before their request is read. Call it before the first call arrives.
 
         Args:
-            when: whether to ask about a call that comes now; what it takes stands between a lone client and its answer.
+            method: its full name, "/package.Service/Method".
+            applies: returns True when the next call must be checked; see `ConditionalCheck`.
         """
-        self._asked_first[method] = ask, when
+        self._early_checks[method] = ConditionalCheck(check, applies)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        self._server.add_generic_rpc_handlers([_Surrounded(each, self._choice) for each in generic_rpc_handlers])
+        self._server.add_generic_rpc_handlers(
+            [_InterceptedHandlers(each, self._choose) for each in generic_rpc_handlers]
+        )
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, MethodHandler]) -> None:
         """Leaves them to the generic handlers, which the stubs add too.
@@ -110,61 +112,64 @@ class InterceptingServer(grpc.aio.Server):
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         return await self._server.wait_for_termination(timeout)
 
-    def _choice(self, handler: MethodHandler, method: str) -> Choice:
-        plain = self._surround(handler, method)
-        if method not in self._asked_first:
-            return lambda: plain
-        ask, when = self._asked_first[method]
-        asking = self._surround(handler, method, ask)
-        return lambda: asking if when() else plain
+    def _choose(self, handler: MethodHandler, method: str) -> ChooseHandler:
+        """Wraps `handler` once for all calls, and a second time with the early check of `method` if it has one."""
+        unchecked = self._wrap(handler, method)
+        if method not in self._early_checks:
+            return lambda: unchecked
+        early = self._early_checks[method]
+        checked = self._wrap(handler, method, early.check)
+        return lambda: checked if early.applies() else unchecked
 
-    def _surround(self, handler: MethodHandler, method: str, *asks: Ask) -> MethodHandler:
-        """Where anything is asked first, a single request is read after that, so that of a call which is refused the
-        server takes in no more than the metadata."""
+    def _wrap(self, handler: MethodHandler, method: str, *checks: CallCheck) -> MethodHandler:
+        """Returns a handler that runs `checks` and serves the call with `handler`.
+
+        With any check, it reads a single request after the checks; see `deferred_read`.
+        """
         serve, takes_stream = behaviour_of(handler), bool(handler.request_streaming)
         writes_stream = bool(handler.response_streaming)
         if self._access is not None and not is_open(method):
-            asks = (self._access.entrance(method), *asks)
+            checks = (self._access.entrance(method), *checks)
             if takes_stream:
                 serve = self._access.guard(serve, method)
-        surround, reads = partial(Call, self._method(method)), bool(asks) and not takes_stream
+        begin_call, defers_read = partial(Call, self._method(method)), bool(checks) and not takes_stream
 
-        # A coroutine that writes, where a stream is wanted, not a generator: a client that goes away cancels the write,
-        # and a generator suspended at its yield would hear of it only when it is collected.
+        # A coroutine that writes serves a stream of responses, and not a generator: a client that goes away cancels the
+        # write, but a generator suspended at its yield would learn of it only when it is collected.
         async def answer(request: Any, context: Context) -> Any:
-            with surround(context) as surrounded:
-                surrounded.check(asks)
-                if reads:
-                    request = await only_request(context)
-                surrounded.accept(request)
+            with begin_call(context) as call:
+                call.check(checks)
+                if defers_read:
+                    request = await read_request(context)
+                call.accept(request)
                 if writes_stream:
                     return await write_all(serve(request, context), context)
                 return await serve(request, context)
-            return await surrounded.answer()
+            return await call.answer()
 
-        return wrapped(handler, answer, _deserializer(handler), request_streaming=reads or takes_stream)
+        return wrapped(handler, answer, _deserializer(handler), request_streaming=defers_read or takes_stream)
 
     def _method(self, name: str) -> Method:
-        """One for all calls of it, asked about first or not."""
+        """Returns what all calls of one method share, with an early check or without."""
         if name not in self._methods:
             tracers, gate = (NO_TRACERS, Gate()) if is_probe(name) else (self._tracers, self._gate)
             self._methods[name] = Method(name, gate, self._metrics, tracers, self._overload_log)
         return self._methods[name]
 
 
-class _Surrounded(grpc.GenericRpcHandler):
-    """`inner`, whose handlers are surrounded when they are first asked for."""
+class _InterceptedHandlers(grpc.GenericRpcHandler):
+    """The handlers of `inner`, each wrapped when its method is called first."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler, choose: Callable[[MethodHandler, str], Choice]) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, choose: Callable[[MethodHandler, str], ChooseHandler]) -> None:
         self._inner = inner
         self._choose = choose
-        self._choices: dict[str, Choice] = {}
+        self._choices: dict[str, ChooseHandler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         method = handler_call_details.method
         if method not in self._choices:
             handler = self._inner.service(handler_call_details)
-            if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+            if handler is None:  # gRPC answers UNIMPLEMENTED for a method that does not exist
                 return None
             self._choices[method] = self._choose(handler, method)
         return self._choices[method]()

@@ -1,1 +1,1 @@
-"""Admission control: which requests the server takes on."""
+"""Admission control decides which requests the server accepts."""

@@ -1,14 +1,14 @@
-"""Admission: the first step of a request. It never waits; what does not fit is refused at once.
+"""Admission control is the first step of a request. It never waits: it refuses at once a request that does not fit.
 
-Everything that costs memory or time (decoding, queueing, the engine, the worker) lies behind it, so its limit bounds
-them all. A request is taken on if
+Decoding, the queue, the engine and the worker all lie behind it, so its limit bounds their memory and time. It accepts
+a request if both are true:
 
-- there is a place: of those that are free a client may hold up to `CLIENT_SHARE` times as many, and bulk as a whole no
-  more, so that there is room for whoever comes next (dynamic thresholds of Choudhury and Hahne, 1998); and
-- it can be answered within its deadline, at the pace of late, with those before it who come first in the waiting line.
-  Where nothing is under way, any deadline is tried: that is how a pace that was wrong is measured anew.
+- There is a place. A client may hold up to `CLIENT_SHARE` times as many places as are free, and all bulk requests
+  together as many as are free. So there is always room for a new client (dynamic thresholds, Choudhury and Hahne 1998).
+- At the measured service rate the answer comes before the deadline, after the requests that precede it in the fair
+  queue. If nothing is in flight, admission accepts any deadline, so that a wrong rate is measured again.
 
-Called by the services for every request, and by `turning_away` while every model is busy.
+The services call it for each request, and `early_shedding` while every model is busy.
 """
 
 from types import TracebackType
@@ -17,109 +17,113 @@ from zfserve_runtime.errors import Overloaded
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.in_flight import InFlight
 
-from zfserve_server.admission.senders import NOBODY, Priority, Sender
+from zfserve_server.admission.caller_identity import ANONYMOUS, CallerIdentity, Priority
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.batching.fair_queue import BULK_EVERY
 
 CLIENT_SHARE = 8
-"""One client alone can fill 8/9 of the places, two 8/17 each, and so on."""
+"""One client alone can fill 8/9 of the places, two clients 8/17 each, and so on."""
 
 NO_DEADLINE = Deadline()
 
 
 class Admission:
-    """Bounds the images that are accepted and not yet answered.
+    """Bounds the images in flight: those that are accepted and not yet answered.
 
     Args:
-        limit: how many.
-        pace: of what works on them.
+        limit: the largest number of images in flight.
+        service_rate: the measured speed of the engines, or of the worker, behind this admission.
     """
 
-    def __init__(self, limit: int, pace: ServiceRate) -> None:
+    def __init__(self, limit: int, service_rate: ServiceRate) -> None:
         self.limit = limit
-        self._pace = pace
-        self._accepted = InFlight()
-        self._held: dict[Priority, dict[str, int]] = {priority: {} for priority in Priority}  # by client
-        self._bulk = 0
+        self._service_rate = service_rate
+        self._in_flight = InFlight()
+        self._held: dict[Priority, dict[str, int]] = {priority: {} for priority in Priority}  # images by client
+        self._bulk = 0  # images
 
     @property
-    def accepted(self) -> int:
-        """Images accepted and not yet answered."""
-        return self._accepted.count
+    def in_flight(self) -> int:
+        """Images that are accepted and not yet answered."""
+        return self._in_flight.count
 
     async def emptied(self) -> None:
-        """Wait until nothing that was accepted is unanswered."""
-        await self._accepted.ended()
+        """Waits until no image is in flight."""
+        await self._in_flight.ended()
 
-    def admit(self, sender: Sender = NOBODY, deadline: Deadline = NO_DEADLINE, rows: int = 1) -> "_Places":
-        """Hold places for `rows` images until the block ends.
+    def admit(
+        self, caller: CallerIdentity = ANONYMOUS, deadline: Deadline = NO_DEADLINE, images: int = 1
+    ) -> "_HeldPlaces":
+        """Returns a context that holds a place for each image until its block ends.
 
         Raises:
             Overloaded: see `check`.
         """
-        self.check(sender, deadline, rows)
-        return _Places(self, sender, rows)
+        self.check(caller, deadline, images)
+        return _HeldPlaces(self, caller, images)
 
-    def check(self, sender: Sender = NOBODY, deadline: Deadline = NO_DEADLINE, rows: int = 1) -> None:
-        """Hold nothing.
+    def check(self, caller: CallerIdentity = ANONYMOUS, deadline: Deadline = NO_DEADLINE, images: int = 1) -> None:
+        """Does what `admit` does, but takes no place and changes nothing.
 
         Raises:
-            Overloaded: there is no place, or the answer would come too late; says when it may be tried again.
+            Overloaded: there is no place, or the answer would come too late. It says when to try again.
         """
-        held = self._held[sender.priority].get(sender.client, 0)
-        free = self.limit - self.accepted
-        bulk = self._bulk if sender.priority is Priority.BULK else 0
-        pace = self._pace
-        finish_s = pace.finish_s(self._ahead(sender, held), rows) if self.accepted else pace.overdue_s()
-        if rows > free or held >= CLIENT_SHARE * free or bulk >= free:
-            raise _overloaded(f"{self.accepted} images are waiting already", finish_s)
+        held = self._held[caller.priority].get(caller.client, 0)
+        free = self.limit - self.in_flight
+        bulk = self._bulk if caller.priority is Priority.BULK else 0
+        rate = self._service_rate
+        finish_s = rate.finish_s(self._images_ahead(caller, held), images) if self.in_flight else rate.overdue_s()
+        if images > free or held >= CLIENT_SHARE * free or bulk >= free:
+            raise _overloaded(f"{self.in_flight} images are waiting already", finish_s)
         remaining_s = deadline.remaining_s()
-        if remaining_s is not None and finish_s > remaining_s and pace.measured:
+        if remaining_s is not None and finish_s > remaining_s and rate.measured:
             raise _overloaded(
                 f"an answer would take {finish_s:.2g} s and the deadline is in {remaining_s:.2g} s",
                 finish_s - remaining_s,
             )
 
-    def _ahead(self, sender: Sender, held: int) -> int:
-        """Images that come before the next one of `sender`, who has `held` under way, while everyone who has some
-        goes on to send more."""
-        rivals = self._held[sender.priority]
-        clients = len(rivals) + (sender.client not in rivals)
+    def _images_ahead(self, caller: CallerIdentity, held: int) -> int:
+        """Returns how many images precede the next image of `caller`, which has `held` images in flight.
+
+        It assumes that every client with images in flight goes on to send more.
+        """
+        clients_held = self._held[caller.priority]
+        clients = len(clients_held) + (caller.client not in clients_held)
         ahead = (held + 1) * clients - 1
-        if sender.priority is Priority.INTERACTIVE:
+        if caller.priority is Priority.INTERACTIVE:
             return ahead + min(self._bulk, (ahead + 1) // (BULK_EVERY - 1))
-        turns, under_way = (BULK_EVERY - 1) * (ahead + 1), self.accepted - self._bulk
-        # More than a batch is a crowd, and others will follow them.
-        return ahead + (turns if under_way > self._pace.rows else min(under_way, turns))
+        turns, interactive = (BULK_EVERY - 1) * (ahead + 1), self.in_flight - self._bulk
+        # More interactive images than one batch are taken as a lasting load, which others will follow.
+        return ahead + (turns if interactive > self._service_rate.rows else min(interactive, turns))
 
-    def _hold(self, sender: Sender, rows: int) -> None:
-        """Or give up, where `rows` is negative."""
-        self._accepted.add(rows)
-        if sender.priority is Priority.BULK:
-            self._bulk += rows
-        held = self._held[sender.priority]
-        held[sender.client] = held.get(sender.client, 0) + rows
-        if not held[sender.client]:
-            del held[sender.client]
+    def _hold(self, caller: CallerIdentity, images: int) -> None:
+        """Takes places; gives them back where `images` is negative."""
+        self._in_flight.add(images)
+        if caller.priority is Priority.BULK:
+            self._bulk += images
+        held = self._held[caller.priority]
+        held[caller.client] = held.get(caller.client, 0) + images
+        if not held[caller.client]:
+            del held[caller.client]
 
 
-class _Places:
-    """What `admit` gives: a context, so that no way out of a request keeps its places."""
+class _HeldPlaces:
+    """Holds places while its block runs, so that a request gives them back however it ends."""
 
-    __slots__ = ("_admission", "_rows", "_sender")
+    __slots__ = ("_admission", "_caller", "_images")
 
-    def __init__(self, admission: Admission, sender: Sender, rows: int) -> None:
-        self._admission, self._sender, self._rows = admission, sender, rows
+    def __init__(self, admission: Admission, caller: CallerIdentity, images: int) -> None:
+        self._admission, self._caller, self._images = admission, caller, images
 
     def __enter__(self) -> None:
-        self._admission._hold(self._sender, self._rows)
+        self._admission._hold(self._caller, self._images)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._admission._hold(self._sender, -self._rows)
+        self._admission._hold(self._caller, -self._images)
 
 
-def _overloaded(why: str, retry_after_s: float) -> Overloaded:
-    after_s = f"{retry_after_s:.2g}"  # few different ones: see `ErrorStatus`
-    return Overloaded(f"{why}; try again in {after_s} s", retry_after_s=float(after_s))
+def _overloaded(reason: str, retry_after_s: float) -> Overloaded:
+    after_s = f"{retry_after_s:.2g}"  # two digits keep the number of different texts small; see `ErrorStatus`
+    return Overloaded(f"{reason}; try again in {after_s} s", retry_after_s=float(after_s))

@@ -1,8 +1,8 @@
-"""Calls that no model would take on, whatever they ask for, are refused before their request is read.
+"""Early shedding refuses a call before the server reads its request, if no model would accept it. Built by `app`.
 
-A photo may have megabytes, and a server that is full has no time to take it in only to refuse it. What the request says
-is unknown here, so a call is turned away where every model refuses its sender an image; `admission` decides about the
-others once they are read. Built by `app`.
+A photo may have megabytes, and a full server has no time to receive it only to refuse it. The server does not know yet
+what the request asks for. So it refuses a call early only if every model refuses an image of that caller. `admission`
+decides about all other calls once their request is read.
 """
 
 from collections.abc import Sequence
@@ -12,37 +12,44 @@ from dataclasses import replace
 from zfserve_protos.methods import CLASSIFY, MODEL_INFER
 from zfserve_runtime.errors import Overloaded
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_runtime.grpc.method_handlers import Ask, Context, Metadata
+from zfserve_runtime.grpc.deferred_read import CallCheck
+from zfserve_runtime.grpc.method_handlers import Context, Metadata
 
-from zfserve_server.admission.senders import Priority, Sender, Senders
+from zfserve_server.admission.caller_identity import CallerIdentity, Priority, identify_caller
 from zfserve_server.models.registry import ModelRegistry
 
 
-def turning_away(models: ModelRegistry, senders: Senders) -> dict[str, Ask]:
-    """By the full names of the methods that send photos to an engine. They raise Overloaded; InvalidInput where the
-    metadata name a sender that cannot be."""
+def early_checks(models: ModelRegistry) -> dict[str, CallCheck]:
+    """Returns a check for each method that sends photos to an engine, by the method's full name.
 
-    def classify(context: Context, metadata: Metadata) -> None:
-        _turn_away(models, [senders.identify(context, metadata)], Deadline.of(context))
+    A check raises Overloaded where no model would accept the call, and InvalidInput where the metadata name no valid
+    caller.
+    """
 
-    def infer(context: Context, metadata: Metadata) -> None:  # its request may name another priority
-        sender = senders.identify(context, metadata)
-        _turn_away(models, [replace(sender, priority=priority) for priority in Priority], Deadline.of(context))
+    def check_classify(context: Context, metadata: Metadata) -> None:
+        _check(models, [identify_caller(context, metadata)], Deadline.of(context))
 
-    return {CLASSIFY: classify, MODEL_INFER: infer}
+    def check_infer(context: Context, metadata: Metadata) -> None:
+        caller = identify_caller(context, metadata)  # its request may set another priority
+        _check(models, [replace(caller, priority=priority) for priority in Priority], Deadline.of(context))
 
-
-def all_are_busy(models: ModelRegistry) -> bool:
-    """Else there is nobody to turn away: an idle model takes anyone on, and where none is ready the service says so."""
-    return len(models) > 0 and all(model.admission.accepted for model in models)
+    return {CLASSIFY: check_classify, MODEL_INFER: check_infer}
 
 
-def _turn_away(models: ModelRegistry, senders: Sequence[Sender], deadline: Deadline) -> None:
-    """Raises Overloaded where none of `models` would take on an image of any of `senders`: the last one's refusal."""
-    asked = [(model.admission, sender) for model in models for sender in senders]
-    for admission, sender in asked[:-1]:
+def all_models_busy(models: ModelRegistry) -> bool:
+    """Returns True where early shedding may refuse calls.
+
+    An idle model accepts any call. If no model is ready, the service itself answers.
+    """
+    return len(models) > 0 and all(model.admission.in_flight for model in models)
+
+
+def _check(models: ModelRegistry, callers: Sequence[CallerIdentity], deadline: Deadline) -> None:
+    """Raises the last model's Overloaded where no model would accept an image of any of `callers`."""
+    candidates = [(model.admission, caller) for model in models for caller in callers]
+    for admission, caller in candidates[:-1]:
         with suppress(Overloaded):
-            admission.check(sender, deadline)
+            admission.check(caller, deadline)
             return
-    for admission, sender in asked[-1:]:  # or none at all
-        admission.check(sender, deadline)
+    for admission, caller in candidates[-1:]:  # empty if no model is ready
+        admission.check(caller, deadline)

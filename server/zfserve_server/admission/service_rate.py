@@ -1,26 +1,25 @@
-"""The pace of a model's engines: seconds an image at the batch sizes of late. Measured by the batcher, asked by
-admission."""
+"""Measures how fast a model's engines answer, from its last batches. The batcher reports batches; admission asks."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 FIRST_GUESS_S = 0.05
-"""Seconds for one image, until the first batches were measured."""
+"""Seconds for one image, until a batch is measured."""
 
 REMEMBERED = 32
-"""Batches. Under load these are a few seconds, so that the pace follows the machine's."""
+"""Batches. Under load they cover a few seconds, so that the rate follows changes of the machine's speed."""
 
 OVERDUE = 2.0
-"""Times the usual. A run that lasts longer is taken to last as long again."""
+"""A run that lasts this many times longer than usual is expected to last as long again."""
 
 
 class ServiceRate:
-    """Use from the event loop's thread only.
+    """Estimates when an image will be answered. Use it on the event loop only.
 
     Args:
-        engines: that work side by side.
-        running_s: for how long the longest run under way has lasted; 0 where none is.
+        engines: the number of engines that run in parallel.
+        running_s: returns the seconds that the longest current run has lasted; 0 where no engine runs.
     """
 
     def __init__(self, engines: int = 1, running_s: Callable[[], float] = lambda: 0.0) -> None:
@@ -33,58 +32,72 @@ class ServiceRate:
 
     @property
     def measured(self) -> bool:
+        """True once a batch was observed. Until then the estimates are guesses."""
         return bool(self._batches)
 
     @property
     def row_s(self) -> float:
-        """Seconds of one engine for an image: what nine batches in ten kept to, so that neither a pause of the machine
-        nor a lucky batch counts."""
+        """Seconds of one engine for one image: the 90th percentile over the last batches.
+
+        So neither a pause of the machine nor one fast batch changes it.
+        """
         return self._row_s
 
     @property
     def rows(self) -> float:
-        """Of a batch, on average."""
+        """The mean number of images in a batch."""
         return self._rows
 
     def observe(self, rows: int, seconds: float, delivery_s: float = 0.0) -> None:
-        """One batch, from when the engine could have begun it to its end, and from there until its answers were handed
-        out, for which the event loop may have waited for a CPU."""
+        """Records one batch.
+
+        Args:
+            rows: images in the batch.
+            seconds: from when the engine could have begun the batch to its end.
+            delivery_s: seconds from its end until its results were delivered. The event loop may wait for a CPU then.
+        """
         self._batches.append((rows, seconds, delivery_s))
-        self._row_s = _nine_in_ten(seconds / rows for rows, seconds, _ in self._batches)
+        self._row_s = _percentile_90(seconds / rows for rows, seconds, _ in self._batches)
         self._rows = sum(rows for rows, _, _ in self._batches) / len(self._batches)
-        self._delivery_s = _nine_in_ten(delivery_s for _, _, delivery_s in self._batches)
+        self._delivery_s = _percentile_90(delivery_s for _, _, delivery_s in self._batches)
 
     def finish_s(self, ahead: float, rows: int = 1) -> float:
-        """Seconds until `rows` images are answered that `ahead` others precede, those under way included.
+        """Returns the seconds until `rows` images are answered.
 
-        An image is answered with its whole batch, also with those that joined it later.
+        An image is answered with its whole batch, including images that joined the batch later.
+
+        Args:
+            ahead: images that precede them, in the queue or in an engine.
         """
         run_s = self._row_s * (ahead / self._engines + max(rows, self._rows))
         return self.overdue_s() + run_s + self._delivery_s
 
     def overdue_s(self) -> float:
-        """Seconds that the run under way is expected to last yet where it has lasted too long already; else 0."""
+        """Returns the seconds that an overdue run is expected to last longer; 0 where no run is overdue."""
         running_s = self._running_s()
         return running_s if self.measured and running_s > OVERDUE * self._row_s * self._rows else 0.0
 
 
-def _nine_in_ten(seconds: Iterable[float]) -> float:
-    """What so many keep to."""
+def _percentile_90(seconds: Iterable[float]) -> float:
     ordered = sorted(seconds)
     return ordered[9 * len(ordered) // 10]
 
 
 class Stopwatch:
-    """Tells a busy engine's time for a batch from one that waited for work.
+    """Measures an engine's time for a batch, without the time that the engine waited for work.
 
-    An engine with work waiting could have begun when its last batch ended, so what lies between (handing over answers,
-    filling the next batch) is part of its pace.
+    An engine with work in the queue could begin when its last batch ended. So the time between two batches, in which
+    it delivers results and fills the next batch, counts for the service rate.
     """
 
     def __init__(self) -> None:
         self._ended = time.monotonic()
 
     def lap(self, submitted: float) -> float:
-        """Seconds since the engine could have begun the batch that ends now, whose first image came at `submitted`."""
+        """Returns the seconds since the engine could have begun the batch that ends now.
+
+        Args:
+            submitted: time.monotonic() when the first image of the batch entered the queue.
+        """
         began, self._ended = max(self._ended, submitted), time.monotonic()
         return self._ended - began

@@ -18,7 +18,7 @@ from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 from zfserve_runtime.telemetry.tracing import current_trace
 
-from zfserve_server.admission.senders import NOBODY, Sender
+from zfserve_server.admission.caller_identity import ANONYMOUS, CallerIdentity
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.batching import errors
 from zfserve_server.batching.engine_thread import EngineThread
@@ -90,14 +90,14 @@ class Batcher:
         return self._refusal is errors.engine_lost
 
     async def submit(
-        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, sender: Sender = NOBODY
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, caller: CallerIdentity = ANONYMOUS
     ) -> InferenceResult:
         """Queues one image and waits for its result.
 
         Args:
             pixels: uint8 (height, width, 3). Do not write to it before this returns.
             deadline: the image is dropped if it still waits then.
-            sender: decides the image's place in the queue.
+            caller: decides the image's place in the queue.
 
         Raises:
             DeadlineExceeded: the deadline passed before an engine was free.
@@ -107,7 +107,7 @@ class Batcher:
         """
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
         future: asyncio.Future[InferenceResult] = self._loop.create_future()
-        entry = QueueEntry(pixels, deadline, sender, time.monotonic(), future, current_request_id(), current_trace())
+        entry = QueueEntry(pixels, deadline, caller, time.monotonic(), future, current_request_id(), current_trace())
         if self._refusal is not None:
             raise self._refusal()
         self._queue.add(entry)

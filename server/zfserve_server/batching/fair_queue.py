@@ -13,17 +13,17 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
-from zfserve_server.admission.senders import Priority, Sender
+from zfserve_server.admission.caller_identity import CallerIdentity, Priority
 
 BULK_EVERY = 8
 """While bulk images wait, at least one of this many images taken in a row is bulk."""
 
 
 class Queueable(Protocol):
-    """Anything that has a sender can be queued."""
+    """Anything that has a caller can be queued."""
 
     @property
-    def sender(self) -> Sender: ...
+    def caller(self) -> CallerIdentity: ...
 
 
 E = TypeVar("E", bound=Queueable)
@@ -67,7 +67,7 @@ class FairScheduler(Generic[E]):
         return removed
 
     def _round_of(self, entry: E) -> "_RoundRobin[E]":
-        return self._bulk if entry.sender.priority is Priority.BULK else self._interactive
+        return self._bulk if entry.caller.priority is Priority.BULK else self._interactive
 
 
 class _RoundRobin(Generic[E]):
@@ -80,7 +80,7 @@ class _RoundRobin(Generic[E]):
         return bool(self._entries)
 
     def add(self, entry: E) -> None:
-        self._entries.setdefault(entry.sender.client, deque()).append(entry)
+        self._entries.setdefault(entry.caller.client, deque()).append(entry)
 
     def pop(self) -> E:
         client = next(iter(self._entries))
@@ -91,13 +91,13 @@ class _RoundRobin(Generic[E]):
         return entry
 
     def remove(self, entry: E) -> bool:
-        entries = self._entries.get(entry.sender.client, deque())
+        entries = self._entries.get(entry.caller.client, deque())
         # Tests first: the error of `deque.remove` would format the entry with all its pixels, which takes 0.2 ms.
         if entry not in entries:
             return False
         entries.remove(entry)
         if not entries:
-            del self._entries[entry.sender.client]
+            del self._entries[entry.caller.client]
         return True
 
 

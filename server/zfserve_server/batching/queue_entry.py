@@ -11,7 +11,7 @@ from zfserve_runtime.errors import ServiceError
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.telemetry.tracing import CallTrace, TracedRow, record_batch
 
-from zfserve_server.admission.senders import Sender
+from zfserve_server.admission.caller_identity import CallerIdentity
 
 
 class InferenceResult(NamedTuple):
@@ -44,7 +44,7 @@ class QueueEntry:
 
     pixels: npt.NDArray[np.uint8]
     deadline: Deadline
-    sender: Sender
+    caller: CallerIdentity
     submitted: float
     future: asyncio.Future[InferenceResult]
     request_id: str

@@ -1,1 +1,1 @@
-"""Requests: each servicer converts messages and hands them to the pipeline."""
+"""Requests: the two gRPC services, and the classification pipeline that both delegate to."""

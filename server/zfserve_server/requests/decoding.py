@@ -1,4 +1,4 @@
-"""From the request's image to the model's input: decoding in threads, references, raw pixels. Called by the service."""
+"""Turns the image of a request into the model's input: image files, raw pixels and references. Used by the pipeline."""
 
 import asyncio
 import time
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from zfserve_engines.images import ImageLimits, InputImage, decode_image, resize_raw
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec, Manifest
@@ -16,14 +18,17 @@ from zfserve_runtime.telemetry.tracing import span
 
 from zfserve_server.requests.references import KeptPhoto, References
 
+Image: TypeAlias = pb.Image | bytes | npt.NDArray[np.uint8]
+"""An image as a request brings it: a message, an image file, or pixels of the model's input, uint8 (H, W, 3), RGB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photo as the model takes it.
+    """Holds a photo as the model's input.
 
     Attributes:
-        reference: the name it was asked for by, or None where it came with the request.
-        decode_s: seconds spent decoding and resizing it, waiting for a thread not included.
+        reference: the reference that the request named; None where the request carried the photo.
+        decode_s: seconds of decoding and resizing, without the time that the photo waited for a thread.
     """
 
     image: InputImage
@@ -32,56 +37,54 @@ class Photo:
 
 
 class Decoding:
-    """Turns images of requests into photos. Its threads are `threads`; admission bounds what waits for them."""
+    """Decodes images in threads. Admission bounds the images that wait for a thread.
+
+    Args:
+        threads: the number of threads.
+    """
 
     def __init__(self, limits: ImageLimits, references: References, threads: int) -> None:
         self._limits = limits
         self._references = references
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    async def load(self, image: pb.Image, manifest: Manifest) -> Photo:
-        """The photo that a request names or carries, as that model takes it.
+    async def load(self, image: Image, manifest: Manifest) -> Photo:
+        """Returns the image as the input of that model.
 
         Raises:
-            InvalidInput: there is none, or it cannot be decoded, or it is too large; or its reference was given out by
-                another network, or for another input.
+            InvalidInput: there is no image, it cannot be decoded, or it is too large; or another network, or one with
+                another input, gave its reference out.
             NotFound: its reference is unknown or has expired.
         """
         spec = manifest.input
-        source = image.WhichOneof("source")
-        if source == "reference":
-            kept = self._references.get(image.reference)
-            if not _is_same_network(kept.manifest, manifest):
-                raise InvalidInput(
-                    f"the image reference was given out by {kept.manifest.name} {kept.manifest.version}, and this "
-                    f"request goes to {manifest.name} {manifest.version}; send the image itself",
-                    field="image.reference",
-                )
-            return Photo(kept.image, image.reference, 0.0)
-        if source == "encoded":
-            return await self.decode(image.encoded, spec)
-        if source == "raw":
-            width, height, data = image.raw.width, image.raw.height, image.raw.data
-            if (width, height) == (spec.width, spec.height):
-                # Nothing to resize: the pixels are used where they lie, so a thread would cost more than it saves.
-                return Photo(resize_raw(data, width, height, spec, self._limits), None, 0.0)
-            return await self._in_thread(lambda: resize_raw(data, width, height, spec, self._limits))
+        if isinstance(image, bytes):
+            return await self._decode(image, spec)
+        if isinstance(image, np.ndarray):
+            whole = (0.0, 0.0, spec.width, spec.height)
+            return Photo(InputImage(image, spec.width, spec.height, whole), None, 0.0)
+        match image.WhichOneof("source"):
+            case "reference":
+                return self._find_kept(image.reference, manifest)
+            case "encoded":
+                return await self._decode(image.encoded, spec)
+            case "raw":
+                return await self._resize(image.raw, spec)
         raise InvalidInput(
             "the request carries no image; set image.encoded, image.raw or image.reference", field="image"
         )
 
-    async def decode(self, encoded: bytes, spec: InputSpec) -> Photo:
-        """The photo in an image file. Raises InvalidInput where it cannot be decoded, or is too large."""
-        return await self._in_thread(lambda: decode_image(encoded, spec, self._limits))
-
     def keep(self, photo: Photo, manifest: Manifest) -> str:
-        """The reference under which a later request to that model finds this photo."""
+        """Keeps a photo, and returns the reference by which later requests to that model find it."""
         if photo.reference is not None:
             return photo.reference
         return self._references.add(KeptPhoto(photo.image, manifest))
 
     def model_of(self, reference: str) -> Manifest:
-        """Of the version that gave out the reference. Raises NotFound where that is unknown or has expired."""
+        """Returns the manifest of the version that gave the reference out.
+
+        Raises:
+            NotFound: the reference is unknown or has expired.
+        """
         return self._references.get(reference).manifest
 
     def __enter__(self) -> Self:
@@ -90,15 +93,35 @@ class Decoding:
     def __exit__(self, *exception: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
+    def _find_kept(self, reference: str, manifest: Manifest) -> Photo:
+        kept = self._references.get(reference)
+        if not _is_same_network(kept.manifest, manifest):
+            raise InvalidInput(
+                f"the image reference was given out by {kept.manifest.name} {kept.manifest.version}, and this "
+                f"request goes to {manifest.name} {manifest.version}; send the image itself",
+                field="image.reference",
+            )
+        return Photo(kept.image, reference, 0.0)
+
+    async def _decode(self, file: bytes, spec: InputSpec) -> Photo:
+        return await self._in_thread(lambda: decode_image(file, spec, self._limits))
+
+    async def _resize(self, raw: pb.RawPixels, spec: InputSpec) -> Photo:
+        width, height, data = raw.width, raw.height, raw.data
+        if (width, height) == (spec.width, spec.height):
+            # There is nothing to resize and the pixels are not copied, so a thread would cost more than it saves.
+            return Photo(resize_raw(data, width, height, spec, self._limits), None, 0.0)
+        return await self._in_thread(lambda: resize_raw(data, width, height, spec, self._limits))
+
     async def _in_thread(self, decode: Callable[[], InputImage]) -> Photo:
-        def timed() -> Photo:
+        def decode_timed() -> Photo:
             began = time.perf_counter()
             image = decode()
             return Photo(image, None, time.perf_counter() - began)
 
         with span("decode"):
-            # The thread works in the context of the call, so that what it logs carries the request's id.
-            return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, timed)
+            # The thread works in the context of the call, so that its log lines carry the request's id.
+            return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, decode_timed)
 
 
 def _is_same_network(one: Manifest, other: Manifest) -> bool:

@@ -1,7 +1,6 @@
-"""Parameters of an inference request: how long it may wait, how urgent it is, how to answer. Called by
-`inference_service`.
+"""Reads the parameters of an inference request: timeout, priority and form of the answer. Used by `inference_service`.
 
-Those that are not known here are ignored, as Triton and KServe do: clients send notes of their own in them.
+It ignores unknown parameters, as Triton and KServe do, because clients send notes of their own in them.
 """
 
 import time
@@ -11,7 +10,7 @@ from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
 
-from zfserve_server.admission.senders import Priority, Sender
+from zfserve_server.admission.caller_identity import CallerIdentity, Priority
 from zfserve_server.requests.inference_tensors import is_typed
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
@@ -20,9 +19,9 @@ _TYPE_OF = {"bool_param": "a boolean", "int64_param": "a whole number", "uint64_
 
 
 def refuse_sequences(request: pb.ModelInferRequest) -> None:
-    """Raises InvalidInput where the request is one of a sequence: its answer would depend on those before it."""
+    """Raises InvalidInput for a request of a sequence, whose answer would depend on the requests before it."""
     for name in _SEQUENCE:
-        if name in request.parameters and _value(request.parameters[name]):  # 0, "" and false say that it is none
+        if name in request.parameters and _value(request.parameters[name]):  # 0, "" and false mean no sequence
             raise InvalidInput(
                 f"the model keeps no state between requests; leave the parameter {name} out",
                 field=f"parameters[{name}]",
@@ -30,10 +29,10 @@ def refuse_sequences(request: pb.ModelInferRequest) -> None:
 
 
 def narrow_deadline(request: pb.ModelInferRequest, deadline: Deadline) -> Deadline:
-    """The sooner one of the call's deadline and of the parameter `timeout`, microseconds from now; 0 is none.
+    """Returns the earlier of the call's deadline and the parameter `timeout`: microseconds from now, 0 for no timeout.
 
     Raises:
-        InvalidInput: it is no whole number, or negative.
+        InvalidInput: `timeout` is negative or no whole number.
     """
     timeout_us = _whole(request, "timeout")
     if not timeout_us:
@@ -42,20 +41,23 @@ def narrow_deadline(request: pb.ModelInferRequest, deadline: Deadline) -> Deadli
     return deadline if deadline.at_s is not None and deadline.at_s <= until_s else Deadline(until_s)
 
 
-def choose_priority(request: pb.ModelInferRequest, sender: Sender) -> Sender:
-    """The sender with the priority of the parameter `priority`: 1 is interactive and more is bulk; 0 changes nothing.
+def choose_priority(request: pb.ModelInferRequest, caller: CallerIdentity) -> CallerIdentity:
+    """Returns the caller with the priority of the parameter `priority`.
+
+    1 is interactive, more is bulk, and 0 changes nothing.
 
     Raises:
-        InvalidInput: it is no whole number, or negative.
+        InvalidInput: `priority` is negative or no whole number.
     """
     level = _whole(request, "priority")
-    return replace(sender, priority=Priority.INTERACTIVE if level == 1 else Priority.BULK) if level else sender
+    return replace(caller, priority=Priority.INTERACTIVE if level == 1 else Priority.BULK) if level else caller
 
 
 def wants_typed(request: pb.ModelInferRequest) -> bool:
-    """Whether to answer in typed contents: as the request came, unless its parameter `binary_data_output` says.
+    """Returns True to answer in typed contents, False to answer in raw contents.
 
-    MLServer and KServe answer as they were asked, Triton always raw; the parameter is KServe's.
+    The answer has the form of the request, unless KServe's parameter `binary_data_output` says otherwise. MLServer and
+    KServe answer in the form of the request; Triton always answers raw.
 
     Raises:
         InvalidInput: the parameter is no boolean.
@@ -68,7 +70,7 @@ def wants_typed(request: pb.ModelInferRequest) -> bool:
 
 
 def _whole(request: pb.ModelInferRequest, name: str) -> int:
-    """A parameter that is a whole number, 0 where it is not sent."""
+    """Returns a parameter that is a whole number, or 0 if the request does not have it."""
     if name not in request.parameters:
         return 0
     parameter = request.parameters[name]

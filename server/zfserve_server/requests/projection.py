@@ -1,4 +1,4 @@
-"""A Project request on its way to the worker, and the worker's answer on its way back. Called by the service."""
+"""Converts a Project request for the worker, and checks and completes the worker's projections. Used by the service."""
 
 import logging
 import math
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Manifest) -> worker_pb2.ProjectRequest:
-    """The same request for the worker, with the pixels in place of the photo and the defaults filled in.
+    """Returns the request for the worker: pixels in place of the photo, and defaults filled in.
 
     Args:
-        request: one that `check_projection_request` passed.
+        request: a request that `check_projection_request` accepted.
     """
     forwarded = worker_pb2.ProjectRequest(
         fingerprint=manifest.fingerprint,
@@ -38,7 +38,7 @@ def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Mani
 
 
 def check_projection(projection: pb.ProjectResponse, layer: str, manifest: Manifest) -> None:
-    """Raises EngineFailed where the worker's answer cannot be a projection of that layer."""
+    """Raises EngineFailed if the worker's answer cannot be a projection of that layer."""
     entry, spec, box = manifest.layer(layer), manifest.input, projection.box
     assert entry is not None, "check_projection_request comes first"
     if not (
@@ -55,7 +55,7 @@ def check_projection(projection: pb.ProjectResponse, layer: str, manifest: Manif
 
 
 def add_source_box(projection: pb.ProjectResponse, image: InputImage) -> None:
-    """Fill in where the projection lies in the photo as it was sent."""
+    """Adds the projection's box in pixels of the photo as the client sent it."""
     box = projection.box
     left, top, right, bottom = image.source_box(box.left, box.top, box.right, box.bottom)
     projection.source_box.CopyFrom(pb.Box(left=left, top=top, right=right, bottom=bottom))

@@ -1,4 +1,4 @@
-"""References: photos that a later Project need not send again. Called by the service."""
+"""Keeps photos for later requests, so that a client need not send a photo again. Used by `decoding`."""
 
 import secrets
 import time
@@ -12,10 +12,10 @@ from zfserve_runtime.errors import NotFound
 
 
 class KeptPhoto(NamedTuple):
-    """A photo as one model takes it, and that model: to another it may mean nothing.
+    """Holds a photo as the input of one model. Another model may need another input.
 
     Attributes:
-        manifest: of the version that classified it.
+        manifest: the manifest of the version that classified the photo.
     """
 
     image: InputImage
@@ -23,50 +23,50 @@ class KeptPhoto(NamedTuple):
 
 
 class References:
-    """Decoded photos by an unguessable name. The least recently used make room; unused ones expire.
+    """A cache of decoded photos by unguessable references. It evicts the least recently used; unused photos expire.
 
     Args:
-        limit: photos held; each is as large as the model's input (150 KB at 224x224).
-        ttl_s: seconds after its last use that a photo is kept.
-        clock: monotonic seconds.
+        limit: the largest number of photos. Each is as large as the model's input (150 KB at 224x224).
+        ttl_s: seconds that a photo is kept after its last use.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, limit: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._ttl_s = ttl_s
         self._clock = clock
-        # By last use, oldest first, which is also the order in which they expire.
-        self._held: OrderedDict[str, tuple[KeptPhoto, float]] = OrderedDict()
+        # The least recently used photo is first. That is also the order in which they expire.
+        self._photos: OrderedDict[str, tuple[KeptPhoto, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._photos)
 
     def add(self, photo: KeptPhoto) -> str:
-        """Keep a photo; returns its reference."""
+        """Keeps a photo and returns its reference, 128 random bits in base64."""
         self._drop_expired()
-        if len(self._held) >= self._limit:
-            self._held.popitem(last=False)
+        if len(self._photos) >= self._limit:
+            self._photos.popitem(last=False)
         reference = secrets.token_urlsafe(16)
-        self._held[reference] = (photo, self._clock() + self._ttl_s)
+        self._photos[reference] = (photo, self._clock() + self._ttl_s)
         return reference
 
     def get(self, reference: str) -> KeptPhoto:
-        """The photo of that reference, whose life begins anew.
+        """Returns the photo of that reference, and extends its life by `ttl_s`.
 
         Raises:
-            NotFound: it was never given out, has expired or has made room for others.
+            NotFound: the reference was never given out, has expired or was evicted.
         """
         self._drop_expired()
-        if reference not in self._held:
+        if reference not in self._photos:
             raise NotFound(
                 "the image reference is unknown or has expired; send the image itself", field="image.reference"
             )
-        photo, _ = self._held[reference]
-        self._held[reference] = (photo, self._clock() + self._ttl_s)
-        self._held.move_to_end(reference)
+        photo, _ = self._photos[reference]
+        self._photos[reference] = (photo, self._clock() + self._ttl_s)
+        self._photos.move_to_end(reference)
         return photo
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        while self._held and next(iter(self._held.values()))[1] <= now:
-            self._held.popitem(last=False)
+        while self._photos and next(iter(self._photos.values()))[1] <= now:
+            self._photos.popitem(last=False)

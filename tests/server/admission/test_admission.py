@@ -1,4 +1,4 @@
-"""Who is taken on: places and their shares, deadlines against the measured pace."""
+"""Admission bounds the images in flight, shares the places, and compares deadlines with the measured rate."""
 
 from collections import Counter, deque
 from contextlib import ExitStack, suppress
@@ -12,35 +12,35 @@ from hypothesis import strategies as st
 from zfserve_runtime.errors import InvalidInput, Overloaded
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_server.admission.admission import Admission
-from zfserve_server.admission.senders import Priority, Sender
+from zfserve_server.admission.caller_identity import CallerIdentity, Priority
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.batching.fair_queue import FairScheduler
 
-BULK = Sender("archive", Priority.BULK)
+BULK = CallerIdentity("archive", Priority.BULK)
 
 
 @dataclass(eq=False)
 class Place:
-    """A request under way; closing `held` ends it."""
+    """A request in flight. Closing `held` ends it."""
 
-    sender: Sender
+    caller: CallerIdentity
     held: ExitStack
 
 
 def measured(row_s: float = 1.0) -> ServiceRate:
-    pace = ServiceRate()
-    pace.observe(1, row_s)
-    return pace
+    rate = ServiceRate()
+    rate.observe(1, row_s)
+    return rate
 
 
-def fill(admission: Admission, sender: Sender, stack: ExitStack) -> int:
-    """Take every place that `sender` gets; returns how many."""
+def fill(admission: Admission, caller: CallerIdentity, stack: ExitStack) -> int:
+    """Takes every place that `caller` can get, and returns their number."""
     for taken in range(1000):
         try:
-            stack.enter_context(admission.admit(sender))
+            stack.enter_context(admission.admit(caller))
         except Overloaded:
             return taken
-    raise AssertionError("there is no end to it")
+    raise AssertionError("admission has no limit")
 
 
 def test_the_limit_holds_and_a_place_comes_back() -> None:
@@ -48,23 +48,23 @@ def test_the_limit_holds_and_a_place_comes_back() -> None:
     with admission.admit():
         with admission.admit(), pytest.raises(Overloaded), admission.admit():
             pass
-        assert admission.accepted == 1
+        assert admission.in_flight == 1
         with admission.admit():
-            assert admission.accepted == 2
-    assert admission.accepted == 0
+            assert admission.in_flight == 2
+    assert admission.in_flight == 0
 
 
 def test_a_request_of_several_images_takes_as_many_places() -> None:
     admission = Admission(4, ServiceRate())
-    with admission.admit(rows=3):
-        assert admission.accepted == 3
+    with admission.admit(images=3):
+        assert admission.in_flight == 3
         with pytest.raises(Overloaded):
-            admission.admit(rows=2)
-    assert admission.accepted == 0
+            admission.admit(images=2)
+    assert admission.in_flight == 0
 
 
 def observable(value: object) -> object:
-    """Returns all that an object and the objects it holds can be told by, as plain values."""
+    """Returns the whole state of an object and of the objects it holds, as plain values."""
     if isinstance(value, dict):
         return {key: observable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, deque)):
@@ -75,17 +75,17 @@ def observable(value: object) -> object:
 
 
 def test_a_check_changes_nothing() -> None:
-    """Neither one that passes nor one that is refused, whatever the reason."""
+    """This holds for a check that passes and for a refusal of each kind."""
     admission = Admission(4, measured())
-    with admission.admit(Sender("a")), admission.admit(BULK):
+    with admission.admit(CallerIdentity("a")), admission.admit(BULK):
         before = observable(admission)
-        for sender in (Sender("a"), Sender("new"), BULK):
+        for caller in (CallerIdentity("a"), CallerIdentity("new"), BULK):
             for deadline in (Deadline(), Deadline.after(0.1), Deadline.after(100.0)):
-                for rows in (1, 2, 9):
+                for images in (1, 2, 9):
                     with suppress(Overloaded):
-                        admission.check(sender, deadline, rows)
+                        admission.check(caller, deadline, images)
                     assert observable(admission) == before
-    assert admission.accepted == 0
+    assert admission.in_flight == 0
 
 
 def test_a_failed_request_gives_its_places_back() -> None:
@@ -93,17 +93,17 @@ def test_a_failed_request_gives_its_places_back() -> None:
     for _ in range(3):
         with pytest.raises(InvalidInput), admission.admit():
             raise InvalidInput("no")
-    assert admission.accepted == 0
+    assert admission.in_flight == 0
 
 
-def test_a_full_queue_says_when_those_ahead_are_done() -> None:
+def test_a_full_queue_says_when_the_images_ahead_are_done() -> None:
     admission = Admission(2, measured(0.5))
     with admission.admit(), admission.admit(), pytest.raises(Overloaded) as refused:
         admission.admit()
     assert refused.value.retry_after_s == pytest.approx(1.5)  # two ahead, and its own
 
 
-def test_an_answer_that_would_come_too_late_is_refused_at_once_with_the_time_it_is_late_by() -> None:
+def test_a_request_whose_answer_would_be_late_is_refused_at_once_and_told_how_late() -> None:
     admission = Admission(100, measured(1.0))
     with ExitStack() as stack:
         for _ in range(9):
@@ -114,24 +114,24 @@ def test_an_answer_that_would_come_too_late_is_refused_at_once_with_the_time_it_
         stack.enter_context(admission.admit(deadline=Deadline.after(11.0)))
 
 
-def test_where_nothing_is_under_way_any_deadline_is_tried_and_a_wrong_pace_is_measured_anew() -> None:
+def test_with_nothing_in_flight_any_deadline_is_accepted_so_that_a_wrong_rate_is_measured_again() -> None:
     admission = Admission(100, measured(3600.0))
     with admission.admit(deadline=Deadline.after(1.0)), pytest.raises(Overloaded):
         admission.admit(deadline=Deadline.after(1.0))
 
 
-def test_nobody_is_refused_on_a_guess() -> None:
+def test_nothing_is_refused_before_the_rate_is_measured() -> None:
     admission = Admission(1000, ServiceRate())
     with ExitStack() as stack:
         for _ in range(500):
             stack.enter_context(admission.admit(deadline=Deadline.after(0.01)))
 
 
-def test_a_run_that_does_not_end_keeps_out_whoever_cannot_wait_as_long_again() -> None:
+def test_an_overdue_run_refuses_requests_that_cannot_wait_as_long_again() -> None:
     running_s = [0.0]
-    pace = ServiceRate(running_s=lambda: running_s[0])
-    pace.observe(1, 0.1)
-    admission = Admission(100, pace)
+    rate = ServiceRate(running_s=lambda: running_s[0])
+    rate.observe(1, 0.1)
+    admission = Admission(100, rate)
     running_s[0] = 10.0
     with pytest.raises(Overloaded):
         admission.admit(deadline=Deadline.after(5.0))
@@ -142,51 +142,51 @@ def test_a_run_that_does_not_end_keeps_out_whoever_cannot_wait_as_long_again() -
 def test_one_client_alone_leaves_a_place_for_the_next_and_two_share() -> None:
     admission = Admission(90, ServiceRate())
     with ExitStack() as stack:
-        assert fill(admission, Sender("first"), stack) == 80  # 8/9
-        second = fill(admission, Sender("second"), stack)
+        assert fill(admission, CallerIdentity("first"), stack) == 80  # 8/9
+        second = fill(admission, CallerIdentity("second"), stack)
         assert 0 < second < 10
-        assert fill(admission, Sender("third"), stack) > 0
+        assert fill(admission, CallerIdentity("third"), stack) > 0
 
 
 @settings(max_examples=20)
 @given(st.integers(), st.integers(30, 120))
-def test_clients_that_press_get_equal_shares_whatever_the_first_one_held(seed: int, limit: int) -> None:
-    """Admission and the waiting line together: each answer makes room for one, and all press in any order."""
+def test_clients_that_always_send_get_equal_shares_whatever_the_first_one_held(seed: int, limit: int) -> None:
+    """Admission and the fair queue together: each answer frees one place, which all clients try to take."""
     chance, admission, order = Random(seed), Admission(limit, ServiceRate()), FairScheduler[Place]()
-    clients = [Sender(str(number)) for number in range(4)]
+    clients = [CallerIdentity(str(number)) for number in range(4)]
     answered = Counter[str]()
 
-    def press(sender: Sender) -> None:
+    def send(caller: CallerIdentity) -> None:
         with suppress(Overloaded), ExitStack() as stack:
-            stack.enter_context(admission.admit(sender))
-            order.add(Place(sender, stack.pop_all()))
+            stack.enter_context(admission.admit(caller))
+            order.add(Place(caller, stack.pop_all()))
 
     def answer() -> None:
         place = order.pop()
         assert place is not None
         place.held.close()
-        answered[place.sender.client] += 1
+        answered[place.caller.client] += 1
 
     for _ in range(limit):
-        press(clients[0])
+        send(clients[0])
     for step in range(4 * limit):
         answer()
-        for sender in chance.sample(clients, len(clients)):
-            press(sender)
+        for caller in chance.sample(clients, len(clients)):
+            send(caller)
         if step == 2 * limit:
             answered.clear()
     assert len(answered) == 4
     assert max(answered.values()) - min(answered.values()) <= 1
 
 
-def test_bulk_leaves_half_of_the_places_to_others() -> None:
+def test_bulk_leaves_half_of_the_places_free() -> None:
     admission = Admission(64, ServiceRate())
     with ExitStack() as stack:
-        assert sum(fill(admission, Sender(str(number), Priority.BULK), stack) for number in range(9)) == 32
-        assert fill(admission, Sender("somebody"), stack) > 20
+        assert sum(fill(admission, CallerIdentity(str(number), Priority.BULK), stack) for number in range(9)) == 32
+        assert fill(admission, CallerIdentity("somebody"), stack) > 20
 
 
-def test_bulk_that_waits_hardly_delays_what_is_interactive() -> None:
+def test_waiting_bulk_hardly_delays_interactive_requests() -> None:
     admission = Admission(1000, measured(1.0))
     with ExitStack() as stack:
         for _ in range(100):
@@ -196,8 +196,8 @@ def test_bulk_that_waits_hardly_delays_what_is_interactive() -> None:
             admission.admit(BULK, Deadline.after(60.0))
 
 
-def test_bulk_counts_on_the_share_that_it_gets_where_a_crowd_is_interactive() -> None:
-    """Then nine ahead of it and itself take eighty turns, and else those under way are all that come before it."""
+def test_bulk_expects_its_share_while_many_interactive_requests_are_in_flight() -> None:
+    """With many, nine bulk images and its own take eighty turns. With few, only the images in flight precede it."""
     admission = Admission(1000, measured(1.0))
     with ExitStack() as stack:
         for _ in range(9):
@@ -205,7 +205,7 @@ def test_bulk_counts_on_the_share_that_it_gets_where_a_crowd_is_interactive() ->
         stack.enter_context(admission.admit())
         with admission.admit(BULK, Deadline.after(11.5)):
             pass
-        stack.enter_context(admission.admit())  # more than a batch, of one, holds
+        stack.enter_context(admission.admit())  # more than one batch, which holds one image
         with pytest.raises(Overloaded):
             admission.admit(BULK, Deadline.after(79.0))
         stack.enter_context(admission.admit(BULK, Deadline.after(81.0)))

@@ -1,4 +1,4 @@
-"""Calls that are refused before their request is read."""
+"""Calls are refused before their request is read where no model would accept them, and only then."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ from fakes.serving import FakeEngine, classify_request, running_server
 from zfserve_runtime.errors import InvalidInput, Overloaded, Starting
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_server.admission.admission import Admission
-from zfserve_server.admission.early_shedding import all_are_busy, turning_away
-from zfserve_server.admission.senders import Priority, Sender, Senders
+from zfserve_server.admission.caller_identity import CallerIdentity, Priority
+from zfserve_server.admission.early_shedding import all_models_busy, early_checks
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.models.registry import ModelRegistry
 
@@ -22,69 +22,69 @@ CLASSIFY, INFER = "/zfserve.v1.VisionService/Classify", "/inference.GRPCInferenc
 
 
 class Served:
-    """A model of which nobody asks more."""
+    """A model with admission only."""
 
     def __init__(self, places: int) -> None:
         self.admission = Admission(places, ServiceRate())
 
 
-def is_turned_away(method: str, *served: Served, metadata: tuple[tuple[str, str], ...] = ()) -> bool:
+def is_shed(method: str, *served: Served, metadata: tuple[tuple[str, str], ...] = ()) -> bool:
     models: Any = served
     call: Any = MetadataOnly(("x-client-id", "shop"), *metadata)
-    if not all_are_busy(models):
+    if not all_models_busy(models):
         return False
     try:
-        turning_away(models, Senders())[method](call, call.invocation_metadata())
+        early_checks(models)[method](call, call.invocation_metadata())
     except Overloaded:
         return True
     return False
 
 
 @pytest.mark.parametrize("method", [CLASSIFY, INFER])
-def test_a_call_is_read_where_any_model_has_room(method: str) -> None:
+def test_a_call_is_read_if_any_model_has_room(method: str) -> None:
     full, free = Served(1), Served(2)
     with full.admission.admit(), free.admission.admit():
-        assert is_turned_away(method, full)
-        assert not is_turned_away(method, full, free)
-        assert not is_turned_away(method, free, full)
+        assert is_shed(method, full)
+        assert not is_shed(method, full, free)
+        assert not is_shed(method, free, full)
         with free.admission.admit():
-            assert is_turned_away(method, full, free)
-    assert not is_turned_away(method, full)
+            assert is_shed(method, full, free)
+    assert not is_shed(method, full)
 
 
-def test_nothing_is_counted() -> None:
+def test_a_check_takes_no_place() -> None:
     free = Served(2)
     with free.admission.admit():
         for _ in range(3):
-            assert not is_turned_away(CLASSIFY, free)
-        assert free.admission.accepted == 1
-    assert free.admission.accepted == 0
+            assert not is_shed(CLASSIFY, free)
+        assert free.admission.in_flight == 1
+    assert free.admission.in_flight == 0
 
 
-def test_without_a_model_the_service_says_so_itself() -> None:
-    assert not all_are_busy(ModelRegistry(lambda: Starting("not yet")))
+def test_without_a_model_the_service_itself_answers() -> None:
+    assert not all_models_busy(ModelRegistry(lambda: Starting("not yet")))
 
 
-def test_a_priority_that_the_request_may_raise() -> None:
-    """Bulk as a whole holds no more places than are free, and the Open Inference Protocol has a priority of its own."""
+def test_a_request_may_raise_its_priority() -> None:
+    """All bulk requests together hold no more places than are free. An inference request has a priority of its own."""
     served, bulk = Served(4), ("x-priority", "bulk")
     with ExitStack() as stack:
         for client in ("a", "b"):
-            stack.enter_context(served.admission.admit(Sender(client, Priority.BULK)))
-        assert is_turned_away(CLASSIFY, served, metadata=(bulk,))
-        assert not is_turned_away(CLASSIFY, served)
-        assert not is_turned_away(INFER, served, metadata=(bulk,))
+            stack.enter_context(served.admission.admit(CallerIdentity(client, Priority.BULK)))
+        assert is_shed(CLASSIFY, served, metadata=(bulk,))
+        assert not is_shed(CLASSIFY, served)
+        assert not is_shed(INFER, served, metadata=(bulk,))
 
 
 @pytest.mark.parametrize("method", [CLASSIFY, INFER])
-def test_a_sender_that_cannot_be_is_not_read(method: str) -> None:
+def test_a_call_with_an_invalid_priority_is_not_read(method: str) -> None:
     busy = Served(9)
     with busy.admission.admit(), pytest.raises(InvalidInput):
-        is_turned_away(method, busy, metadata=(("x-priority", "urgent"),))
+        is_shed(method, busy, metadata=(("x-priority", "urgent"),))
 
 
 @pytest.mark.parametrize("method", [CLASSIFY, INFER])
-async def test_a_full_server_refuses_a_photo_that_has_not_come(engine: FakeEngine, method: str) -> None:
+async def test_a_full_server_refuses_a_photo_before_it_is_sent(engine: FakeEngine, method: str) -> None:
     sending, requests = asyncio.Event(), {CLASSIFY: classify_request(2), INFER: raw_request(2)}
 
     async def request() -> AsyncIterator[bytes]:
@@ -109,7 +109,7 @@ async def test_a_full_server_refuses_a_photo_that_has_not_come(engine: FakeEngin
         assert engine.batches == [[1], [2]]
 
 
-async def test_a_call_draws_on_its_rate_once(engine: FakeEngine) -> None:
+async def test_a_call_counts_once_for_its_rate_limit(engine: FakeEngine) -> None:
     async with running_server(engine, client_rate=1e-6, client_burst=2) as server:
         for identity in range(2):
             assert (await server.vision.Classify(classify_request(identity))).features[0] == identity

@@ -7,7 +7,7 @@ from fakes.inference_requests import Parameter, raw_request, typed_request
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_server.admission.senders import Priority, Sender
+from zfserve_server.admission.caller_identity import CallerIdentity, Priority
 from zfserve_server.requests.inference_parameters import choose_priority, narrow_deadline, refuse_sequences, wants_typed
 
 
@@ -33,9 +33,9 @@ def test_the_sooner_deadline_holds() -> None:
 )
 def test_priority_by_level(level: int, priority: Priority) -> None:
     """0 leaves what the metadata said."""
-    sender = Sender("someone", Priority.BULK)
-    chosen = choose_priority(parametrised(priority=Parameter(uint64_param=level)), sender)
-    assert chosen == Sender("someone", priority)
+    caller = CallerIdentity("someone", Priority.BULK)
+    chosen = choose_priority(parametrised(priority=Parameter(uint64_param=level)), caller)
+    assert chosen == CallerIdentity("someone", priority)
 
 
 def test_the_form_of_the_answer() -> None:
@@ -58,7 +58,7 @@ def test_parameters_that_say_nothing_are_taken() -> None:
 def read_all(request: pb.ModelInferRequest) -> None:
     refuse_sequences(request)
     narrow_deadline(request, Deadline())
-    choose_priority(request, Sender())
+    choose_priority(request, CallerIdentity())
     wants_typed(request)
 
 

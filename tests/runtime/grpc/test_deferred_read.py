@@ -1,4 +1,4 @@
-"""Calls that are looked at before their request is read, through real channels."""
+"""Calls that are checked before their request is read, through real channels."""
 
 import asyncio
 import gc
@@ -24,8 +24,8 @@ def refuse_the_unwanted(context: Any, metadata: Metadata) -> None:
         raise Overloaded("there is no room", retry_after_s=1.5)
 
 
-async def test_what_is_refused_first_is_never_read() -> None:
-    async with guarded_probe(None, ask=refuse_the_unwanted) as probe:
+async def test_a_refused_call_is_never_read() -> None:
+    async with guarded_probe(None, check=refuse_the_unwanted) as probe:
         refused = await failure_of(probe.unary(("wanted", "no"), request="x" * 1_000_000))
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert refused.details() == "there is no room"
@@ -33,53 +33,53 @@ async def test_what_is_refused_first_is_never_read() -> None:
         assert probe.read == []
         assert await probe.unary(("wanted", "yes"), request="hello") == ""
         assert len(probe.read) == 1
-        assert await probe.stream() == ["", "s"], "which nobody is asked about"
+        assert await probe.stream() == ["", "s"], "this method has no check"
 
 
-async def test_nobody_is_asked_about_while_there_is_no_reason_to() -> None:
-    reason = False
-    async with guarded_probe(None, ask=refuse_the_unwanted, when=lambda: reason) as probe:
-        for reason in (False, True, False):
-            if reason:
+async def test_no_call_is_checked_while_the_check_does_not_apply() -> None:
+    loaded = False
+    async with guarded_probe(None, check=refuse_the_unwanted, applies=lambda: loaded) as probe:
+        for loaded in (False, True, False):
+            if loaded:
                 assert (await failure_of(probe.unary())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             else:
                 assert await probe.unary() == ""
 
 
-async def test_of_strangers_nothing_more_is_asked(tmp_path: Path) -> None:
-    asked: list[Any] = []
+async def test_an_unauthenticated_call_meets_no_other_check(tmp_path: Path) -> None:
+    checked: list[Any] = []
     token = write_callers(tmp_path / "tokens.json", shop="all")["shop"]
 
-    def ask(context: Any, metadata: Metadata) -> None:
-        asked.append(metadata)
+    def check(context: Any, metadata: Metadata) -> None:
+        checked.append(metadata)
 
-    async with guarded_probe(Access(tmp_path / "tokens.json"), ask=ask) as probe:
+    async with guarded_probe(Access(tmp_path / "tokens.json"), check=check) as probe:
         assert (await failure_of(probe.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
-        assert asked == []
+        assert checked == []
         assert await probe.unary(*bearer(token)) == "shop"
-        assert len(asked) == 1
+        assert len(checked) == 1
 
 
 @pytest.mark.parametrize("way", ["cancelled", "late", "silent"])
-async def test_a_caller_that_goes_before_its_request_is_sent(way: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells it from one that sends none."""
+async def test_a_caller_that_goes_away_before_it_sends_its_request(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells a cancelled call, a late call and a call without a request apart."""
     caplog.set_level(logging.INFO)
-    asked, serving = asyncio.Event(), list[Any]()
+    checked, serving = asyncio.Event(), list[Any]()
 
-    def ask(context: Any, metadata: Metadata) -> None:
+    def check(context: Any, metadata: Metadata) -> None:
         serving.append(asyncio.current_task())
-        asked.set()
+        checked.set()
 
     async def requests() -> AsyncIterator[bytes]:
-        await (asked if way == "silent" else asyncio.Event()).wait()
+        await (checked if way == "silent" else asyncio.Event()).wait()
         no_requests: tuple[bytes, ...] = ()
         for request in no_requests:
             yield request
 
-    async with guarded_probe(None, ask=ask) as probe:
+    async with guarded_probe(None, check=check) as probe:
         send: Any = probe.channel.stream_unary(UNARY)
         call = send(requests(), timeout=0.2 if way == "late" else 60)
-        await asked.wait()
+        await checked.wait()
         if way == "cancelled":
             call.cancel()
         with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
@@ -89,8 +89,8 @@ async def test_a_caller_that_goes_before_its_request_is_sent(way: str, caplog: p
     assert [vars(record)["status"] for record in caplog.records] == [told]
 
 
-async def test_a_call_that_is_refused_first_leaves_nothing_to_the_garbage_collector() -> None:
-    """Its error would otherwise hold it by way of the traceback."""
+async def test_a_refused_call_leaves_nothing_to_the_garbage_collector() -> None:
+    """Otherwise its error would hold the call through the traceback."""
     raised = []
 
     def remembered() -> Overloaded:
@@ -98,10 +98,10 @@ async def test_a_call_that_is_refused_first_leaves_nothing_to_the_garbage_collec
         raised.append(weakref.ref(error))
         return error
 
-    def ask(context: Any, metadata: Metadata) -> None:
+    def check(context: Any, metadata: Metadata) -> None:
         raise remembered()
 
-    async with guarded_probe(None, ask=ask) as probe:
+    async with guarded_probe(None, check=check) as probe:
         gc.disable()
         try:
             await failure_of(probe.unary())
