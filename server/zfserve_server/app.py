@@ -115,7 +115,7 @@ async def serve(
 
         async def announce(fingerprints: Collection[str]) -> None:
             if worker is not None:
-                await worker.serve(fingerprints)
+                await worker.announce(fingerprints)
 
         policy = ServingPolicy(
             config.max_queue,

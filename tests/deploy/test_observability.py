@@ -21,7 +21,7 @@ from zfserve_engines.opening import Phase
 from zfserve_runtime.grpc.status import error_classes
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.otlp import endpoint_in
-from zfserve_server.worker.client import Pairing
+from zfserve_server.worker.pairing import PairingState
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "observability"
@@ -34,7 +34,7 @@ OF_TARGET = {"job", "instance"}
 VALUES = {
     "status": {code.name for code in grpc.StatusCode},
     "reason": {error.reason for error in error_classes()},
-    "state": {state.name.lower() for state in Pairing},
+    "state": {state.name.lower() for state in PairingState},
     "phase": {phase.value for phase in Phase},
 }
 

@@ -268,7 +268,7 @@ async def test_an_opening_that_does_not_hear_of_the_stop_is_left_behind() -> Non
 
 async def test_the_worker_starts_beside_and_projections_wait_for_the_engine(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
-    with logged("zfserve_server.worker.client", "the worker changed") as paired:
+    with logged("zfserve_server.worker.pairing", "the worker's pairing changed") as paired:
         async with FakeWorker().listening(address), beginning(worker=True, worker_address=address) as server:
             assert (await paired)["pairing"] == "READY"
             async with server.watch(PROJECTION) as following:

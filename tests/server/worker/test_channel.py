@@ -30,7 +30,7 @@ async def test_the_worker_is_found_once_the_files_are_replaced(tmp_path: Path) -
     async with FakeWorker().listening("localhost:0", WORKER_FILES) as port:
         channel = WorkerChannel(f"localhost:{port}", files, grace_s=60)
         client = WorkerClient(
-            channel.current, Metrics(), 60.0, changes.put_nowait, renew_s=0.2, renew_channel=channel.renew
+            channel.current, Metrics(), 60.0, changes.put_nowait, renew_interval_s=0.2, renew_channel=channel.renew
         )
         watching = asyncio.create_task(client.watch())
         while (state := channel.current.get_state()) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:

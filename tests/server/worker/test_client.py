@@ -27,7 +27,7 @@ async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(t
     changes: asyncio.Queue[bool] = asyncio.Queue()
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=0.1, on_change=changes.put_nowait)
+        client = WorkerClient(channel, Metrics(), max_call_s=0.1, on_change=changes.put_nowait)
         with pytest.raises(WorkerUnavailable):  # not paired yet
             await anext(client.project(request, Deadline()))
         watching = asyncio.create_task(client.watch())
@@ -57,10 +57,10 @@ async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = SlowWorker(fingerprint=None), asyncio.Queue[bool]()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait)
         watching = asyncio.create_task(client.watch())
         await worker.asked.wait()
-        await client.serve([FINGERPRINT])
+        await client.announce([FINGERPRINT])
         worker.let.set()
         assert await changes.get()
         assert client.holds(FINGERPRINT)
@@ -72,12 +72,12 @@ async def test_a_worker_that_answers_once_it_has_begun_to_stop_stays_away(tmp_pa
     worker, changes = SlowWorker(), asyncio.Queue[bool]()
     worker.let.set()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait)
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
         worker.let.clear()
         worker.asked.clear()
-        announcing = asyncio.create_task(client.serve([FINGERPRINT]))
+        announcing = asyncio.create_task(client.announce([FINGERPRINT]))
         await worker.asked.wait()
         worker.health.not_serving(WORKER_SERVICE)
         assert not await changes.get()
@@ -92,8 +92,8 @@ async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = FakeWorker(fingerprint="e" * 64), asyncio.Queue[bool]()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
-        await client.serve([FINGERPRINT])
+        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, describe_interval_s=0.01)
+        await client.announce([FINGERPRINT])
         watching = asyncio.create_task(client.watch())
         assert not await changes.get()
         worker.fingerprint = FINGERPRINT
@@ -110,7 +110,7 @@ async def test_health_is_watched_over_a_new_connection_and_nobody_sees_the_worke
         worker.listening("127.0.0.1:0", options=aged) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}", worker_channel_options()) as channel,
     ):
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait)
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
         await health.third.wait()
@@ -145,7 +145,7 @@ async def test_all_workers_of_an_address_are_asked() -> None:
     async with one.listening("127.0.0.1:0") as port, other.listening("127.0.0.1:0") as other_port:
         target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
         async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
-            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+            client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait)
             watching = asyncio.create_task(client.watch())
             assert await changes.get()
             for _ in range(1000):  # the second connection may come up after the first has answered a few
@@ -167,7 +167,7 @@ async def test_workers_that_are_restarted_in_turn_fail_no_projection() -> None:
         ]
         target = f"ipv4:{','.join(f'127.0.0.1:{port}' for port in ports)}"
         async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
-            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait)
+            client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait)
             watching = asyncio.create_task(client.watch())
             assert await changes.get()
             answered, over = 0, asyncio.Event()
@@ -200,8 +200,10 @@ async def test_a_projection_that_meets_a_worker_without_its_network_is_tried_at_
     async with FakeWorker().listening("127.0.0.1:0") as port, lacking.listening("127.0.0.1:0") as other_port:
         target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
         async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
-            client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
-            await client.serve([FINGERPRINT])
+            client = WorkerClient(
+                channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, describe_interval_s=0.01
+            )
+            await client.announce([FINGERPRINT])
             watching = asyncio.create_task(client.watch())
             while not client.ready:
                 await changes.get()
@@ -217,8 +219,8 @@ async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_asked_for_
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     worker = FakeWorker()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, persist_s=0.01)
-        await client.serve([FINGERPRINT])
+        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, describe_interval_s=0.01)
+        await client.announce([FINGERPRINT])
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
         worker.error = WorkerMismatch("it let go of them")
@@ -241,11 +243,11 @@ async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) 
         client = WorkerClient(
             first,
             Metrics(),
-            longest_s=60,
+            max_call_s=60,
             on_change=changes.put_nowait,
-            renew_s=0.02,
-            fresh_s=0.1,
-            renew_channel=lambda fresh: second if fresh else None,
+            renew_interval_s=0.02,
+            replace_after_s=0.1,
+            renew_channel=lambda force: second if force else None,
         )
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
@@ -255,11 +257,11 @@ async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) 
 async def test_a_lost_worker_has_the_files_of_its_tls_looked_at_at_once(tmp_path: Path) -> None:
     address, changes, looks = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool](), asyncio.Queue[bool]()
 
-    def renew(fresh: bool) -> None:
-        looks.put_nowait(fresh)
+    def renew(force: bool) -> None:
+        looks.put_nowait(force)
 
     async with grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), longest_s=60, on_change=changes.put_nowait, renew_channel=renew)
+        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, renew_channel=renew)
         async with FakeWorker().listening(address):
             watching = asyncio.create_task(client.watch())
             assert await changes.get()
