@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
-from zfserve_runtime.grpc.lifecycle import sigterm_as_exit
+from zfserve_runtime.grpc.shutdown import sigterm_as_exit
 from zfserve_runtime.telemetry.logs import configure_logging
 
 from zfserve_engines.contract import EngineUnavailable

@@ -15,7 +15,7 @@ from zfserve_model.checkpoint import Checkpoint, CheckpointError
 from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import Bundle, BundleError
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.grpc.lifecycle import sigterm_as_exit
+from zfserve_runtime.grpc.shutdown import sigterm_as_exit
 
 from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle
 from zfserve_export.onnx_graph import GraphError

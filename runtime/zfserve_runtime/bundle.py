@@ -1,10 +1,11 @@
-"""The bundle: the versioned directory that export writes and that server and worker read.
+"""Reads bundles. A bundle is the folder of one version of a model; export writes it, server and worker read it.
 
 models/<name>/<version>/
-  manifest.json         this module's `Manifest`
-  weights.safetensors   what the worker loads
-  model.onnx            what the server runs; beside it model.fp16.onnx, model.int8.onnx, model.int8-symmetric.onnx
-  golden.npz            inputs with expected outputs, run before an engine may serve
+  manifest.json         a `Manifest`
+  weights.safetensors   the weights, which the worker loads
+  model.onnx            the graph, which the server runs; variants are model.fp16.onnx, model.int8.onnx and
+                        model.int8-symmetric.onnx
+  golden.npz            inputs with expected outputs, which every engine must reproduce before it may serve
 """
 
 import hashlib
@@ -22,18 +23,18 @@ WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 
 GRAPH_INPUT = "pixels"
-"""Name of every graph's one input, uint8 (N, H, W, 3); the outputs are `Manifest.output_widths`."""
+"""The name of the only input of every graph, uint8 (N, H, W, 3). `Manifest.output_widths` names the outputs."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""What the folders of models and versions may be called."""
+"""Names of models and versions match this pattern. They are the names of folders."""
 
 Precision = Literal["fp32", "fp16", "int8", "int8-symmetric"]
-"""What a graph computes in. Its activations are uint8 in `int8`, which ONNX Runtime runs fastest on x86, and int8 with
-zero points of 0 in `int8-symmetric`, which is all that TensorRT compiles."""
+"""The number format in which a graph computes. In `int8` activations are uint8, which ONNX Runtime runs fastest on x86.
+In `int8-symmetric` they are int8 with zero points of 0, the only kind that TensorRT compiles."""
 
 
 class BundleError(ValueError):
-    """The bundle cannot be used; the message says why and what to do."""
+    """The bundle cannot be used. The message says why, and what to do."""
 
 
 class _Entry(BaseModel):
@@ -41,19 +42,20 @@ class _Entry(BaseModel):
 
 
 class ClassEntry(_Entry):
-    """One class, in the order of the network's outputs."""
+    """Describes one class. Classes stand in the order of the network's outputs."""
 
     class_id: str
     label: str
 
 
 class InputSpec(_Entry):
-    """How a photo becomes the network's input, uint8 (height, width, 3), RGB.
+    """Describes how a photo becomes the network's input, uint8 (height, width, 3), RGB.
 
     Attributes:
-        resize: `squash` scales both sides to the input; `crop` scales the shorter side to `shorter_side` and cuts
-            out the centre.
-        mean, std: per channel, on values in [0, 1]. They are part of the ONNX graph; only the worker applies them.
+        resize: `squash` scales both sides to the input. `crop` scales the shorter side to `shorter_side` pixels and
+            cuts out the centre.
+        mean, std: the mean and standard deviation of each channel, on values in [0, 1]. The ONNX graph contains them,
+            so only the worker applies them.
     """
 
     height: int = Field(gt=0)
@@ -71,12 +73,12 @@ class InputSpec(_Entry):
 
 
 class LayerEntry(_Entry):
-    """One layer of the trunk that can be projected; see `zfserve_model.layer_table` for how it is computed.
+    """Describes one layer of the trunk that can be projected. `zfserve_model.layer_table` computes it.
 
     Attributes:
-        receptive_field: side of the square a unit sees, in input pixels.
-        stride: input pixels between neighbouring units.
-        offset: first column that unit 0 sees; negative inside the padding.
+        receptive_field: the side of the square that a unit sees, in input pixels.
+        stride: the distance between neighbouring units, in input pixels.
+        offset: the first column that unit 0 sees. It is negative if that column lies in the padding.
     """
 
     name: str
@@ -90,7 +92,12 @@ class LayerEntry(_Entry):
 
 
 class ParityEntry(_Entry):
-    """PyTorch against the exported graph. Differences are of probabilities; shares are in [0, 1]."""
+    """Compares the exported graph with PyTorch.
+
+    Attributes:
+        max_difference: the largest difference of any probability.
+        top1_agreement: the share of inputs with the same top class, in [0, 1].
+    """
 
     precision: Precision
     inputs: Literal["photos", "noise"]
@@ -100,7 +107,7 @@ class ParityEntry(_Entry):
 
 
 class AccuracyEntry(_Entry):
-    """Shares of a validation set classified correctly, in [0, 1]."""
+    """Holds the shares of a validation set that are classified correctly, in [0, 1]."""
 
     precision: Precision
     count: int
@@ -109,12 +116,12 @@ class AccuracyEntry(_Entry):
 
 
 class Artefact(_Entry):
-    """One file an engine can run.
+    """Describes one file that an engine can run.
 
     Attributes:
-        golden_tolerance: largest absolute difference of any probability that an engine may show on the golden
-            inputs, against the outputs recorded for this artefact.
-        bf16_tolerance: the same of an engine that computes its floats in bfloat16; None where none may.
+        golden_tolerance: the largest absolute difference between any probability of an engine on the golden inputs and
+            the probability recorded for this artefact.
+        bf16_tolerance: the same limit for an engine that computes its floats in bfloat16. None forbids such an engine.
     """
 
     file: str
@@ -123,12 +130,12 @@ class Artefact(_Entry):
 
 
 class Manifest(_Entry):
-    """All that server and worker know about a model.
+    """Describes a model. Server and worker know nothing else about it.
 
     Attributes:
-        fingerprint: hex digest of the weights' names, shapes and values; ties server and worker together.
+        fingerprint: the hex digest of the weights' names, shapes and values. It is the same in a server and its worker.
         feature_width: F, the width of the last hidden layer.
-        files: sha256 (hex) of every other file of the bundle, by its path relative to the bundle.
+        files: the sha256 (hex) of every other file of the bundle, by its path relative to the bundle.
     """
 
     schema_version: Literal[1] = 1
@@ -149,22 +156,27 @@ class Manifest(_Entry):
 
     @property
     def output_widths(self) -> dict[str, int]:
-        """How many float32 values each of the graph's outputs has for one photo, by its name."""
+        """Returns how many float32 values each output of the graph has for one photo, by the output's name."""
         return {"probabilities": len(self.classes), "features": self.feature_width}
 
     def layer(self, name: str) -> LayerEntry | None:
+        """Returns the layer called `name`, or None if there is none."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files were checked against their digests."""
+    """Holds a bundle on disk whose files match their digests."""
 
     folder: Path
     manifest: Manifest
 
     def artefact(self, precision: Precision) -> Path:
-        """Raises BundleError where the bundle holds no artefact of that precision."""
+        """Returns the file of an artefact.
+
+        Raises:
+            BundleError: the bundle holds no artefact of that precision.
+        """
         if precision not in self.manifest.artefacts:
             held = ", ".join(self.manifest.artefacts)
             flag = "--int8" if precision.startswith("int8") else f"--{precision}"
@@ -173,10 +185,10 @@ class Bundle:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read and check a bundle, or the newest version in a model's folder.
+    """Reads and checks a bundle. `folder` is its own folder, or that of its model, whose newest version is then read.
 
     Raises:
-        BundleError: no bundle there, an unknown schema, or a file that is missing, not listed, or differs from its
+        BundleError: there is no bundle, its schema is unknown, or a file is missing, not listed, or differs from its
             digest.
     """
     folder = newest_version(folder)
@@ -193,7 +205,11 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def read_manifest(file: Path) -> Manifest:
-    """Raises BundleError where there is none, or it is of another schema, or says what cannot be."""
+    """Reads a manifest.
+
+    Raises:
+        BundleError: the file cannot be read, has another schema, or is not valid.
+    """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -211,7 +227,11 @@ def read_manifest(file: Path) -> Manifest:
 
 
 def newest_version(folder: Path) -> Path:
-    """`folder` itself where it is a bundle; else the highest of the versions below it, numbers compared as numbers."""
+    """Returns `folder` itself if it is a bundle, otherwise the folder of the newest version below it.
+
+    Raises:
+        BundleError: there is neither.
+    """
     if (folder / MANIFEST).is_file():
         return folder
     versions = [entry.parent for entry in folder.glob(f"*/{MANIFEST}") if not entry.parent.name.startswith(".")]
@@ -221,16 +241,20 @@ def newest_version(folder: Path) -> Path:
 
 
 def file_digest(file: Path) -> str:
-    """sha256 of a file, in hex."""
+    """Returns the sha256 of a file, in hex.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 _DIGITS = re.compile(r"[0-9]{1,100}")
-"""More are a word: Python makes no numbers of thousands of digits."""
+"""Longer runs of digits count as a word, because Python refuses to convert thousands of digits to a number."""
 
 
 def version_key(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sorts versions, the newest last: numbers compared as numbers, and higher than words."""
+    """Returns a key that sorts versions, the newest last. Numbers compare as numbers, and are newer than words."""
     parts = [(_DIGITS.fullmatch(part) is not None, part) for part in name.replace("-", ".").split(".")]
     return tuple((is_number, int(part) if is_number else 0, part) for is_number, part in parts)

@@ -1,7 +1,7 @@
-"""What this process has of CPUs: how many it may really use, which thread pools are sized by, and what they can do.
+"""Tells how many CPUs this process may use, and what they can do. Thread pools are sized by it.
 
-`os.cpu_count()` is the machine's; a container's quota is below it, and threads beyond the quota only wait for one
-another. Source: cgroup v2, section "CPU" of the kernel's cgroup-v2.rst; v1, sched-bwc.rst.
+`os.cpu_count()` counts the CPUs of the machine. A container's quota is lower, and threads beyond the quota only wait
+for one another. Sources: for cgroup v2, section "CPU" of the kernel's cgroup-v2.rst; for v1, sched-bwc.rst.
 """
 
 import os
@@ -11,23 +11,23 @@ _BYTE_PRODUCTS = frozenset(("avx_vnni", "avx512_vnni", "amx_int8"))
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """The smaller of the process's CPU affinity and its cgroup's quota (rounded down), at least 1.
+    """Returns the smaller of the process's CPU affinity and its cgroup's quota (rounded down), at least 1.
 
     Args:
-        root: where `proc` and `sys` are found; other than "/" in tests only.
+        root: the folder that holds `proc` and `sys`. Only tests pass another than "/".
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *(int(quota) for quota in quotas)]))
 
 
-def multiplies_bytes(root: Path = Path("/")) -> bool:
-    """Whether these CPUs are x86 with instructions that multiply 8-bit numbers and add up in 32 (VNNI, AMX).
+def has_int8_instructions(root: Path = Path("/")) -> bool:
+    """Returns True if these are x86 CPUs that multiply 8-bit numbers and add them up in 32 bits (VNNI, AMX).
 
-    Without them int8 takes detours, and its engines fare differently.
+    Without such instructions int8 is computed in several steps, and another engine may be the fastest.
 
     Args:
-        root: where `proc` is found; other than "/" in tests only.
+        root: the folder that holds `proc`. Only tests pass another than "/".
     """
     try:
         lines = (root / "proc/cpuinfo").read_text().splitlines()
@@ -38,7 +38,7 @@ def multiplies_bytes(root: Path = Path("/")) -> bool:
 
 
 def _cgroup_folders(root: Path) -> list[Path]:
-    """The folders of this process's CPU cgroup and of all above it, any of which may set a quota."""
+    """Returns the folders of this process's CPU cgroup and of its ancestors. Each may set a quota."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -52,14 +52,15 @@ def _cgroup_folders(root: Path) -> list[Path]:
             mount = root / "sys/fs/cgroup/cpu"
         else:
             continue
-        # Without a cgroup namespace the path is the host's and not mounted here; the mount itself then is ours.
+        # Without a cgroup namespace the path is the host's, and is not mounted here. Our cgroup then is the mount
+        # itself.
         inner = PurePosixPath(path.lstrip("/"))
         folders += [mount / part for part in (inner, *inner.parents)]
     return folders
 
 
 def _quota(folder: Path) -> float | None:
-    """CPUs that the cgroup at `folder` allows; None where it sets no limit."""
+    """Returns how many CPUs the cgroup at `folder` allows, or None if it sets no limit."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text().split()

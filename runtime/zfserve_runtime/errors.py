@@ -1,27 +1,28 @@
-"""Every error a caller can meet, each with its gRPC status. Only the interceptor turns them into statuses.
+"""Defines the errors that callers see, each with its gRPC status. Only the interceptor turns errors into statuses.
 
     ServiceError
     ├── InvalidInput            INVALID_ARGUMENT      names the field
     │   ├── ImageUndecodable
     │   └── ImageTooLarge
-    ├── Unauthenticated         UNAUTHENTICATED       no token, or one that nobody has
-    ├── PermissionDenied        PERMISSION_DENIED     a known caller and a method that it is not permitted
-    ├── NotFound                NOT_FOUND             an image reference that is unknown or expired, a layer
-    ├── OutOfRange              OUT_OF_RANGE          a map or a unit the layer does not have
-    ├── Unimplemented           UNIMPLEMENTED         part of a standard protocol that this service leaves out
+    ├── Unauthenticated         UNAUTHENTICATED       no token, or an unknown one
+    ├── PermissionDenied        PERMISSION_DENIED     the caller is known and may not call this method
+    ├── NotFound                NOT_FOUND             an unknown or expired image reference, an unknown layer
+    ├── OutOfRange              OUT_OF_RANGE          a map or a unit that the layer does not have
+    ├── Unimplemented           UNIMPLEMENTED         a part of a standard protocol that this service lacks
     ├── Overloaded              RESOURCE_EXHAUSTED    says when to try again
-    │   └── RateExceeded                              one client sends more than it may
+    │   └── RateExceeded                              one client exceeds its rate limit
     ├── DeadlineExceeded        DEADLINE_EXCEEDED
     ├── Cancelled               CANCELLED
     ├── WorkerUnavailable       UNAVAILABLE           projections only; says when to try again
     ├── WorkerMismatch          FAILED_PRECONDITION   the worker holds other weights
-    ├── Starting                UNAVAILABLE           says what the start is at, and when to try again
+    ├── Starting                UNAVAILABLE           says what is starting, and when to try again
     ├── ShuttingDown            UNAVAILABLE
     └── EngineFailed            INTERNAL
-        ├── EngineHung                                it did not answer, and a fresh one takes its place
-        └── EngineLost          UNAVAILABLE           for good; the process ends and its supervisor starts another
+        ├── EngineHung                                the engine did not answer and is being replaced
+        └── EngineLost          UNAVAILABLE           permanent: the process ends and is restarted
 
-A message is for the caller: a sentence that says what to do, without a path, a traceback or a foreign library's text.
+The message is for the caller. It is a sentence that says what to do, without a path, a traceback or the text of another
+library.
 """
 
 from typing import ClassVar
@@ -30,13 +31,13 @@ import grpc
 
 
 class ServiceError(Exception):
-    """The root. Subclasses fix `status` and `reason`; instances carry the sentence for the caller.
+    """The base of all errors. Each subclass has a `status` and a `reason`; each instance has a sentence for the caller.
 
     Attributes:
         status: the gRPC status code.
-        reason: google.rpc.ErrorInfo.reason, UPPER_SNAKE_CASE, stable across releases.
-        field: the request field at fault, such as "image.encoded"; becomes google.rpc.BadRequest.
-        retry_after_s: when a retry can succeed; becomes google.rpc.RetryInfo.
+        reason: the value of google.rpc.ErrorInfo.reason. It is in UPPER_SNAKE_CASE and stable across releases.
+        field: the request field at fault, such as "image.encoded". It becomes a google.rpc.BadRequest.
+        retry_after_s: the seconds after which a retry can succeed. They become a google.rpc.RetryInfo.
     """
 
     status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL

@@ -1,5 +1,7 @@
-"""Locks between processes, by flock(2). The kernel lets go of them when a process ends, however it ends: none is ever
-stale. Used by `engine_store`."""
+"""Locks files between processes, with flock(2). The engine store and the file of callers use it.
+
+The kernel releases a lock when its process ends, however it ends, so no lock is ever stale.
+"""
 
 import fcntl
 import os
@@ -10,37 +12,39 @@ from pathlib import Path
 
 @contextmanager
 def exclusive_lock(file: Path, on_wait: Callable[[], None] | None) -> Iterator[None]:
-    """Hold `file`, made for the purpose, alone until the block ends. The file is then removed.
+    """Creates the lock file `file` and holds it exclusively until the block ends. Then removes it.
 
     Args:
-        on_wait: called where another process holds it, before each wait; None: do not wait.
+        on_wait: is called before each wait for another process that holds the file. None: does not wait.
 
     Raises:
-        BlockingIOError: another process holds it, and it is not to be waited for.
-        OSError: the file cannot be made.
+        BlockingIOError: another process holds the file, and `on_wait` is None.
+        OSError: the file cannot be created.
     """
     descriptor = _acquire(file, on_wait)
     try:
         yield
     finally:
-        with suppress(OSError):  # a lock file that stays is in nobody's way
-            file.unlink()  # while it is held: whoever waits for it sees that it is gone, and makes another
+        with suppress(OSError):  # a lock file that remains does no harm
+            file.unlink()  # while it is held, so that a waiting process notices and creates a new one
         os.close(descriptor)
 
 
 def is_locked(file: Path) -> bool:
-    """Whether a process holds `file` alone. Writes nothing."""
-    return _meets_another(file, fcntl.LOCK_SH)
+    """Returns True if a process holds `file` exclusively. Writes nothing."""
+    return _conflicts(file, fcntl.LOCK_SH)
 
 
 def is_in_use(file: Path) -> bool:
-    """Whether a process holds `file` at all. Writes nothing, and so sees nothing over NFS."""
-    return _meets_another(file, fcntl.LOCK_EX)
+    """Returns True if a process holds `file`, exclusively or shared. Writes nothing, so over NFS it is always False."""
+    return _conflicts(file, fcntl.LOCK_EX)
 
 
 @contextmanager
 def shared_lock(file: Path) -> Iterator[None]:
-    """Mark an existing file as in use until the block ends, beside any number of others. Needs no right to write.
+    """Marks an existing file as in use until the block ends. Any number of processes may do so at a time.
+
+    Needs no permission to write.
 
     Raises:
         OSError: the file is gone.
@@ -54,13 +58,13 @@ def shared_lock(file: Path) -> Iterator[None]:
 
 
 def remove_unless_in_use(file: Path) -> bool:
-    """Remove a file, unless it is marked as in use; whether it is gone.
+    """Removes a file unless it is marked as in use. Returns True if the file is gone.
 
     Raises:
-        OSError: it may not be removed.
+        OSError: the file may not be removed.
     """
     try:
-        descriptor = os.open(file, os.O_RDWR)  # to write, because NFS grants an exclusive lock to writers only
+        descriptor = os.open(file, os.O_RDWR)  # for writing, because NFS grants an exclusive lock to writers only
     except FileNotFoundError:
         return True
     try:
@@ -74,7 +78,7 @@ def remove_unless_in_use(file: Path) -> bool:
         os.close(descriptor)
 
 
-def _meets_another(file: Path, operation: int) -> bool:
+def _conflicts(file: Path, operation: int) -> bool:
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError:
@@ -95,12 +99,12 @@ def _acquire(file: Path, on_wait: Callable[[], None] | None) -> int:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor, on_wait)
-            if _is_still_at(file, descriptor):
+            if _is_same_file(file, descriptor):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its last holder has removed the file, so that this lock excludes nobody
+        os.close(descriptor)  # the last holder has removed this file, so a lock on it excludes nobody
 
 
 def _lock(descriptor: int, on_wait: Callable[[], None] | None) -> None:
@@ -113,7 +117,7 @@ def _lock(descriptor: int, on_wait: Callable[[], None] | None) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def _is_still_at(file: Path, descriptor: int) -> bool:
+def _is_same_file(file: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(file.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from zfserve_runtime.access.tls import TlsFiles
-from zfserve_runtime.grpc.listening import LOOPBACK, exposure_fault
+from zfserve_runtime.grpc.listener import LOOPBACK, find_exposure
 from zfserve_runtime.telemetry.logs import LogFormat
 from zfserve_runtime.telemetry.otlp import endpoint_in
 
@@ -99,9 +99,7 @@ class ProcessSettings(BaseModel):
         yield from self._both_or_neither("tls_cert", "tls_key")
         yield from self._needs("tls_client_ca", "tls_cert")
         address = getattr(self, self.address_field)
-        if fault := exposure_fault(
-            flag_of(self.address_field), address, self.tls_cert is not None, self.allow_insecure
-        ):
+        if fault := find_exposure(flag_of(self.address_field), address, self.tls_cert is not None, self.allow_insecure):
             yield fault
 
     def _both_or_neither(self, first: str, second: str) -> Iterator[str]:

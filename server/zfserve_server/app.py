@@ -23,11 +23,11 @@ from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost, ServiceError
 from zfserve_runtime.grpc.health import Health, add_health_and_reflection
-from zfserve_runtime.grpc.lifecycle import StopRequest, drain
-from zfserve_runtime.grpc.listening import host_and_port, open_port
+from zfserve_runtime.grpc.listener import host_and_port, open_port
 from zfserve_runtime.grpc.options import server_options
 from zfserve_runtime.grpc.server import InterceptingServer
-from zfserve_runtime.model_folders import by_model
+from zfserve_runtime.grpc.shutdown import StopRequest, drain
+from zfserve_runtime.model_repository import group_by_model
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.telemetry.otlp import open_tracing
@@ -99,7 +99,7 @@ async def serve(
         TracingError: traces are wanted and cannot be sent.
     """
     found = await asyncio.to_thread(source.scan)
-    _check_default(config.default_model, by_model(found))
+    _check_default(config.default_model, group_by_model(found))
     metrics = Metrics()
     health = Health(*SERVICES, PROJECTION, *map(phase_service, Phase))
     startup = StartupProgress(metrics, health)

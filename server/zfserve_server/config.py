@@ -8,7 +8,7 @@ from pydantic import Field
 from zfserve_engines.contract import EngineName
 from zfserve_engines.images import ImageLimits
 from zfserve_engines.opening import InvalidEnginePolicy
-from zfserve_runtime.grpc.listening import LOOPBACK
+from zfserve_runtime.grpc.listener import LOOPBACK
 from zfserve_runtime.grpc.options import MAX_CONNECTIONS
 from zfserve_runtime.settings import Port, ProcessSettings
 

@@ -19,8 +19,8 @@ from zfserve_runtime.access.callers_file import CallersFileError
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc.lifecycle import LOST, StopRequest, end_at_once
-from zfserve_runtime.grpc.listening import host_and_port
+from zfserve_runtime.grpc.listener import host_and_port
+from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST, StopRequest, exit_now
 from zfserve_runtime.settings import ConfigError, read_settings
 from zfserve_runtime.telemetry.logs import configure_logging
 from zfserve_runtime.telemetry.otlp import TracingError
@@ -41,7 +41,7 @@ CLIENTS_DEFAULT = "127.0.0.1:8500"
 def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> int:
     """Serves until the process is asked to stop. Returns the exit status.
 
-    Ends the process at once, with status `LOST`, when an engine was lost for good.
+    Ends the process at once, with status `EXIT_ENGINE_LOST`, when an engine was lost for good.
     """
     console = Console(stderr=True)
     try:
@@ -53,15 +53,15 @@ def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
         run_on_uvloop(_serve_until_signal(config, console))
     except EngineLost as error:
         logger.critical("%s; the process ends so that its supervisor starts another", error)
-        end_at_once(LOST)
+        exit_now(EXIT_ENGINE_LOST)
     except (ConfigError, CallersFileError, BundleError, EngineUnavailable, OSError, TlsError, TracingError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except StillOpening:
-        # The interpreter may crash if it ends while a library computes in a thread. `end_at_once` leaves it no chance.
+        # The interpreter may crash if it ends while a library computes in a thread. `exit_now` leaves it no chance.
         logger.warning("the engine is still opening; the process ends without waiting for it")
         signal.raise_signal(signal.SIGTERM)
-        end_at_once(128 + signal.SIGTERM)  # The first process of a container does not get the signal.
+        exit_now(128 + signal.SIGTERM)  # The first process of a container does not get the signal.
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from zfserve_cli.exit_statuses import ENGINE_LOST, FAILED, MEANINGS, NOT_INSTALLED, OK, UNREACHABLE, UNUSABLE
 from zfserve_cli.main import COMMANDS, main
-from zfserve_runtime.grpc.lifecycle import LOST
+from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -31,7 +31,7 @@ def test_help_and_the_page_of_errors_list_every_exit_status(capsys: pytest.Captu
 
 
 def test_an_engine_that_is_lost_and_a_server_that_does_not_answer_differ() -> None:
-    assert ENGINE_LOST == LOST
+    assert ENGINE_LOST == EXIT_ENGINE_LOST
     assert UNREACHABLE != ENGINE_LOST
 
 

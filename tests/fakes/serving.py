@@ -33,10 +33,10 @@ from zfserve_runtime.bundle import (
     ParityEntry,
 )
 from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.grpc.lifecycle import StopRequest, drain
-from zfserve_runtime.grpc.listening import open_port
+from zfserve_runtime.grpc.listener import open_port
 from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.grpc.shutdown import StopRequest, drain
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from zfserve_engines.contract import Engine, EngineName
 from zfserve_engines.opening import Phase, Report, Step
 from zfserve_runtime.bundle import BundleError, Manifest
-from zfserve_runtime.model_folders import FoundVersion
+from zfserve_runtime.model_repository import FoundVersion
 from zfserve_server.models.engine_choice import EngineChoice
 from zfserve_server.models.source import ModelSource, OpenedVersion
 

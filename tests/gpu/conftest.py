@@ -20,8 +20,8 @@ from zfserve_engines.tensorrt.plan import LoadedPlan
 from zfserve_engines.tensorrt.settings import BuildSettings, TensorRTLibrary
 from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_runtime.atomic_file import ChecksummedFile
 from zfserve_runtime.bundle import Bundle, Precision, load_bundle
-from zfserve_runtime.durable_file import SealedFile
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -92,7 +92,7 @@ class Open(Protocol):
         *,
         instances: int = 1,
         cuda_graphs: bool = True,
-        runtime_cache: SealedFile | None = None,
+        runtime_cache: ChecksummedFile | None = None,
     ) -> list[TensorRTEngine]: ...
 
 
@@ -107,7 +107,7 @@ def open_tensorrt(gpu: GpuFacts, gpu_bundle: Bundle, compiled: Compile) -> Itera
             *,
             instances: int = 1,
             cuda_graphs: bool = True,
-            runtime_cache: SealedFile | None = None,
+            runtime_cache: ChecksummedFile | None = None,
         ) -> list[TensorRTEngine]:
             plan = LoadedPlan(
                 compiled(kind, precision),

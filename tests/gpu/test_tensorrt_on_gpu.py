@@ -22,8 +22,8 @@ from zfserve_engines.tensorrt.engine import TensorRTEngine, open_engines
 from zfserve_engines.tensorrt.library import load_library
 from zfserve_engines.tensorrt.plan import LoadedPlan
 from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS, TensorRTLibrary
+from zfserve_runtime.atomic_file import ChecksummedFile
 from zfserve_runtime.bundle import Bundle, BundleError, ClassEntry, Precision
-from zfserve_runtime.durable_file import SealedFile
 
 pytestmark = pytest.mark.gpu
 
@@ -161,7 +161,7 @@ def test_memory_comes_back_when_closed_and_instances_share_the_weights(
 def test_the_runtime_cache_is_written_and_read_back(
     open_tensorrt: Open, photos: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = SealedFile(tmp_path / "kernels.runtime-cache")
+    cache = ChecksummedFile(tmp_path / "kernels.runtime-cache")
     (first,) = open_tensorrt("tensorrt-rtx", "fp32", runtime_cache=cache)
     written = cache.read()
     assert written

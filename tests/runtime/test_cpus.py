@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from zfserve_runtime.cpus import available_cpus, multiplies_bytes
+from zfserve_runtime.cpus import available_cpus, has_int8_instructions
 
 MACHINE = 8
 
@@ -76,4 +76,4 @@ def test_affinity_below_the_quota_counts(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_which_cpus_multiply_bytes(cpuinfo: str | None, expected: bool, tmp_path: Path) -> None:
     root = layout(tmp_path, {} if cpuinfo is None else {"proc/cpuinfo": cpuinfo})
-    assert multiplies_bytes(root) is expected
+    assert has_int8_instructions(root) is expected

@@ -12,7 +12,7 @@ import pytest
 from fakes.serving import MANIFEST
 from zfserve_runtime.bundle import GOLDEN, WEIGHTS, Bundle, BundleError, Manifest, file_digest
 from zfserve_runtime.errors import WorkerMismatch
-from zfserve_runtime.model_folders import ModelFolders
+from zfserve_runtime.model_repository import ModelRepository
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.networks import Networks
 from zfserve_worker.projector import Projector
@@ -62,7 +62,7 @@ class Worker:
             self.opened.append(bundle.manifest.version)
             return cast("Projector", FakeProjector(bundle.manifest))
 
-        look = ModelFolders([self.folder]).look
+        look = ModelRepository([self.folder]).scan
         return Networks(look, open_projector, self.torch_thread, spare, self.metrics, look_every_s=0.0)
 
 

@@ -7,7 +7,7 @@ import grpc
 from fakes.collector import Collector
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.grpc.lifecycle import StopRequest
+from zfserve_runtime.grpc.shutdown import StopRequest
 from zfserve_worker.app import serve
 from zfserve_worker.config import WorkerConfig
 

@@ -14,8 +14,8 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime import errors
 from zfserve_runtime.bundle import Bundle, Manifest
-from zfserve_runtime.grpc.lifecycle import StopRequest
 from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.grpc.shutdown import StopRequest
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.app import serve

@@ -19,7 +19,7 @@ from processes import polling_pool_runs
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc.lifecycle import LOST
+from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_worker.worker_command import add_arguments, run
 
@@ -112,7 +112,7 @@ async def test_a_device_that_fails_for_good_ends_the_process(bundle: Bundle) -> 
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await worker.Project(photo(255)).read()
             assert isinstance(from_call_error(failed.value), EngineLost)
-        assert await process.wait() == LOST
+        assert await process.wait() == EXIT_ENGINE_LOST
 
 
 @pytest.fixture

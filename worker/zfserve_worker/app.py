@@ -13,11 +13,11 @@ from zfserve_protos.worker.v1 import worker_pb2_grpc
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.grpc.lifecycle import StopRequest, drain
-from zfserve_runtime.grpc.listening import open_port
+from zfserve_runtime.grpc.listener import open_port
 from zfserve_runtime.grpc.options import server_options
 from zfserve_runtime.grpc.server import InterceptingServer
-from zfserve_runtime.model_folders import ModelFolders
+from zfserve_runtime.grpc.shutdown import StopRequest, drain
+from zfserve_runtime.model_repository import ModelRepository
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.telemetry.otlp import open_tracing
@@ -65,7 +65,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         if device.type == "cuda":  # as on the CPU: PyTorch would round what convolutions take in to 11 bits
             torch.backends.cudnn.allow_tf32 = False
         open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics, device=device)
-        look = ModelFolders(config.model).look
+        look = ModelRepository(config.model).scan
         networks = Networks(look, open_bundle, torch_thread, config.spare_networks, metrics)
         await networks.start()
 

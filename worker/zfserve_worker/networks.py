@@ -15,7 +15,7 @@ from pathlib import Path
 
 from zfserve_runtime.bundle import Bundle, BundleError, load_bundle
 from zfserve_runtime.errors import WorkerMismatch
-from zfserve_runtime.model_folders import FoundVersion, Listing, by_model
+from zfserve_runtime.model_repository import FoundVersion, Listing, group_by_model
 from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_worker.projector import Projector
@@ -70,7 +70,7 @@ class Networks:
         """
         self._found = await asyncio.to_thread(self._look)
         errors: list[BundleError] = []
-        for versions in by_model(self._found).values():
+        for versions in group_by_model(self._found).values():
             for found in versions:
                 if len(self._held) == self._room():
                     return

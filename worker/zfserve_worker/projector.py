@@ -32,7 +32,7 @@ from zfserve_model.render import render_projection
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
-from zfserve_runtime.projection_request import find_class, map_count
+from zfserve_runtime.projection_validation import find_class, map_count
 from zfserve_runtime.telemetry.metrics import Metrics, ModelMetrics
 from zfserve_runtime.telemetry.tracing import note_model, span
 
@@ -72,7 +72,7 @@ class Projector:
         """One answer per feature map, each when it is asked for.
 
         Args:
-            request: one that `check_projection_request` passed, with as many pixels as the input has.
+            request: one that `validate_projection_request` passed, with as many pixels as the input has.
         """
         began_s = time.perf_counter()
         spec = self.manifest.input

@@ -9,7 +9,7 @@ from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
-from zfserve_runtime.projection_request import check_projection_request
+from zfserve_runtime.projection_validation import validate_projection_request
 
 from zfserve_worker.networks import Networks
 from zfserve_worker.projector import identity
@@ -41,7 +41,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
 def check_request(request: worker_pb2.ProjectRequest, manifest: Manifest) -> None:
     """Raises NotFound, OutOfRange or InvalidInput."""
-    check_projection_request(request, manifest)
+    validate_projection_request(request, manifest)
     spec = manifest.input
     wanted = spec.height * spec.width * 3
     if len(request.pixels) != wanted:

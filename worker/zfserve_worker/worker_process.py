@@ -12,7 +12,7 @@ from zfserve_model.devices import NoSuchDevice
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.grpc.lifecycle import LOST, StopRequest, end_at_once
+from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST, StopRequest, exit_now
 from zfserve_runtime.settings import ConfigError, read_settings
 from zfserve_runtime.telemetry.logs import configure_logging
 from zfserve_runtime.telemetry.otlp import TracingError
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def run_worker(flags: Mapping[str, object], environment: Mapping[str, str]) -> int:
     """Serves projections until the process is asked to stop. Returns the exit status.
 
-    Ends the process at once, with status `LOST`, when the GPU failed for good.
+    Ends the process at once, with status `EXIT_ENGINE_LOST`, when the GPU failed for good.
     """
     try:
         config = read_settings(WorkerConfig, flags, environment)
@@ -36,7 +36,7 @@ def run_worker(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
         asyncio.run(_serve_until_signal(config))
     except EngineLost as error:
         _log.critical("%s; the process ends so that its supervisor starts another", error)
-        end_at_once(LOST)
+        exit_now(EXIT_ENGINE_LOST)
     except (ConfigError, BundleError, NoSuchDevice, OSError, TlsError, TracingError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

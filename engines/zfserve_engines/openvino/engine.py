@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from zfserve_runtime.bundle import GRAPH_INPUT, Bundle, BundleError, Precision
-from zfserve_runtime.cpus import multiplies_bytes
+from zfserve_runtime.cpus import has_int8_instructions
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_engines.contract import Engine, EngineInfo, EngineOutputs, EngineUnavailable, OnWarming
@@ -121,7 +121,7 @@ def open_openvino_bf16(options: EngineOptions, precision: Precision, report: Rep
     return open_instances(Step("openvino-bf16", Phase.LOADING), new_engine, options, precision, report)
 
 
-def skip_reason(precision: Precision, cpu_multiplies_bytes: Callable[[], bool] = multiplies_bytes) -> str | None:
+def skip_reason(precision: Precision, cpu_multiplies_bytes: Callable[[], bool] = has_int8_instructions) -> str | None:
     """Returns why `auto` does not try OpenVINO with the graph of that precision; None where it does.
 
     OpenVINO is a fifth faster than ONNX Runtime at int8 where the CPU multiplies bytes (VNNI, AMX), and no faster

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
-from zfserve_runtime.durable_file import SealedFile
+from zfserve_runtime.atomic_file import ChecksummedFile
 from zfserve_runtime.file_lock import shared_lock
 
 from zfserve_engines.cuda.gpu import GpuFacts
@@ -69,10 +69,10 @@ class StoredEngine:
             held.enter_context(shared_lock(self.file))
         weakref.finalize(owner, held.close)
 
-    def runtime_cache(self, gpu: GpuFacts) -> SealedFile:
+    def runtime_cache(self, gpu: GpuFacts) -> ChecksummedFile:
         """Where tensorrt-rtx keeps what it compiles on the card, so that it starts faster the next time."""
         card = hashlib.sha256(f"{gpu.name} {gpu.compute_capability}".encode()).hexdigest()[:12]
-        return SealedFile(self.file.with_name(f"{self.file.stem}-{card}{RUNTIME_CACHE}"))
+        return ChecksummedFile(self.file.with_name(f"{self.file.stem}-{card}{RUNTIME_CACHE}"))
 
 
 @dataclass(frozen=True)

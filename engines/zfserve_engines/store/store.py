@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from zfserve_runtime.atomic_file import PARTIAL, ChecksummedFile, write_atomically
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.durable_file import PARTIAL, SealedFile, write_durably
 from zfserve_runtime.file_lock import exclusive_lock, is_in_use, is_locked, remove_unless_in_use
 
 from zfserve_engines.contract import EngineUnavailable
@@ -205,18 +205,18 @@ class EngineStore:
         )
         file = self.folder / f"{record.identity.key}{PLAN}"
         try:
-            write_durably(file, built.plan)
-            write_durably(file.with_suffix(RECORD), record.model_dump_json(indent=2).encode() + b"\n")
+            write_atomically(file, built.plan)
+            write_atomically(file.with_suffix(RECORD), record.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
             raise self._unwritable("the engine was built and cannot be kept", error) from error
         return StoredEngine(file, record, built.plan)
 
-    def _timing_cache(self, request: EngineRequest) -> SealedFile | None:
+    def _timing_cache(self, request: EngineRequest) -> ChecksummedFile | None:
         card = EngineIdentity.of(request).card
         if card is None:
             return None
         digest = hashlib.sha256(card.model_dump_json().encode()).hexdigest()[:12]
-        return SealedFile(self.folder / f"tensorrt-{request.library_version}-{digest}{TIMING_CACHE}")
+        return ChecksummedFile(self.folder / f"tensorrt-{request.library_version}-{digest}{TIMING_CACHE}")
 
     def _lock(self, key: str) -> Path:
         return self.folder / f"{key}.lock"

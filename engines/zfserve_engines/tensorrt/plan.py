@@ -3,8 +3,8 @@
 import logging
 from typing import Any
 
+from zfserve_runtime.atomic_file import ChecksummedFile
 from zfserve_runtime.bundle import Manifest
-from zfserve_runtime.durable_file import SealedFile
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_engines.contract import EngineUnavailable
@@ -37,7 +37,7 @@ class LoadedPlan:
         library: Library,
         gpu: GpuFacts,
         *,
-        runtime_cache: SealedFile | None = None,
+        runtime_cache: ChecksummedFile | None = None,
         cuda_graphs: bool = True,
     ) -> None:
         start_cuda()

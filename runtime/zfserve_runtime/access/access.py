@@ -12,7 +12,7 @@ from typing import Any
 from zfserve_protos.metadata import AUTHORIZATION_KEY
 
 from zfserve_runtime.access.callers_file import Caller, Callers, read_callers_file
-from zfserve_runtime.access.reloaded import Reloaded
+from zfserve_runtime.access.file_reloader import FileReloader
 from zfserve_runtime.errors import PermissionDenied, Unauthenticated
 from zfserve_runtime.grpc.deferred_read import CallCheck
 from zfserve_runtime.grpc.method_handlers import Context, Metadata, metadata_of
@@ -44,7 +44,7 @@ class Access:
     def __init__(self, file: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._callers = None
         if file is not None:
-            self._callers = Reloaded("file of callers", [file], lambda: Callers(read_callers_file(file)))
+            self._callers = FileReloader("file of callers", [file], lambda: Callers(read_callers_file(file)))
         self._clock = clock
         self._looked_s = clock()
 
@@ -88,7 +88,7 @@ class Access:
             return Caller(next(_certificate_names(context), ""))
         if (now_s := self._clock()) - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now_s
-            self._callers.look()
+            self._callers.reload_if_changed()
         callers, token = self._callers.value, _bearer_token(metadata)
         if token is not None:
             if (caller := callers.with_token(token)) is None:

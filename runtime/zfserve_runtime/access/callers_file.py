@@ -1,14 +1,15 @@
-"""The file of those who may call: a name, by what it is recognised, and what it permits.
+"""Reads and writes the file of callers. It names each caller, how to recognise it, and what it may call.
 
     {"callers": [
       {"name": "shop",    "token_sha256": "5e88...", "allow": ["classify", "describe"]},
       {"name": "archive", "certificate": "archive.example.org", "allow": ["all"]}
     ]}
 
-Written by `zfserve token` and by hand, read by `access`.
+`zfserve token` writes it, operators edit it by hand, and `access` reads it.
 
-A token is 256 random bits, so its plain sha256 is as good as secret: there is no list of likely tokens to try, which is
-what a slow, salted hash defends against. Such a hash would cost every request tens of milliseconds and guard nothing.
+The file holds a plain sha256 of each token. A slow, salted hash protects secrets that an attacker can guess from a
+list. A token has 256 random bits, so there is no such list, and a slow hash would only cost every request tens of
+milliseconds.
 """
 
 import hashlib
@@ -25,37 +26,38 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from zfserve_runtime.access.permissions import permitted_methods
-from zfserve_runtime.durable_file import write_durably
+from zfserve_runtime.atomic_file import write_atomically
 
 _TOKEN_BYTES = 32
 _PREFIX = "zfs_"
-"""Tells a token from other secrets, to whoever finds it and to programs that look for secrets in repositories."""
+"""Marks a token as ours, for people and for programs that search repositories for secrets."""
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
 class CallersFileError(ValueError):
-    """The file cannot be used; the message names it and every fault, and none of its contents."""
+    """The file cannot be used. The message names the file and every fault, and quotes nothing of its contents."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls.
+    """Identifies a caller.
 
     Attributes:
-        name: "" where that is unknown.
-        methods: full names of those it may call; None: all.
+        name: the caller's name, or "" if it is unknown.
+        methods: the full names of the methods that it may call. None: all methods.
     """
 
     name: str = ""
     methods: frozenset[str] | None = None
 
     def may_call(self, method: str) -> bool:
+        """Returns True if the caller may call `method`, a full name."""
         return self.methods is None or method in self.methods
 
 
 class CallerEntry(BaseModel):
-    """One who may call, recognised by a token, by a name in a TLS certificate, or by either."""
+    """Describes one caller in the file. It is recognised by a token, by a name in its TLS certificate, or by either."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,33 +68,33 @@ class CallerEntry(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _loggable(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError("a caller's name has 1 to 64 letters, digits, and . _ @ -")
         return name
 
     @field_validator("allow")
     @classmethod
-    def _known(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_allow(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
         permitted_methods(allow)
         return allow
 
     @model_validator(mode="after")
-    def _recognisable(self) -> Self:
+    def _check_credentials(self) -> Self:
         if self.token_sha256 is None and self.certificate is None:
             raise ValueError(f"{self.name} has neither token_sha256 nor certificate")
         return self
 
 
 class CallersFile(BaseModel):
-    """The file as it is written."""
+    """Holds the content of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     callers: tuple[CallerEntry, ...] = ()
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _check_distinct(self) -> Self:
         for field in ("name", "token_sha256", "certificate"):
             values = Counter(value for entry in self.callers if (value := getattr(entry, field)) is not None)
             if values and values.most_common(1)[0][1] > 1:
@@ -101,7 +103,7 @@ class CallersFile(BaseModel):
 
 
 class Callers:
-    """Those of a file, as they are looked up."""
+    """Looks up the callers of a file."""
 
     def __init__(self, file: CallersFile) -> None:
         self._by_digest: list[tuple[bytes, Caller]] = []
@@ -114,7 +116,7 @@ class Callers:
                 self._by_certificate[entry.certificate] = caller
 
     def with_token(self, token: str) -> Caller | None:
-        """Takes as long for one that is nearly right as for one that is not, and as for the right one."""
+        """Returns the caller with that token, or None. Takes the same time for every token, right or wrong."""
         digest, found = hashlib.sha256(token.encode()).digest(), None
         for known, caller in self._by_digest:
             if hmac.compare_digest(known, digest):
@@ -122,20 +124,24 @@ class Callers:
         return found
 
     def with_certificate(self, names: Iterable[str]) -> Caller | None:
-        """The first of `names`, in the order of the certificate, that is known."""
+        """Returns the caller of the first known name, or None. `names` are in the order of the certificate."""
         return next((caller for name in names if (caller := self._by_certificate.get(name)) is not None), None)
 
 
 def read_callers_file(file: Path) -> CallersFile:
-    """Raises CallersFileError."""
+    """Reads and validates the file.
+
+    Raises:
+        CallersFileError: the file cannot be read, or is not valid.
+    """
     try:
         return CallersFile.model_validate(json.loads(file.read_bytes()))
     except OSError as error:
         raise CallersFileError(f"the file of callers {file} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        # By place and kind only: the value at fault may be a token that was pasted for its hash.
+        # The message leaves out the value at fault. It may be a token that was pasted in place of its hash.
         faults = "; ".join(
-            f"{'.'.join(map(str, one['loc'])) or 'callers'}: {_words(one['msg'])}" for one in error.errors()
+            f"{'.'.join(map(str, one['loc'])) or 'callers'}: {_sentence(one['msg'])}" for one in error.errors()
         )
         raise CallersFileError(f"the file of callers {file} is not usable: {faults}") from None
     except ValueError as error:
@@ -143,16 +149,20 @@ def read_callers_file(file: Path) -> CallersFile:
 
 
 def write_callers_file(file: Path, content: CallersFile) -> None:
-    """Whole or not at all, and for this user's eyes only. Raises OSError."""
+    """Replaces the file atomically. A new file is readable by this user only; an old one keeps its owner and mode.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = json.dumps(content.model_dump(exclude_none=True), indent=2) + "\n"
-    write_durably(file, text.encode(), mode=0o600, keep_owner=True)  # else the server might read it no more
+    write_atomically(file, text.encode(), mode=0o600, keep_owner=True)  # otherwise the server might lose access
 
 
 def new_token() -> tuple[str, str]:
-    """A token of 256 random bits, and its sha256 in hexadecimal."""
+    """Returns a new token of 256 random bits, and its sha256 in hex."""
     token = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     return token, hashlib.sha256(token.encode()).hexdigest()
 
 
-def _words(message: str) -> str:
+def _sentence(message: str) -> str:
     return message.removeprefix("Value error, ")

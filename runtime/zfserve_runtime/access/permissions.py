@@ -1,4 +1,7 @@
-"""Which methods there are to permit, in groups that an operator can name. Used by `callers_file` and `access`."""
+"""Names the groups of methods that an operator can permit. `callers_file` and `access` use it.
+
+A new RPC belongs into one of the `GROUPS` here. Without a group, only its full name or `all` permits it.
+"""
 
 import re
 
@@ -19,7 +22,7 @@ _REFLECTION = ("/grpc.reflection.v1.ServerReflection", "/grpc.reflection.v1alpha
 
 _SHARED_MEMORY = ("Status", "Register", "Unregister")
 
-EVERYTHING = "all"
+ALL = "all"
 
 GROUPS: dict[str, frozenset[str]] = {
     "classify": frozenset({CLASSIFY}),
@@ -43,29 +46,33 @@ GROUPS: dict[str, frozenset[str]] = {
     ),
     "worker": frozenset({WORKER_DESCRIBE, WORKER_PROJECT}),
 }
-"""Full method names by the word that permits them. A method in no group is permitted by its own name, or by `all`."""
+"""The full names of methods, by the word that permits them. A method in no group is permitted by its own name, or by
+`all`."""
 
-_OPEN = tuple(f"{_INFERENCE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
+_PUBLIC = tuple(f"{_INFERENCE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
 _METHOD = re.compile(r"/[A-Za-z0-9_.]+/[A-Za-z0-9_]+")
 
 
-def is_open(method: str) -> bool:
-    """Whether anyone may call it: whether a server lives is no secret, and probes have no tokens."""
-    return method.startswith("/grpc.health.v1.Health/") or method in _OPEN
+def is_public(method: str) -> bool:
+    """Returns True if anyone may call `method`. Health is no secret, and probes have no tokens."""
+    return method.startswith("/grpc.health.v1.Health/") or method in _PUBLIC
 
 
 def permitted_methods(words: tuple[str, ...]) -> frozenset[str] | None:
-    """Full names of what `words`, groups and full method names, permit; None for everything.
+    """Returns the full names of the methods that `words` permit, or None if they permit everything.
+
+    Args:
+        words: names of groups and full names of methods.
 
     Raises:
         ValueError: a word is neither.
     """
-    unknown = [word for word in words if word not in GROUPS and word != EVERYTHING and not _METHOD.fullmatch(word)]
+    unknown = [word for word in words if word not in GROUPS and word != ALL and not _METHOD.fullmatch(word)]
     if unknown:
         raise ValueError(
-            f"{', '.join(unknown)} permits nothing; choose from {', '.join(GROUPS)}, {EVERYTHING}, or a method's full "
+            f"{', '.join(unknown)} permits nothing; choose from {', '.join(GROUPS)}, {ALL}, or a method's full "
             f"name such as {CLASSIFY}"
         )
-    if EVERYTHING in words:
+    if ALL in words:
         return None
     return frozenset().union(*(GROUPS.get(word, {word}) for word in words))

@@ -1,7 +1,8 @@
-"""TLS of the servers, and of the server towards its worker, from PEM files that may be replaced while they are used.
+"""Reads TLS credentials from PEM files: for both servers, and for the server's channel to its worker.
 
-Faults of the files are found at start and not at the first handshake. A server looks at its files when a client
-connects: a certificate that was renewed serves the next connection, and those that are open stay as they are.
+Faults in the files are found at the start, not at the first handshake. Files may be replaced at any time. A server
+checks them when a client connects, so a renewed certificate serves the next connection. Open connections stay as they
+are.
 """
 
 import os
@@ -12,21 +13,21 @@ from typing import Any
 
 import grpc
 
-from zfserve_runtime.access.reloaded import Reloaded
+from zfserve_runtime.access.file_reloader import FileReloader
 
 
 class TlsError(ValueError):
-    """The certificate or key cannot be used; the message names the file."""
+    """The certificate or key cannot be used. The message names the file."""
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """What a server needs for TLS; with `client_ca`, only clients with a certificate signed by it may connect (mTLS).
+    """Names the PEM files of a server.
 
     Attributes:
-        certificate: PEM, the server's certificate followed by its intermediates.
-        key: PEM, the certificate's private key, without a passphrase.
-        client_ca: PEM, one or more authorities.
+        certificate: the server's certificate, followed by its intermediates.
+        key: the certificate's private key, without a passphrase.
+        client_ca: one or more authorities. If given, only clients with a certificate signed by one may connect (mTLS).
     """
 
     certificate: Path
@@ -36,11 +37,11 @@ class TlsFiles:
 
 @dataclass(frozen=True)
 class ClientTlsFiles:
-    """What the server needs for TLS towards its worker.
+    """Names the PEM files of the server's channel to its worker.
 
     Attributes:
-        ca: PEM, the authorities that the worker's certificate may be signed by.
-        certificate, key: PEM, to show to the worker (mTLS); both or neither.
+        ca: the authorities that may have signed the worker's certificate.
+        certificate, key: the server's own certificate and key for mTLS. Both are given, or neither.
     """
 
     ca: Path
@@ -49,31 +50,35 @@ class ClientTlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow `files`: see the module. Keep them as long as the server, which does not.
+    """Returns credentials that follow `files` as they change.
+
+    The caller must keep them as long as the server runs, because gRPC keeps no reference.
 
     Raises:
-        TlsError: a file cannot be read, is not PEM, or the key is not the certificate's.
+        TlsError: a file cannot be read, is not PEM, or the key does not belong to the certificate.
     """
     paths = [file for file in (files.certificate, files.key, files.client_ca) if file is not None]
-    configuration = Reloaded("TLS certificate", paths, lambda: _read_configuration(files))
+    configuration = FileReloader("TLS certificate", paths, lambda: _read_configuration(files))
 
-    def fetch() -> Any:  # the stubs leave out None: as before
-        """Called by gRPC, in threads of its own, before each handshake."""
-        return configuration.value if configuration.look() else None
+    def fetch() -> Any:  # None means unchanged; the stubs leave that out
+        """Returns a new configuration, or None. gRPC calls it in its own threads before each handshake."""
+        return configuration.value if configuration.reload_if_changed() else None
 
     return grpc.dynamic_ssl_server_credentials(
         configuration.value, fetch, require_client_authentication=files.client_ca is not None
     )
 
 
-def channel_credentials(files: ClientTlsFiles) -> Reloaded[grpc.ChannelCredentials]:
-    """Credentials of a channel. One that is open keeps its own: whoever has it looks, and opens another.
+def channel_credentials(files: ClientTlsFiles) -> FileReloader[grpc.ChannelCredentials]:
+    """Returns the credentials of a channel, reloaded when the files change.
+
+    An open channel keeps its credentials. Its owner must check them, and open a new channel after a change.
 
     Raises:
-        TlsError: as `server_credentials`.
+        TlsError: a file cannot be read, is not PEM, or the key does not belong to the certificate.
     """
     paths = [file for file in (files.ca, files.certificate, files.key) if file is not None]
-    return Reloaded("TLS towards the worker", paths, lambda: _read_channel_credentials(files))
+    return FileReloader("TLS towards the worker", paths, lambda: _read_channel_credentials(files))
 
 
 def _read_configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
@@ -111,9 +116,9 @@ def _read_authority(file: Path, what: str) -> bytes:
 
 
 def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Check the very bytes that gRPC gets: files read twice may have been replaced in between.
+    """Checks the same bytes that gRPC gets. A second read of the files might find replaced ones.
 
-    `ssl` reads files only, so these are ones in memory.
+    `ssl` reads files only, so the bytes go into files in memory.
     """
     descriptors = []
     try:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 SERVER = ""
 """The whole process, as the protocol names it."""
 
-WATCHES_OF_A_CONNECTION = 16
+MAX_WATCHES_PER_CONNECTION = 16
 """They never end and anyone may ask for them: unbounded, strangers could fill the memory with them, at 26 KB each."""
 
 _Status = health_pb2.HealthCheckResponse
@@ -89,8 +89,8 @@ class Health:
         self.asked = True
         peer = context.peer()
         # The connections of a unix socket all have one name, and few may open it.
-        if self._watches[peer] >= WATCHES_OF_A_CONNECTION and not peer.startswith("unix:"):
-            text = f"this connection watches {WATCHES_OF_A_CONNECTION} services already; end one of its watches"
+        if self._watches[peer] >= MAX_WATCHES_PER_CONNECTION and not peer.startswith("unix:"):
+            text = f"this connection watches {MAX_WATCHES_PER_CONNECTION} services already; end one of its watches"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         self._watches[peer] += 1
         try:

@@ -25,10 +25,10 @@ from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
 from zfserve_runtime.grpc.deferred_read import CallCheck
 from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.method_handlers import Context, Metadata, metadata_of
-from zfserve_runtime.grpc.request_id import enter_request
+from zfserve_runtime.grpc.request_id import set_request_id
 from zfserve_runtime.grpc.status import to_status
+from zfserve_runtime.telemetry.log_limiter import LogLimiter
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.overload_log import OverloadLog
 from zfserve_runtime.telemetry.tracing import UNTRACED, Tracers, start_call
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -48,12 +48,12 @@ class Method:
         in_flight: calls being served; the metric is read from it.
     """
 
-    def __init__(self, name: str, gate: Gate, metrics: Metrics, tracers: Tracers, overload_log: OverloadLog) -> None:
+    def __init__(self, name: str, gate: Gate, metrics: Metrics, tracers: Tracers, log_limiter: LogLimiter) -> None:
         self.name = name
         self.is_probe = is_probe(name)
         self.gate = gate
         self.tracers = tracers
-        self.overload_log = overload_log
+        self.log_limiter = log_limiter
         self.in_flight = 0
         metrics.in_flight.labels(name).set_function(lambda: self.in_flight)
         self._seconds = metrics.request_seconds.labels(name)
@@ -85,7 +85,7 @@ class Call:
         self._answer: ServiceError | None = None
 
     def __enter__(self) -> Call:
-        enter_request(self._request_id)  # each call is a task of its own, so nothing needs to be put back
+        set_request_id(self._request_id)  # each call is a task of its own, so nothing needs to be put back
         self._trace = start_call(self._method.tracers, self._method.name, self._request_id, self._metadata)
         self._method.in_flight += 1
         self._method.gate.enter()
@@ -174,7 +174,7 @@ class Call:
     ) -> None:
         self._trace.end(status.name, duration_s)
         self._method.measure(status, duration_s, error)
-        if isinstance(error, Overloaded) and not self._method.overload_log.has_room():
+        if isinstance(error, Overloaded) and not self._method.log_limiter.has_room():
             return
         is_fault = status in _SERVER_FAULTS
         level = logging.ERROR if is_fault else logging.DEBUG if self._method.is_probe else logging.INFO

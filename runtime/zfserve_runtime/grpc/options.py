@@ -20,7 +20,7 @@ from zfserve_protos.methods import WORKER_SERVICE
 MAX_CONNECTIONS = 1000
 """More than one server can be of use to, and fewer than the 1,024 files that a process may open by default."""
 
-MAX_CALLS_OF_A_CONNECTION = 1000
+MAX_CALLS_PER_CONNECTION = 1000
 """Open at a time. Above what is admitted, so that a caller hears that the server is full and does not wait unheard."""
 
 HANDSHAKE_S = 20
@@ -42,7 +42,7 @@ def server_options(
     options: Options = [
         *message_size_options(max_message_bytes),
         ("grpc.max_allowed_incoming_connections", max_connections),
-        ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
+        ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
         # A port in use must be an error; with SO_REUSEPORT two servers would share it in silence.
         ("grpc.so_reuseport", 0),

@@ -10,6 +10,6 @@ def current_request_id() -> str:
     return _request_id.get()
 
 
-def enter_request(request_id: str) -> None:
+def set_request_id(request_id: str) -> None:
     """From here on this task serves the call `request_id`."""
     _request_id.set(request_id)

@@ -12,7 +12,7 @@ from zfserve_protos.channel_options import Options
 from zfserve_protos.methods import is_probe
 
 from zfserve_runtime.access.access import Access
-from zfserve_runtime.access.permissions import is_open
+from zfserve_runtime.access.permissions import is_public
 from zfserve_runtime.grpc.deferred_read import CallCheck, ConditionalCheck, read_request
 from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.interceptor import Call, Method
@@ -23,8 +23,8 @@ from zfserve_runtime.grpc.method_handlers import (
     wrapped,
     write_all,
 )
+from zfserve_runtime.telemetry.log_limiter import LogLimiter
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.overload_log import OverloadLog
 from zfserve_runtime.telemetry.tracing import NO_TRACERS, Tracers
 
 ChooseHandler: TypeAlias = Callable[[], MethodHandler]
@@ -61,7 +61,7 @@ class InterceptingServer(grpc.aio.Server):
         self._early_checks: dict[str, ConditionalCheck] = {}
         self._methods: dict[str, Method] = {}
         self._gate = Gate()
-        self._overload_log = OverloadLog()
+        self._overload_log = LogLimiter()
 
     def check_before_read(self, method: str, check: CallCheck, applies: Callable[[], bool]) -> None:
         """Runs `check` on calls of `method` before their request is read. Call it before the first call arrives.
@@ -128,7 +128,7 @@ class InterceptingServer(grpc.aio.Server):
         """
         serve, takes_stream = behaviour_of(handler), bool(handler.request_streaming)
         writes_stream = bool(handler.response_streaming)
-        if self._access is not None and not is_open(method):
+        if self._access is not None and not is_public(method):
             checks = (self._access.entrance(method), *checks)
             if takes_stream:
                 serve = self._access.guard(serve, method)

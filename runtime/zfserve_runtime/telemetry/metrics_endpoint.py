@@ -12,10 +12,10 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from zfserve_runtime.telemetry.metrics import Metrics
 
-MOST_SCRAPES = 16
+MAX_SCRAPES = 16
 """Connections to the metrics' port at a time; more are closed."""
 
-SILENCE_S = 5.0
+IDLE_TIMEOUT_S = 5.0
 """That such a connection may keep."""
 
 
@@ -55,7 +55,7 @@ class MetricsEndpoint:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = SILENCE_S
+    timeout = IDLE_TIMEOUT_S
 
     def handle(self) -> None:
         with suppress(OSError):  # it said nothing for so long, or is gone
@@ -67,7 +67,7 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingWSGIServer):
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
-        self._free = threading.BoundedSemaphore(MOST_SCRAPES)
+        self._free = threading.BoundedSemaphore(MAX_SCRAPES)
         with suppress(OSError):  # what is no address is refused when it is bound
             self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         super().__init__(address, handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import ServiceError
-from zfserve_runtime.model_folders import FoundVersion, Listing
+from zfserve_runtime.model_repository import FoundVersion, Listing
 from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus

@@ -7,7 +7,7 @@ from functools import partial
 
 from zfserve_engines.opening import Report, Step
 from zfserve_runtime.bundle import BundleError
-from zfserve_runtime.model_folders import FoundVersion
+from zfserve_runtime.model_repository import FoundVersion
 from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_server.admission.admission import Admission

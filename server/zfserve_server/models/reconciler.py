@@ -18,7 +18,7 @@ from functools import partial
 from zfserve_engines.opening import Step
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
-from zfserve_runtime.model_folders import FoundVersion, by_model
+from zfserve_runtime.model_repository import FoundVersion, group_by_model
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.tuning import release_freed_memory
 
@@ -98,7 +98,7 @@ class Reconciler:
         step_log, self._on_step = self._on_step, on_step
         await self._reconcile(found, retry=False)
         self._on_step = step_log
-        missing = [name for name in by_model(found) if not any(name == served for served, _ in self._served)]
+        missing = [name for name in group_by_model(found) if not any(name == served for served, _ in self._served)]
         if missing and (strict or not self._served):
             raise self._failed.error(missing)
 
@@ -151,7 +151,7 @@ class Reconciler:
 
     async def _reconcile(self, found: Sequence[FoundVersion], retry: bool) -> None:
         self._failed.begin_scan(retry)
-        by_name = by_model(found)
+        by_name = group_by_model(found)
         for version in self._to_load(by_name):
             self._set_loading(version, "it waits for others to be loaded")
         for versions in by_name.values():

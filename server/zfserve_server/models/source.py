@@ -10,7 +10,7 @@ from functools import partial
 from zfserve_engines.opening import EngineOptions, Report
 from zfserve_runtime.bundle import Manifest, load_bundle
 from zfserve_runtime.cpus import available_cpus
-from zfserve_runtime.model_folders import FoundVersion, ModelFolders
+from zfserve_runtime.model_repository import FoundVersion, ModelRepository
 
 from zfserve_server.config import ServerConfig
 from zfserve_server.models.engine_choice import EngineChoice, choose_engine
@@ -43,7 +43,7 @@ class ModelSource:
 
 def models_on_disk(config: ServerConfig) -> ModelSource:
     """Returns the source that reads the model folders of `config` and opens its engine."""
-    return ModelSource(ModelFolders(config.model).look, partial(_open, config))
+    return ModelSource(ModelRepository(config.model).scan, partial(_open, config))
 
 
 def _open(config: ServerConfig, found: FoundVersion, report: Report) -> OpenedVersion:

@@ -17,7 +17,7 @@ from zfserve_engines.contract import EngineName
 from zfserve_engines.opening import Phase, Step
 from zfserve_runtime.errors import Starting
 from zfserve_runtime.grpc.health import Health
-from zfserve_runtime.model_folders import FoundVersion
+from zfserve_runtime.model_repository import FoundVersion
 from zfserve_runtime.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)

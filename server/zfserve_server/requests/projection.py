@@ -8,7 +8,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import EngineFailed
-from zfserve_runtime.projection_request import map_count
+from zfserve_runtime.projection_validation import map_count
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Mani
     """Returns the request for the worker: pixels in place of the photo, and defaults filled in.
 
     Args:
-        request: a request that `check_projection_request` accepted.
+        request: a request that `validate_projection_request` accepted.
     """
     forwarded = worker_pb2.ProjectRequest(
         fingerprint=manifest.fingerprint,
@@ -40,7 +40,7 @@ def worker_request(request: pb.ProjectRequest, image: InputImage, manifest: Mani
 def check_projection(projection: pb.ProjectResponse, layer: str, manifest: Manifest) -> None:
     """Raises EngineFailed if the worker's answer cannot be a projection of that layer."""
     entry, spec, box = manifest.layer(layer), manifest.input, projection.box
-    assert entry is not None, "check_projection_request comes first"
+    assert entry is not None, "validate_projection_request comes first"
     if not (
         projection.map < entry.channels
         and projection.rank < projection.total

@@ -10,7 +10,7 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
 from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Context
-from zfserve_runtime.projection_request import check_projection_request
+from zfserve_runtime.projection_validation import validate_projection_request
 
 from zfserve_server.admission.admission import Admission
 from zfserve_server.admission.service_rate import ServiceRate
@@ -73,7 +73,7 @@ class VisionService(VisionServiceServicer):
         caller = self._pipeline.identify_caller(context)
         with model.projecting, self._projection_admission.admit(caller):
             began, in_flight = time.monotonic(), self._projection_admission.in_flight
-            check_projection_request(request, manifest)
+            validate_projection_request(request, manifest)
             if self._worker is None:
                 raise WorkerUnavailable("this server runs without a projection worker; start it with one")
             await self._worker.require(manifest.fingerprint)

@@ -31,7 +31,7 @@ class WorkerChannel:
 
         Returns the new channel, or None if the current one stays. Calls on the replaced channel may finish.
         """
-        changed = self._credentials is not None and self._credentials.look()
+        changed = self._credentials is not None and self._credentials.reload_if_changed()
         if not (changed or force):
             return None
         closing = asyncio.ensure_future(self.current.close(self._grace_s))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import zfserve_protos
-from zfserve_runtime.access.permissions import GROUPS, is_open, permitted_methods
+from zfserve_runtime.access.permissions import GROUPS, is_public, permitted_methods
 
 
 def methods() -> Iterator[str]:
@@ -17,9 +17,9 @@ def methods() -> Iterator[str]:
                 yield from (f"/{service.full_name}/{method.name}" for method in service.methods)
 
 
-def test_a_method_is_open_or_in_one_group() -> None:
+def test_a_method_is_public_or_in_one_group() -> None:
     places = {
-        method: [name for name, group in GROUPS.items() if method in group] + ["open"] * is_open(method)
+        method: [name for name, group in GROUPS.items() if method in group] + ["open"] * is_public(method)
         for method in methods()
     }
     assert {method: found for method, found in places.items() if len(found) != 1} == {}
@@ -36,7 +36,7 @@ def test_words_become_methods() -> None:
         permitted_methods(("Classify", "a.B/C"))
 
 
-def test_health_is_open() -> None:
-    assert is_open("/grpc.health.v1.Health/Watch")
-    assert not is_open("/grpc.health.v1.HealthX/Check")
-    assert not is_open("/zfserve.v1.VisionService/Classify")
+def test_health_is_public() -> None:
+    assert is_public("/grpc.health.v1.Health/Watch")
+    assert not is_public("/grpc.health.v1.HealthX/Check")
+    assert not is_public("/zfserve.v1.VisionService/Classify")

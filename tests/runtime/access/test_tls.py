@@ -128,7 +128,7 @@ async def test_a_renewed_certificate_serves_the_next_connection(
         shutil.copy(FILES / "client.key", files.key)  # half of it is there yet
         assert [await shown_at(address) for _ in range(3)] == [der("server.pem")] * 3
         (told,) = [record for record in caplog.records if record.name == "zfserve_runtime.access.reloaded"]
-        assert told.getMessage() == "the TLS certificate changed and cannot be used; the one before it stays in use"
+        assert told.getMessage() == "the TLS certificate changed and cannot be used; the previous one stays in use"
         assert "are not a pair" in vars(told)["error"]
         shutil.copy(FILES / "client.pem", files.certificate)
         assert await shown_at(address) == der("client.pem")

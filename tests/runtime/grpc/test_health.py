@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from zfserve_protos.methods import PROJECTION, VISION_SERVICE
-from zfserve_runtime.grpc.health import SERVER, WATCHES_OF_A_CONNECTION, Health, add_health_and_reflection
+from zfserve_runtime.grpc.health import MAX_WATCHES_PER_CONNECTION, SERVER, Health, add_health_and_reflection
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.telemetry.metrics import Metrics
 
@@ -107,7 +107,7 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
 
 
 async def test_a_connection_can_watch_only_so_much(health: Health, channel: grpc.aio.Channel) -> None:
-    watches = [watch(channel, SERVER) for _ in range(WATCHES_OF_A_CONNECTION)]
+    watches = [watch(channel, SERVER) for _ in range(MAX_WATCHES_PER_CONNECTION)]
     for each in watches:
         assert (await each.read()).status == NOT_SERVING
     with pytest.raises(grpc.aio.AioRpcError) as refused:

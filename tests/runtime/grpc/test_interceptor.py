@@ -14,8 +14,8 @@ from zfserve_runtime import errors
 from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.interceptor import Call, Method
 from zfserve_runtime.grpc.request_id import current_request_id
+from zfserve_runtime.telemetry.log_limiter import LogLimiter
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.overload_log import OverloadLog
 from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 
@@ -132,7 +132,7 @@ async def test_a_call_that_has_ended_is_not_asked_for_its_peer(caplog: pytest.Lo
             return None
 
     context: Any = EndingContext()
-    method = Method("/test.Probe/Unary", Gate(), Metrics(), NO_TRACERS, OverloadLog())
+    method = Method("/test.Probe/Unary", Gate(), Metrics(), NO_TRACERS, LogLimiter())
     with caplog.at_level(logging.INFO):
         with Call(method, context) as call:
             call.accept(Empty())

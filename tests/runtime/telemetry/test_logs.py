@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextvars import copy_context
 
 import pytest
-from zfserve_runtime.grpc.request_id import enter_request
+from zfserve_runtime.grpc.request_id import set_request_id
 from zfserve_runtime.telemetry.logs import LogFormat, configure_logging
 
 
@@ -60,7 +60,7 @@ def test_lines_of_a_call_carry_its_id_whoever_logs_them_and_in_threads_that_work
     configure_logging("json", stream=stream)
 
     def serve() -> None:
-        enter_request("r1")
+        set_request_id("r1")
         logging.getLogger("somebody.elses").warning("odd")
         logging.getLogger("ours").warning("told by hand", extra={"request_id": "r2"})
         thread = threading.Thread(target=copy_context().run, args=(logging.getLogger("deep").warning, "from a thread"))

@@ -80,7 +80,7 @@ def test_connections_that_say_nothing_are_few_and_do_not_last(monkeypatch: pytes
     with MetricsEndpoint(Metrics(), port=0, address="localhost") as endpoint, ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("localhost", endpoint.port), timeout=30))
-            for _ in range(metrics_endpoint.MOST_SCRAPES + 1)
+            for _ in range(metrics_endpoint.MAX_SCRAPES + 1)
         ]
         for each in silent:
             assert each.recv(1) == b"", "closed by the server: the last at once, the others after a while"

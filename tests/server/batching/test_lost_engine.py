@@ -9,7 +9,7 @@ from processes import running_service
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle
-from zfserve_runtime.grpc.lifecycle import LOST
+from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST
 
 ColourBundle = Callable[..., Bundle]
 
@@ -26,7 +26,9 @@ def classify(address: str, value: int) -> pb.ClassifyResponse:
 
 def test_the_process_ends_by_itself_with_a_status_of_its_own(colour_bundle: ColourBundle, tmp_path: Path) -> None:
     flags = ("--no-worker", "--precision", "fp32", "--engine", "onnx-cpu", "--threads", "1")
-    with running_service(colour_bundle().folder, tmp_path, *flags, program=(str(FRAGILE),), ends_with=LOST) as service:
+    with running_service(
+        colour_bundle().folder, tmp_path, *flags, program=(str(FRAGILE),), ends_with=EXIT_ENGINE_LOST
+    ) as service:
         assert len(classify(service.address, 100).classes) == 3
         with pytest.raises(grpc.RpcError) as refused:
             classify(service.address, 255)

@@ -27,9 +27,9 @@ from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.errors import EngineLost, ServiceError, Starting
 from zfserve_runtime.grpc.health import SERVER, Health
-from zfserve_runtime.grpc.lifecycle import StopRequest
+from zfserve_runtime.grpc.shutdown import StopRequest
 from zfserve_runtime.grpc.status import from_call_error
-from zfserve_runtime.model_folders import FoundVersion
+from zfserve_runtime.model_repository import FoundVersion
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import Ports, serve
 from zfserve_server.config import ServerConfig

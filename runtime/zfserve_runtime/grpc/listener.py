@@ -32,7 +32,7 @@ def is_local(address: str) -> bool:
         return host == "localhost"  # any other name may be a public address tomorrow
 
 
-def exposure_fault(flag: str, address: str, encrypted: bool, allow_insecure: bool) -> str | None:
+def find_exposure(flag: str, address: str, encrypted: bool, allow_insecure: bool) -> str | None:
     """Why a server may not listen on `address`, which `flag` gave; None where it may."""
     if encrypted or allow_insecure or is_local(address):
         return None

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.grpc.listening import exposure_fault, host_and_port, is_local, open_port
+from zfserve_runtime.grpc.listener import find_exposure, host_and_port, is_local, open_port
 from zfserve_runtime.grpc.options import server_options
 
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
@@ -21,7 +21,7 @@ ALONE = [("grpc.use_local_subchannel_pool", 1)]
 )
 def test_local(address: str) -> None:
     assert is_local(address)
-    assert exposure_fault("--host", address, encrypted=False, allow_insecure=False) is None
+    assert find_exposure("--host", address, encrypted=False, allow_insecure=False) is None
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_local(address: str) -> None:
 )
 def test_public(address: str) -> None:
     assert not is_local(address)
-    fault = exposure_fault("--host", address, encrypted=False, allow_insecure=False)
+    fault = find_exposure("--host", address, encrypted=False, allow_insecure=False)
     assert fault is not None
     assert fault.startswith(f"--host {address} can be reached from other machines")
-    assert exposure_fault("--host", address, encrypted=True, allow_insecure=False) is None
-    assert exposure_fault("--host", address, encrypted=False, allow_insecure=True) is None
+    assert find_exposure("--host", address, encrypted=True, allow_insecure=False) is None
+    assert find_exposure("--host", address, encrypted=False, allow_insecure=True) is None
 
 
 @pytest.mark.parametrize(

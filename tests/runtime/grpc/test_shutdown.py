@@ -10,8 +10,8 @@ from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_runtime.errors import ShuttingDown
 from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflection
-from zfserve_runtime.grpc.lifecycle import StopRequest, drain, sigterm_as_exit
 from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.grpc.shutdown import StopRequest, drain, sigterm_as_exit
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
 

@@ -1,7 +1,7 @@
-"""Versions of models on disk: found in the folders that server and worker are given, and told apart from those before.
+"""Finds the versions of models in the folders that server and worker are given, and tells which of them have changed.
 
-Folders are looked at, again and again: inotify hears nothing of what another machine does on a network volume. A look
-reads a manifest only when that has changed, and lists the rest, so it costs a few system calls a version.
+Folders are scanned again and again, because inotify reports nothing of what another machine does on a network volume. A
+scan reads a manifest only if it has changed, and lists the other files, so it costs a few system calls for a version.
 """
 
 import hashlib
@@ -20,22 +20,24 @@ from zfserve_runtime.bundle import MANIFEST, BundleError, Manifest, read_manifes
 _log = logging.getLogger(__name__)
 
 Stamp = tuple[str, int, int, int, int]
-"""Of a file: its name, size, times of modification and of change (ns), which a new owner or mode is, and inode."""
+"""The state of a file: its name, size in bytes, time of modification (ns), time of status change (ns) and inode. A new
+owner or mode is a status change."""
 
 Listing = tuple[Stamp, ...]
-"""Of every file in a folder."""
+"""The stamps of all files in a folder, sorted by name."""
 
 
 @dataclass(frozen=True)
 class FoundVersion:
-    """A folder with a manifest. Whether the bundle is whole, only loading it can tell.
+    """Describes a folder that has a manifest. Only loading the bundle can tell whether it is complete.
 
     Attributes:
-        name, version: as the manifest says; where it cannot be read, the name of its neighbours and the folder's own.
-        fingerprint: of the weights; empty where the manifest cannot be read.
-        content: a digest of the manifest, and so of all the files whose digests it holds: equal is the same bundle.
-        files: while these are equal, nobody has touched the folder.
-        pinned: its own folder was asked for, not that of its model.
+        name: the model's name in the manifest. If the manifest cannot be read, the name of its neighbours.
+        version: the version in the manifest. If the manifest cannot be read, the name of the folder.
+        fingerprint: the digest of the weights, or "" if the manifest cannot be read.
+        content: the sha256 of the manifest. It holds the digests of all other files: equal values mean equal bundles.
+        files: the stamps of the files. They stay equal as long as nobody touches the folder.
+        pinned: True if the version's own folder was given, and not the folder of its model.
     """
 
     folder: Path
@@ -48,52 +50,54 @@ class FoundVersion:
 
 
 class _Read(NamedTuple):
-    """A manifest as it was at `stamp`; None where it cannot be used."""
+    """Holds a manifest as it was at `stamp`, or None if it cannot be used."""
 
     stamp: Stamp
     content: str
     manifest: Manifest | None
 
 
-class ModelFolders:
-    """Looks at folders; each is that of a bundle, of a model (its versions below it) or of several models.
+class ModelRepository:
+    """Scans folders. Each is the folder of a bundle, of a model with its versions below it, or of several models.
 
-    What cannot be looked at for the moment is taken to be as it was before, and told of in the log, once.
+    A folder that cannot be read for the moment counts as unchanged. The log says so once.
 
-    Not for several threads at once.
+    Only one thread at a time may use it.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._read: dict[Path, _Read] = {}
-        self._before: dict[Path, FoundVersion] = {}  # by its folder
-        self._held: set[Path] = set()  # those of `folders` that ever held something
-        self._unseen: dict[Path, str] = {}  # and why, in the last look
+        self._before: dict[Path, FoundVersion] = {}  # by folder
+        self._held: set[Path] = set()  # the folders of `folders` that have ever held a bundle
+        self._unreadable: dict[Path, str] = {}  # folder to reason, in the last scan
 
-    def look(self) -> list[FoundVersion]:
-        """What lies there: in the order of the folders, by name, the newest version first. Blocks.
+    def scan(self) -> list[FoundVersion]:
+        """Returns the versions in the folders: in the order of the folders, then by name, then the newest first.
 
-        A folder without a manifest is passed over, as one that is still being copied; so are hidden ones.
+        Does blocking I/O.
+
+        Skips hidden folders, and folders without a manifest, because they may still be in the middle of a copy.
 
         Raises:
-            BundleError: one of the folders holds nothing and never did, or all of them hold nothing.
+            BundleError: one of the folders has never held a bundle, or none of them holds one now.
         """
-        told, self._unseen = self._unseen, {}
+        logged, self._unreadable = self._unreadable, {}
         found: list[FoundVersion] = []
         for folder in self._folders:
             here = [*self._versions(folder)]
             if here:
                 self._held.add(folder)
             elif folder not in self._held:
-                if folder in self._unseen:
-                    raise BundleError(f"the folder {folder} cannot be read: {self._unseen[folder]}")
+                if folder in self._unreadable:
+                    raise BundleError(f"the folder {folder} cannot be read: {self._unreadable[folder]}")
                 raise BundleError(f"there is no bundle at {folder}; `zfserve export` writes one")
             else:
-                self._unseen.setdefault(folder, "there is no bundle any more")
+                self._unreadable.setdefault(folder, "there is no bundle any more")
             found += sorted(sorted(here, key=_newness, reverse=True), key=lambda version: version.name)
-        for folder, why in self._unseen.items():
-            if told.get(folder) != why:
-                _log.warning("a folder cannot be looked at", extra={"folder": str(folder), "reason": why})
+        for folder, reason in self._unreadable.items():
+            if logged.get(folder) != reason:
+                _log.warning("a folder cannot be read", extra={"folder": str(folder), "reason": reason})
         if not found:
             raise BundleError(f"there is no bundle at {', '.join(map(str, self._folders))} any more")
         self._before = {version.folder: version for version in found}
@@ -119,36 +123,37 @@ class ModelFolders:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            self._miss(folder, error)
+            self._note_unreadable(folder, error)
             return folder in self._before
 
     def _folders_in(self, folder: Path) -> list[Path]:
-        """The visible ones, by name."""
+        """Returns the folders in `folder` that are not hidden, sorted by name."""
         try:
             with os.scandir(folder) as entries:
                 return sorted(folder / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            self._miss(folder, error)
+            self._note_unreadable(folder, error)
             return sorted(known for known in self._before if known.parent == folder)
 
-    def _miss(self, folder: Path, error: OSError) -> None:
-        self._unseen[folder] = error.strerror or type(error).__name__
+    def _note_unreadable(self, folder: Path, error: OSError) -> None:
+        self._unreadable[folder] = error.strerror or type(error).__name__
 
     def _bundles(self, folders: Sequence[Path], fallback: str, pinned: bool) -> Iterator[FoundVersion]:
-        """Those of one model, whose manifests may be unreadable."""
+        """Yields the versions of one model. Manifests that cannot be read get the model's name from their
+        neighbours."""
         listed = []
         for folder in folders:
             try:
                 files = _list_files(folder)
             except OSError as error:
-                self._miss(folder, error)
+                self._note_unreadable(folder, error)
                 if folder in self._before:
                     yield self._before[folder]
                 continue
             stamp = next((entry for entry in files if entry[0] == MANIFEST), None)
-            if stamp is not None:  # else it was removed just now
+            if stamp is not None:  # otherwise it has just been removed
                 listed.append((folder, files, self._manifest(folder, stamp)))
         name = next((read.manifest.name for _, _, read in listed if read.manifest is not None), fallback)
         for folder, files, read in listed:
@@ -170,8 +175,8 @@ class ModelFolders:
         return known
 
 
-def by_model(found: Sequence[FoundVersion]) -> dict[str, list[FoundVersion]]:
-    """The versions of every model, the newest first; the models in the order in which they were found."""
+def group_by_model(found: Sequence[FoundVersion]) -> dict[str, list[FoundVersion]]:
+    """Returns the versions of each model, the newest first. Models keep the order in which they were found."""
     names = [*dict.fromkeys(version.name for version in found)]
     newest_first = sorted(found, key=_newness, reverse=True)
     ordered = sorted(newest_first, key=lambda version: names.index(version.name))
@@ -185,16 +190,20 @@ def _newness(found: FoundVersion) -> tuple[tuple[bool, int, str], ...]:
 def _read(file: Path) -> tuple[str, Manifest | None]:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest(), read_manifest(file)
-    except (OSError, BundleError, RecursionError):  # whoever loads it is told why
+    except (OSError, BundleError, RecursionError):  # loading the bundle reports the reason
         return "", None
 
 
 def _list_files(folder: Path) -> Listing:
-    """Of the files in the folder itself, links followed; none where it is gone. Raises OSError where nobody can say."""
+    """Returns the stamps of the files in `folder`, with links followed, or () if the folder is gone.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     listed = []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # removed just now, or a link to nowhere
+            with suppress(FileNotFoundError):  # the file has just been removed, or the link is broken
                 if entry.is_file():
                     status = entry.stat()
                     times = status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""What a projection request may ask of a model; the server and the worker hold callers to the same rules."""
+"""Validates projection requests. The server and the worker apply the same rules."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,22 @@ from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import LayerEntry, Manifest
 from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange
 
-_USUAL_COUNT = 9
-"""Maps, where the request leaves it open."""
+_DEFAULT_COUNT = 9
+"""The number of maps if the request does not say it."""
 
-NAMED_CLASSES = 20
-"""In an error, at most."""
-
+MAX_LISTED_CLASSES = 20
+"""An error names at most so many classes."""
 
 AnyProjectRequest = pb.ProjectRequest | worker_pb2.ProjectRequest
 
 
-def check_projection_request(request: AnyProjectRequest, manifest: Manifest) -> None:
-    """Refuse what the model does not have, before any work is done.
+def validate_projection_request(request: AnyProjectRequest, manifest: Manifest) -> None:
+    """Refuses a request that does not fit the model, before any work is done.
 
     Raises:
-        NotFound: the layer or the class.
-        OutOfRange: a map or the unit.
-        InvalidInput: no maps, more than there are, a label of several classes, or an unknown format.
+        NotFound: the model has no such layer or class.
+        OutOfRange: the layer has no such map or unit, or fewer maps than requested.
+        InvalidInput: the request names no maps or too many, a label that several classes share, or an unknown format.
     """
     layer = manifest.layer(request.layer)
     if layer is None:
@@ -46,20 +45,20 @@ def check_projection_request(request: AnyProjectRequest, manifest: Manifest) -> 
 
 
 def map_count(request: AnyProjectRequest, manifest: Manifest) -> int:
-    """How many maps a request is for that `check_projection_request` passed."""
+    """Returns how many maps a request asks for. `validate_projection_request` must have passed it."""
     layer = manifest.layer(request.layer)
-    assert layer is not None, "check_projection_request comes first"
+    assert layer is not None, "validate_projection_request comes first"
     if request.WhichOneof("maps") == "selection":
         return len(request.selection.indices)
-    return request.strongest or request.for_class.count or min(_USUAL_COUNT, layer.channels)
+    return request.strongest or request.for_class.count or min(_DEFAULT_COUNT, layer.channels)
 
 
 def find_class(name: str, manifest: Manifest) -> int | None:
-    """The index of the class with that id or label; None where `name` is empty.
+    """Returns the index of the class whose id or label is `name`, or None if `name` is empty.
 
     Raises:
-        NotFound: there is none.
-        InvalidInput: there are several with that label.
+        NotFound: no class has that id or label.
+        InvalidInput: several classes have that label.
     """
     if not name:
         return None
@@ -73,8 +72,8 @@ def find_class(name: str, manifest: Manifest) -> int | None:
             )
         if found:
             return found[0]
-    labels = ", ".join(entry.label for entry in manifest.classes[:NAMED_CLASSES])
-    more = ", ..." if len(manifest.classes) > NAMED_CLASSES else ""
+    labels = ", ".join(entry.label for entry in manifest.classes[:MAX_LISTED_CLASSES])
+    more = ", ..." if len(manifest.classes) > MAX_LISTED_CLASSES else ""
     raise NotFound(f"there is no class {name[:64]!r}; choose one of {labels}{more}", field="for_class.class_name")
 
 

@@ -1,4 +1,7 @@
-"""Files that are whole or not there, whatever happens while they are written. Used by `engine_store`."""
+"""Writes files atomically: a reader finds the old content or the new, never a part.
+
+The engine store and the file of callers use it.
+"""
 
 import fcntl
 import hashlib
@@ -15,16 +18,17 @@ PARTIAL = ".partial"
 _DIGEST_BYTES = 32
 
 
-def write_durably(file: Path, content: bytes, mode: int = 0o666, *, keep_owner: bool = False) -> None:
-    """Replace `file` by way of a hidden one beside it, which is locked while it is written: one that is not locked was
-    left by a process that died.
+def write_atomically(file: Path, content: bytes, mode: int = 0o666, *, keep_owner: bool = False) -> None:
+    """Replaces `file` with a hidden file beside it, once that is written and synced to disk.
+
+    The hidden file is locked while it is written. If it is not locked, a process that died has left it behind.
 
     Args:
-        mode: who may do what with it, less what the umask takes away.
-        keep_owner: where `file` is there, its owner, group and mode stay, or it does.
+        mode: the permission bits of a new file, less those of the umask.
+        keep_owner: keeps owner, group and mode of an existing `file`, or fails if that is not permitted.
 
     Raises:
-        OSError: such as a full disk; `file` is as it was.
+        OSError: the file cannot be written, because the disk is full for example. `file` stays as it was.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
@@ -45,13 +49,13 @@ def write_durably(file: Path, content: bytes, mode: int = 0o666, *, keep_owner: 
 
 
 @dataclass(frozen=True)
-class SealedFile:
-    """A cache that begins with the sha256 of the rest of it. To lose it costs time only, so nothing here raises."""
+class ChecksummedFile:
+    """A cache file that begins with the sha256 of the rest. Losing it costs time only, so its methods never raise."""
 
     path: Path
 
     def read(self) -> bytes | None:
-        """None where there is none, or where it was damaged."""
+        """Returns the content, or None if the file is missing, damaged or unreadable."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -61,16 +65,16 @@ class SealedFile:
             return None
         seal, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(content).digest() != seal:
-            log.warning("the cache %s is damaged and is left aside", self.path)
+            log.warning("the cache %s is damaged and is ignored", self.path)
             return None
         return content
 
     def write(self, content: bytes) -> None:
-        """Replace it; where the folder cannot be written, it stays as it was."""
+        """Replaces the content. If the folder cannot be written, the file stays as it was."""
         try:
-            write_durably(self.path, hashlib.sha256(content).digest() + content)
+            write_atomically(self.path, hashlib.sha256(content).digest() + content)
         except OSError as error:
-            log.info("the cache %s is not kept: %s", self.path, error.strerror)
+            log.info("the cache %s cannot be written: %s", self.path, error.strerror)
 
 
 def _sync_folder(folder: Path) -> None:

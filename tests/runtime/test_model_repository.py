@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakes.serving import MANIFEST
 from zfserve_runtime.bundle import BundleError
-from zfserve_runtime.model_folders import FoundVersion, ModelFolders, by_model
+from zfserve_runtime.model_repository import FoundVersion, ModelRepository, group_by_model
 
 
 def write(folder: Path, name: str, version: str) -> Path:
@@ -33,37 +33,37 @@ def models(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_of_a_bundle_of_a_model_or_of_several(models: Path) -> None:
-    several = ModelFolders([models]).look()
+    several = ModelRepository([models]).scan()
     assert names(several) == [("birds", "10"), ("birds", "9"), ("fish", "1")]
-    assert names(ModelFolders([models / "birds"]).look()) == [("birds", "10"), ("birds", "9")]
-    (pinned,) = ModelFolders([models / "birds" / "9"]).look()
+    assert names(ModelRepository([models / "birds"]).scan()) == [("birds", "10"), ("birds", "9")]
+    (pinned,) = ModelRepository([models / "birds" / "9"]).scan()
     assert pinned.pinned
     assert not any(version.pinned for version in several)
-    together = ModelFolders([models / "fish", models / "birds" / "9"]).look()
+    together = ModelRepository([models / "fish", models / "birds" / "9"]).scan()
     assert names(together) == [("fish", "1"), ("birds", "9")]
-    assert {name: len(versions) for name, versions in by_model(several).items()} == {"birds": 2, "fish": 1}
+    assert {name: len(versions) for name, versions in group_by_model(several).items()} == {"birds": 2, "fish": 1}
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "models/birds/11"])
 def test_a_folder_with_nothing_in_it_is_an_error(models: Path, missing: str) -> None:
     with pytest.raises(BundleError, match="there is no bundle at"):
-        ModelFolders([models, models.parent / missing]).look()
+        ModelRepository([models, models.parent / missing]).scan()
 
 
 def test_a_manifest_that_cannot_be_read_takes_its_name_from_its_neighbours(models: Path) -> None:
     (models / "birds").rename(models / "mounted")
     broken = models / "mounted" / "11" / "manifest.json"
     broken.write_text('{"schema_version": 2}')
-    folders = ModelFolders([models / "mounted"])
-    assert names(folders.look()) == [("birds", "11"), ("birds", "10"), ("birds", "9")]
-    assert folders.look()[0].fingerprint == ""
+    repository = ModelRepository([models / "mounted"])
+    assert names(repository.scan()) == [("birds", "11"), ("birds", "10"), ("birds", "9")]
+    assert repository.scan()[0].fingerprint == ""
 
 
 def test_what_changed_can_be_told_from_what_was_only_touched(models: Path) -> None:
-    folders, bundle = ModelFolders([models / "fish" / "1"]), models / "fish" / "1"
+    repository, bundle = ModelRepository([models / "fish" / "1"]), models / "fish" / "1"
 
     def look() -> FoundVersion:
-        return folders.look()[0]
+        return repository.scan()[0]
 
     first = look()
     assert look() == first
@@ -80,48 +80,48 @@ def test_what_changed_can_be_told_from_what_was_only_touched(models: Path) -> No
 
 
 def test_a_new_mode_counts_as_a_change(models: Path) -> None:
-    folders = ModelFolders([models / "fish"])
-    (before,) = folders.look()
+    repository = ModelRepository([models / "fish"])
+    (before,) = repository.scan()
     (models / "fish" / "1" / "manifest.json").chmod(0o600)
-    (after,) = folders.look()
+    (after,) = repository.scan()
     assert after.files != before.files
 
 
 def test_what_cannot_be_looked_at_stays_as_it_was_and_hides_nothing_else(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folders = ModelFolders([models])
-    folders.look()
+    repository = ModelRepository([models])
+    repository.scan()
     manifest = models / "birds" / "10" / "manifest.json"
     manifest.unlink()
     manifest.symlink_to(manifest)  # which not even root can follow
     write(models / "fish" / "2", "fish", "2")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert names(folders.look()) == [("birds", "10"), ("birds", "9"), ("fish", "2"), ("fish", "1")]
-    (told,) = [record for record in caplog.records if record.message == "a folder cannot be looked at"]
+            assert names(repository.scan()) == [("birds", "10"), ("birds", "9"), ("fish", "2"), ("fish", "1")]
+    (told,) = [record for record in caplog.records if record.message == "a folder cannot be read"]
     assert told.__dict__["folder"] == str(manifest.parent)
-    assert names(ModelFolders([models]).look()) == [("birds", "9"), ("fish", "2"), ("fish", "1")]
+    assert names(ModelRepository([models]).scan()) == [("birds", "9"), ("fish", "2"), ("fish", "1")]
 
 
 def test_one_of_several_folders_may_go_once_it_was_there(models: Path) -> None:
-    folders = ModelFolders([models / "fish", models / "birds"])
-    folders.look()
+    repository = ModelRepository([models / "fish", models / "birds"])
+    repository.scan()
     shutil.rmtree(models / "fish")
-    assert names(folders.look()) == [("birds", "10"), ("birds", "9")]
+    assert names(repository.scan()) == [("birds", "10"), ("birds", "9")]
     shutil.rmtree(models / "birds")
     with pytest.raises(BundleError, match=r"there is no bundle at .* any more"):
-        folders.look()
+        repository.scan()
     write(models / "fish" / "3", "fish", "3")
-    assert names(folders.look()) == [("fish", "3")]
+    assert names(repository.scan()) == [("fish", "3")]
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"schema_version": 1', ""])
 def test_whatever_a_manifest_holds_the_others_are_found(models: Path, text: str) -> None:
     (models / "birds" / "10" / "manifest.json").write_text(text)
-    assert names(ModelFolders([models]).look()) == [("birds", "10"), ("birds", "9"), ("fish", "1")]
+    assert names(ModelRepository([models]).scan()) == [("birds", "10"), ("birds", "9"), ("fish", "1")]
 
 
 def test_a_version_of_thousands_of_digits_is_a_word(models: Path) -> None:
     write(models / "birds" / "long", "birds", "1" * 5000)
-    assert [version.version[:2] for version in ModelFolders([models / "birds"]).look()] == ["10", "9", "11"]
+    assert [version.version[:2] for version in ModelRepository([models / "birds"]).scan()] == ["10", "9", "11"]

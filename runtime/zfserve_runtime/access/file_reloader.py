@@ -1,6 +1,6 @@
-"""What was read from files that may change under a running process: certificates, the list of callers.
+"""Reloads a value when the files that it was read from change: certificates, the file of callers.
 
-Nothing polls: whoever uses the value asks first whether its files are still those that were read.
+Nothing polls. The user of a value calls `reload_if_changed` first.
 """
 
 import logging
@@ -14,29 +14,32 @@ _Value = TypeVar("_Value")
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
-class Reloaded(Generic[_Value]):
-    """The value of `load`, loaded again when one of `files` has changed; the last good one where that cannot be done.
+class FileReloader(Generic[_Value]):
+    """Holds a value that was read from files. If changed files cannot be used, the last good value stays.
 
     Args:
-        what: the files in the log, such as "certificate".
-        load: raises ValueError, with a sentence, where the files cannot be used. At the first time that passes through.
+        what: a name of the files for the log, such as "certificate".
+        load: reads the files. Raises a ValueError with a sentence if they cannot be used.
 
     Attributes:
-        value: the last good one.
+        value: the last good value.
+
+    Raises:
+        ValueError: the files cannot be used at the start.
     """
 
     def __init__(self, what: str, files: Sequence[Path], load: Callable[[], _Value]) -> None:
         self._what = what
         self._files = files
         self._load = load
-        # Before the files are read: what changes meanwhile is seen by the next look.
+        # Taken before the files are read, so that the next check notices a change during the read.
         self._stamp = _stamp(files)
         self.value = load()
 
-    def look(self) -> bool:
-        """Look at the files, and load them if they changed; whether `value` is another now.
+    def reload_if_changed(self) -> bool:
+        """Loads the files if they have changed. Returns True if `value` is a new one.
 
-        Files that cannot be used are told of by one line in the log, not by one for each look.
+        If changed files cannot be used, the log has one line for that change, not one for each check.
         """
         stamp = _stamp(self._files)
         if stamp == self._stamp:
@@ -46,7 +49,7 @@ class Reloaded(Generic[_Value]):
             self.value = self._load()
         except ValueError as error:
             _log.error(
-                "the %s changed and cannot be used; the one before it stays in use",
+                "the %s changed and cannot be used; the previous one stays in use",
                 self._what,
                 extra={"error": str(error)},
             )
@@ -56,7 +59,10 @@ class Reloaded(Generic[_Value]):
 
 
 def _stamp(files: Sequence[Path]) -> _Stamp:
-    """Equal as long as no file was written or replaced. Follows links, which Kubernetes swaps to replace a Secret."""
+    """Returns a value that changes when a file is written or replaced.
+
+    Follows links, because Kubernetes replaces a Secret by swapping a link.
+    """
     return tuple(_stamp_of(file) for file in files)
 
 

@@ -24,11 +24,11 @@ from zfserve_runtime.grpc.server import InterceptingServer
 
 _log = logging.getLogger(__name__)
 
-LOST = 3
+EXIT_ENGINE_LOST = 3
 """Status of a process that ends because its device failed for good: a supervisor starts another."""
 
 
-def end_at_once(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """Without waiting for threads: an interpreter that ends while a library computes may crash, or hang."""
     logging.shutdown()
     sys.stdout.flush()
@@ -41,12 +41,12 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self._insisted = asyncio.Event()
+        self._forced = asyncio.Event()
 
     def ask(self, reason: str) -> None:
         _log.info("stopping" if not self.asked else "stopping at once", extra={"reason": reason})
         if self.asked:
-            self._insisted.set()
+            self._forced.set()
         self._asked.set()
 
     @property
@@ -56,8 +56,8 @@ class StopRequest:
     async def wait(self) -> None:
         await self._asked.wait()
 
-    async def wait_insisted(self) -> None:
-        await self._insisted.wait()
+    async def wait_forced(self) -> None:
+        await self._forced.wait()
 
     @contextmanager
     def on_signals(self, *signals: signal.Signals) -> Iterator[None]:
@@ -86,7 +86,7 @@ async def drain(
             where nobody asked for health, so then there is no delay.
     """
     health.drain()
-    insisting = asyncio.ensure_future(stop.wait_insisted())
+    insisting = asyncio.ensure_future(stop.wait_forced())
     if health.asked and delay_s:
         await asyncio.wait((insisting,), timeout=delay_s)
     # Refused by ourselves at first: gRPC's own stop ends CANCELLED what it has taken in and no handler has seen.

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from fakes.engines import unprivileged
-from zfserve_runtime.durable_file import SealedFile, write_durably
+from zfserve_runtime.atomic_file import ChecksummedFile, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     file = tmp_path / "file"
     for content in (b"first, and longer", b"second"):
-        write_durably(file, content)
+        write_atomically(file, content)
         assert file.read_bytes() == content
     assert list(tmp_path.iterdir()) == [file]
 
@@ -19,12 +19,12 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(OSError, match="Is a directory"):
-        write_durably(folder, b"content")
+        write_atomically(folder, b"content")
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_sealed_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    cache = SealedFile(tmp_path / "cache")
+    cache = ChecksummedFile(tmp_path / "cache")
     assert cache.read() is None
     for content in (b"measurements", b""):
         cache.write(content)
@@ -35,7 +35,7 @@ def test_a_sealed_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
 def test_a_damaged_cache_is_left_aside(
     tmp_path: Path, change: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = SealedFile(tmp_path / "cache")
+    cache = ChecksummedFile(tmp_path / "cache")
     cache.write(b"measurements")
     cache.path.write_bytes(change(cache.path.read_bytes()))
     assert cache.read() is None
@@ -44,7 +44,7 @@ def test_a_damaged_cache_is_left_aside(
 
 def test_a_cache_that_cannot_be_kept_or_read_is_no_failure(open_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    cache = SealedFile(open_folder / "cache")
+    cache = ChecksummedFile(open_folder / "cache")
     cache.write(b"measurements")
     cache.path.chmod(0)
     open_folder.chmod(0o555)
@@ -52,6 +52,6 @@ def test_a_cache_that_cannot_be_kept_or_read_is_no_failure(open_folder: Path, ca
         cache.write(b"others")
         assert cache.read() is None
     assert [record.getMessage().rpartition("/")[2] for record in caplog.records] == [
-        "cache is not kept: Permission denied",
+        "cache cannot be written: Permission denied",
         "cache cannot be read: Permission denied",
     ]

@@ -7,37 +7,37 @@ import pytest
 from fakes.probe import Probe, failure_of, raising
 from google.protobuf.empty_pb2 import Empty
 from zfserve_runtime import errors
-from zfserve_runtime.telemetry import overload_log
+from zfserve_runtime.telemetry import log_limiter
 
 
 async def test_of_many_refusals_only_the_first_have_a_line_in_the_log(
     probe: Probe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(overload_log, "SECOND", 60.0)
+    monkeypatch.setattr(log_limiter, "SECOND", 60.0)
 
     def lines() -> int:
         return sum(record.getMessage() == "call" for record in caplog.records)
 
     probe.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
-    refused = overload_log.LINES + 5
+    refused = log_limiter.LINES + 5
     await asyncio.gather(*(failure_of(probe.unary(Empty())) for _ in range(refused)))
-    assert lines() == overload_log.LINES
+    assert lines() == log_limiter.LINES
     assert probe.count("RESOURCE_EXHAUSTED") == refused, "the metrics have them all"
     probe.behaviour = raising(errors.InvalidInput("Send an image."))
     await failure_of(probe.unary(Empty()))
-    assert lines() == overload_log.LINES + 1, "other errors have their lines"
+    assert lines() == log_limiter.LINES + 1, "other errors have their lines"
 
 
 async def test_refusals_without_a_line_are_counted_once_a_second(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(overload_log, "SECOND", 0.01)
-    log = overload_log.OverloadLog()
+    monkeypatch.setattr(log_limiter, "SECOND", 0.01)
+    log = log_limiter.LogLimiter()
     for more in (0, 7):
-        assert [log.has_room() for _ in range(overload_log.LINES + more)].count(False) == more
-        await asyncio.sleep(overload_log.SECOND)
+        assert [log.has_room() for _ in range(log_limiter.LINES + more)].count(False) == more
+        await asyncio.sleep(log_limiter.SECOND)
     (record,) = caplog.records
     assert (record.getMessage(), vars(record)["calls"]) == ("refused more calls", 7)
     assert log.has_room()

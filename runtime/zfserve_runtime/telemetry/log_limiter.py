@@ -16,7 +16,7 @@ SECOND = 1.0
 _log = logging.getLogger(__name__)
 
 
-class OverloadLog:
+class LogLimiter:
     """Use on the event loop."""
 
     def __init__(self) -> None:
