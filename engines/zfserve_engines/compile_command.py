@@ -19,12 +19,13 @@ from zfserve_runtime.grpc.shutdown import sigterm_as_exit
 from zfserve_runtime.telemetry.logs import configure_logging
 
 from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.cuda.batch_sizes import BatchProfile
 from zfserve_engines.cuda.gpu import detect_gpu
 from zfserve_engines.store.identity import EngineRequest, Host, request_engine
 from zfserve_engines.store.record import StoredEngine
 from zfserve_engines.store.store import EngineStore
 from zfserve_engines.tensorrt.build_progress import OnProgress
-from zfserve_engines.tensorrt.build_summary import DYNAMIC, BatchProfile, BuildSummary, TensorSummary
+from zfserve_engines.tensorrt.build_summary import DYNAMIC, BuildSummary, TensorSummary
 from zfserve_engines.tensorrt.builder import BuildFailed, BuiltEngine, build_engine, check_targets
 from zfserve_engines.tensorrt.library import Library, load_library
 from zfserve_engines.tensorrt.settings import BuildSettings, TensorRTLibrary

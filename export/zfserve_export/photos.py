@@ -1,6 +1,6 @@
 """This module lists and reads photos: photos of known class for accuracy, and others for calibration and parity.
 
-`zfserve evaluate` and `zfserve export` call it. `zfserve_engines.images` decodes them, as in the server.
+`zfserve evaluate` and `zfserve export` call it. `zfserve_engines.images.input_image` decodes them, as in the server.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 from zfserve_model.checkpoint import Preprocessing
 from zfserve_model.networks import INPUT_SIZE
 from zfserve_photos.files import PHOTO_SUFFIXES, list_photo_files

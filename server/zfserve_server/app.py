@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from zfserve_engines.images import ImageLimits
+from zfserve_engines.images.input_image import ImageLimits
 from zfserve_engines.opening import Phase
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.methods import INFERENCE_SERVICE, PROJECTION, VISION_SERVICE

@@ -6,7 +6,7 @@ from typing import ClassVar, get_args
 
 from pydantic import Field
 from zfserve_engines.contract import EngineName
-from zfserve_engines.images import ImageLimits
+from zfserve_engines.images.input_image import ImageLimits
 from zfserve_engines.opening import InvalidEnginePolicy
 from zfserve_runtime.grpc.listener import LOOPBACK
 from zfserve_runtime.grpc.options import MAX_CONNECTIONS

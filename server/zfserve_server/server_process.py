@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from zfserve_engines.contract import EngineUnavailable
-from zfserve_engines.image_codec import silence_decoders
+from zfserve_engines.images.codec import silence_decoders
 from zfserve_runtime.access.callers_file import CallersFileError
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.bundle import BundleError

@@ -1,6 +1,5 @@
 """What each opener says where its engine cannot be had, and how compiled engines come to be."""
 
-import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -16,8 +15,6 @@ from zfserve_engines.contract import EngineName, EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
 from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions, Phase, Step
-from zfserve_engines.tensorrt.kinds import choose_batches, obtain_compiled
-from zfserve_engines.tensorrt.library import load_library
 from zfserve_runtime.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
@@ -91,49 +88,3 @@ def test_bf16_opens_where_the_cpu_has_it(options: EngineOptions) -> None:
 def test_without_a_gpu_each_engine_for_one_says_what_is_missing(options: EngineOptions, name: EngineName) -> None:
     with pytest.raises(EngineUnavailable, match=r"no NVIDIA driver|no GPU|has no \w+ExecutionProvider|cannot start"):
         ENGINE_KINDS[name].open(options, "fp32", lambda step: None)
-
-
-@pytest.mark.parametrize(
-    ("max_batch_size", "batches"), [(1, (1,)), (4, (1, 4)), (16, (1, 8, 16)), (32, (1, 8, 32)), (40, (1, 8, 32, 40))]
-)
-def test_an_engine_is_tuned_for_the_usual_batches_and_the_largest(
-    max_batch_size: int, batches: tuple[int, ...]
-) -> None:
-    assert choose_batches(max_batch_size) == batches
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-class TestCompiled:
-    """Compiled in earnest by TensorRT for RTX, for a card that need not be here."""
-
-    def test_once_and_then_found(self, options: EngineOptions) -> None:
-        steps: list[Step] = []
-        stored = obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
-        assert stored.record.identity.settings.batches == (1, 2)
-        assert stored.record.identity.settings.compute_capabilities == ("8.9",)
-        assert {(step.engine, step.phase) for step in steps} == {("tensorrt-rtx", Phase.COMPILING)}
-        shares = [step.share or 0.0 for step in steps]
-        assert shares == sorted(shares)
-        assert shares[-1] == 1.0
-        steps.clear()
-        again = obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
-        assert again.plan == stored.plan
-        assert steps == []
-
-    def test_a_start_that_is_cancelled_stops_the_compilation_and_keeps_nothing(self, options: EngineOptions) -> None:
-        class Cancelled(BaseException):
-            pass
-
-        def report(step: Step) -> None:
-            raise Cancelled
-
-        with pytest.raises(Cancelled):
-            obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", report)
-        assert list((options.bundle.folder / "engines").iterdir()) == []
-
-    def test_a_graph_that_cannot_be_compiled_is_a_reason_and_no_crash(
-        self, options: EngineOptions, tmp_path: Path
-    ) -> None:
-        options.bundle.artefact("fp32").write_bytes(b"no graph")
-        with pytest.raises(EngineUnavailable, match=r"model\.onnx"):
-            obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", lambda step: None)

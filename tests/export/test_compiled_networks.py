@@ -12,7 +12,8 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from zfserve_engines.tensorrt.build_summary import BatchProfile, BuildSummary, TensorSummary
+from zfserve_engines.cuda.batch_sizes import BatchProfile
+from zfserve_engines.tensorrt.build_summary import BuildSummary, TensorSummary
 from zfserve_engines.tensorrt.builder import build_engine
 from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS, BuildSettings
 from zfserve_export.onnx_graph import export_graph

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from zfserve_engines.cuda.batch_sizes import BatchProfile
 from zfserve_engines.cuda.gpu import GpuFacts
 from zfserve_engines.store.identity import EngineRequest, Host
 from zfserve_engines.store.store import EngineRefused, EngineStore
-from zfserve_engines.tensorrt.build_summary import BatchProfile, BuildSummary, LayerSummary, TensorSummary
+from zfserve_engines.tensorrt.build_summary import BuildSummary, LayerSummary, TensorSummary
 from zfserve_engines.tensorrt.builder import BuiltEngine
 from zfserve_engines.tensorrt.settings import BuildSettings
 

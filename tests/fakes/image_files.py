@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 from zfserve_runtime.bundle import InputSpec
 
 LIMITS = ImageLimits(max_bytes=4_000_000, max_pixels=8_000_000)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 from zfserve_model.training.dataset import DatasetError, decode_photo, decode_photos, list_photos, list_splits
 from zfserve_runtime.bundle import InputSpec
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 from zfserve_export.photos import list_labelled_photos, list_photos
 from zfserve_model.training.dataset import list_photos as training_photos
 from zfserve_photos.files import PHOTO_SUFFIXES, find_photos, list_photo_files

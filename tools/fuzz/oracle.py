@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from zfserve_engines.image_codec import silence_decoders
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.codec import silence_decoders
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, InvalidInput
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import onnxruntime
 from zfserve_runtime.bundle import GRAPH_INPUT
 
-from zfserve_engines.tensorrt.build_summary import BatchProfile
-from zfserve_engines.tensorrt.signature import plan_batch_sizes
+from zfserve_engines.cuda.batch_sizes import BatchProfile, plan_batch_sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 from zfserve_runtime.bundle import Precision
 
+from zfserve_engines.cuda.batch_sizes import BatchProfile
+
 DYNAMIC = -1
 """An axis whose size comes with each batch."""
 
@@ -40,14 +42,6 @@ class LayerSummary:
     name: str
     kind: str
     precision: str
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """Batches from `smallest` to `largest`; the profile is tuned for `largest`."""
-
-    smallest: int
-    largest: int
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfserve_engines.cuda.batch_sizes import BatchProfile, plan_profiles
 from zfserve_engines.tensorrt.build_progress import OnProgress, bind_monitor
 from zfserve_engines.tensorrt.build_summary import (
     DYNAMIC,
-    BatchProfile,
     BuildSummary,
     peak_memory_bytes,
     read_network,
@@ -162,11 +162,6 @@ def check_targets(library: Library, compute_capabilities: Sequence[str]) -> None
         raise BuildFailed(
             f"{library} cannot build for compute capability {', '.join(unknown)}, only for {', '.join(library.targets)}"
         )
-
-
-def plan_profiles(batches: Sequence[int]) -> tuple[BatchProfile, ...]:
-    """One profile per batch size, each from where the one before it ends; see `BuildSettings.batches`."""
-    return tuple(BatchProfile(before + 1, largest) for before, largest in zip((0, *batches[:-1]), batches, strict=True))
 
 
 def _targets(library: Library, settings: BuildSettings) -> tuple[str, ...]:

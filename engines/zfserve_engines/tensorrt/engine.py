@@ -22,9 +22,9 @@ from zfserve_runtime.bundle import GRAPH_INPUT, Manifest, Precision
 from zfserve_runtime.errors import EngineFailed, EngineLost
 
 from zfserve_engines.contract import EngineInfo, EngineOutputs, OnWarming
+from zfserve_engines.cuda.batch_sizes import choose_profile, plan_batch_sizes
 from zfserve_engines.cuda.device import Stream
 from zfserve_engines.tensorrt.plan import LoadedPlan
-from zfserve_engines.tensorrt.signature import choose_profile, plan_batch_sizes
 
 log = logging.getLogger(__name__)
 

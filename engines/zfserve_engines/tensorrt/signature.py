@@ -3,14 +3,14 @@
 Used by `tensorrt_engine`, which has a card; nothing here needs one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from zfserve_runtime.bundle import GRAPH_INPUT, BundleError, Manifest
 
-from zfserve_engines.tensorrt.build_summary import DYNAMIC, BatchProfile, TensorSummary
+from zfserve_engines.cuda.batch_sizes import BatchProfile, first_missing_size
+from zfserve_engines.tensorrt.build_summary import DYNAMIC, TensorSummary
 
 
 @dataclass(frozen=True)
@@ -57,43 +57,10 @@ def check_signature(signature: Signature, manifest: Manifest) -> None:
     for name in wanted.keys() & found.keys():
         if found[name] != wanted[name]:
             faults.append(f"{name} is {_show(found[name])}, not {_show(wanted[name])}")
-    faults += [f"no profile takes a batch of {size}" for size in _gaps(signature.profiles)]
+    if (size := first_missing_size(signature.profiles)) is not None:
+        faults.append(f"no profile takes a batch of {size}")
     if faults:
         raise BundleError("the engine does not fit the manifest: " + "; ".join(sorted(faults)) + "; compile it again")
-
-
-def choose_profile(profiles: Sequence[BatchProfile], size: int) -> int:
-    """Index of the profile for batches of `size`: of those that take it, the one tuned for the size nearest to it."""
-    fitting = [index for index, profile in enumerate(profiles) if profile.smallest <= size <= profile.largest]
-    return min(fitting, key=lambda index: profiles[index].largest)
-
-
-def plan_batch_sizes(profiles: Sequence[BatchProfile], most: int) -> tuple[int, ...]:
-    """The batch sizes to prepare for batches up to `most`, ascending; others are filled up to the next of them.
-
-    Each costs a context and a CUDA graph, so there are not as many as there can be batches: 1, 2, 3, 4, 6, 8, 12, 16,
-    24, 32 and so on, so that a third of the work is idle at most, and the largest of each profile, so that no batch is
-    filled up beyond the profile tuned for it.
-
-    Returns:
-        The last is `most`, or the largest batch that the profiles take.
-    """
-    largest = min(most, max(profile.largest for profile in profiles))
-    sizes = {largest, *(profile.largest for profile in profiles)}
-    power = 1
-    while power <= largest:
-        sizes |= {power, power * 3 // 2}
-        power *= 2
-    return tuple(sorted(size for size in sizes if size <= largest))
-
-
-def _gaps(profiles: Sequence[BatchProfile]) -> list[int]:
-    """The first batch size that no profile takes, below the largest that one does; 1 where there is no profile."""
-    largest = max((profile.largest for profile in profiles), default=1)
-    missing = (
-        size for size in range(1, largest + 1) if not any(fit.smallest <= size <= fit.largest for fit in profiles)
-    )
-    return [size for size in [next(missing, None)] if size is not None]
 
 
 def _show(tensor: TensorSummary) -> str:

@@ -10,7 +10,7 @@ from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from zfserve_engines.images import ImageLimits, InputImage, decode_image, resize_raw
+from zfserve_engines.images.input_image import ImageLimits, InputImage, decode_image, resize_raw
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec, Manifest
 from zfserve_runtime.errors import InvalidInput

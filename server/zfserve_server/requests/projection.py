@@ -3,7 +3,7 @@
 import logging
 import math
 
-from zfserve_engines.images import InputImage
+from zfserve_engines.images.input_image import InputImage
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Manifest

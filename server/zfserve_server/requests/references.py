@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from zfserve_engines.images import InputImage
+from zfserve_engines.images.input_image import InputImage
 from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import NotFound
 

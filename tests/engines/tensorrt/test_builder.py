@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.cuda.batch_sizes import BatchProfile, plan_profiles
 from zfserve_engines.tensorrt.build_progress import WHOLE
-from zfserve_engines.tensorrt.build_summary import BatchProfile, BuildSummary, LayerSummary, TensorSummary
-from zfserve_engines.tensorrt.builder import BuildFailed, build_engine, configure, plan_profiles
+from zfserve_engines.tensorrt.build_summary import BuildSummary, LayerSummary, TensorSummary
+from zfserve_engines.tensorrt.builder import BuildFailed, build_engine, configure
 from zfserve_engines.tensorrt.library import load_library
 from zfserve_engines.tensorrt.settings import BuildSettings
 from zfserve_runtime.bundle import Bundle

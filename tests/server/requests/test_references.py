@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes.clock import Clock
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
-from zfserve_engines.images import InputImage
+from zfserve_engines.images.input_image import InputImage
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.errors import NotFound
 from zfserve_server.requests.references import KeptPhoto, References

@@ -14,7 +14,7 @@ from fakes.collector import Collector
 from fakes.serving import FakeEngine, FakeWorker, classify_request, running_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
-from zfserve_engines.images import ImageLimits, InputImage, decode_image
+from zfserve_engines.images.input_image import ImageLimits, InputImage, decode_image
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.telemetry.logs import configure_logging

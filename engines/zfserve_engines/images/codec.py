@@ -1,8 +1,8 @@
-"""Image files into pixels: the one module that touches Pillow's decoders, and so the one that translates their errors.
+"""Decodes image files to pixels. It is the only module that calls Pillow's decoders, so it translates their errors.
 
-Called by `zfserve_engines.images`, which knows what the network wants. Pillow 13 alone decodes: measured on 500 x 375
-photos its JPEG decoder takes 0.72 ms and simplejpeg 0.66 ms, but handing simplejpeg's array back to Pillow for the
-resize costs 0.12 ms more, so a second decoder would only be a second set of pixels.
+Called by `zfserve_engines.images.input_image`, which knows the input of the network. Pillow 13 is the only decoder.
+Measured on 500 x 375 photos, its JPEG decoder takes 0.72 ms and simplejpeg takes 0.66 ms. But passing simplejpeg's
+array to Pillow for the resize costs 0.12 ms more, so a second decoder would only give other pixels.
 """
 
 import ctypes
@@ -27,15 +27,15 @@ from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, ServiceError
 FIELD = "image.encoded"
 
 MAX_SIDE = 65_535
-"""Longest side, in pixels: the longest a JPEG can have. Pillow resizes columns before rows, so its intermediate
-picture has the source's height; without this limit a PNG of one column could ask for gigabytes."""
+"""The longest side, in pixels, which is also the longest that a JPEG can have. Pillow resizes columns before rows, so
+its intermediate picture has the height of the source. Without this limit, a PNG of one column could need gigabytes."""
 
 MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten scans. Each costs a pass over the whole picture, and an empty one takes but a few
-bytes of file, so their number is limited like pixels are."""
+"""The largest number of scans in a progressive JPEG; an ordinary one has about ten. Each scan costs a pass over the
+whole picture, and an empty scan takes only a few bytes of the file, so the number is limited as pixels are."""
 
-# A plugin per signature, instead of Image.open: nothing but these formats is ever parsed, an MPO from a phone is read
-# as the JPEG it begins with, and the pixel limit is ours rather than Pillow's process-wide one.
+# One plugin for each signature, instead of Image.open. So no other format is ever parsed, an MPO file from a phone is
+# read as the JPEG that it begins with, and the pixel limit is ours and not Pillow's limit for the whole process.
 _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -49,16 +49,16 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 )
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, in pixels; fractions are part of a pixel."""
+"""Left, top, right and bottom, in pixels. The edges may lie within a pixel."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before anything is decoded.
+    """The limits of an image. An image beyond them is refused before it is decoded.
 
     Attributes:
-        max_bytes: size of the file, or of the raw pixels.
-        max_pixels: width times height, as the file's header says.
+        max_bytes: the largest size of the file, or of the raw pixels, in bytes.
+        max_pixels: the largest product of width and height, as the file's header gives them.
     """
 
     max_bytes: int = 16 * 1024 * 1024
@@ -67,19 +67,21 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class Orientation:
-    """How stored pixels are turned to stand upright (TIFF 6.0, tag 274): mirrored, then transposed.
+    """The EXIF orientation (TIFF 6.0, tag 274): how stored pixels are mirrored and then transposed to stand upright.
 
-    `exif` is from 1 (stored upright) to 8.
+    Attributes:
+        exif: the tag's value, from 1 (stored upright) to 8.
     """
 
     exif: int = 1
 
     @property
     def swaps_sides(self) -> bool:
+        """True where the upright picture is as wide as the stored one is high."""
         return self.exif >= 5
 
     def stored_box(self, box: Box, width: int, height: int) -> Box:
-        """Where `box`, in an upright picture of `width` x `height`, lies among the stored pixels."""
+        """Maps `box`, in an upright picture of `width` x `height` pixels, to the stored pixels."""
         left, top, right, bottom = box
         if self.exif in (2, 3, 6, 7):
             left, right = width - right, width - left
@@ -88,6 +90,7 @@ class Orientation:
         return (top, left, bottom, right) if self.swaps_sides else (left, top, right, bottom)
 
     def upright(self, stored: Image.Image) -> Image.Image:
+        """Returns the stored picture turned upright."""
         transposition = {
             2: Image.Transpose.FLIP_LEFT_RIGHT,
             3: Image.Transpose.ROTATE_180,
@@ -102,7 +105,14 @@ class Orientation:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """An image file that is within its limits. `width` and `height` are those of the upright picture."""
+    """Describes an image file that is within its limits.
+
+    Attributes:
+        file: the open file; its pixels may not be decoded yet.
+        orientation: how its pixels are stored.
+        width: the width of the upright picture, in pixels.
+        height: the height of the upright picture, in pixels.
+    """
 
     file: ImageFile.ImageFile
     orientation: Orientation
@@ -111,31 +121,32 @@ class ImageHeader:
 
 
 def silence_decoders() -> None:
-    """Keep damaged files from writing to the log and to standard error, which a client could fill line by line.
+    """Stops the decoders from writing about damaged files to the log and to standard error. A client could fill both.
 
-    For the whole process, so for commands that serve only. What matters of the damage is raised anyway.
+    It changes the whole process, so only commands that serve call it. Damage that matters is raised as an error anyway.
     """
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # libtiff writes by itself, and Pillow has no switch for it. Its functions are found by way of what links them.
+    # libtiff writes to standard error itself, and Pillow has no switch for that. The library that links libtiff gives
+    # access to its functions.
     libtiff = ctypes.CDLL(_imaging.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        if hasattr(libtiff, name):  # Pillow may have been built without
+        if hasattr(libtiff, name):  # Pillow may be built without libtiff
             getattr(libtiff, name)(None)
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """Check an image file against `limits`, by its header alone, and find out which way up it is.
+    """Checks an image file against `limits` by its header alone, and reads its orientation.
 
     Raises:
-        ImageTooLarge: more bytes, pixels, pixels to a side or scans than allowed.
-        ImageUndecodable: empty, of another format, or damaged.
+        ImageTooLarge: the file has more bytes, pixels, pixels in one side, or scans than the limits allow.
+        ImageUndecodable: the file is empty, damaged, or of another format.
     """
     check_bytes(len(data), limits, FIELD)
     if not data:
         raise ImageUndecodable("the image is empty; send the bytes of an image file", field=FIELD)
     plugin = _plugin(data)
-    with _foreign_errors():
+    with _translated_errors():
         file = plugin(io.BytesIO(data))
         check_size(file.width, file.height, limits, FIELD)
         if isinstance(file, JpegImageFile) and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
@@ -145,7 +156,7 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
         if isinstance(file, TiffImageFile) and TILEWIDTH in file.tag_v2:
             check_size(file.tag_v2[TILEWIDTH], file.tag_v2.get(TILELENGTH, 1), limits, FIELD)
         if not isinstance(file, JpegImageFile):
-            # A PNG may say its orientation after the pixels, and Pillow itself turns a TIFF.
+            # A PNG may store its orientation after the pixels, and Pillow turns a TIFF upright itself.
             file.load()
     orientation = _orientation(file)
     width, height = (file.height, file.width) if orientation.swaps_sides else file.size
@@ -153,16 +164,16 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
 
 
 def decode_rgb(header: ImageHeader, least_width: int, least_height: int) -> tuple[Image.Image, float]:
-    """The stored pixels as mode RGB, not turned upright; and by how much they were reduced.
+    """Returns the stored pixels in mode RGB, not turned upright, and the factor by which they were reduced.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the result still has at least `least_width` x
-    `least_height` stored pixels: its decoder then skips most of the inverse transform.
+    `least_height` stored pixels. Its decoder then skips most of the inverse transform.
 
     Raises:
-        ImageUndecodable: damaged, cut short, or of a kind without an agreed meaning (32-bit samples).
-        ImageTooLarge: it does not fit in memory.
+        ImageUndecodable: the file is damaged, cut short, or has 32-bit samples, which have no agreed meaning.
+        ImageTooLarge: the picture does not fit in memory.
     """
-    with _foreign_errors():
+    with _translated_errors():
         file = header.file
         width = file.width
         drafted = file.draft(file.mode, (least_width, least_height)) if isinstance(file, JpegImageFile) else None
@@ -171,6 +182,7 @@ def decode_rgb(header: ImageHeader, least_width: int, least_height: int) -> tupl
 
 
 def check_bytes(count: int, limits: ImageLimits, field: str) -> None:
+    """Raises ImageTooLarge where an image has more than `limits.max_bytes` bytes."""
     if count > limits.max_bytes:
         raise ImageTooLarge(
             f"the image has {count:,} bytes and the limit is {limits.max_bytes:,}; send a smaller one", field=field
@@ -178,7 +190,7 @@ def check_bytes(count: int, limits: ImageLimits, field: str) -> None:
 
 
 def check_size(width: int, height: int, limits: ImageLimits, field: str) -> None:
-    """Raises ImageTooLarge past a limit, and ImageUndecodable where a side is zero."""
+    """Raises ImageTooLarge where the picture exceeds a limit, and ImageUndecodable where a side is zero."""
     if width < 1 or height < 1:
         raise ImageUndecodable(f"the image is {width} x {height} pixels; send one of at least 1 x 1", field=field)
     if max(width, height) > MAX_SIDE or width * height > limits.max_pixels:
@@ -199,7 +211,8 @@ def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
 
 
 @contextmanager
-def _foreign_errors() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
+    """Translates Pillow's errors in the block to errors of this service."""
     try:
         yield
     except ServiceError:
@@ -207,7 +220,7 @@ def _foreign_errors() -> Iterator[None]:
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageTooLarge("the image does not fit in memory; send a smaller one", field=FIELD) from error
     except Exception as error:
-        # Damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, KeyError, TypeError...
+        # Damaged files make Pillow raise almost any error: OSError, SyntaxError, struct.error, KeyError, TypeError...
         raise ImageUndecodable(
             "the image cannot be decoded; it is damaged or cut short, send the complete file", field=FIELD
         ) from error
@@ -217,13 +230,13 @@ def _orientation(file: ImageFile.ImageFile) -> Orientation:
     try:
         exif = file.getexif().get(ExifTag.Orientation, 1)
     except Exception:
-        # Broken metadata makes no picture undecodable.
+        # A picture with broken metadata can still be decoded.
         return Orientation()
     return Orientation(exif) if exif in range(1, 9) else Orientation()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB. Transparent pixels show white behind them, as a viewer would show them; 16 bits keep the upper 8."""
+    """Converts to mode RGB. White shows through transparent pixels, as in a viewer. Keeps the upper 8 of 16 bits."""
     if image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.mode in ("I", "F"):
@@ -237,7 +250,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as grey of 8. Pillow's own conversion clips everything above 255 to white."""
+    """Converts 16-bit grey to 8-bit grey. Pillow's own conversion clips every value above 255 to white."""
     samples = np.asarray(image)
     grey = Image.fromarray((samples >> 8).astype(np.uint8))
     if "transparency" in image.info:

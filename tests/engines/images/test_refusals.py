@@ -21,8 +21,8 @@ from fakes.image_files import (
     tiff_file,
 )
 from PIL import Image
-from zfserve_engines.image_codec import MAX_JPEG_SCANS
-from zfserve_engines.images import ImageLimits, decode_image
+from zfserve_engines.images.codec import MAX_JPEG_SCANS
+from zfserve_engines.images.input_image import ImageLimits, decode_image
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, ServiceError
 
 

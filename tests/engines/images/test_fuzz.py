@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zfserve_engines.image_codec import silence_decoders
+from zfserve_engines.images.codec import silence_decoders
 
 from tools.fuzz.corpus import make_corpus
 from tools.fuzz.mutations import mutate
 from tools.fuzz.oracle import OUTCOMES, judge
 
-SAMPLES = Path(__file__).parent.parent.parent / "samples"
+SAMPLES = Path(__file__).parents[3] / "samples"
 
 
 @cache

@@ -1,7 +1,7 @@
-"""A photo as the network wants it: decoded, upright, RGB, resized by the bundle's rule.
+"""Turns a photo into the input of a network: decoded, upright, RGB, resized by the bundle's rule.
 
-Called by the server for every request and by the exporter for calibration, parity and accuracy, so that what is
-measured is what is served. `zfserve_engines.image_codec` decodes; this module knows the geometry.
+The server calls it for every request. The exporter calls it for calibration, parity and accuracy, so that the photos of
+its measurements are prepared as in serving. `zfserve_engines.images.codec` decodes; this module knows the geometry.
 """
 
 import math
@@ -13,25 +13,27 @@ from PIL import Image
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.errors import ImageTooLarge, InvalidInput
 
-from zfserve_engines.image_codec import Box, ImageLimits, check_bytes, check_size, decode_rgb, read_header
+from zfserve_engines.images.codec import Box, ImageLimits, check_bytes, check_size, decode_rgb, read_header
 
 __all__ = ["ImageLimits", "InputImage", "decode_image", "resize_raw"]
 
 RAW_FIELD = "image.raw"
 
 OVERSAMPLING = 2
-"""A large JPEG is decoded at a fraction of its size while at least this many of its pixels remain for each of the
-input's, in both directions, so that the resize still averages. Against full decoding the input then differs by less
-than 1 of 255 on average (0.2 to 0.7 measured, 17 at the worst pixel), for half the time or less."""
+"""The least number of decoded pixels for each pixel of the input, in each direction. A large JPEG is decoded at a
+fraction of its size as long as it keeps that many, so that the resize still averages. The input then differs from that
+of full decoding by less than 1 of 255 on average (measured: 0.2 to 0.7, and 17 at the worst pixel), in half the time or
+less."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputImage:
-    """One photo, ready for the network.
+    """Holds one photo that is ready for the network.
 
     Attributes:
-        pixels: uint8 (H, W, 3), RGB, C-contiguous, possibly read-only.
-        source_width, source_height: size of the photo as it was sent, upright.
+        pixels: uint8 (H, W, 3), RGB, C-contiguous. The array may be read-only.
+        source_width: the width of the upright photo as it was sent, in pixels.
+        source_height: the height of the upright photo as it was sent, in pixels.
         region: the part of that photo that `pixels` covers: all of it for `squash`, the centre for `crop`.
     """
 
@@ -41,7 +43,7 @@ class InputImage:
     region: Box
 
     def source_box(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
-        """Map a box of `pixels` to the upright photo, outwards to whole pixels of it and cut off at its edges."""
+        """Maps a box of `pixels` to whole pixels of the upright photo, rounded outwards and clipped at its edges."""
         height, width = self.pixels.shape[:2]
         across = (self.region[2] - self.region[0]) / width
         down = (self.region[3] - self.region[1]) / height
@@ -51,11 +53,11 @@ class InputImage:
 
 
 def decode_image(data: bytes, spec: InputSpec, limits: ImageLimits) -> InputImage:
-    """Decode a JPEG, PNG, WebP, BMP, TIFF or GIF file (of several frames, the first) and resize it.
+    """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file and resizes it. Of several frames it takes the first.
 
     Raises:
-        ImageTooLarge: past a limit; found before anything is decoded.
-        ImageUndecodable: empty, of another format, damaged or cut short.
+        ImageTooLarge: the file exceeds a limit. It is checked before anything is decoded.
+        ImageUndecodable: the file is empty, damaged, cut short, or of another format.
     """
     header = read_header(data, limits)
     region = input_region(header.width, header.height, spec)
@@ -73,13 +75,14 @@ def decode_image(data: bytes, spec: InputSpec, limits: ImageLimits) -> InputImag
 
 
 def resize_raw(data: bytes, width: int, height: int, spec: InputSpec, limits: ImageLimits) -> InputImage:
-    """Resize pixels that are already decoded: uint8 (height, width, 3), RGB, row by row.
+    """Resizes pixels that are already decoded: uint8 (height, width, 3), RGB, row by row.
 
-    Pixels that already have the input's size are taken as they are, under either rule: their sender resized them.
+    Pixels that already have the size of the input are not changed under either rule, because the sender resized them.
 
     Raises:
-        ImageTooLarge: past a limit.
-        InvalidInput: a side is zero, or `data` has another length than the sides say.
+        ImageTooLarge: the pixels exceed a limit.
+        ImageUndecodable: a side is zero.
+        InvalidInput: the length of `data` does not fit the sides.
     """
     check_bytes(len(data), limits, RAW_FIELD)
     check_size(width, height, limits, RAW_FIELD)
@@ -102,10 +105,10 @@ def resize_raw(data: bytes, width: int, height: int, spec: InputSpec, limits: Im
 
 
 def input_region(width: int, height: int, spec: InputSpec) -> Box:
-    """The part of an upright photo of `width` x `height` that becomes the network's input.
+    """Returns the part of an upright photo of `width` x `height` pixels that becomes the input of the network.
 
-    For `crop` it is where the centre lies once the shorter side has `shorter_side` pixels, rounded as torchvision
-    rounds `Resize` and `CenterCrop`.
+    For `crop` it is the centre of the photo whose shorter side is scaled to `shorter_side` pixels. It is rounded as
+    torchvision rounds `Resize` and `CenterCrop`.
     """
     if spec.resize == "squash":
         return (0.0, 0.0, width, height)
@@ -123,14 +126,17 @@ def input_region(width: int, height: int, spec: InputSpec) -> Box:
 
 
 def _resize(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
-    """Bilinear, antialiased. Cutting by `box` gives the pixels of a resize and a crop, and never makes the whole
-    scaled picture, which for 30000 x 10 pixels would be 768000 wide."""
+    """Resizes the part `box` of a picture, bilinear and antialiased.
+
+    The pixels are those of a resize and a crop. But the whole scaled picture is never made: for 30000 x 10 pixels it
+    would be 768000 pixels wide.
+    """
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def _whole(origin: float, scale: float, first: int, last: int, size: int) -> tuple[int, int]:
-    """`first` and `last` mapped to the source and rounded outwards: at least one pixel, within [0, size]."""
-    # A billionth of slack, so that a product that should be whole does not spill into the next pixel.
+    """Maps `first` and `last` to the source and rounds them outwards: at least one pixel, within [0, size]."""
+    # The slack of 1e-9 keeps a product that should be a whole number out of the next pixel.
     begin = min(max(math.floor(origin + first * scale + 1e-9), 0), size - 1)
     end = max(min(math.ceil(origin + last * scale - 1e-9), size), begin + 1)
     return begin, end

@@ -25,8 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pydantic import ValidationError
-from zfserve_engines.image_codec import Orientation
-from zfserve_engines.images import ImageLimits, InputImage, decode_image, input_region, resize_raw
+from zfserve_engines.images.codec import Orientation
+from zfserve_engines.images.input_image import ImageLimits, InputImage, decode_image, input_region, resize_raw
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, InvalidInput, ServiceError
 
 

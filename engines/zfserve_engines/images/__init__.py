@@ -1,0 +1,1 @@
+"""Decodes image files and resizes photos to the input of a network."""
