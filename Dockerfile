@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/build/bin/pip wheel --no-deps --wheel-dir /wheels .
 
 FROM build AS server-build
-# With openvino beside them, int8 is quicker on CPUs with VNNI, and bf16 can be had: docs/tensorrt.md.
+# With openvino beside them, int8 is quicker on CPUs with VNNI, and bf16 can be had: docs/engines.md.
 ARG SERVER_EXTRAS=server,tracing
 COPY --from=wheel /wheels /wheels
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
