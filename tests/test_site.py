@@ -61,9 +61,15 @@ def test_a_broken_link_fails_the_build(small_tree: Path, tmp_path: Path) -> None
 
 def test_a_link_to_a_source_file_becomes_its_path(small_tree: Path, tmp_path: Path) -> None:
     (small_tree / "docs" / "README.md").write_text("# Home\n\n[The licence\nof it](../LICENSE)\n")
+    (small_tree / "docs" / "deep").mkdir()
+    (small_tree / "docs" / "deep" / "page.md").write_text(
+        "# Page\n\n[The licence](../../LICENSE), [home](../README.md)\n"
+    )
     built = build(small_tree, tmp_path / "site")
     assert built.returncode == 0, built.stderr
     assert "<p>The licence\nof it (<code>LICENSE</code>)</p>" in (tmp_path / "site" / "index.html").read_text()
+    page = (tmp_path / "site" / "deep" / "page.html").read_text()
+    assert '<p>The licence (<code>LICENSE</code>), <a href="../index.html">home</a></p>' in page
 
 
 def test_a_link_to_a_source_file_leads_to_the_repository_where_one_is_set(small_tree: Path, tmp_path: Path) -> None:

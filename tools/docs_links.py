@@ -10,7 +10,7 @@ from typing import Any
 
 from mkdocs.plugins import get_plugin_logger
 
-LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 
 log = get_plugin_logger("docs_links")
 
@@ -20,14 +20,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
     Logs a warning for each file that does not exist. `mkdocs build --strict` fails then.
     """
-    root = Path(config.config_file_path).parent
+    docs = Path(config.docs_dir).resolve()
+    folder = (docs / page.file.src_uri).parent
 
     def rewrite(link: re.Match[str]) -> str:
-        text, path, anchor = link[1], link[2], link[3] or ""
-        if not (root / path).exists():
-            log.warning("%s links to ../%s, which does not exist", page.file.src_uri, path)
+        text, target, anchor = link[1], (folder / link[2]).resolve(), link[3] or ""
+        if target.is_relative_to(docs):
+            return link[0]
+        path = target.relative_to(docs.parent)
+        if not target.exists():
+            log.warning("%s links to %s, which does not exist", page.file.src_uri, link[2])
         if config.repo_url:
             return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path}{anchor})"
-        return text if Path(path).name in text else f"{text} (`{path}`)"
+        return text if path.name in text else f"{text} (`{path}`)"
 
     return LINK.sub(rewrite, markdown)

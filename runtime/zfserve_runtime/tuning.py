@@ -20,9 +20,9 @@ def read_calls_without_pool(environment: MutableMapping[str, str] = os.environ) 
     """Sets `GRPC_EXPERIMENTS` so that the thread that hands a call on also reads its bytes, as in gRPC until 1.79.
 
     gRPC's own choice is a pool of four threads. The hops between them are a fifth of the cost of a refused call
-    (docs/benchmarks.md). A value that is set already stays, even an empty one. gRPC reads the variable when it is first
-    imported, so call this before. gRPC will drop the experiment one day; tests/runtime/grpc/test_polling.py will fail
-    then.
+    (docs/measurements/changes.md). A value that is set already stays, even an empty one. gRPC reads the variable when
+    it is first imported, so call this before. gRPC will drop the experiment one day;
+    tests/runtime/grpc/test_polling.py will fail then.
     """
     environment.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
@@ -30,7 +30,7 @@ def read_calls_without_pool(environment: MutableMapping[str, str] = os.environ) 
 def run_on_uvloop(main: Coroutine[None, None, None]) -> None:
     """Runs `main` on uvloop's event loop, which answers a lone request 0.15 ms sooner than asyncio's own.
 
-    Source of the figure: docs/benchmarks.md. Only the server's extra installs uvloop.
+    Source of the figure: docs/measurements/changes.md. Only the server's extra installs uvloop.
     """
     import uvloop
 
