@@ -125,7 +125,7 @@ def skip_reason(precision: Precision, cpu_multiplies_bytes: Callable[[], bool] =
     """Returns why `auto` does not try OpenVINO with the graph of that precision; None where it does.
 
     OpenVINO is a fifth faster than ONNX Runtime at int8 where the CPU multiplies bytes (VNNI, AMX), and no faster
-    elsewhere (docs/tensorrt.md).
+    elsewhere (docs/engines.md).
     """
     if precision != "int8":
         return "auto takes it for int8 only, being no faster in floats; it can be asked for by name"
