@@ -17,8 +17,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.errors import EngineLost
-from zfserve_server.app import Ports, worker_command
-from zfserve_server.config import ServerConfig
+from zfserve_server.app import Ports
 from zfserve_server.server_process import write_ready_file
 
 
@@ -169,13 +168,3 @@ def test_the_ready_file_may_be_a_pipe(tmp_path: Path) -> None:
     reading.join()
     assert json.loads(read[0])["port"] == 1
     assert pipe.is_fifo()
-
-
-def test_the_worker_is_started_on_the_folders_that_are_served() -> None:
-    config = ServerConfig.model_validate({"model": "models/fake,elsewhere/other/7"})
-    command = worker_command(config, "unix:/somewhere")
-    assert command[1:] == [
-        *("-m", "zfserve_worker", "--model", "models/fake", "--model", "elsewhere/other/7", "--spare-networks", "0"),
-        *("--drain-delay", "0", "--listen", "unix:/somewhere", "--device", "cpu", "--log-format", "console"),
-        "--exit-with-parent",
-    ]

@@ -1,4 +1,4 @@
-"""The service `zfserve.v1.VisionService`: converts messages and calls the classification pipeline. Built by `app`."""
+"""The service `zfserve.v1.VisionService`: converts messages and calls the classification pipeline. Built by `ports`."""
 
 import time
 from collections.abc import AsyncIterator

@@ -1,0 +1,106 @@
+"""Opens the two ports of the server: gRPC, with both services, and metrics. Called by `app`."""
+
+from contextlib import AsyncExitStack
+from functools import partial
+
+from zfserve_engines.images.input_image import ImageLimits
+from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from zfserve_protos.methods import INFERENCE_SERVICE, VISION_SERVICE
+from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
+from zfserve_runtime.access.access import Access
+from zfserve_runtime.cpus import available_cpus
+from zfserve_runtime.grpc.health import Health, add_health_and_reflection
+from zfserve_runtime.grpc.listener import host_and_port, open_port
+from zfserve_runtime.grpc.options import server_options
+from zfserve_runtime.grpc.server import InterceptingServer
+from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
+from zfserve_runtime.telemetry.otlp import open_tracing
+from zfserve_runtime.telemetry.tracing import NO_TRACERS
+
+from zfserve_server.admission.early_shedding import all_models_busy, early_checks
+from zfserve_server.admission.rate_limit import RateLimit
+from zfserve_server.config import ServerConfig
+from zfserve_server.models.registry import ModelRegistry
+from zfserve_server.requests.classification import ClassificationPipeline
+from zfserve_server.requests.decoding import Decoding
+from zfserve_server.requests.inference_service import InferenceService
+from zfserve_server.requests.references import References
+from zfserve_server.requests.vision_service import VisionService
+from zfserve_server.worker.client import WorkerClient
+
+KEPT_PHOTOS = 256
+"""The largest number of photos that are kept for later requests: 38 MB at 224x224."""
+
+MESSAGE_SLACK_BYTES = 1024 * 1024
+"""A request may be this much larger than the largest image. So it has room for other fields, and the server can read
+an image that is slightly too large and answer which size is allowed."""
+
+
+def open_grpc_port(
+    config: ServerConfig,
+    models: ModelRegistry,
+    worker: WorkerClient | None,
+    health: Health,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> tuple[InterceptingServer, int]:
+    """Returns the gRPC server with all its services, not started, and its port.
+
+    Args:
+        worker: computes projections; None refuses them.
+        stack: closes what the server uses.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        TlsError: the certificate or key cannot be used.
+        CallersFileError: the file of callers cannot be used.
+        TracingError: traces are wanted and cannot be sent.
+    """
+    access = _open_access(config)
+    server = _build_server(config, access, metrics, stack)
+    rate_limit = RateLimit(config.client_rate, config.client_burst)
+    decoding = stack.enter_context(_build_decoding(config))
+    pipeline = ClassificationPipeline(models, rate_limit, decoding, metrics)
+    for method, check in early_checks(models).items():
+        server.check_before_read(method, check, applies=partial(all_models_busy, models))
+    add_VisionServiceServicer_to_server(VisionService(models, pipeline, worker), server)
+    add_GRPCInferenceServiceServicer_to_server(InferenceService(models, pipeline, health, metrics), server)
+    add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
+    address = host_and_port(config.host, config.port)
+    port = open_port(server, address, config.tls, callers_known=access is not None, flag="--port")
+    return server, port
+
+
+def open_metrics_port(config: ServerConfig, metrics: Metrics) -> MetricsEndpoint:
+    """Opens the port that serves the metrics. Raises OSError if the address cannot be listened on."""
+    try:
+        return MetricsEndpoint(metrics, config.metrics_port, config.metrics_host.strip("[]"))
+    except OSError as error:
+        address = host_and_port(config.metrics_host, config.metrics_port)
+        raise OSError(f"cannot listen on {address}; is it in use? choose another with --metrics-port") from error
+
+
+def _open_access(config: ServerConfig) -> Access | None:
+    """Returns the check of callers; None lets any caller in.
+
+    Without a file of callers, a caller is named by the certificate that TLS has verified.
+    """
+    return None if config.tokens is None and config.tls_client_ca is None else Access(config.tokens)
+
+
+def _build_server(
+    config: ServerConfig, access: Access | None, metrics: Metrics, stack: AsyncExitStack
+) -> InterceptingServer:
+    tracers = NO_TRACERS
+    if config.otlp_endpoint is not None:
+        tracers = stack.enter_context(open_tracing("zfserve-server", config.otlp_endpoint, config.trace_ratio))
+    options = server_options(
+        config.max_image_bytes + MESSAGE_SLACK_BYTES, config.max_connections, config.max_connection_age
+    )
+    return InterceptingServer(metrics, options, tracers, access)
+
+
+def _build_decoding(config: ServerConfig) -> Decoding:
+    limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
+    return Decoding(limits, References(KEPT_PHOTOS, config.reference_ttl), available_cpus())
