@@ -1,4 +1,4 @@
-"""One real service for all end-to-end tests: a tiny network, exported, served with its worker by `zfserve serve`."""
+"""One real service for all end-to-end tests. `zfserve serve` serves an exported tiny network with its worker."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the figure-3 network with narrow hidden layers and three classes."""
+    """Saves random weights of the figure-3 network with narrow hidden layers and three classes."""
     network = build_network(NetworkSpec("zfnet-fig3", 3, 16), torch.Generator().manual_seed(0)).eval()
     file = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_checkpoint(Checkpoint(network, ("a", "b", "c"), ("ant", "bee", "cat"), Preprocessing()), file)
@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That network as a bundle for CPUs, INT8 included."""
+    """Exports that network as a bundle for CPUs, with INT8."""
     folder = tmp_path_factory.mktemp("models")
     options = ("--output", folder, "--name", "tiny", "--calibration", SAMPLES, "--no-fp16")
     exported = zfserve("export", checkpoint, *options)

@@ -1,4 +1,4 @@
-"""From weights to answers: the real commands, the real service, its real worker."""
+"""The whole path from weights to answers, with the real commands, the real service and its real worker."""
 
 import json
 import os
@@ -36,13 +36,13 @@ def wait_for_projections(client: Client, within_s: float = WORKER_S) -> None:
 
 
 def input_of(photo: Path) -> tuple[npt.NDArray[np.uint8], torch.Tensor]:
-    """The photo squashed to the network's input: as pixels, and normalised."""
+    """Returns the photo squashed to the network's input: uint8 (224, 224, 3), and float32 (3, 224, 224) normalised."""
     pixels = np.asarray(Image.open(photo).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     return pixels, ((torch.from_numpy(pixels.copy()).float() / 255 - mean) / std).permute(2, 0, 1)
 
 
-def test_classify_agrees_with_the_network_that_was_exported(service: Service, checkpoint: Path) -> None:
+def test_classify_agrees_with_the_exported_network(service: Service, checkpoint: Path) -> None:
     pixels, image = input_of(PHOTO)
     with torch.inference_mode():
         expected = load_checkpoint(checkpoint).network(image[None]).softmax(1)[0]
@@ -54,7 +54,7 @@ def test_classify_agrees_with_the_network_that_was_exported(service: Service, ch
 
 
 @pytest.mark.parametrize("layer", ["conv1", "pool2", "conv5"])
-def test_projections_agree_with_the_network_that_was_exported(service: Service, checkpoint: Path, layer: str) -> None:
+def test_projections_agree_with_the_exported_network(service: Service, checkpoint: Path, layer: str) -> None:
     pixels, image = input_of(PHOTO)
     traced = trace(load_checkpoint(checkpoint).network, image)
     maps = strongest_maps(traced, layer, 3)
@@ -69,7 +69,7 @@ def test_projections_agree_with_the_network_that_was_exported(service: Service, 
         np.testing.assert_allclose(answer.pixels.to_numpy(), expected.pixels.numpy(), atol=1e-4 * scale)
 
 
-def test_maps_of_a_class_agree_with_the_network_that_was_exported(service: Service, checkpoint: Path) -> None:
+def test_maps_of_a_class_agree_with_the_exported_network(service: Service, checkpoint: Path) -> None:
     pixels, image = input_of(PHOTO)
     network = load_checkpoint(checkpoint).network
     attribution = attribute(network, trace(network, image), "conv5", 1)
@@ -94,7 +94,7 @@ def test_the_commands_of_the_readme(service: Service, tmp_path: Path) -> None:
     projected = zfserve("project", PHOTO, *flags)
     assert projected.returncode == 0, projected.stderr
     pictures = list(tmp_path.rglob("*.png"))
-    assert len(pictures) >= 3, "two projections and a contact sheet"
+    assert len(pictures) >= 3, "there must be two projections and a contact sheet"
     assert all(np.asarray(Image.open(picture).convert("RGB")).std() > 1 for picture in pictures)
 
     described = zfserve("info", "--address", service.address)
@@ -102,7 +102,7 @@ def test_the_commands_of_the_readme(service: Service, tmp_path: Path) -> None:
     assert "conv5" in described.stdout
 
 
-def test_a_dead_worker_comes_back_and_classification_never_stops(bundle: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_restarted_and_classification_never_stops(bundle: Path, tmp_path: Path) -> None:
     with running_service(bundle, tmp_path) as service, Client(service.address) as client:
         wait_for_projections(client)
         worker = child_of(service.process.pid)
@@ -118,7 +118,7 @@ def test_a_dead_worker_comes_back_and_classification_never_stops(bundle: Path, t
             request = zfserve_pb2.ProjectRequest(
                 image=zfserve_pb2.Image(encoded=PHOTO.read_bytes()), layer="conv1", strongest=1
             )
-            with pytest.raises(grpc.RpcError) as refused:  # a plain stub: our client would try again
+            with pytest.raises(grpc.RpcError) as refused:  # a plain stub, because our client would retry
                 list(VisionServiceStub(channel).Project(request))
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             assert next(statuses) == health_pb2.HealthCheckResponse.SERVING
@@ -126,9 +126,7 @@ def test_a_dead_worker_comes_back_and_classification_never_stops(bundle: Path, t
         assert len(list(client.project(PHOTO, "conv1", strongest=2))) == 2
 
 
-def test_the_service_ends_with_its_worker_and_both_have_sent_their_part_of_a_trace(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_the_service_ends_with_its_worker_and_both_have_exported_their_spans(bundle: Path, tmp_path: Path) -> None:
     collector, application = Collector(), TracerProvider(shutdown_on_exit=False)
     with (
         collector.listening() as endpoint,
@@ -136,13 +134,13 @@ def test_the_service_ends_with_its_worker_and_both_have_sent_their_part_of_a_tra
         Client(service.address, tracer_provider=application) as client,
     ):
         wait_for_projections(client)
-        with application.get_tracer("test").start_as_current_span("look") as look:
+        with application.get_tracer("test").start_as_current_span("root") as root:
             assert len(list(client.project(PHOTO, "conv3", strongest=1))) == 1
         worker = child_of(service.process.pid)
         service.process.terminate()
         assert service.process.wait(60) == 0
         assert not Path(f"/proc/{worker}").exists()
-    trace = f"{look.get_span_context().trace_id:032x}"
+    trace = f"{root.get_span_context().trace_id:032x}"
     asked, served = collector.named("zfserve.worker.v1.WorkerService/Project")
     if asked.kind == "SERVER":
         asked, served = served, asked
@@ -155,7 +153,7 @@ def test_the_service_ends_with_its_worker_and_both_have_sent_their_part_of_a_tra
     assert len({span.attributes["zfserve.request.id"] for span in (call, served)}) == 1
 
 
-def test_metrics_tell_what_happened(service: Service) -> None:
+def test_metrics_show_the_calls(service: Service) -> None:
     with Client(service.address) as client:
         client.classify(PHOTO)
     with urllib.request.urlopen(f"http://localhost:{service.metrics_port}/metrics") as page:
@@ -172,7 +170,7 @@ def test_evaluate_a_bundle(bundle: Path, tmp_path: Path) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["count"] == 2
-    assert figures["top1"] <= 0.5, "one photo cannot be of two classes"
+    assert figures["top1"] <= 0.5, "the same photo cannot be right in both classes"
 
 
 def child_of(parent: int) -> int:

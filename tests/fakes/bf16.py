@@ -1,4 +1,4 @@
-"""Whether this CPU computes in bfloat16, as OpenVINO sees it. Some tests need one that does, one needs another."""
+"""Tells if this CPU computes in bfloat16, by OpenVINO's account. Some tests need such a CPU, one needs another."""
 
 import openvino
 import pytest

@@ -1,9 +1,9 @@
-"""A process that obtains an engine from a store, for tests with several.
+"""A process that obtains an engine from a store, for tests with several processes.
 
 Its arguments are the store's folder, the letter that its plan consists of, and the plan's size in bytes. It writes a
-line for each thing that happens (`waiting`, `building`, `has <letter>`, `unavailable <why>`), and when it builds it
-does what the next line of its input says: `go` finishes the build; `full` does so where no file may grow beyond half
-the plan, as on a full disk; `die` does the same, and the write that goes beyond is the death of the process.
+line for each event: `waiting`, `building`, `has <letter>`, `unavailable <reason>`. When it builds, it reads one line of
+its input. `go` finishes the build. `full` finishes it with a limit of half the plan for the size of a file, as on a
+full disk. `die` sets the same limit, and the write that exceeds it kills the process.
 """
 
 import resource

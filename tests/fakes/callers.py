@@ -1,4 +1,4 @@
-"""A file of callers with known tokens, and a guarded server whose methods say who calls."""
+"""A callers file with known tokens, and a server with access control whose methods return the caller's name."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ CLIENT_NAME = "zfserve test client"
 
 
 def write_callers(file: Path, **allowed: str) -> dict[str, str]:
-    """Let callers of these names in, to what is listed for each; returns the token of each."""
+    """Writes a file with these callers and the permissions of each. Returns their tokens by name."""
     tokens, entries = {}, []
     for name, words in allowed.items():
         tokens[name], digest = new_token()
@@ -38,7 +38,7 @@ class GuardedProbe:
     """A server whose methods answer with the caller's name, and a channel to it.
 
     Attributes:
-        read: every request that the server took in.
+        read: each request that the server has read.
     """
 
     def __init__(self, channel: grpc.aio.Channel, read: list[bytes]) -> None:

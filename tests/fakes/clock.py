@@ -1,8 +1,8 @@
-"""A clock for whatever takes one as an argument."""
+"""A clock that stands still, for code that takes its clock as an argument."""
 
 
 class Clock:
-    """Stands still until `now_s` is set."""
+    """Returns `now_s`, which a test sets."""
 
     now_s = 0.0
 

@@ -1,4 +1,4 @@
-"""Engines for the tests of the engine store: requests for them, builds without TensorRT, and what to ask of a store."""
+"""Requests, builds without TensorRT and queries for the tests of the engine store."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ AHEAD = replace(
 
 
 def on_card(request: EngineRequest, gpu: GpuFacts | None) -> EngineRequest:
-    """The same engine wanted on a machine with `gpu`, for that."""
+    """Returns the request for the same engine on a machine with `gpu`, built for that GPU."""
     return with_settings(replace(request, host=replace(request.host, gpu=gpu)), compute_capabilities=())
 
 
@@ -53,7 +53,7 @@ def with_settings(request: EngineRequest, **changes: Any) -> EngineRequest:
 
 
 class Builder:
-    """Gives engines with `plan`, and remembers the timing caches that it was given: one for each build."""
+    """Builds engines with `plan`, and keeps the timing cache of each build in `given`."""
 
     def __init__(self, plan: bytes = b"plan", timing_cache: bytes = b"") -> None:
         self.given: list[bytes] = []
@@ -65,7 +65,7 @@ class Builder:
 
 
 def failing(error: BaseException) -> Callable[[bytes], BuiltEngine]:
-    """A build that raises `error`."""
+    """Returns a build that raises `error`."""
 
     def build(timing_cache: bytes) -> BuiltEngine:
         raise error
@@ -74,12 +74,12 @@ def failing(error: BaseException) -> Callable[[bytes], BuiltEngine]:
 
 
 def quiet(phase: str, done: int, total: int) -> None:
-    """Progress that nobody wants to see."""
+    """Ignores the progress of a build."""
 
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """As a user to whom the permissions of files apply; root, whom they do not stop, becomes nobody until the end."""
+    """Runs the body as a user who is bound by file permissions. Root, who is not, becomes `nobody` until the end."""
     if os.geteuid() != 0:
         yield
         return
@@ -105,7 +105,7 @@ SUMMARY = BuildSummary(
 
 
 class Server:
-    """Whatever runs an engine."""
+    """Stands for the code that runs an engine."""
 
 
 def names(store: EngineStore) -> set[str]:

@@ -1,8 +1,8 @@
-"""A call of which nothing but the metadata has come."""
+"""The context of a call whose metadata has arrived and whose request has not."""
 
 
 class MetadataOnly:
-    """What is asked of a call; it has no deadline."""
+    """Answers the questions that are asked of a call. It has no deadline."""
 
     def __init__(self, *metadata: tuple[str, str], peer: str = "ipv4:10.0.0.1:4711") -> None:
         self._metadata = metadata

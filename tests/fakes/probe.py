@@ -1,4 +1,4 @@
-"""A server that does what a test has it do, surrounded as all are, and what its callers hear."""
+"""A server with the real interceptor whose methods run what a test gives them, and the errors that callers get."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +17,7 @@ Behaviour = Callable[[], Awaitable[str]]
 
 
 class Probe:
-    """A server whose one unary and one streaming method run what a test gives them, and a channel to it."""
+    """A server with one unary and one streaming method, which run what a test gives them, and a channel to it."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -69,7 +69,7 @@ class Probe:
 
 
 def stubs(channel: grpc.aio.Channel) -> tuple[Any, Any]:
-    """The unary and the streaming method of a probe."""
+    """Returns the unary and the streaming method of a probe."""
     return (
         channel.unary_unary("/test.Probe/Unary", Empty.SerializeToString, StringValue.FromString),
         channel.unary_stream("/test.Probe/Stream", Empty.SerializeToString, StringValue.FromString),
@@ -90,7 +90,7 @@ async def failure_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
 
 
 async def failure_at_the_end_of(call: Any) -> grpc.aio.AioRpcError:
-    """The same of either method; the stream sends a message first."""
+    """Returns the failure of a call to either method. The stream sends a message first."""
     if isinstance(call, grpc.aio.UnaryStreamCall):
         await call.read()
         return await failure_of(call.read())
@@ -98,7 +98,7 @@ async def failure_at_the_end_of(call: Any) -> grpc.aio.AioRpcError:
 
 
 def details_of(failure: grpc.aio.AioRpcError) -> dict[str, Any]:
-    """The google.rpc details by their type's name."""
+    """Returns the google.rpc details of a failure by the names of their types."""
     status = rpc_status.from_call(failure)
     assert status is not None
     found = {}

@@ -1,4 +1,4 @@
-"""The command line, whose CPU engine compiles for ever and never looks up, as a library may.
+"""The command line with a CPU engine that compiles for ever and never reports, as a library may.
 
 Run as a program, in a process of its own.
 """
@@ -17,7 +17,7 @@ from zfserve_runtime.bundle import Precision
 def never_open(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
     report(Step("onnx-cpu", Phase.COMPILING))
     threading.Event().wait()
-    raise AssertionError("nobody sets the event")
+    raise AssertionError("the event is never set")
 
 
 if __name__ == "__main__":

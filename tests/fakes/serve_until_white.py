@@ -1,4 +1,4 @@
-"""The command line, whose CPU engine is lost for good when it meets a white photo, as a GPU is by an illegal access.
+"""The command line with a CPU engine that is lost for good at a white photo, as a GPU is after an illegal access.
 
 Run as a program, in a process of its own.
 """
@@ -19,7 +19,7 @@ from zfserve_runtime.errors import EngineLost
 
 @dataclass
 class FragileEngine:
-    """Any engine, until it meets a white photo."""
+    """Runs `engine` until a batch contains a white photo."""
 
     engine: Engine
 

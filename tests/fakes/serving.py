@@ -1,4 +1,4 @@
-"""A server on port 0 with an engine and a worker that are fakes, everything else as it is."""
+"""A real server on port 0 with a fake engine and a fake worker."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import grpc
 import numpy as np
 import numpy.typing as npt
-from fakes.shelf import Shelf
+from fakes.model_repository import FakeModelRepository
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_engines.contract import EngineInfo, EngineOutputs
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
 
 SIDE = 8
-"""Of the fake network's input."""
+"""The height and width of the fake network's input."""
 
 CLASSES = 10
 
@@ -54,15 +54,16 @@ FINGERPRINT = "f" * 64
 
 
 class FakeEngine:
-    """Knows an image by its first two bytes: they are the first feature, and the second modulo 10 is the class.
+    """Identifies an image by its first two bytes. Their 16-bit value is the first feature, and the second byte modulo
+    10 is the class.
 
     Attributes:
-        open: cleared, it holds every run until it is set again.
-        runs: one permit for every run that has begun, to wait for.
-        failures: raised by the next runs, one each, instead of answering.
-        poison: ids of images that fail every run they are in.
-        endless: ids of images for which there are no numbers.
-        batches: the ids of every batch, in order.
+        open: while it is cleared, each run waits until it is set again.
+        runs: gets one permit for each run that has begun.
+        failures: each run raises one of them, as long as there are any.
+        poison: ids of images that fail every run that contains them.
+        not_finite: ids of images whose probabilities contain NaN.
+        batches: the ids of each batch, in order.
     """
 
     def __init__(self, max_batch_size: int = 4) -> None:
@@ -72,7 +73,7 @@ class FakeEngine:
         self.runs = threading.Semaphore(0)
         self.failures: list[BaseException] = []
         self.poison: set[int] = set()
-        self.endless: set[int] = set()
+        self.not_finite: set[int] = set()
         self.batches: list[list[int]] = []
         self.closed = False
 
@@ -85,22 +86,22 @@ class FakeEngine:
         if self.failures:
             raise self.failures.pop(0)
         if self.poison.intersection(ids.tolist()):
-            raise RuntimeError("one of them is bad")
+            raise RuntimeError("an image of this batch is bad")
         probabilities = np.full((len(pixels), CLASSES), 0.05, np.float32)
         probabilities[np.arange(len(pixels)), ids % 256 % CLASSES] = 0.55
-        probabilities[np.isin(ids, list(self.endless)), 0] = np.nan
+        probabilities[np.isin(ids, list(self.not_finite)), 0] = np.nan
         return EngineOutputs(probabilities, np.stack([ids, ids * 2], axis=1).astype(np.float32))
 
     def close(self) -> None:
         self.closed = True
 
     async def begun(self) -> None:
-        """Wait until one more run has begun."""
+        """Waits until one more run has begun."""
         assert await asyncio.to_thread(self.runs.acquire, timeout=30)
 
 
 def pixels_of(identity: int) -> npt.NDArray[np.uint8]:
-    """The input image that FakeEngine takes for `identity`."""
+    """Returns the image that FakeEngine identifies as `identity`: uint8 (SIDE, SIDE, 3)."""
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
     pixels[0, 0, :2] = divmod(identity, 256)
     return pixels
@@ -139,21 +140,21 @@ MANIFEST = Manifest(
 
 @dataclass
 class FakeWorker(WorkerServiceServicer):
-    """Answers every map with a projection whose activation is the sum of the pixels it was sent.
+    """Answers each map with a projection whose activation is the sum of the pixels in the request.
 
     Attributes:
-        fingerprint: of the network it holds; None: it finds whatever it is asked for.
+        fingerprint: the network that it holds; None: it holds all that it is asked for.
         error: raised in place of an answer.
-        answers: how many messages come before it waits for ever; None: it never does.
-        requests, remaining_s, request_ids: what it was asked, with the deadline left and the request's id.
-        announced: the fingerprints that the server said it would ask for, the last time.
-        traceparents: that came with them.
-        asked, cancelled: set when a projection arrives, and when its caller goes away.
+        hangs_after: the number of messages after which a stream hangs; None: no stream hangs.
+        requests, remaining_s, request_ids: the requests, with their remaining time and their request ids.
+        announced: the fingerprints of the last Describe call.
+        traceparents: the `traceparent` headers of the requests.
+        asked, cancelled: set when a Project call arrives, and when its caller cancels it.
     """
 
     fingerprint: str | None = FINGERPRINT
     error: Exception | None = None
-    answers: int | None = None
+    hangs_after: int | None = None
     health: Health = field(default_factory=lambda: Health(SERVER, WORKER_SERVICE))
     requests: list[worker_pb2.ProjectRequest] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
@@ -184,7 +185,7 @@ class FakeWorker(WorkerServiceServicer):
         maps = list(request.selection.indices) or list(range(request.strongest or request.for_class.count))
         try:
             for rank, index in enumerate(maps):
-                if rank == self.answers:
+                if rank == self.hangs_after:
                     await asyncio.Event().wait()
                 yield worker_pb2.ProjectResponse(
                     projection=pb.ProjectResponse(
@@ -208,7 +209,7 @@ class FakeWorker(WorkerServiceServicer):
         options: Options | None = None,
         drain_delay_s: float | None = None,
     ) -> AsyncIterator[int]:
-        """Serve on `address`, and tell the port; at the end stop at once, as a process that dies, or else drain."""
+        """Serves on `address` and yields the port. At the end it stops at once, or drains after `drain_delay_s`."""
         server = InterceptingServer(Metrics(), options)
         add_WorkerServiceServicer_to_server(self, server)
         add_health_and_reflection(server, self.health, WORKER_SERVICE)
@@ -226,7 +227,7 @@ class FakeWorker(WorkerServiceServicer):
 
 @dataclass
 class Running:
-    """A server that is ready; set `rescan` to have the model folders scanned at once."""
+    """A server that is ready. Set `rescan` to let it scan the model repository at once."""
 
     ports: Ports
     channel: grpc.aio.Channel
@@ -242,12 +243,12 @@ class Running:
     def inference(self) -> "GRPCInferenceServiceAsyncStub":
         return GRPCInferenceServiceStub(self.channel)
 
-    async def queued(self, images: int) -> None:
-        """Wait until so many images wait for the engine."""
-        await self.told(f'zfserve_queue_depth{{model="fake",version="7"}} {images}.0')
+    async def wait_for_queue_depth(self, images: int) -> None:
+        """Waits until this number of images is in the queue."""
+        await self.wait_for_metric(f'zfserve_queue_depth{{model="fake",version="7"}} {images}.0')
 
     async def scrape(self) -> str:
-        """The metrics, as Prometheus reads them."""
+        """Returns the metrics as Prometheus reads them."""
 
         def read() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.metrics}/metrics") as answer:
@@ -255,8 +256,8 @@ class Running:
 
         return await asyncio.to_thread(read)
 
-    async def told(self, line: str) -> str:
-        """The metrics, once they hold that line."""
+    async def wait_for_metric(self, line: str) -> str:
+        """Waits until the metrics contain `line`, and returns all of them."""
         async with asyncio.timeout(60):
             while line not in (text := await self.scrape()):
                 pass
@@ -265,19 +266,19 @@ class Running:
 
 @asynccontextmanager
 async def running_server(
-    *engines: FakeEngine, shelf: Shelf | None = None, **settings: object
+    *engines: FakeEngine, repository: FakeModelRepository | None = None, **settings: object
 ) -> AsyncIterator[Running]:
-    """Serve the fake network, or what is on the shelf, by default without a worker; at the end stop and drain."""
+    """Serves the fake network, or the repository, by default without a worker. Stops and drains at the end."""
     chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
     chosen.update(settings)
     config = ServerConfig.model_validate(chosen)
     stop = StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     rescan = asyncio.Event()
-    if shelf is None:
-        shelf = Shelf()
-        shelf.put(MANIFEST, *engines)
-    serving = serve(config, shelf.source, stop, lambda ports, _: ready.set_result(ports), rescan)
+    if repository is None:
+        repository = FakeModelRepository()
+        repository.put(MANIFEST, *engines)
+    serving = serve(config, repository.source, stop, lambda ports, _: ready.set_result(ports), rescan)
     task = asyncio.create_task(serving)
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -289,13 +290,13 @@ async def running_server(
         finally:
             for engine in engines:
                 engine.open.set()
-            if not task.done():  # else the test looked at how it ended
+            if not task.done():  # if it is done, the test has looked at its end
                 stop.ask("the test is over")
                 await task
 
 
 async def projection_is(server: Running, serving: bool) -> None:
-    """Wait until the server's health says whether projections can be had."""
+    """Waits until the server's health reports SERVING or NOT_SERVING for projections."""
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(service=PROJECTION), timeout=60)
     async for health in watch:
         if (health.status == HealthCheckResponse.SERVING) is serving:

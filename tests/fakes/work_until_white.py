@@ -1,4 +1,4 @@
-"""The worker, whose device is lost for good when it meets a white photo, as a GPU is by an illegal access.
+"""The worker with a device that is lost for good at a white photo, as a GPU is after an illegal access.
 
 Run as a program, in a process of its own.
 """
@@ -14,7 +14,7 @@ from zfserve_worker.worker_command import main
 
 
 def fragile_trace(network: Network, image: Tensor) -> deconvnet.Trace:
-    if image.min() > 2:  # of what is normalised, only white is
+    if image.min() > 2:  # only a white photo is that bright after normalisation
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     return deconvnet.trace(network, image)
 

@@ -1,4 +1,4 @@
-"""A worker that is a process of its own, and holds each projection after the first until the file `go` is there.
+"""A worker process that holds back each projection after the first until the file `FOLDER/go` exists.
 
 Run as a program: `worker_process.py ADDRESS FOLDER FINGERPRINT`. It writes its process id to `FOLDER/pid`.
 """

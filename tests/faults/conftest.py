@@ -1,4 +1,4 @@
-"""A server with a fake engine and a worker that is a fake, which have found each other."""
+"""A server with a fake engine, paired with a fake worker."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Clients that cancel, vanish, or read slowly: nobody else notices, and what they held comes back."""
+"""Clients that cancel, vanish or read slowly do not affect others, and the server frees what they held."""
 
 import asyncio
 import gc
@@ -38,19 +38,19 @@ async def test_a_client_that_is_killed_leaves_nothing_behind(
     pair: Running, engine: FakeEngine, worker: FakeWorker
 ) -> None:
     engine.open.clear()
-    worker.answers = 1
+    worker.hangs_after = 1
     client = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CALLER, f"127.0.0.1:{pair.ports.grpc}", stdout=asyncio.subprocess.PIPE
     )
     assert client.stdout is not None
     assert await client.stdout.readline() == b"0\n"
     await engine.begun()
-    mate = asyncio.ensure_future(pair.vision.Classify(classify_request(3)))
+    neighbour = asyncio.ensure_future(pair.vision.Classify(classify_request(3)))
     os.kill(client.pid, signal.SIGKILL)
     await client.wait()
     await worker.cancelled.wait()
     engine.open.set()
-    assert (await mate).features[0] == 3
+    assert (await neighbour).features[0] == 3
 
 
 def entries() -> list[QueueEntry]:
@@ -59,7 +59,7 @@ def entries() -> list[QueueEntry]:
 
 
 async def test_calls_that_are_cancelled_all_the_time_hold_no_memory(engine: FakeEngine) -> None:
-    before = entries()  # such as those of a test that hangs an engine
+    before = entries()  # for example entries of an earlier test that hangs an engine
     async with running_server(engine) as server:
         engine.open.clear()
         first = asyncio.ensure_future(server.vision.Classify(classify_request(0)))
@@ -78,12 +78,12 @@ async def test_calls_that_are_cancelled_all_the_time_hold_no_memory(engine: Fake
 
 
 COPIES = 4
-"""Of each picture: all of them are far more than what gRPC and the kernel hold on their way."""
+"""Copies of each picture. Together they exceed by far what gRPC and the kernel buffer."""
 
 
 @dataclass
 class LargeWorker(FakeWorker):
-    """Its pictures are of 4 MiB each, and there are several of each; `made` counts them."""
+    """Sends several copies of each picture, 4 MiB each, and notes them in `made`."""
 
     made: list[int] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class LargeWorker(FakeWorker):
                 yield answer
 
 
-async def test_a_client_that_reads_slowly_holds_up_only_itself_and_no_more_than_a_few_answers(
+async def test_a_client_that_reads_slowly_delays_only_itself_and_few_answers_are_buffered(
     engine: FakeEngine, address: str
 ) -> None:
     worker = LargeWorker()
@@ -119,14 +119,14 @@ async def test_a_client_that_reads_slowly_holds_up_only_itself_and_no_more_than_
                 assert [answer.rank for answer in answers] == [0] * COPIES
                 assert (await VisionServiceStub(other).Classify(classify_request(4))).features[0] == 4
             made = len(worker.made) - 5 * COPIES
-            assert 1 <= made < 6 * COPIES, "what nobody reads is not made"
+            assert 1 <= made < 6 * COPIES, "the worker must not make what nobody reads"
             slow.cancel()
         assert len([answer async for answer in VisionServiceStub(other).Project(PROJECT)]) == 6 * COPIES
 
 
 @asynccontextmanager
 async def wire(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """A way to `port` that carries everything, until the event is set; then nothing, and nobody is told."""
+    """Yields the port of a proxy to `port` and an event. Once the event is set, the proxy silently drops all data."""
     cut, tasks = asyncio.Event(), list[asyncio.Task[None]]()
 
     async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
@@ -150,8 +150,8 @@ async def wire(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
     proxy.close()
 
 
-async def test_a_client_that_vanishes_without_a_word_is_noticed_by_its_silence() -> None:
-    """With the times of `server_options` cut short; they must not be missing there."""
+async def test_keepalive_notices_a_client_that_vanishes_silently() -> None:
+    """The keepalive times of `server_options` are shortened here, so the test first checks that they are set there."""
     began, gone = asyncio.Event(), asyncio.Event()
 
     async def wait(request: bytes, context: Any) -> bytes:
@@ -171,7 +171,7 @@ async def test_a_client_that_vanishes_without_a_word_is_noticed_by_its_silence()
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("t.Waiting", {"Wait": handler})])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with wire(port) as (way, cut), grpc.aio.insecure_channel(f"127.0.0.1:{way}") as channel:
+    async with wire(port) as (proxy_port, cut), grpc.aio.insecure_channel(f"127.0.0.1:{proxy_port}") as channel:
         ask: Any = channel.unary_unary("/t.Waiting/Wait")
         call = asyncio.ensure_future(ask(b"request"))
         await began.wait()

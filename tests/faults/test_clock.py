@@ -1,4 +1,4 @@
-"""Clocks of the wall jump; nothing that waits may ask them."""
+"""Wall clocks jump, so code that waits must not read them."""
 
 import ast
 import asyncio
@@ -14,18 +14,18 @@ ROOT = Path(__file__).parent.parent.parent
 
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 
-DATED = {
-    "runtime/zfserve_runtime/telemetry/logs.py",  # lines of the log
-    "runtime/zfserve_runtime/telemetry/tracing.py",  # spans, as OpenTelemetry wants them
-    "engines/zfserve_engines/store/store.py",  # when an engine was built
-    "engines/zfserve_engines/engines_command.py",  # and how long that is ago
-    "runtime/zfserve_runtime/telemetry/model_statistics.py",  # when a model answered last
+RECORDS_DATES = {
+    "runtime/zfserve_runtime/telemetry/logs.py",  # times of log lines
+    "runtime/zfserve_runtime/telemetry/tracing.py",  # times of spans, as OpenTelemetry defines them
+    "engines/zfserve_engines/store/store.py",  # the time at which an engine was built
+    "engines/zfserve_engines/engines_command.py",  # the age of an engine
+    "runtime/zfserve_runtime/telemetry/model_statistics.py",  # the time of a model's last answer
 }
-"""Modules that write down when something was, and wait for nothing."""
+"""Modules that record dates and do not wait for them."""
 
 
 def wall_clocks(source: str) -> Iterator[int]:
-    """The lines that ask a wall clock, or import one by its own name."""
+    """Yields the lines that read a wall clock or import one by name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
@@ -36,18 +36,18 @@ def wall_clocks(source: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("room", ["runtime", "server", "worker"])
-def test_only_what_is_dated_asks_a_wall_clock(room: str) -> None:
+def test_only_modules_that_record_dates_read_a_wall_clock(room: str) -> None:
     files = {str(file.relative_to(ROOT)): file for file in (ROOT / room).rglob("*.py")}
-    asking = {name: list(wall_clocks(file.read_text())) for name, file in files.items() if name not in DATED}
+    asking = {name: list(wall_clocks(file.read_text())) for name, file in files.items() if name not in RECORDS_DATES}
     assert {name: lines for name, lines in asking.items() if lines} == {}
 
 
-def test_a_wall_clock_is_seen() -> None:
+def test_the_search_finds_wall_clocks() -> None:
     source = "import time\nfrom time import time_ns\ntime.time()\ntime.monotonic()\ndatetime.datetime.now()\n"
     assert sorted(wall_clocks(source)) == [2, 3, 5]
 
 
-async def test_a_jump_of_the_clock_ends_no_deadline_and_no_reference(
+async def test_a_jump_of_the_wall_clock_expires_no_deadline_and_no_reference(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_server(engine, reference_ttl=600.0) as server:

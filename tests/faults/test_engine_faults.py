@@ -1,14 +1,14 @@
-"""An engine that raises, hangs, or computes nonsense, as its callers see it.
+"""An engine that raises, hangs or computes nonsense, as callers see it.
 
-tests/server/batching has the details: test_watchdog.py and test_batcher.py.
+The details are tested in tests/server/batching: test_watchdog.py and test_batcher.py.
 """
 
 import asyncio
 
 import grpc
 import pytest
+from fakes.model_repository import FakeModelRepository
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
-from fakes.shelf import Shelf
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from zfserve_protos.methods import VISION_SERVICE
@@ -24,12 +24,12 @@ async def error_of(server: Running, identity: int) -> ServiceError | None:
     return None
 
 
-async def test_bad_images_fail_alone_whoever_shares_their_batch(engine: FakeEngine) -> None:
+async def test_a_bad_image_fails_alone_and_the_rest_of_its_batch_is_answered(engine: FakeEngine) -> None:
     async with running_server(engine) as server:
         engine.open.clear()
         first = asyncio.create_task(error_of(server, 0))
         await engine.begun()
-        engine.poison, engine.endless = {3}, {5}
+        engine.poison, engine.not_finite = {3}, {5}
         calls = [asyncio.create_task(error_of(server, identity)) for identity in range(1, 9)]
         engine.open.set()
         outcomes = [await first, *await asyncio.gather(*calls)]
@@ -38,24 +38,26 @@ async def test_bad_images_fail_alone_whoever_shares_their_batch(engine: FakeEngi
         ]
 
 
-@pytest.mark.parametrize("fresh_hangs_too", [False, True])
-async def test_an_engine_that_hangs_is_replaced_and_health_says_so(engine: FakeEngine, fresh_hangs_too: bool) -> None:
-    fresh = FakeEngine()
-    shelf = Shelf(reopen=lambda: fresh)
-    shelf.put(MANIFEST, engine)
-    async with running_server(shelf=shelf, engine_timeout=0.4) as server:
+@pytest.mark.parametrize("replacement_hangs_too", [False, True])
+async def test_an_engine_that_hangs_is_replaced_and_health_says_so(
+    engine: FakeEngine, replacement_hangs_too: bool
+) -> None:
+    replacement = FakeEngine()
+    repository = FakeModelRepository(reopen=lambda: replacement)
+    repository.put(MANIFEST, engine)
+    async with running_server(repository=repository, engine_timeout=0.4) as server:
         watch = HealthStub(server.channel).Watch(HealthCheckRequest(service=VISION_SERVICE))
         statuses = aiter(watch)
         assert (await anext(statuses)).status == HealthCheckResponse.SERVING
         engine.open.clear()
-        if fresh_hangs_too:
-            fresh.open.clear()
+        if replacement_hangs_too:
+            replacement.open.clear()
         caught = asyncio.create_task(error_of(server, 1))
         await engine.begun()
         waiting = asyncio.create_task(error_of(server, 2))
         assert (await anext(statuses)).status == HealthCheckResponse.NOT_SERVING
         assert type(await caught) is EngineHung
-        if not fresh_hangs_too:
+        if not replacement_hangs_too:
             assert (await anext(statuses)).status == HealthCheckResponse.SERVING
             assert await waiting is None
             assert await error_of(server, 3) is None
@@ -63,6 +65,6 @@ async def test_an_engine_that_hangs_is_replaced_and_health_says_so(engine: FakeE
             assert type(await waiting) is EngineHung
             await asyncio.wait([server.ended])
             assert isinstance(server.ended.exception(), EngineLost)
-        for held in (engine, fresh):
+        for held in (engine, replacement):
             held.open.set()
         watch.cancel()

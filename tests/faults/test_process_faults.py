@@ -1,4 +1,4 @@
-"""`zfserve serve` as a process of its own: no file descriptors left, and stopped under load."""
+"""The process `zfserve serve` runs out of file descriptors, and is stopped under load."""
 
 import resource
 import socket
@@ -20,21 +20,21 @@ ColourBundle = Callable[..., Bundle]
 FLAGS = ("--no-worker", "--engine", "onnx-cpu", "--precision", "fp32", "--threads", "1")
 REQUEST = pb.ClassifyRequest(image=pb.Image(raw=pb.RawPixels(width=8, height=8, data=bytes(192))))
 DRAINS = 3
-"""`zfserve bench drain` does fifty."""
+"""`zfserve bench drain` makes 50 drains."""
 
 
 @contextmanager
 def client(service: Service) -> Iterator[VisionServiceStub]:
-    """On a connection of its own."""
+    """Yields a stub on a connection of its own."""
     with grpc.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield VisionServiceStub(channel)
 
 
-def test_without_file_descriptors_connections_that_are_there_go_on_and_others_come_back(
+def test_without_file_descriptors_open_connections_work_and_new_ones_recover_later(
     colour_bundle: ColourBundle, tmp_path: Path
 ) -> None:
-    with running_service(colour_bundle().folder, tmp_path, *FLAGS) as service, client(service) as there:
-        there.Classify(REQUEST, timeout=60)
+    with running_service(colour_bundle().folder, tmp_path, *FLAGS) as service, client(service) as connected:
+        connected.Classify(REQUEST, timeout=60)
         process = service.process.pid
         opened = len(list(Path(f"/proc/{process}/fd").iterdir()))
         limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
@@ -46,11 +46,11 @@ def test_without_file_descriptors_connections_that_are_there_go_on_and_others_co
             with client(service) as late:
                 call = late.Classify.future(REQUEST, timeout=60, wait_for_ready=True)
                 for _ in range(20):
-                    there.Classify(REQUEST, timeout=60)
-                assert not call.done(), "nobody can have taken its connection"
+                    connected.Classify(REQUEST, timeout=60)
+                assert not call.done(), "the server cannot have accepted its connection"
                 stack.close()
                 call.result()
-        there.Classify(REQUEST, timeout=60)
+        connected.Classify(REQUEST, timeout=60)
 
 
 def test_no_accepted_request_is_lost_when_a_process_is_stopped_under_load(

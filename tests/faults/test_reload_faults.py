@@ -1,12 +1,12 @@
-"""A new version that cannot be had, with the disk full or its files damaged: the old one serves on, and a good one
-takes over later. Damage to real files is in tests/server/models/test_reload.py."""
+"""A new version cannot be loaded because the disk is full or its files are damaged: the old version serves on, and a
+good version takes over later. Damage to real files is tested in tests/server/models/test_reload.py."""
 
 import asyncio
 import errno
 
 import pytest
+from fakes.model_repository import FakeModelRepository
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, running_server
-from fakes.shelf import Shelf
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import BundleError
 
@@ -14,11 +14,12 @@ NEWER, NEWEST = (MANIFEST.model_copy(update={"version": version}) for version in
 
 
 async def served(server: Running) -> str:
+    """Returns the version that answers."""
     return (await server.vision.Classify(classify_request(3))).model.version
 
 
-async def becomes(server: Running, version: str, state: int) -> None:
-    """Look for new versions until that one is in that state."""
+async def wait_for_state(server: Running, version: str, state: int) -> None:
+    """Requests scans until that version is in that state."""
     async with asyncio.timeout(60):
         while True:
             server.rescan.set()
@@ -38,16 +39,16 @@ async def becomes(server: Running, version: str, state: int) -> None:
     ids=lambda fault: type(fault).__name__ + str(getattr(fault, "errno", "")),
 )
 async def test_the_old_version_serves_on_and_a_good_one_takes_over(engine: FakeEngine, fault: Exception) -> None:
-    shelf = Shelf()
-    shelf.put(MANIFEST, engine)
-    async with running_server(shelf=shelf) as server:
-        shelf.put(NEWER, FakeEngine(), error=fault)
-        await becomes(server, "8", pb.MODEL_STATE_FAILED)
+    repository = FakeModelRepository()
+    repository.put(MANIFEST, engine)
+    async with running_server(repository=repository) as server:
+        repository.put(NEWER, FakeEngine(), error=fault)
+        await wait_for_state(server, "8", pb.MODEL_STATE_FAILED)
         assert await served(server) == "7"
-        shelf.fault = OSError(errno.ENOSPC, "No space left on device")
+        repository.fault = OSError(errno.ENOSPC, "No space left on device")
         server.rescan.set()
         assert await served(server) == "7"
-        shelf.fault = None
-        shelf.put(NEWEST, FakeEngine())
-        await becomes(server, "9", pb.MODEL_STATE_READY)
+        repository.fault = None
+        repository.put(NEWEST, FakeEngine())
+        await wait_for_state(server, "9", pb.MODEL_STATE_READY)
         assert await served(server) == "9"

@@ -1,4 +1,4 @@
-"""A worker that is killed, stopped, or answers garbage, in the middle of a stream. Classification never notices."""
+"""A worker that is killed, stopped, or answers garbage in the middle of a stream never affects classification."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ REQUEST = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=3)
 
 
 async def outcome(call: "grpc.aio.UnaryStreamCall[Any, pb.ProjectResponse]") -> ServiceError | None:
-    """How a stream of projections ends, whatever came before."""
+    """Reads a stream of projections to its end and returns its error, or None."""
     try:
         while await call.read() is not grpc.aio.EOF:
             pass
@@ -52,13 +52,14 @@ async def first_rank(call: "grpc.aio.UnaryStreamCall[Any, pb.ProjectResponse]") 
 
 @asynccontextmanager
 async def supervised(address: str, folder: Path) -> AsyncIterator[asyncio.Event]:
-    """A worker process under a supervisor that is quick to lose patience; the event is set whenever it has answered."""
-    heard = asyncio.Event()
+    """Runs a worker process under a supervisor with short timeouts. Yields an event that each answered probe sets."""
+    answered = asyncio.Event()
 
-    async def probe(within_s: float) -> bool:
-        if answered := await probe_worker(address, within_s):
-            heard.set()
-        return answered
+    async def probe(timeout_s: float) -> bool:
+        alive = await probe_worker(address, timeout_s)
+        if alive:
+            answered.set()
+        return alive
 
     command = [sys.executable, str(TESTS / "fakes" / "worker_process.py"), address, str(folder), FINGERPRINT]
     supervisor = Supervisor(
@@ -66,7 +67,7 @@ async def supervised(address: str, folder: Path) -> AsyncIterator[asyncio.Event]
     )
     task = asyncio.create_task(supervisor.run())
     try:
-        yield heard
+        yield answered
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -76,17 +77,17 @@ async def test_a_worker_process_that_dies_or_stops_is_replaced(
     engine: FakeEngine, address: str, tmp_path: Path
 ) -> None:
     async with (
-        supervised(address, tmp_path) as heard,
+        supervised(address, tmp_path) as answered,
         running_server(engine, worker=True, worker_address=address) as server,
     ):
         processes = set()
         for fault in (signal.SIGSTOP, signal.SIGKILL):
             await projection_is(server, serving=True)
-            heard.clear()
-            await heard.wait()
+            answered.clear()
+            await answered.wait()
             process = int((tmp_path / "pid").read_text())
             processes.add(process)
-            # Watched from before the fault: on a busy machine it may be over by the time that a new watch begins.
+            # The watch begins before the fault: on a busy machine the fault may be over before a later watch begins.
             down = asyncio.create_task(projection_is(server, serving=False))
             call = server.vision.Project(REQUEST)
             assert await first_rank(call) == 0
@@ -102,7 +103,7 @@ async def test_a_worker_process_that_dies_or_stops_is_replaced(
 
 @asynccontextmanager
 async def raw_worker(address: str, messages: list[bytes]) -> AsyncIterator[None]:
-    """A worker that answers each projection with just these bytes, and pairs like any other."""
+    """Runs a worker that pairs like any other and answers each Project call with these bytes."""
 
     async def describe(request: bytes, context: object) -> bytes:
         return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=FINGERPRINT)]).SerializeToString()
@@ -161,24 +162,24 @@ async def test_garbage_ends_its_own_stream_only(engine: FakeEngine, address: str
         assert await first_rank(call) == 0
         assert type(await outcome(call)) is EngineFailed
         messages[1:] = []
-        assert await outcome(server.vision.Project(REQUEST)) is None, "the next one is answered"
+        assert await outcome(server.vision.Project(REQUEST)) is None, "the next stream is answered"
         assert (await server.vision.Classify(classify_request(5))).features[0] == 5
 
 
-async def test_whoever_speaks_no_grpc_is_no_worker_and_one_that_does_is_found_after_it(
+async def test_a_peer_that_speaks_no_grpc_is_no_worker_and_a_real_worker_is_found_after_it(
     engine: FakeEngine, worker: FakeWorker, address: str
 ) -> None:
-    met = asyncio.Event()
+    connected = asyncio.Event()
 
     async def speak_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        met.set()
+        connected.set()
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno")
         await writer.drain()
         writer.close()
 
     stranger = await asyncio.start_unix_server(speak_http, address.removeprefix("unix:"))
     async with running_server(engine, worker=True, worker_address=address) as server:
-        await met.wait()
+        await connected.wait()
         assert isinstance(await outcome(server.vision.Project(REQUEST)), WorkerUnavailable)
         stranger.close()
         await stranger.wait_closed()

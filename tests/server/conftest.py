@@ -1,10 +1,10 @@
-"""A server with a fake engine and no worker; tests that need another start their own with `running_server`."""
+"""A server with a fake engine and no worker. Tests that need another server start it with `running_server`."""
 
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from fakes.model_repository import FakeModelRepository
 from fakes.serving import FakeEngine, Running, running_server
-from fakes.shelf import Shelf
 
 
 @pytest.fixture
@@ -21,5 +21,5 @@ async def server(engine: FakeEngine) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
+def repository() -> FakeModelRepository:
+    return FakeModelRepository()

@@ -83,7 +83,7 @@ async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseExcep
 
 async def in_flight(server: Running, count: int) -> None:
     """Wait until the server has accepted that many calls of Classify."""
-    await server.told(f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0')
+    await server.wait_for_metric(f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0')
 
 
 async def test_metrics_tell_of_requests_batches_and_the_model(server: Running) -> None:

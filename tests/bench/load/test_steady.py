@@ -94,7 +94,7 @@ async def test_every_kind_of_call_ends_as_it_should(tmp_path: Path) -> None:
         ended = {}
         for kind, way in ways.items():
             if kind is Kind.CANCELLED_PROJECT:
-                worker.answers = 1
+                worker.hangs_after = 1
             if kind is Kind.CANCELLED_CLASSIFY:
                 engine.open.clear()
             try:

@@ -1,4 +1,4 @@
-"""The invariants of the batcher, one by one."""
+"""Each test checks one invariant of the batcher."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,13 +19,13 @@ NEVER = Deadline()
 
 
 @pytest.fixture
-def death() -> asyncio.Event:
+def engine_lost() -> asyncio.Event:
     return asyncio.Event()
 
 
 @pytest.fixture
-async def batcher(engine: FakeEngine, death: asyncio.Event) -> AsyncIterator[Batcher]:
-    batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), death.set)
+async def batcher(engine: FakeEngine, engine_lost: asyncio.Event) -> AsyncIterator[Batcher]:
+    batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), engine_lost.set)
     batcher.start()
     yield batcher
     engine.open.set()
@@ -37,21 +37,21 @@ def submit(batcher: Batcher, identity: int, deadline: Deadline = NEVER) -> "asyn
 
 
 async def occupy(batcher: Batcher, engine: FakeEngine) -> "asyncio.Task[InferenceResult]":
-    """Make the engine hold a batch of image 0, so that what is submitted next has to wait."""
+    """Makes the engine hold a batch of image 0, so that later images must wait."""
     engine.open.clear()
     first = submit(batcher, 0)
     await engine.begun()
     return first
 
 
-async def test_an_idle_engine_does_not_wait_for_company(batcher: Batcher, engine: FakeEngine) -> None:
+async def test_an_idle_engine_does_not_wait_for_a_batch_to_fill(batcher: Batcher, engine: FakeEngine) -> None:
     for identity in (1, 2, 3):
         answer = await batcher.submit(pixels_of(identity), NEVER)
         assert answer.batch_size == 1
     assert engine.batches == [[1], [2], [3]]
 
 
-async def test_what_waits_together_runs_together_oldest_first_up_to_the_limit(
+async def test_images_that_wait_together_run_together_oldest_first_up_to_the_batch_limit(
     batcher: Batcher, engine: FakeEngine
 ) -> None:
     first = await occupy(batcher, engine)
@@ -72,13 +72,13 @@ async def test_what_waits_together_runs_together_oldest_first_up_to_the_limit(
 def test_row_i_out_belongs_to_row_i_in_and_each_resolves_once(
     pauses: list[int], cancelled: set[int], largest: int
 ) -> None:
-    """Under random arrival and random cancellation. A future that is resolved twice raises InvalidStateError."""
+    """Images arrive and are cancelled at random. A future that is resolved twice raises InvalidStateError."""
 
     async def scenario() -> None:
         faults: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
         engine = FakeEngine(largest)
-        batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: faults.append("died"))
+        batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: faults.append("lost"))
         batcher.start()
         tasks = []
         for identity, pause in enumerate(pauses):
@@ -100,40 +100,40 @@ def test_row_i_out_belongs_to_row_i_in_and_each_resolves_once(
     asyncio.run(scenario())
 
 
-async def test_a_cancelled_entry_is_skipped_and_its_mates_are_answered(batcher: Batcher, engine: FakeEngine) -> None:
+async def test_a_cancelled_entry_is_skipped_and_the_others_are_answered(batcher: Batcher, engine: FakeEngine) -> None:
     first = await occupy(batcher, engine)
-    gone, mate = submit(batcher, 1), submit(batcher, 2)
+    cancelled, other = submit(batcher, 1), submit(batcher, 2)
     await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait([gone])
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
     engine.open.set()
-    await asyncio.gather(first, mate)
-    assert gone.cancelled()
+    await asyncio.gather(first, other)
+    assert cancelled.cancelled()
     assert engine.batches == [[0], [2]]
 
 
-async def test_an_entry_cancelled_while_its_batch_runs_leaves_its_mates_alone(
+async def test_an_entry_cancelled_while_its_batch_runs_leaves_the_others_alone(
     batcher: Batcher, engine: FakeEngine
 ) -> None:
     first = await occupy(batcher, engine)
-    gone, mate = submit(batcher, 1), submit(batcher, 2)
+    cancelled, other = submit(batcher, 1), submit(batcher, 2)
     await asyncio.sleep(0)
     engine.open.set()
     await first
     engine.open.clear()
-    gone.cancel()
+    cancelled.cancel()
     engine.open.set()
-    assert (await mate).features[0] == 2
+    assert (await other).features[0] == 2
 
 
 async def test_an_expired_entry_is_never_run(batcher: Batcher, engine: FakeEngine) -> None:
     first = await occupy(batcher, engine)
-    late, mate = submit(batcher, 1, Deadline.after(0.0)), submit(batcher, 2, Deadline.after(60.0))
+    late, other = submit(batcher, 1, Deadline.after(0.0)), submit(batcher, 2, Deadline.after(60.0))
     await asyncio.sleep(0)
     engine.open.set()
     with pytest.raises(DeadlineExceeded):
         await late
-    await asyncio.gather(first, mate)
+    await asyncio.gather(first, other)
     assert engine.batches == [[0], [2]]
 
 
@@ -153,8 +153,8 @@ async def test_an_engine_error_fails_its_own_batch_only(
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(poison=st.sets(st.integers(1, 9), max_size=4), endless=st.sets(st.integers(1, 9), max_size=4))
-def test_bad_images_fail_alone_and_their_mates_are_answered(poison: set[int], endless: set[int]) -> None:
+@given(poison=st.sets(st.integers(1, 9), max_size=4), not_finite=st.sets(st.integers(1, 9), max_size=4))
+def test_bad_images_fail_alone_and_the_others_are_answered(poison: set[int], not_finite: set[int]) -> None:
     async def scenario() -> None:
         engine = FakeEngine(8)
         batcher = Batcher([engine], ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: None)
@@ -162,12 +162,12 @@ def test_bad_images_fail_alone_and_their_mates_are_answered(poison: set[int], en
         engine.open.clear()
         tasks = [submit(batcher, identity) for identity in range(10)]
         await engine.begun()
-        engine.poison, engine.endless = poison, endless
+        engine.poison, engine.not_finite = poison, not_finite
         engine.open.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         await batcher.close()
         for identity, outcome in enumerate(outcomes):
-            if identity in poison | endless:
+            if identity in poison | not_finite:
                 assert isinstance(outcome, EngineFailed)
             else:
                 assert isinstance(outcome, InferenceResult), outcome
@@ -186,15 +186,15 @@ async def test_missing_rows_fail_the_batch(
 
 
 @pytest.mark.parametrize("end", [SystemExit(), EngineLost("an illegal address")])
-async def test_if_an_engine_is_lost_it_is_told_and_everyone_is_answered(
-    batcher: Batcher, engine: FakeEngine, death: asyncio.Event, end: BaseException
+async def test_a_lost_engine_is_reported_and_every_call_is_answered(
+    batcher: Batcher, engine: FakeEngine, engine_lost: asyncio.Event, end: BaseException
 ) -> None:
     running = await occupy(batcher, engine)
     waiting = submit(batcher, 1)
     await asyncio.sleep(0)
     engine.failures.append(end)
     engine.open.set()
-    await death.wait()
+    await engine_lost.wait()
     for task in (running, waiting, submit(batcher, 2)):
         with pytest.raises(EngineLost):
             await task
@@ -221,7 +221,7 @@ async def test_shutdown_answers_the_running_batch_and_resolves_what_is_left(
 
 @pytest.fixture
 def pair() -> tuple[FakeEngine, FakeEngine]:
-    """Two engines that hold their runs; `begun` of either waits for a run of any."""
+    """Two engines that hold their runs. `begun` of either waits for a run of any of them."""
     first, second = FakeEngine(2), FakeEngine(2)
     second.runs = first.runs
     first.open.clear()
@@ -230,12 +230,12 @@ def pair() -> tuple[FakeEngine, FakeEngine]:
 
 
 async def occupy_both(batcher: Batcher, pair: tuple[FakeEngine, FakeEngine]) -> "list[asyncio.Task[InferenceResult]]":
-    """Make both hold a batch of one image; returns the tasks in the order of the engines."""
+    """Makes both engines hold a batch of one image. Returns the tasks in the order of the engines."""
     tasks = []
     for identity in (0, 1):
         tasks.append(submit(batcher, identity))
         await pair[0].begun()
-    assert sorted(engine.batches for engine in pair) == [[[0]], [[1]]], "an idle engine takes what a busy one cannot"
+    assert sorted(engine.batches for engine in pair) == [[[0]], [[1]]], "the idle engine must take the second image"
     return [tasks[engine.batches[0][0]] for engine in pair]
 
 
@@ -251,11 +251,13 @@ async def test_engines_side_by_side_share_the_queue(pair: tuple[FakeEngine, Fake
     await batcher.close()
     assert [answer.features[0] for answer in answers] == list(range(2, 8))
     batches = [batch for engine in pair for batch in engine.batches]
-    assert sorted(identity for batch in batches for identity in batch) == list(range(8)), "each is run exactly once"
+    assert sorted(identity for batch in batches for identity in batch) == list(range(8)), (
+        "each image must run exactly once"
+    )
     assert max(map(len, batches)) == 2
 
 
-async def test_an_idle_engine_takes_what_fills_no_place_in_anothers_batch() -> None:
+async def test_an_idle_engine_takes_what_does_not_fit_into_the_batch_of_another() -> None:
     engines = FakeEngine(1), FakeEngine(1)
     engines[1].runs = engines[0].runs
     for engine in engines:
@@ -272,18 +274,18 @@ async def test_an_idle_engine_takes_what_fills_no_place_in_anothers_batch() -> N
 
 
 @pytest.mark.parametrize("other_lost_too", [False, True])
-async def test_one_lost_engine_ends_them_all_and_says_so_once(
+async def test_one_lost_engine_ends_all_of_them_and_is_reported_once(
     pair: tuple[FakeEngine, FakeEngine], other_lost_too: bool
 ) -> None:
-    deaths: asyncio.Queue[None] = asyncio.Queue()
-    batcher = Batcher(pair, ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: deaths.put_nowait(None))
+    losses: asyncio.Queue[None] = asyncio.Queue()
+    batcher = Batcher(pair, ROW_SHAPE, Metrics().of_model("fake", "7"), lambda: losses.put_nowait(None))
     batcher.start()
     lost, other = await occupy_both(batcher, pair)
     waiting = submit(batcher, 2)
     await asyncio.sleep(0)
     pair[0].failures.append(EngineLost("an illegal address"))
     pair[0].open.set()
-    await deaths.get()
+    await losses.get()
     for task in (lost, waiting, submit(batcher, 3)):
         with pytest.raises(EngineLost):
             await task
@@ -296,7 +298,7 @@ async def test_one_lost_engine_ends_them_all_and_says_so_once(
     else:
         assert (await other).batch_size == 1
     await batcher.close()
-    assert deaths.empty()
+    assert losses.empty()
     assert [len(engine.batches) for engine in pair] == [1, 1]
 
 

@@ -1,4 +1,4 @@
-"""Work in a thread of its own: what becomes of its result, and of one that nobody waits for any more."""
+"""The result of the work reaches the future, or is discarded if the future was cancelled."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ import pytest
 from zfserve_server.batching.daemon_thread import run_in_daemon_thread
 
 
-async def test_what_the_work_returns_or_raises() -> None:
+async def test_the_future_gets_the_result_or_the_exception() -> None:
     discarded: list[int] = []
     assert await run_in_daemon_thread(lambda: 7, "work", discarded.append) == 7
     with pytest.raises(ZeroDivisionError):
@@ -15,8 +15,8 @@ async def test_what_the_work_returns_or_raises() -> None:
     assert discarded == []
 
 
-async def test_what_comes_after_the_cancel_is_discarded() -> None:
-    go, gone = threading.Event(), asyncio.Event()
+async def test_a_result_after_the_cancel_is_discarded() -> None:
+    go, was_discarded = threading.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     discarded: list[int] = []
 
@@ -27,11 +27,11 @@ async def test_what_comes_after_the_cancel_is_discarded() -> None:
 
     def discard(result: int) -> None:
         discarded.append(result)
-        loop.call_soon_threadsafe(gone.set)
+        loop.call_soon_threadsafe(was_discarded.set)
 
     waiting = run_in_daemon_thread(work, "work", discard)
     waiting.cancel()
-    await asyncio.sleep(0)  # in which the cancel reaches the thread's side
+    await asyncio.sleep(0)  # lets the cancel reach the future of the thread
     go.set()
-    await gone.wait()
+    await was_discarded.wait()
     assert discarded == [7]

@@ -1,4 +1,4 @@
-"""Who is next, and that whoever waits for somebody hears of them."""
+"""The order in which entries are taken, and the wake-ups of the threads that take them."""
 
 import threading
 from collections import Counter
@@ -20,10 +20,10 @@ class Image:
 
 CALLERS = st.builds(CallerIdentity, st.sampled_from("abc"), st.sampled_from(Priority))
 MOVES = st.lists(st.one_of(CALLERS, st.none()), max_size=200)
-"""Arrivals, and None for an image that is taken."""
+"""A move is the sender of an image that arrives, or None for one image that is taken."""
 
 
-def in_line(scheduler: FairScheduler[Image], *callers: CallerIdentity) -> list[Image]:
+def add_images(scheduler: FairScheduler[Image], *callers: CallerIdentity) -> list[Image]:
     images = [Image(caller, number) for number, caller in enumerate(callers)]
     for image in images:
         scheduler.add(image)
@@ -36,31 +36,33 @@ def drain(scheduler: FairScheduler[Image]) -> list[Image]:
 
 def test_one_client_is_served_in_the_order_of_its_requests() -> None:
     scheduler = FairScheduler[Image]()
-    images = in_line(scheduler, *[CallerIdentity("a")] * 5)
+    images = add_images(scheduler, *[CallerIdentity("a")] * 5)
     assert drain(scheduler) == images
     assert scheduler.pop() is None
 
 
 def test_clients_take_turns() -> None:
     scheduler = FairScheduler[Image]()
-    in_line(scheduler, *map(CallerIdentity, "aaaabbc"))
+    add_images(scheduler, *map(CallerIdentity, "aaaabbc"))
     assert "".join(image.caller.client for image in drain(scheduler)) == "abcabaa"
 
 
-def test_interactive_goes_first_and_bulk_has_its_share() -> None:
+def test_interactive_precedes_bulk_and_bulk_gets_its_share() -> None:
     scheduler = FairScheduler[Image]()
-    in_line(scheduler, *[CallerIdentity("a", BULK)] * 3, *[CallerIdentity("a")] * 16)
+    add_images(scheduler, *[CallerIdentity("a", BULK)] * 3, *[CallerIdentity("a")] * 16)
     taken = "".join(image.caller.priority[0] for image in drain(scheduler))
     assert taken == "iiiiiii" + "b" + "iiiiiii" + "b" + "ii" + "b"
 
 
 @given(MOVES)
-def test_the_rule_of_the_line(moves: list[CallerIdentity | None]) -> None:
-    """Everyone is taken once, a client's own in order; interactive goes first, but while bulk waits one in eight is
-    bulk; and of clients that wait side by side nobody is taken twice before the other is taken once."""
+def test_the_order_is_fair(moves: list[CallerIdentity | None]) -> None:
+    """Each image is taken once, and those of one client in order. Interactive images precede bulk images, but while
+    bulk waits one in eight is bulk. Of two waiting clients none is taken twice before the other is taken once."""
     scheduler, waiting, taken = FairScheduler[Image](), list[Image](), list[Image]()
     since_bulk = 0
-    since_taken = Counter[tuple[CallerIdentity, CallerIdentity]]()  # (who was taken, who waited): times in a row
+    since_taken = Counter[
+        tuple[CallerIdentity, CallerIdentity]
+    ]()  # times in a row that the first sender was taken while the second waited
     for number, caller in enumerate([*moves, *[None] * len(moves)]):
         if caller is not None:
             waiting.append(image := Image(caller, number))
@@ -93,25 +95,25 @@ def any_waits(waiting: list[Image], caller: CallerIdentity) -> bool:
 
 
 @given(st.lists(CALLERS, min_size=1, max_size=30), st.data())
-def test_whoever_withdraws_is_not_taken(callers: list[CallerIdentity], data: st.DataObject) -> None:
+def test_a_removed_image_is_not_taken(callers: list[CallerIdentity], data: st.DataObject) -> None:
     queue = FairQueue[Image]()
     images = [Image(caller) for caller in callers]
     for image in images:
         queue.add(image)
-    gone = data.draw(st.sets(st.sampled_from(images)))
-    for image in [*gone, *gone]:
+    removed = data.draw(st.sets(st.sampled_from(images)))
+    for image in [*removed, *removed]:
         queue.remove(image)
-    assert len(queue) == len(images) - len(gone)
-    assert set(queue.close(0)) == set(images) - gone
+    assert len(queue) == len(images) - len(removed)
+    assert set(queue.close(0)) == set(images) - removed
 
 
-def test_whoever_withdraws_too_late_is_told_so_without_being_spelt_out() -> None:
-    class Unspeakable(Image):
+def test_remove_returns_false_for_a_taken_image_and_does_not_format_it() -> None:
+    class Unformattable(Image):
         def __repr__(self) -> str:
             raise AssertionError("an image has 150,528 numbers")
 
     queue = FairQueue[Image]()
-    taken, waiting = Unspeakable(CallerIdentity(), 0), Unspeakable(CallerIdentity(), 1)
+    taken, waiting = Unformattable(CallerIdentity(), 0), Unformattable(CallerIdentity(), 1)
     queue.add(taken)
     queue.add(waiting)
     assert queue.take_batch(1, lambda image: True) == [taken]
@@ -121,7 +123,7 @@ def test_whoever_withdraws_too_late_is_told_so_without_being_spelt_out() -> None
     assert len(queue) == 0
 
 
-def test_those_that_are_not_live_are_left_out_and_do_not_come_back() -> None:
+def test_images_that_are_not_live_are_dropped() -> None:
     queue = FairQueue[Image]()
     for number in range(5):
         queue.add(Image(CallerIdentity(), number))
@@ -129,7 +131,7 @@ def test_those_that_are_not_live_are_left_out_and_do_not_come_back() -> None:
     assert [image.number for image in queue.take_batch(2, lambda image: True)] == [4]
 
 
-def test_a_line_that_is_closed_gives_nothing_and_lets_everyone_go() -> None:
+def test_a_closed_queue_gives_nothing_and_wakes_every_thread() -> None:
     queue = FairQueue[Image]()
     threads = [threading.Thread(target=queue.take_batch, args=(4, lambda image: True)) for _ in range(3)]
     for thread in threads:
@@ -140,7 +142,7 @@ def test_a_line_that_is_closed_gives_nothing_and_lets_everyone_go() -> None:
     assert queue.take_batch(1, lambda image: True) == []
 
 
-def test_images_from_one_thread_reach_several_each_once() -> None:
+def test_several_threads_take_each_image_once() -> None:
     queue, taken = FairQueue[Image](), list[Image]()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""`zfserve serve` as a process of its own, from a lost engine to its exit status."""
+"""The process `zfserve serve` ends with its own exit status when its engine is lost."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def classify(address: str, value: int) -> pb.ClassifyResponse:
     return answer
 
 
-def test_the_process_ends_by_itself_with_a_status_of_its_own(colour_bundle: ColourBundle, tmp_path: Path) -> None:
+def test_a_lost_engine_ends_the_process_with_its_own_exit_status(colour_bundle: ColourBundle, tmp_path: Path) -> None:
     flags = ("--no-worker", "--precision", "fp32", "--engine", "onnx-cpu", "--threads", "1")
     with running_service(
         colour_bundle().folder, tmp_path, *flags, program=(str(FRAGILE),), ends_with=EXIT_ENGINE_LOST
@@ -35,6 +35,6 @@ def test_the_process_ends_by_itself_with_a_status_of_its_own(colour_bundle: Colo
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         service.process.wait(timeout=60)
     log = service.log.read_text()
-    (last_word,) = (line for line in log.splitlines() if "supervisor" in line)
-    assert "critical" in last_word.lower()
-    assert "an engine was lost" in last_word
+    (last_line,) = (line for line in log.splitlines() if "supervisor" in line)
+    assert "critical" in last_line.lower()
+    assert "an engine was lost" in last_line

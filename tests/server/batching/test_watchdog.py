@@ -1,4 +1,4 @@
-"""Engines that hang: what their callers hear, and who serves next."""
+"""Hung engines: the errors that callers get, and the engine that serves next."""
 
 import asyncio
 import gc
@@ -18,19 +18,19 @@ from zfserve_server.batching.queue_entry import InferenceResult
 from zfserve_server.batching.watchdog import MAX_HUNG_ENGINES, WatchdogPolicy
 
 TIMEOUT_S = 0.4
-"""Far longer than a run of an engine that does nothing."""
+"""Far longer than a run of an engine that does not hang."""
 
 NEVER = Deadline()
 
 
-class Engines:
-    """Those that are opened in place of one that hangs, and what the batcher told meanwhile."""
+class Spares:
+    """Opens engines in place of hung ones, and records the calls of the batcher's callbacks."""
 
     def __init__(self) -> None:
         self.opened: list[FakeEngine] = []
         self.hanging = 0
         self.stalls: asyncio.Queue[bool] = asyncio.Queue()
-        self.dead = asyncio.Event()
+        self.engine_lost = asyncio.Event()
 
     def reopen(self) -> Engine:
         engine = FakeEngine()
@@ -42,17 +42,17 @@ class Engines:
 
 
 @pytest.fixture
-def spare() -> Engines:
-    return Engines()
+def spares() -> Spares:
+    return Spares()
 
 
 @asynccontextmanager
-async def batching(*engines: FakeEngine, spare: Engines, reopen: Callable[[], Engine] | None) -> AsyncIterator[Batcher]:
-    policy = WatchdogPolicy(TIMEOUT_S, reopen, spare.stalls.put_nowait)
-    batcher = Batcher(engines, (SIDE, SIDE, 3), Metrics().of_model("fake", "7"), spare.dead.set, policy)
+async def batching(*engines: FakeEngine, spares: Spares, reopen: Callable[[], Engine] | None) -> AsyncIterator[Batcher]:
+    policy = WatchdogPolicy(TIMEOUT_S, reopen, spares.stalls.put_nowait)
+    batcher = Batcher(engines, (SIDE, SIDE, 3), Metrics().of_model("fake", "7"), spares.engine_lost.set, policy)
     batcher.start()
     yield batcher
-    for engine in (*engines, *spare.opened):
+    for engine in (*engines, *spares.opened):
         engine.open.set()
     await batcher.close()
 
@@ -61,24 +61,24 @@ def submit(batcher: Batcher, identity: int) -> "asyncio.Task[InferenceResult]":
     return asyncio.create_task(batcher.submit(pixels_of(identity), NEVER))
 
 
-async def test_a_fresh_engine_serves_in_place_of_one_that_hangs(engine: FakeEngine, spare: Engines) -> None:
-    async with batching(engine, spare=spare, reopen=spare.reopen) as batcher:
+async def test_a_new_engine_replaces_one_that_hangs(engine: FakeEngine, spares: Spares) -> None:
+    async with batching(engine, spares=spares, reopen=spares.reopen) as batcher:
         engine.open.clear()
         caught = submit(batcher, 1)
         await engine.begun()
         waiting = submit(batcher, 2)
-        assert await spare.stalls.get() is True
+        assert await spares.stalls.get() is True
         with pytest.raises(EngineHung):
             await caught
-        assert await spare.stalls.get() is False
-        assert (await waiting).features[0] == 2, "who was not in the batch has lost nothing but time"
+        assert await spares.stalls.get() is False
+        assert (await waiting).features[0] == 2, "an image outside the hung batch must only wait longer"
         assert (await submit(batcher, 3)).features[0] == 3
         assert engine.batches == [[1]]
         assert not batcher.stalled
-        assert not spare.dead.is_set()
+        assert not spares.engine_lost.is_set()
 
 
-async def test_a_hung_engine_that_comes_to_is_closed_and_lets_go_of_its_memory(spare: Engines) -> None:
+async def test_a_hung_engine_that_returns_is_closed_and_frees_its_memory(spares: Spares) -> None:
     closed = threading.Event()
 
     class SlowEngine(FakeEngine):
@@ -87,17 +87,17 @@ async def test_a_hung_engine_that_comes_to_is_closed_and_lets_go_of_its_memory(s
 
     engine = SlowEngine()
     gone = weakref.ref(engine)
-    async with batching(engine, spare=spare, reopen=spare.reopen) as batcher:
+    async with batching(engine, spares=spares, reopen=spares.reopen) as batcher:
         engine.open.clear()
         caught = submit(batcher, 1)
         with pytest.raises(EngineHung):
             await caught
-        assert await spare.stalls.get() is True
-        assert await spare.stalls.get() is False
+        assert await spares.stalls.get() is True
+        assert await spares.stalls.get() is False
         engine.open.set()
         assert await asyncio.to_thread(closed.wait, 30)
         assert (await submit(batcher, 2)).features[0] == 2
-        assert engine.batches == [[1]], "it takes nothing any more"
+        assert engine.batches == [[1]], "it must take no further batch"
     thread = next((thread for thread in threading.enumerate() if thread.name == "engine"), None)
     if thread is not None:
         await asyncio.to_thread(thread.join)
@@ -106,10 +106,10 @@ async def test_a_hung_engine_that_comes_to_is_closed_and_lets_go_of_its_memory(s
     assert gone() is None
 
 
-async def test_with_another_engine_at_work_nothing_stalls(spare: Engines) -> None:
+async def test_nothing_stalls_while_another_engine_works(spares: Spares) -> None:
     pair = FakeEngine(1), FakeEngine(1)
     pair[1].runs = pair[0].runs
-    async with batching(*pair, spare=spare, reopen=spare.reopen) as batcher:
+    async with batching(*pair, spares=spares, reopen=spares.reopen) as batcher:
         for engine in pair:
             engine.open.clear()
         tasks = [submit(batcher, identity) for identity in (1, 2)]
@@ -120,35 +120,35 @@ async def test_with_another_engine_at_work_nothing_stalls(spare: Engines) -> Non
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["EngineHung", "InferenceResult"]
         assert (await submit(batcher, 3)).features[0] == 3
-        assert spare.stalls.empty()
+        assert spares.stalls.empty()
 
 
-@pytest.mark.parametrize("way", ["no fresh engine helps here", "it cannot be opened", "the fresh one hangs at once"])
-async def test_where_a_fresh_engine_does_not_help_the_batcher_gives_up(
-    engine: FakeEngine, spare: Engines, way: str
+@pytest.mark.parametrize("reason", ["only a new process helps", "it cannot be opened", "the new engine hangs at once"])
+async def test_the_batcher_gives_up_if_a_new_engine_does_not_help(
+    engine: FakeEngine, spares: Spares, reason: str
 ) -> None:
     def unavailable() -> Engine:
         raise EngineUnavailable("no")
 
-    spare.hanging = 1
-    reopen = {"no": None, "it": unavailable, "the": spare.reopen}[way.split()[0]]
-    async with batching(engine, spare=spare, reopen=reopen) as batcher:
+    spares.hanging = 1
+    reopen = {"only": None, "it": unavailable, "the": spares.reopen}[reason.split()[0]]
+    async with batching(engine, spares=spares, reopen=reopen) as batcher:
         engine.open.clear()
         caught = submit(batcher, 1)
         await engine.begun()
         waiting = submit(batcher, 2)
-        await spare.dead.wait()
+        await spares.engine_lost.wait()
         with pytest.raises(EngineHung):
             await caught
-        with pytest.raises(EngineHung if spare.opened else EngineLost):
+        with pytest.raises(EngineHung if spares.opened else EngineLost):
             await waiting
         with pytest.raises(EngineLost):
             await submit(batcher, 3)
         assert batcher.engine_lost
 
 
-async def test_too_many_hung_engines_are_more_than_a_process_should_hold(engine: FakeEngine, spare: Engines) -> None:
-    async with batching(engine, spare=spare, reopen=spare.reopen) as batcher:
+async def test_the_batcher_gives_up_when_too_many_engines_hang(engine: FakeEngine, spares: Spares) -> None:
+    async with batching(engine, spares=spares, reopen=spares.reopen) as batcher:
         serving = engine
         for number in range(MAX_HUNG_ENGINES + 1):
             assert (await submit(batcher, number)).features[0] == number
@@ -156,16 +156,16 @@ async def test_too_many_hung_engines_are_more_than_a_process_should_hold(engine:
             with pytest.raises(EngineHung):
                 await submit(batcher, 9)
             if number < MAX_HUNG_ENGINES:
-                assert [await spare.stalls.get(), await spare.stalls.get()] == [True, False]
-                serving = spare.opened[-1]
-        assert spare.dead.is_set()
+                assert [await spares.stalls.get(), await spares.stalls.get()] == [True, False]
+                serving = spares.opened[-1]
+        assert spares.engine_lost.is_set()
 
 
-async def test_closing_leaves_an_engine_that_hangs_behind(
-    engine: FakeEngine, spare: Engines, monkeypatch: pytest.MonkeyPatch
+async def test_closing_abandons_an_engine_that_hangs(
+    engine: FakeEngine, spares: Spares, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zfserve_server.batching.batcher.CLOSE_GRACE_S", 0.05)
-    async with batching(engine, spare=spare, reopen=None) as batcher:
+    async with batching(engine, spares=spares, reopen=None) as batcher:
         engine.open.clear()
         caught = submit(batcher, 1)
         await engine.begun()
@@ -173,4 +173,4 @@ async def test_closing_leaves_an_engine_that_hangs_behind(
         with pytest.raises(EngineHung):
             await caught
         assert batcher.engine_lost
-        assert not engine.closed, "its thread uses it"
+        assert not engine.closed, "its thread still uses it"

@@ -1,4 +1,4 @@
-"""ModelRegistry: found by name and version, and what is said where there is none."""
+"""The registry finds models by name and version, and says which models exist if there is none."""
 
 import pytest
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request
@@ -51,7 +51,7 @@ def test_the_first_name_and_the_newest_version_are_the_defaults(
     ("wanted", "field", "says"),
     [(("bird", ""), "model.name", "birds, fish"), (("fish", "1"), "model.version", "only in 5")],
 )
-def test_what_is_not_served_is_refused_with_what_is(
+def test_the_error_for_an_unknown_model_lists_the_models_that_are_served(
     models: ModelRegistry, wanted: tuple[str, str], field: str, says: str
 ) -> None:
     with pytest.raises(NotFound, match=says) as refused:
@@ -59,12 +59,12 @@ def test_what_is_not_served_is_refused_with_what_is(
     assert refused.value.field == field
 
 
-def test_before_the_first_model_the_start_is_told_of() -> None:
+def test_before_the_first_model_the_error_says_that_the_service_starts() -> None:
     with pytest.raises(Starting):
         ModelRegistry(lambda: Starting("the service is starting")).find()
 
 
-def test_what_is_known_of_versions_that_do_not_serve(models: ModelRegistry) -> None:
+def test_the_status_of_versions_that_do_not_serve(models: ModelRegistry) -> None:
     loading = ModelStatus("birds", "10", ModelState.LOADING, "compiling")
     failed = ModelStatus("fish", "6", ModelState.FAILED, "model.onnx is missing")
     for status in (loading, failed):
@@ -83,12 +83,12 @@ def test_what_is_known_of_versions_that_do_not_serve(models: ModelRegistry) -> N
         models.find("fish", "6")
     models.add(served("birds", "10"))
     assert models.find().manifest.version == "10"
-    models.clear_status(loading)  # which is not what is known any more
+    models.clear_status(loading)  # no effect: the version is ready by now
     models.clear_status(failed)
     assert [status.version for status in models.statuses()] == ["10", "2", "1", "5"]
 
 
-def test_a_version_that_is_put_in_again_is_found_in_place_of_the_first(models: ModelRegistry) -> None:
+def test_a_model_that_is_added_again_replaces_the_first(models: ModelRegistry) -> None:
     first, again = models.find("fish"), served("fish", "5")
     models.add(again)
     models.remove(first)
@@ -98,7 +98,7 @@ def test_a_version_that_is_put_in_again_is_found_in_place_of_the_first(models: M
         models.find("fish")
 
 
-async def test_a_request_names_its_model(server: Running) -> None:
+async def test_a_request_can_name_its_model(server: Running) -> None:
     request = classify_request(3)
     request.model.CopyFrom(pb.ModelSelector(name=MANIFEST.name, version=MANIFEST.version))
     assert (await server.vision.Classify(request)).model.version == MANIFEST.version

@@ -1,4 +1,4 @@
-"""Versions copied into the folder of a real process, whose clients notice nothing but the new answers."""
+"""Versions are copied into the folder of a real process, and its clients notice only the new answers."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_half_copied_and_bad_versions_are_refused_and_good_ones_take_over(
 
         def keep_asking() -> None:
             while not over.is_set():
-                answers.append(client.classify(RED))  # which raises where one is lost
+                answers.append(client.classify(RED))  # raises if an answer is lost
 
         asking = threading.Thread(target=keep_asking)
         asking.start()
@@ -65,7 +65,7 @@ def test_half_copied_and_bad_versions_are_refused_and_good_ones_take_over(
 
 
 def _falsify_golden(bundle: Bundle) -> None:
-    """Other outputs than the network gives, in a bundle that is whole."""
+    """Writes wrong golden outputs into a bundle, with a digest that fits."""
     golden, file = load_golden(bundle), bundle.folder / MANIFEST
     write_golden(Golden(golden.pixels, {"fp32": golden.probabilities["fp32"][:, ::-1]}), bundle.folder)
     manifest = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""From the open port to the first answer, with an engine that opens step by step as the test allows."""
+"""The start, from the open port to the first answer, with an engine that opens step by step as the test allows."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 import grpc
 import pytest
+from fakes.model_repository import FakeModelRepository
 from fakes.serving import MANIFEST, FakeEngine, FakeWorker, classify_request, raw_image
-from fakes.shelf import Shelf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import running_service, zfserve
 from zfserve_engines.contract import EngineName, EngineUnavailable
@@ -47,10 +47,10 @@ ColourBundle = Callable[..., Bundle]
 
 @dataclass
 class SlowOpening:
-    """Opens an engine in the steps that the test sends, and ends with the engine or the error that it sends.
+    """Opens an engine in the steps that the test sends, and ends with the engine or with the error that it sends.
 
     Attributes:
-        cancelled: whether a report was answered with the wish to stop.
+        cancelled: True once a report was answered with a cancellation.
     """
 
     engine: FakeEngine = field(default_factory=FakeEngine)
@@ -58,9 +58,9 @@ class SlowOpening:
     _sent: list[Step | BaseException | None] = field(default_factory=list)
     _permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def send(self, what: Step | BaseException | None) -> None:
-        """A step to report, an error to raise; None: the engine is open."""
-        self._sent.append(what)
+    def send(self, event: Step | BaseException | None) -> None:
+        """Sends a step to report, an error to raise, or None to return the open engine."""
+        self._sent.append(event)
         self._permits.release()
 
     def open(self, found: FoundVersion, report: Report) -> OpenedVersion:
@@ -81,8 +81,8 @@ class SlowOpening:
 
 
 @dataclass
-class Beginning:
-    """A server that listens; its engine opens as `opening` is told."""
+class StartingServer:
+    """A server that listens. Its engine opens in the steps that `opening` gets."""
 
     opening: SlowOpening
     stop: StopRequest
@@ -97,25 +97,25 @@ class Beginning:
 
     @asynccontextmanager
     async def watch(self, service: str) -> AsyncIterator[Callable[[], Awaitable[int | None]]]:
-        """The next status of a service, as health's Watch tells it; None once it has ended."""
+        """Yields a function that returns the next status of a service's health Watch, or None at its end."""
         call = health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(service=service))
 
-        async def following() -> int | None:
+        async def next_status() -> int | None:
             answer = await call.read()
             return None if answer is grpc.aio.EOF else answer.status
 
-        yield following
+        yield next_status
         call.cancel()
 
     async def reach(self, step: Step) -> None:
-        """Report a step, and wait until the server tells of it."""
-        async with self.watch(phase_service(step.phase)) as following:
+        """Reports a step, and waits until the server's health shows it."""
+        async with self.watch(phase_service(step.phase)) as next_status:
             self.opening.send(step)
-            while await following() != SERVING:
+            while await next_status() != SERVING:
                 pass
 
     async def refusal(self) -> ServiceError | None:
-        """Of one call of each method, all refused alike."""
+        """Calls each method once and returns the error, which must be the same for all."""
         stub = VisionServiceStub(self.channel)
         calls = (
             stub.Classify(classify_request(1)),
@@ -134,7 +134,7 @@ class Beginning:
 
 @contextmanager
 def logged(logger_name: str, message: str) -> Iterator["asyncio.Future[dict[str, Any]]"]:
-    """The fields of the first such line that the body logs."""
+    """Yields a future of the fields of the first log line with this message."""
     fields: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     class Listener(logging.Handler):
@@ -151,13 +151,13 @@ def logged(logger_name: str, message: str) -> Iterator["asyncio.Future[dict[str,
 
 
 @asynccontextmanager
-async def beginning(**settings: object) -> AsyncIterator[Beginning]:
-    """A server until it listens; at the end stop it, unless it has ended."""
+async def starting_server(**settings: object) -> AsyncIterator[StartingServer]:
+    """Starts a server and yields it once it listens. Stops it at the end, unless it has ended."""
     chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
     chosen.update(settings)
     opening, stop = SlowOpening(), StopRequest()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
-    config, found = ServerConfig.model_validate(chosen), Shelf().put(MANIFEST)
+    config, found = ServerConfig.model_validate(chosen), FakeModelRepository().put(MANIFEST)
     with logged("zfserve_server.app", "listening") as listening:
         source = ModelSource(lambda: [found], opening.open)
         serving = serve(config, source, stop, lambda ports, _: ready.set_result(ports))
@@ -165,7 +165,7 @@ async def beginning(**settings: object) -> AsyncIterator[Beginning]:
         await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{listening.result()['port']}") as channel:
         try:
-            yield Beginning(opening, stop, task, ready, channel)
+            yield StartingServer(opening, stop, task, ready, channel)
         finally:
             if not task.done():
                 stop.ask("the test is over")
@@ -174,19 +174,19 @@ async def beginning(**settings: object) -> AsyncIterator[Beginning]:
 
 
 @pytest.fixture(autouse=True)
-def _told(caplog: pytest.LogCaptureFixture) -> None:
+def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "zfserve_server")
 
 
-async def test_every_phase_is_told_and_calls_are_refused_until_the_engine_is_ready(
+async def test_each_phase_is_reported_and_calls_are_refused_until_the_engine_is_ready(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with beginning() as server, server.watch(VISION_SERVICE) as service, server.watch(SERVER) as whole:
+    async with starting_server() as server, server.watch(VISION_SERVICE) as service, server.watch(SERVER) as whole:
         assert await service() == await whole() == NOT_SERVING
         refusal = await server.refusal()
         assert isinstance(refusal, Starting)
         assert "starting: choosing an engine" in refusal.message
-        for step, said in (
+        for step, text in (
             (Step("tensorrt", Phase.COMPILING, 0.42), "compiling the engine tensorrt (42%) for fake 7"),
             (Step("onnx-cpu", Phase.LOADING), "loading the engine onnx-cpu"),
             (Step("onnx-cpu", Phase.WARMING), "warming the engine onnx-cpu"),
@@ -197,7 +197,7 @@ async def test_every_phase_is_told_and_calls_are_refused_until_the_engine_is_rea
             assert await server.status(VISION_SERVICE) == NOT_SERVING
             refusal = await server.refusal()
             assert isinstance(refusal, Starting)
-            assert said in refusal.message
+            assert text in refusal.message
             assert refusal.retry_after_s is not None
         assert not server.ready.done()
         server.opening.send(None)
@@ -218,38 +218,38 @@ async def test_every_phase_is_told_and_calls_are_refused_until_the_engine_is_rea
 
 
 async def test_an_engine_that_failed_to_open_ends_the_server_with_its_error() -> None:
-    """Ungrouped, so that the command can say it in one line."""
-    async with beginning() as server:
+    """The error is not wrapped in an exception group, so that the command can print it in one line."""
+    async with starting_server() as server:
         await server.reach(Step("tensorrt", Phase.LOADING))
-        async with server.watch(VISION_SERVICE) as following:
-            assert await following() == NOT_SERVING
+        async with server.watch(VISION_SERVICE) as next_status:
+            assert await next_status() == NOT_SERVING
             server.opening.send(EngineUnavailable("no engine can serve"))
             with pytest.raises(EngineUnavailable, match="no engine can serve"):
                 await server.ended
 
 
 async def test_a_device_lost_while_the_engine_opens_ends_the_server_with_that() -> None:
-    async with beginning() as server:
+    async with starting_server() as server:
         server.opening.send(EngineLost("the card fell off the bus"))
         with pytest.raises(EngineLost):
             await server.ended
 
 
 async def test_a_stop_during_the_start_ends_the_opening_at_its_next_report() -> None:
-    async with beginning() as server:
+    async with starting_server() as server:
         await server.reach(Step("tensorrt", Phase.COMPILING, 0.1))
-        async with server.watch(VISION_SERVICE) as following:
-            assert await following() == NOT_SERVING
+        async with server.watch(VISION_SERVICE) as next_status:
+            assert await next_status() == NOT_SERVING
             server.stop.ask("SIGTERM")
-            assert await following() is None
+            assert await next_status() is None
             server.opening.send(Step("tensorrt", Phase.COMPILING, 0.2))
             await server.ended
         assert server.opening.cancelled
         assert not server.ready.done()
 
 
-async def test_an_engine_that_is_open_by_the_time_of_the_stop_is_closed() -> None:
-    async with beginning() as server:
+async def test_an_engine_that_opens_after_the_stop_is_closed() -> None:
+    async with starting_server() as server:
         server.stop.ask("SIGTERM")
         server.opening.send(None)
         await server.ended
@@ -257,8 +257,8 @@ async def test_an_engine_that_is_open_by_the_time_of_the_stop_is_closed() -> Non
         assert not server.ready.done()
 
 
-async def test_an_opening_that_does_not_hear_of_the_stop_is_left_behind() -> None:
-    async with beginning(drain_grace=0.1) as server:
+async def test_an_opening_that_does_not_react_to_the_stop_is_left_behind() -> None:
+    async with starting_server(drain_grace=0.1) as server:
         await server.reach(Step("tensorrt", Phase.COMPILING))
         server.stop.ask("SIGTERM")
         with pytest.raises(StillOpening):
@@ -266,20 +266,20 @@ async def test_an_opening_that_does_not_hear_of_the_stop_is_left_behind() -> Non
         server.opening.send(Step("tensorrt", Phase.COMPILING))  # lets the thread end
 
 
-async def test_the_worker_starts_beside_and_projections_wait_for_the_engine(tmp_path: Path) -> None:
+async def test_the_worker_pairs_during_the_start_and_projections_wait_for_the_engine(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
     with logged("zfserve_server.worker.pairing", "the worker's pairing changed") as paired:
-        async with FakeWorker().listening(address), beginning(worker=True, worker_address=address) as server:
+        async with FakeWorker().listening(address), starting_server(worker=True, worker_address=address) as server:
             assert (await paired)["pairing"] == "READY"
-            async with server.watch(PROJECTION) as following:
-                assert await following() == NOT_SERVING
+            async with server.watch(PROJECTION) as next_status:
+                assert await next_status() == NOT_SERVING
                 server.opening.send(None)
-                assert await following() == SERVING
+                assert await next_status() == SERVING
 
 
-def test_metrics_tell_the_phase_its_progress_and_its_seconds() -> None:
+def test_metrics_show_the_phase_its_progress_and_its_seconds() -> None:
     metrics = Metrics()
-    startup, found = StartupProgress(metrics, Health(*map(phase_service, Phase))), Shelf().put(MANIFEST)
+    startup, found = StartupProgress(metrics, Health(*map(phase_service, Phase))), FakeModelRepository().put(MANIFEST)
     value = metrics.registry.get_sample_value
     for step in (Step("tensorrt", Phase.COMPILING, 0.25), Step("tensorrt", Phase.COMPILING, 0.5)):
         startup.enter(found, step)
@@ -293,10 +293,10 @@ def test_metrics_tell_the_phase_its_progress_and_its_seconds() -> None:
     assert (value("zfserve_startup_seconds", {"phase": "compiling"}) or 0) > 0
 
 
-def test_the_real_process_says_what_it_chose_and_why_not_the_others(
+def test_the_real_process_reports_the_chosen_engine_and_the_reason_against_each_other(
     colour_bundle: ColourBundle, tmp_path: Path
 ) -> None:
-    """On a machine with a GPU too: what is asserted is that nothing passes in silence."""
+    """Holds on a machine with a GPU too: the test only requires a reason for every engine."""
     with running_service(colour_bundle().folder, tmp_path, "--no-worker", "--threads", "1") as service:
         described = zfserve("info", "--json", "--address", service.address)
     engine = json.loads(described.stdout)["engine"]
@@ -321,13 +321,13 @@ def test_a_process_whose_engine_never_opens_ends_at_sigterm(colour_bundle: Colou
         assert "without waiting" in process.stderr.read()
 
 
-async def test_a_readiness_that_cannot_be_told_ends_the_server_with_its_error() -> None:
-    shelf = Shelf()
-    shelf.put(MANIFEST, FakeEngine())
+async def test_an_error_of_on_ready_ends_the_server_with_that_error() -> None:
+    repository = FakeModelRepository()
+    repository.put(MANIFEST, FakeEngine())
     config = ServerConfig.model_validate({"port": 0, "metrics_port": 0, "worker": False, "drain_delay": 0.0})
 
     def on_ready(ports: Ports, model: ServedModel) -> None:
         raise PermissionError("the ready file cannot be written")
 
     with pytest.raises(PermissionError, match="ready file"):
-        await serve(config, shelf.source, StopRequest(), on_ready)
+        await serve(config, repository.source, StopRequest(), on_ready)

@@ -1,8 +1,8 @@
 """What the Open Inference Protocol tells of the server and its models, and what is left out of it."""
 
 from fakes.inference_requests import Parameter, error_of, output, raw_request
+from fakes.model_repository import FakeModelRepository
 from fakes.serving import CLASSES, MANIFEST, FakeEngine, Running, running_server
-from fakes.shelf import Shelf
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import Unimplemented
@@ -31,11 +31,13 @@ async def test_the_server_and_its_model_are_described(server: Running) -> None:
 
 
 async def test_several_models_and_versions() -> None:
-    shelf, older, newer = Shelf(), FakeEngine(), FakeEngine()
-    shelf.put(MANIFEST, older)
-    shelf.put(MANIFEST.model_copy(update={"version": "8"}), newer)
-    shelf.put(MANIFEST.model_copy(update={"name": "bad"}), error=BundleError("its engine is stale"))
-    async with running_server(shelf=shelf, strict_readiness=False, keep_versions=2, default_model="fake") as server:
+    repository, older, newer = FakeModelRepository(), FakeEngine(), FakeEngine()
+    repository.put(MANIFEST, older)
+    repository.put(MANIFEST.model_copy(update={"version": "8"}), newer)
+    repository.put(MANIFEST.model_copy(update={"name": "bad"}), error=BundleError("its engine is stale"))
+    async with running_server(
+        repository=repository, strict_readiness=False, keep_versions=2, default_model="fake"
+    ) as server:
         service = server.inference
         for version, answered, engine in (("", "8", newer), ("8", "8", newer), ("7", "7", older)):
             engine.batches.clear()

@@ -139,7 +139,7 @@ async def test_rows_of_several_requests_share_a_batch(server: Running, engine: F
     calls = [
         asyncio.ensure_future(server.inference.ModelInfer(raw_request(*rows))) for rows in ((1, 2, 3), (4, 5, 6, 7))
     ]
-    await server.queued(7)
+    await server.wait_for_queue_depth(7)
     engine.open.set()
     answers = await asyncio.gather(*calls)
     await first
@@ -160,7 +160,7 @@ async def test_the_parameter_timeout_is_a_deadline(server: Running, engine: Fake
     hurried = raw_request(2, parameters={"timeout": Parameter(int64_param=1)})
     late = asyncio.ensure_future(error_of(server.inference.ModelInfer(hurried)))
     mate = asyncio.ensure_future(server.inference.ModelInfer(raw_request(3)))
-    await server.queued(2)
+    await server.wait_for_queue_depth(2)
     engine.open.set()
     assert (await late).status is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.gather(first, mate)

@@ -32,7 +32,7 @@ async def test_a_drain_answers_what_a_stream_has_read_and_ends_it(server: Runnin
     await stream.write(raw_request(1))
     await engine.begun()
     await stream.write(raw_request(2))
-    await server.queued(1)
+    await server.wait_for_queue_depth(1)
     server.stop.ask("test")
     engine.open.set()
     answers: list[Any] = [await stream.read(), await stream.read()]
@@ -50,7 +50,7 @@ async def test_a_client_that_leaves_its_stream_frees_its_places(engine: FakeEngi
         await stream.write(raw_request(1, 2))
         await engine.begun()
         stream.cancel()
-        await server.told('zfserve_in_flight{method="/inference.GRPCInferenceService/ModelStreamInfer"} 0.0')
+        await server.wait_for_metric('zfserve_in_flight{method="/inference.GRPCInferenceService/ModelStreamInfer"} 0.0')
         engine.open.set()
         assert floats(await server.inference.ModelInfer(raw_request(3, 4)), 1)[:, 0].tolist() == [3, 4]
 

@@ -80,7 +80,7 @@ async def error_of(server: Running, request: pb.ProjectRequest) -> ServiceError:
 
 async def test_projections_arrive_one_by_one_with_their_place_in_the_photo(pair: Running, worker: FakeWorker) -> None:
     raw = pb.RawPixels(width=2 * SIDE, height=SIDE, data=b"\1" * (2 * SIDE * SIDE * 3))
-    worker.answers = 1
+    worker.hangs_after = 1
     call = pair.vision.Project(pb.ProjectRequest(image=pb.Image(raw=raw), layer="conv1", strongest=2))
     first = await call.read()
     assert isinstance(first, pb.ProjectResponse)
@@ -226,7 +226,7 @@ async def test_an_unknown_failure_of_the_worker_is_not_passed_on(pair: Running, 
 
 
 async def test_a_slow_worker_is_given_up_at_the_deadline(pair: Running, worker: FakeWorker) -> None:
-    worker.answers = 0
+    worker.hangs_after = 0
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"), timeout=2)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -234,7 +234,7 @@ async def test_a_slow_worker_is_given_up_at_the_deadline(pair: Running, worker: 
 
 
 async def test_a_client_that_leaves_cancels_the_workers_call(pair: Running, worker: FakeWorker) -> None:
-    worker.answers = 1
+    worker.hangs_after = 1
     call = pair.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     await call.read()
     call.cancel()
@@ -267,7 +267,7 @@ async def test_a_worker_that_is_down_and_comes_up(engine: FakeEngine, address: s
 
 
 async def test_a_worker_that_dies_at_work(engine: FakeEngine, address: str) -> None:
-    worker = FakeWorker(answers=1)
+    worker = FakeWorker(hangs_after=1)
     async with running_server(engine, worker=True, worker_address=address) as server:
         async with worker.listening(address):
             await projection_is(server, SERVING)
@@ -302,7 +302,7 @@ async def test_a_worker_that_says_it_is_not_well(pair: Running, worker: FakeWork
 
 
 async def test_a_stuck_worker_leaves_classification_alone(pair: Running, worker: FakeWorker) -> None:
-    worker.answers = 0
+    worker.hangs_after = 0
     request = pb.ProjectRequest(image=raw_image(1), layer="conv1")
     stuck = [asyncio.ensure_future(project(pair, request)) for _ in range(40)]
     done, _ = await asyncio.wait(stuck, return_when=asyncio.FIRST_COMPLETED)

@@ -95,7 +95,7 @@ async def test_a_photo_takes_no_place_where_its_probabilities_are_not_finite(
     server: Running, engine: FakeEngine
 ) -> None:
     kept = (await server.vision.Classify(classify_request(1))).image_reference
-    engine.endless.add(2)
+    engine.not_finite.add(2)
     with pytest.raises(grpc.aio.AioRpcError):
         await server.vision.Classify(classify_request(2))
     assert await refer(server, kept) == 1

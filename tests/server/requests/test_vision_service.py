@@ -184,17 +184,17 @@ async def test_an_expired_request_is_never_run(server: Running, engine: FakeEngi
     first = asyncio.ensure_future(server.vision.Classify(classify_request(1)))
     await engine.begun()
     expiring = server.vision.Classify(classify_request(2), timeout=2)
-    await server.queued(1)  # on a busy machine a short deadline would pass before the queue is reached
+    await server.wait_for_queue_depth(1)  # on a busy machine a short deadline would pass before the queue is reached
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await expiring
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await server.queued(0)  # the server's clock began later than the client's
+    await server.wait_for_queue_depth(0)  # the server's clock began later than the client's
     mate = asyncio.ensure_future(server.vision.Classify(classify_request(3)))
     engine.open.set()
     await asyncio.gather(first, mate)
     assert [2] not in engine.batches
     assert all(2 not in batch for batch in engine.batches)
-    await server.told('zfserve_queue_expired_total{model="fake",version="7"} 1.0')
+    await server.wait_for_metric('zfserve_queue_expired_total{model="fake",version="7"} 1.0')
 
 
 async def test_a_failing_engine_fails_its_batch_and_serves_on(server: Running, engine: FakeEngine) -> None:

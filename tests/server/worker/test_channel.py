@@ -1,4 +1,4 @@
-"""The channel to a worker behind mutual TLS, whose files are replaced."""
+"""The channel to a worker behind mutual TLS, while its TLS files are replaced."""
 
 import asyncio
 import shutil
@@ -25,7 +25,7 @@ def files_in(folder: Path) -> ClientTlsFiles:
 
 async def test_the_worker_is_found_once_the_files_are_replaced(tmp_path: Path) -> None:
     files = files_in(tmp_path)
-    shutil.copy(TLS / "client.pem", files.ca)  # an authority that has signed nothing
+    shutil.copy(TLS / "client.pem", files.ca)  # an authority that has signed neither certificate
     changes: asyncio.Queue[bool] = asyncio.Queue()
     async with FakeWorker().listening("localhost:0", WORKER_FILES) as port:
         channel = WorkerChannel(f"localhost:{port}", files, grace_s=60)
@@ -42,7 +42,7 @@ async def test_the_worker_is_found_once_the_files_are_replaced(tmp_path: Path) -
         await channel.close()
 
 
-async def test_calls_under_way_outlive_the_channel_they_began_on(tmp_path: Path) -> None:
+async def test_calls_in_flight_outlive_the_channel_they_began_on(tmp_path: Path) -> None:
     files, worker, changes = files_in(tmp_path), FakeWorker(), asyncio.Queue[bool]()
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=3)
     async with worker.listening("localhost:0", WORKER_FILES) as port:
@@ -53,7 +53,7 @@ async def test_calls_under_way_outlive_the_channel_they_began_on(tmp_path: Path)
         projections = client.project(request, Deadline())
         assert (await anext(projections)).rank == 0
         watching.cancel()
-        assert channel.renew(False) is None, "nothing has changed"
+        assert channel.renew(False) is None, "no file has changed"
         before = channel.current
         shutil.copy(TLS / "server.pem", tmp_path / "client.pem")
         shutil.copy(TLS / "server.key", tmp_path / "client.key")

@@ -1,4 +1,4 @@
-"""The client of the worker by itself; through the whole service it is tested in test_projection."""
+"""The client of the worker alone. `test_projection` tests it through the whole service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,9 +21,9 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.worker.client import WorkerClient
 
 
-async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(tmp_path: Path) -> None:
+async def test_a_call_to_a_worker_that_never_answers_ends_even_without_a_deadline(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
-    worker = FakeWorker(answers=0)
+    worker = FakeWorker(hangs_after=0)
     changes: asyncio.Queue[bool] = asyncio.Queue()
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
@@ -41,19 +41,19 @@ async def test_a_worker_that_never_answers_is_given_up_even_without_a_deadline(t
 
 @dataclass
 class SlowWorker(FakeWorker):
-    """Finds whatever it is asked for, once it is let."""
+    """Answers Describe only once `may_describe` is set."""
 
-    let: asyncio.Event = field(default_factory=asyncio.Event)
+    may_describe: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Describe(  # noqa: N802
         self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> worker_pb2.DescribeResponse:
         self.asked.set()
-        await self.let.wait()
+        await self.may_describe.wait()
         return await super().Describe(request, context)
 
 
-async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(tmp_path: Path) -> None:
+async def test_a_network_that_is_announced_during_a_describe_is_asked_for_too(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = SlowWorker(fingerprint=None), asyncio.Queue[bool]()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
@@ -61,27 +61,27 @@ async def test_what_begins_to_be_served_while_the_worker_looks_is_asked_for_too(
         watching = asyncio.create_task(client.watch())
         await worker.asked.wait()
         await client.announce([FINGERPRINT])
-        worker.let.set()
+        worker.may_describe.set()
         assert await changes.get()
         assert client.holds(FINGERPRINT)
         watching.cancel()
 
 
-async def test_a_worker_that_answers_once_it_has_begun_to_stop_stays_away(tmp_path: Path) -> None:
+async def test_a_describe_answered_by_a_stopping_worker_does_not_make_it_ready(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = SlowWorker(), asyncio.Queue[bool]()
-    worker.let.set()
+    worker.may_describe.set()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
         client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait)
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
-        worker.let.clear()
+        worker.may_describe.clear()
         worker.asked.clear()
         announcing = asyncio.create_task(client.announce([FINGERPRINT]))
         await worker.asked.wait()
         worker.health.not_serving(WORKER_SERVICE)
         assert not await changes.get()
-        worker.let.set()
+        worker.may_describe.set()
         await announcing
         assert not client.ready
         assert not client.holds(FINGERPRINT)
@@ -101,8 +101,8 @@ async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_
         watching.cancel()
 
 
-async def test_health_is_watched_over_a_new_connection_and_nobody_sees_the_worker_go() -> None:
-    worker, health = FakeWorker(), PeersOfWatch(SERVER, WORKER_SERVICE)
+async def test_health_is_watched_over_a_new_connection_and_the_worker_stays_ready() -> None:
+    worker, health = FakeWorker(), RecordingHealth(SERVER, WORKER_SERVICE)
     worker.health = health
     changes: asyncio.Queue[bool] = asyncio.Queue()
     aged = server_options(max_connection_age_s=0.1)
@@ -120,8 +120,8 @@ async def test_health_is_watched_over_a_new_connection_and_nobody_sees_the_worke
         watching.cancel()
 
 
-class PeersOfWatch(Health):
-    """Notes from which connections it is watched."""
+class RecordingHealth(Health):
+    """Records the peers that watch it."""
 
     def __init__(self, *services: str) -> None:
         super().__init__(*services)
@@ -214,7 +214,7 @@ async def test_a_projection_that_meets_a_worker_without_its_network_is_tried_at_
             watching.cancel()
 
 
-async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_asked_for_again(tmp_path: Path) -> None:
+async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_is_retried(tmp_path: Path) -> None:
     address, changes = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool]()
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     worker = FakeWorker()
@@ -223,16 +223,16 @@ async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_asked_for_
         await client.announce([FINGERPRINT])
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
-        worker.error = WorkerMismatch("it let go of them")
+        worker.error = WorkerMismatch("it has unloaded them")
         with pytest.raises(WorkerMismatch):
             await anext(client.project(request, Deadline()))
         assert not await changes.get()
         worker.error = None
-        assert await changes.get(), "it is asked again, and has them"
+        assert await changes.get(), "it must be asked again, and it has them by then"
         watching.cancel()
 
 
-async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) -> None:
+async def test_a_channel_without_a_worker_for_long_is_replaced(tmp_path: Path) -> None:
     nowhere, address = f"unix:{tmp_path}/nowhere.sock", f"unix:{tmp_path}/worker.sock"
     changes: asyncio.Queue[bool] = asyncio.Queue()
     async with (
@@ -254,19 +254,19 @@ async def test_a_channel_that_finds_nobody_for_long_is_replaced(tmp_path: Path) 
         watching.cancel()
 
 
-async def test_a_lost_worker_has_the_files_of_its_tls_looked_at_at_once(tmp_path: Path) -> None:
-    address, changes, looks = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool](), asyncio.Queue[bool]()
+async def test_the_tls_files_are_checked_at_once_when_the_worker_is_lost(tmp_path: Path) -> None:
+    address, changes, renewals = f"unix:{tmp_path}/worker.sock", asyncio.Queue[bool](), asyncio.Queue[bool]()
 
     def renew(force: bool) -> None:
-        looks.put_nowait(force)
+        renewals.put_nowait(force)
 
     async with grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
         client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, renew_channel=renew)
         async with FakeWorker().listening(address):
             watching = asyncio.create_task(client.watch())
             assert await changes.get()
-            while looks.qsize():
-                looks.get_nowait()
+            while renewals.qsize():
+                renewals.get_nowait()
         assert not await changes.get()
-        assert await looks.get() is False, "a minute early"
+        assert await renewals.get() is False, "the next regular check is a minute away"
         watching.cancel()

@@ -1,4 +1,4 @@
-"""Real child processes, each a line of Python that leaves a mark and ends, or stays."""
+"""The supervisor runs real child processes. Each is a line of Python that notes its id in a file, and ends or stays."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ STAY = "import signal; signal.pause()"
 
 
 def marking(file: Path, then: str) -> list[str]:
-    """A process that adds its id to `file` and then goes on with `then`."""
+    """Returns the command of a process that appends its id to `file` and then runs `then`."""
     mark = f"import os; open({str(file)!r}, 'a').write(f'{{os.getpid()}}\\n')"
     return [sys.executable, "-S", "-c", f"{mark}; {then}"]
 
@@ -24,7 +24,7 @@ def lines(file: Path) -> list[str]:
 
 
 async def marks(file: Path, count: int) -> list[int]:
-    """The ids of the processes started, once there are `count`."""
+    """Waits until `count` processes have started, and returns their ids."""
     async with asyncio.timeout(30):
         while len(lines(file)) < count:  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.02)
@@ -45,7 +45,7 @@ async def stop(task: "asyncio.Task[None]") -> None:
         await task
 
 
-async def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
+async def test_a_process_that_ends_is_restarted(tmp_path: Path) -> None:
     metrics = Metrics()
     supervisor = Supervisor(marking(tmp_path / "marks", STAY), metrics, first_delay_s=0.01)
     task = asyncio.create_task(supervisor.run())
@@ -60,9 +60,7 @@ async def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stable_s", "delays"), [(60.0, [1.0, 2.0, 4.0, 5.0, 5.0]), (0.0, [1.0, 1.0, 1.0, 1.0, 1.0])])
-async def test_delays_double_up_to_a_limit_and_begin_anew_after_a_stable_run(
-    stable_s: float, delays: list[float]
-) -> None:
+async def test_delays_double_up_to_a_limit_and_restart_after_a_stable_run(stable_s: float, delays: list[float]) -> None:
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -83,18 +81,18 @@ async def test_delays_double_up_to_a_limit_and_begin_anew_after_a_stable_run(
     assert slept == delays
 
 
-async def test_a_process_that_does_not_answer_is_killed_and_started_again(tmp_path: Path) -> None:
-    """The first answer may take long, the others may not."""
-    patience: list[float] = []
-    asked = asyncio.Event()
+async def test_a_process_that_does_not_answer_is_killed_and_restarted(tmp_path: Path) -> None:
+    """The first probe has a longer timeout than the others."""
+    timeouts: list[float] = []
+    probed_again = asyncio.Event()
 
-    async def probe(within_s: float) -> bool:
-        patience.append(within_s)
-        if len(patience) == 4:
-            asked.set()
+    async def probe(timeout_s: float) -> bool:
+        timeouts.append(timeout_s)
+        if len(timeouts) == 4:
+            probed_again.set()
             await asyncio.Event().wait()
         await marks(tmp_path / "marks", 1)
-        return len(patience) < 3
+        return len(timeouts) < 3
 
     supervisor = Supervisor(
         marking(tmp_path / "marks", STAY),
@@ -107,8 +105,8 @@ async def test_a_process_that_does_not_answer_is_killed_and_started_again(tmp_pa
     )
     task = asyncio.create_task(supervisor.run())
     first, second = await marks(tmp_path / "marks", 2)
-    await asked.wait()
-    assert patience == [300.0, 20.0, 20.0, 300.0]
+    await probed_again.wait()
+    assert timeouts == [300.0, 20.0, 20.0, 300.0]
     assert not is_alive(first)
     assert is_alive(second)
     await stop(task)
@@ -124,15 +122,15 @@ async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 
 async def test_ctrl_c_does_not_reach_the_process(tmp_path: Path) -> None:
-    """A terminal sends it to its whole session."""
+    """A terminal sends Ctrl-C to its whole session."""
     task = asyncio.create_task(Supervisor(marking(tmp_path / "marks", STAY), Metrics()).run())
     [process] = await marks(tmp_path / "marks", 1)
     assert os.getsid(process) != os.getsid(0)
     await stop(task)
 
 
-async def test_the_process_sees_when_this_one_is_killed(tmp_path: Path) -> None:
-    """By the end of its standard input."""
+async def test_the_process_notices_the_death_of_its_parent(tmp_path: Path) -> None:
+    """Its standard input ends."""
     child = marking(tmp_path / "marks", "import sys; sys.stdin.read(); open(sys.argv[1], 'a').write('done\\n')")
     program = (
         "import asyncio\n"

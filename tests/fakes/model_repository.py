@@ -1,4 +1,4 @@
-"""Models on a shelf in memory, in place of those in folders: a test puts versions there and takes them away."""
+"""A model repository in memory, in place of model folders. A test puts versions there and removes them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +13,15 @@ from zfserve_server.models.source import ModelSource, OpenedVersion
 
 
 @dataclass
-class Shelf:
-    """
+class FakeModelRepository:
+    """Holds versions of models.
+
     Attributes:
-        opened: name and version of everything that was opened, in order, whether that succeeded or not.
-        looks: that were taken.
-        fault: raised by the next looks, until cleared.
-        reopen: opens engines in place of those that hang; None: none can be had.
-        engine: as which all of them are known.
+        opened: name and version of each open, in order, also of those that failed.
+        scans: the number of scans.
+        fault: raised by each scan while it is set.
+        reopen: opens engines in place of hung ones; None: no engine can be opened.
+        engine: the name of the engine that all versions claim to use.
     """
 
     opened: list[tuple[str, str]] = field(default_factory=list)
@@ -28,7 +29,7 @@ class Shelf:
     fault: Exception | None = None
     reopen: Callable[[], Engine] | None = None
     engine: EngineName = "onnx-cpu"
-    _lying: dict[Path, tuple[FoundVersion, Manifest, tuple[Engine, ...], Exception | None]] = field(
+    _versions: dict[Path, tuple[FoundVersion, Manifest, tuple[Engine, ...], Exception | None]] = field(
         default_factory=dict
     )
     _puts: int = 0
@@ -41,22 +42,22 @@ class Shelf:
         pinned: bool = False,
         folder: str | None = None,
     ) -> FoundVersion:
-        """From the next look on that version lies there, with those engines; or it fails to open with `error`.
+        """Adds a version with its engines, or one that fails to open with `error`. The next scan finds it.
 
-        Put again, its files have changed. Its folder is called like the version, unless it is given.
+        A second put of the same version changes its files. The folder has the name of the version unless it is given.
         """
         self._puts += 1
-        place = Path("/shelf", manifest.name, folder or manifest.version)
+        path = Path("/repository", manifest.name, folder or manifest.version)
         files = (("manifest.json", 1, self._puts, self._puts, 1),)
         found = FoundVersion(
-            place, manifest.name, manifest.version, manifest.fingerprint, f"content {self._puts}", files, pinned
+            path, manifest.name, manifest.version, manifest.fingerprint, f"content {self._puts}", files, pinned
         )
-        self._lying[place] = found, manifest, engines, error
+        self._versions[path] = found, manifest, engines, error
         return found
 
-    def take(self, manifest: Manifest) -> None:
-        """From the next look on it is gone."""
-        del self._lying[Path("/shelf", manifest.name, manifest.version)]
+    def remove(self, manifest: Manifest) -> None:
+        """Removes a version. The next scan does not find it."""
+        del self._versions[Path("/repository", manifest.name, manifest.version)]
 
     @property
     def source(self) -> ModelSource:
@@ -66,13 +67,13 @@ class Shelf:
         self.scans += 1
         if self.fault is not None:
             raise self.fault
-        if not self._lying:
-            raise BundleError("the shelf is empty")
-        return [found for found, *_ in self._lying.values()]
+        if not self._versions:
+            raise BundleError("the repository is empty")
+        return [found for found, *_ in self._versions.values()]
 
     def _open(self, found: FoundVersion, report: Report) -> OpenedVersion:
         self.opened.append((found.name, found.version))
-        _, manifest, engines, error = self._lying[found.folder]
+        _, manifest, engines, error = self._versions[found.folder]
         report(Step(self.engine, Phase.LOADING))
         if error is not None:
             raise error
