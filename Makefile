@@ -26,7 +26,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 # `make demo`    classify and explain the sample photos, into demo-output/
 demo: $(BIN)/.installed
-	$(BIN)/python -m zfserve_cli.demo.demo
+	$(BIN)/python -m zfserve_cli.demo
 
 # `make serve`   start the service on localhost:8500
 serve: $(BIN)/.installed models/zfnet

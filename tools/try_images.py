@@ -239,7 +239,7 @@ def export_bundle(buildah: Buildah, models: Path) -> None:
 def put_requests(folder: Path) -> None:
     """The demo's, and each of the client's questions once, from outside the containers."""
     python, zfserve = REPOSITORY / ".venv/bin/python", REPOSITORY / ".venv/bin/zfserve"
-    demo = [str(python), "-m", "zfserve_cli.demo.demo", "--address", "localhost:8500", "--output", str(folder / "demo")]
+    demo = [str(python), "-m", "zfserve_cli.demo", "--address", "localhost:8500", "--output", str(folder / "demo")]
     photo = str(REPOSITORY / "samples/church.jpg")
     asked = (
         [str(zfserve), "info"],

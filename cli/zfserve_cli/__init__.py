@@ -1,1 +1,1 @@
-"""The command line. It calls the service through `zfserve`, and reaches every other room by name."""
+"""The command line. Its commands call the service through `zfserve`. It finds the commands of other rooms by name."""

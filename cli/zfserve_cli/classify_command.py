@@ -1,4 +1,4 @@
-"""`zfserve classify`: what photos show, as a table or as JSON."""
+"""`zfserve classify` prints the most probable classes of photos, as a table or as JSON."""
 
 import argparse
 import json
@@ -13,58 +13,61 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from zfserve.client import Client
 from zfserve.errors import ZfserveError
 from zfserve.results import Classification, ClassScore
 from zfserve_photos.files import find_photos
 
-from zfserve_cli.connection_arguments import (
-    add_connection_arguments,
-    add_model_argument,
-    exit_status,
-    explain,
-    open_client,
-)
+from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
+from zfserve_cli.service_call import call_service, exit_status, explain, print_error
 
 Outcome = tuple[Path, Classification | ZfserveError]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders or quoted globs ('**/*.jpg')")
-    parser.add_argument("--top", type=int, metavar="K", help="classes per photo (5, or as many as there are)")
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="files, folders or quoted patterns such as '**/*.jpg'"
+    )
+    parser.add_argument(
+        "--top", type=int, metavar="K", help="number of classes for each photo (default: 5, or all if there are fewer)"
+    )
     add_model_argument(parser)
-    parser.add_argument("--features", action="store_true", help="with --json: the last hidden layer as well")
+    parser.add_argument(
+        "--features", action="store_true", help="with --json: add the activations of the last hidden layer"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="the whole answer as JSON on standard output, one document a line and photo (JSON Lines); "
-        'a photo that failed has "error" in place of "classes"',
+        help="print one JSON document for each photo, each on its own line (JSON Lines); "
+        'a photo that failed has "error" instead of "classes"',
     )
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    messages = Console(stderr=True)
     try:
         photos = find_photos(arguments.photos)
-        client = open_client(arguments)
-    except (OSError, ValueError) as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+    except OSError as error:
+        print_error(str(error))
         return UNUSABLE
-    with client:
-        model, version = arguments.model
-        answers = client.classify_many(
-            photos, model=model, version=version, top_k=arguments.top, features=arguments.features
-        )
-        outcomes = _with_progress(zip(photos, answers, strict=True), len(photos), messages)
-        errors = _write_json(outcomes) if arguments.json else _print_tables(list(outcomes), arguments, messages)
+    return call_service(arguments, lambda client: _classify(client, photos, arguments))
+
+
+def _classify(client: Client, photos: list[Path], arguments: argparse.Namespace) -> int:
+    model, version = arguments.model
+    answers = client.classify_many(
+        photos, model=model, version=version, top_k=arguments.top, features=arguments.features
+    )
+    outcomes = _with_progress(zip(photos, answers, strict=True), len(photos))
+    errors = _write_json(outcomes) if arguments.json else _print_tables(list(outcomes), arguments)
     if not errors:
         return OK
     return exit_status(errors[0]) if len(errors) == len(photos) else FAILED
 
 
 def score_table(classification: Classification, title: str) -> Table:
-    """The classes of one photo with bars, most probable first."""
+    """Returns a table with the classes of one photo and a bar for each probability, most probable first."""
     table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1), title_style="bold")
     for column in ("class", "", "probability"):
         table.add_column(column, header_style="dim", justify="right" if column == "probability" else "left")
@@ -75,7 +78,7 @@ def score_table(classification: Classification, title: str) -> Table:
 
 
 def timings_line(classification: Classification) -> str:
-    """Who answered, and where the time went."""
+    """Returns a line with the model that answered and the time of each step."""
     model, timings = classification.model, classification.timings
     return (
         f"{model.name} {model.version} · decode {timings.decode_ms:.1f} ms, queue {timings.queue_ms:.1f} ms, "
@@ -87,8 +90,8 @@ def _bar(score: ClassScore, rank: int) -> Bar:
     return Bar(1, 0, score.probability, width=30, color="green" if rank == 0 else "blue")
 
 
-def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace, messages: Console) -> list[ZfserveError]:
-    """One photo: its classes. Several: a row for each, with its best class and the runner-up."""
+def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace) -> list[ZfserveError]:
+    """Prints all classes of a single photo, or one row for each of several photos. Returns the errors."""
     errors = [(photo, answer) for photo, answer in outcomes if isinstance(answer, ZfserveError)]
     answers = [(photo, answer) for photo, answer in outcomes if isinstance(answer, Classification)]
     console = Console()
@@ -99,19 +102,17 @@ def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace, messag
     elif answers:
         console.print(_overview(answers))
     if len({explain(error, arguments) for _, error in errors}) == 1 and len(errors) > 1:
-        messages.print(
-            f"[red]error:[/] {len(errors)} photos: {escape(explain(errors[0][1], arguments))}", soft_wrap=True
-        )
+        print_error(f"{len(errors)} photos: {explain(errors[0][1], arguments)}")
     else:
         for photo, error in errors:
-            messages.print(f"[red]error:[/] {escape(f'{photo}: {explain(error, arguments)}')}", soft_wrap=True)
+            print_error(f"{photo}: {explain(error, arguments)}")
     return [error for _, error in errors]
 
 
 def _overview(answers: list[tuple[Path, Classification]]) -> Table:
     table = Table(box=None, padding=(0, 1))
     for column in ("photo", "class", "", "runner-up", ""):
-        table.add_column(column, header_style="dim", overflow="fold")  # a name cut short names no photo
+        table.add_column(column, header_style="dim", overflow="fold")  # a name that is cut short names no photo
     for photo, answer in answers:
         best, *others = answer.classes
         row = [Text(str(photo)), Text(best.label, "bold"), Text(f"{best.probability:.1%}", "bold")]
@@ -122,6 +123,7 @@ def _overview(answers: list[tuple[Path, Classification]]) -> Table:
 
 
 def _write_json(outcomes: Iterator[Outcome]) -> list[ZfserveError]:
+    """Prints one JSON document for each photo. Returns the errors."""
     errors = []
     for photo, answer in outcomes:
         document: dict[str, object] = {"file": str(photo)}
@@ -135,7 +137,7 @@ def _write_json(outcomes: Iterator[Outcome]) -> list[ZfserveError]:
 
 
 def error_document(error: ZfserveError) -> dict[str, object]:
-    """A failed call for --json."""
+    """Returns the JSON document of a failed call."""
     return {
         "code": error.code.name,
         "reason": error.reason,
@@ -146,7 +148,9 @@ def error_document(error: ZfserveError) -> dict[str, object]:
     }
 
 
-def _with_progress(outcomes: Iterator[Outcome], total: int, messages: Console) -> Iterator[Outcome]:
+def _with_progress(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
+    """Yields the outcomes, and shows a progress bar on a terminal if there are several photos."""
+    messages = Console(stderr=True)
     progress = Progress(
         TextColumn("classifying"),
         BarColumn(),

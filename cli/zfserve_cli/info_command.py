@@ -1,4 +1,4 @@
-"""`zfserve info`: what the service serves, and one model of it in full."""
+"""`zfserve info` lists the models that a service serves, and describes one of them."""
 
 import argparse
 import json
@@ -12,18 +12,19 @@ from rich.table import Table
 from zfserve.client import Client
 from zfserve.results import InputSpec, ModelDescription, ModelStatus
 
-from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument, ask_service
+from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
 from zfserve_cli.exit_statuses import OK
+from zfserve_cli.service_call import call_service
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    parser.add_argument("--json", action="store_true", help="the whole description as one JSON document")
+    parser.add_argument("--json", action="store_true", help="print the whole description as one JSON document")
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    def ask(client: Client) -> int:
+    def describe(client: Client) -> int:
         model, version = arguments.model
         models = client.list_models()
         if arguments.json:
@@ -38,14 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(part)
         return OK
 
-    return ask_service(arguments, ask)
+    return call_service(arguments, describe)
 
 
 def _models(models: Sequence[ModelStatus]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("served", "version", "", "weights"):
+    for column in ("model", "version", "state", "weights"):
         table.add_column(column)
-    table.add_column("because", overflow="fold")
+    table.add_column("reason", overflow="fold")
     for status in models:
         name = f"[bold]{escape(status.name)}[/]" if status.is_default else escape(status.name)
         colour = {"ready": "green", "failed": "red"}.get(status.state, "yellow")
@@ -83,7 +84,7 @@ def _overview(description: ModelDescription) -> Table:
         f"{engine.precision}, batches up to {engine.max_batch_size}, {_count(engine.threads, 'thread')}, "
         f"{_count(engine.instances, 'instance')}; ready after {engine.startup_seconds:.1f} s",
     )
-    table.add_row("projections", "available" if description.projection_available else "[yellow]not at present[/]")
+    table.add_row("projections", "available" if description.projection_available else "[yellow]not available now[/]")
     table.add_row("features", f"{description.feature_width} values")
     labels = [entry.label for entry in description.classes]
     shown = ", ".join(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
@@ -97,8 +98,8 @@ def _count(number: int, noun: str) -> str:
 
 def _engines_not_taken(description: ModelDescription) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    table.add_column("engine not taken")
-    table.add_column("because", overflow="fold")
+    table.add_column("engine not chosen")
+    table.add_column("reason", overflow="fold")
     for entry in description.engine.not_taken:
         table.add_row(entry.name, escape(entry.reason))
     return table
@@ -106,8 +107,8 @@ def _engines_not_taken(description: ModelDescription) -> Table:
 
 def _input(spec: InputSpec) -> str:
     resize = {
-        "squash": "both sides scaled to it",
-        "crop": f"the shorter side scaled to {spec.shorter_side}, then the centre cut out",
+        "squash": "both sides are scaled to it",
+        "crop": f"the shorter side is scaled to {spec.shorter_side}, then the centre is cut out",
     }.get(spec.resize, spec.resize)
     return f"{spec.width} × {spec.height} RGB, {resize}"
 

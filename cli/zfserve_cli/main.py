@@ -1,4 +1,4 @@
-"""The command line `zfserve`: a table of commands, each in a module that is imported only when it is called for."""
+"""The command `zfserve`. It holds the table of commands, and imports the module of the one command that it runs."""
 
 import argparse
 import difflib
@@ -15,15 +15,15 @@ from zfserve_protos.extras import not_installed
 
 from zfserve_cli.exit_statuses import FAILED, INTERRUPTED, MEANINGS, NOT_INSTALLED, OK, UNUSABLE
 
-_OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
 
 class Command(NamedTuple):
     """One command.
 
     Attributes:
-        module: has `add_arguments(parser)` and `run(arguments) -> int`, the exit status.
-        extra: what to install for it, or "" where the base install has all it needs.
+        summary: the command's line in `zfserve --help`.
+        module: the module that runs the command. It has `add_arguments(parser)`, and `run(arguments)` that returns the
+            exit status.
+        extra: the extra of pyproject.toml that the command needs, or "" if the base install is enough.
     """
 
     summary: str
@@ -32,43 +32,44 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "classify": Command("say what photos show", "zfserve_cli.classify_command", ""),
+    "classify": Command("print the most probable classes of photos", "zfserve_cli.classify_command", ""),
     "project": Command("show which pixels drove the feature maps", "zfserve_cli.project_command", ""),
-    "info": Command("describe the model that is served", "zfserve_cli.info_command", ""),
-    "health": Command("say whether a service is ready", "zfserve_cli.health_command", ""),
+    "info": Command("describe the models that a service serves", "zfserve_cli.info_command", ""),
+    "health": Command("check if a service is ready", "zfserve_cli.health_command", ""),
     "top": Command("watch load, latency and batches, live", "zfserve_cli.top.top_command", ""),
     "serve": Command("run the service", "zfserve_server.serve_command", "server"),
-    "worker": Command("run the companion that computes projections", "zfserve_worker.worker_command", "worker"),
-    "token": Command("say who may call a service, and what", "zfserve_runtime.access.token_command", "server"),
+    "worker": Command("run the worker that computes projections", "zfserve_worker.worker_command", "worker"),
+    "token": Command("manage the callers of a service", "zfserve_runtime.access.token_command", "server"),
     "train": Command("train a network on folders of photos", "zfserve_model.train_command", "train"),
-    "evaluate": Command("measure a checkpoint or a bundle", "zfserve_export.evaluate_command", "export"),
-    "export": Command("turn a checkpoint into a bundle to serve", "zfserve_export.export_command", "export"),
-    "compile": Command("build a TensorRT engine from a bundle", "zfserve_engines.compile_command", "tensorrt-rtx"),
-    "engines": Command("list, verify or remove built engines", "zfserve_engines.engines_command", "tensorrt-rtx"),
+    "evaluate": Command(
+        "measure the accuracy of a checkpoint or a bundle", "zfserve_export.evaluate_command", "export"
+    ),
+    "export": Command("export a checkpoint to a bundle", "zfserve_export.export_command", "export"),
+    "compile": Command("compile a TensorRT engine from a bundle", "zfserve_engines.compile_command", "tensorrt-rtx"),
+    "engines": Command("list, verify or remove compiled engines", "zfserve_engines.engines_command", "tensorrt-rtx"),
     "bench": Command("measure the service against its limits", "zfserve_bench.bench_command", "dev"),
 }
 
 _USAGE = "usage: zfserve COMMAND [OPTIONS]     zfserve COMMAND --help     zfserve --version"
 
+_OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Runs one command and returns its exit status. `zfserve --help` lists the statuses.
 
     Args:
-        argv: without the program's name; None for the process's own.
-
-    Returns:
-        The exit status, as `zfserve --help` explains it.
+        argv: the arguments without the program's name. None means the arguments of this process.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text, and a terminal may lack letters
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text, and a terminal may lack characters
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _answer(list(sys.argv[1:] if argv is None else argv) or ["--help"])
-        sys.stdout.flush()  # at the interpreter's end a disk that is full would pass unnoticed
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        sys.stdout.flush()  # the interpreter's own flush at its end would not report a full disk
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of the output ended, as `head` does
         _drop_output()
         return OK
     except OSError as error:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _answer(argv: list[str]) -> int:
+def _dispatch(argv: list[str]) -> int:
     name, *rest = argv
     if name in ("-h", "--help", "help"):
         _print(_help())
@@ -91,20 +92,14 @@ def _answer(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `zfserve {near[0]}`?" if near else "`zfserve --help` lists the commands"
         return _fail(f"there is no command {name!r}; {hint}", UNUSABLE)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its remarks on connections are not for users
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's log messages about connections are not for users
     try:
         return _run(name, rest)
     except ModuleNotFoundError as error:
-        missing = error.name or ""
-        extra = COMMANDS[name].extra
+        missing, extra = error.name or "", COMMANDS[name].extra
         if not extra or missing.startswith("zfserve_"):
             raise
         return _fail(f"`zfserve {name}` cannot run: {not_installed(missing, extra)}", NOT_INSTALLED)
-
-
-def _drop_output() -> None:
-    """What is left in the buffer goes nowhere, in place of failing once more at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
@@ -122,9 +117,14 @@ def _help() -> str:
     commands = "\n".join(f"  {bold}{name:<10}{plain}{command.summary}" for name, command in COMMANDS.items())
     statuses = "\n".join(f"  {status:<10}{meaning}" for status, meaning in MEANINGS.items())
     return (
-        f"{bold}zfserve{plain} serves a trained convolutional network, and shows which pixels made it say so.\n\n"
+        f"{bold}zfserve{plain} serves a convolutional network, and shows which pixels drove its feature maps.\n\n"
         f"{_USAGE}\n\ncommands:\n{commands}\n\nexit status:\n{statuses}"
     )
+
+
+def _drop_output() -> None:
+    """Sends the rest of the buffer nowhere, so that the interpreter's flush at its end does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print(text: str) -> None:

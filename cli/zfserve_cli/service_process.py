@@ -1,4 +1,4 @@
-"""`zfserve serve` as a process of its own, for the demo and for the benchmarks that measure it from outside."""
+"""Starts `zfserve serve` as a process, and stops it. The demo uses it, and benchmarks that measure from outside."""
 
 import json
 import os
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STARTING_S = 120.0
-"""The longest that a service may take to be ready, and its worker after it; seconds suffice on an idle machine."""
+START_TIMEOUT_S = 120.0
+"""The longest time for a service to get ready, and then for its worker. On an idle machine it takes some seconds."""
 
-STOPPING_S = 45.0
-"""Longer than it takes to finish what it accepted."""
+STOP_TIMEOUT_S = 45.0
+"""The time after which a service that should stop is killed. It is longer than the service's own grace period."""
 
-LOOK_EVERY_S = 0.01
+POLL_INTERVAL_S = 0.01
 
 _COMMAND = (sys.executable, "-m", "zfserve_cli.main")
 
 
 class ServiceFailed(RuntimeError):
-    """The service ended, with the end of its log in the message, or was not ready in time."""
+    """The service ended or was not ready in time. The message has the end of its log, or names the log."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class ServiceProcess:
     """A service that is ready.
 
     Attributes:
-        address, metrics_address: of its ports, on loopback.
-        starting_s: from the start of the process until requests were answered.
+        pid: the id of the process.
+        address: the address of the gRPC port, on loopback.
+        metrics_address: the address of the metrics port, on loopback.
+        starting_s: the time from the start of the process until it was ready, in seconds.
+        log: the file with its output.
     """
 
     pid: int
@@ -46,15 +49,17 @@ class ServiceProcess:
 def running_service(
     model: Path, folder: Path, *flags: str, cpus: Collection[int] | None = None, own_session: bool = False
 ) -> Iterator[ServiceProcess]:
-    """Serve `model` on a free port of loopback; stopped, with its worker, when the block ends.
+    """Serves `model` on a free port of loopback. Stops the service and its worker when the block ends.
 
     Args:
-        folder: for its log and ready file; a new one for each service.
-        flags: more of `zfserve serve`.
-        cpus, own_session: see `running_process`.
+        model: the folder of the bundle or of the model.
+        folder: a folder for the log and the ready file. Each service needs its own.
+        flags: more flags of `zfserve serve`.
+        cpus: see `running_process`.
+        own_session: see `running_process`.
 
     Raises:
-        ServiceFailed: it did not get ready.
+        ServiceFailed: the service ended or was not ready in time.
     """
     log, ready = folder / "service.log", folder / "service.ready"
     ready.unlink(missing_ok=True)
@@ -77,59 +82,68 @@ def running_process(
     cpus: Collection[int] | None = None,
     own_session: bool = False,
 ) -> Iterator[tuple[int, float]]:
-    """Its id, and the seconds that it took to be ready; SIGTERM when the block ends, and killed if that does not help.
+    """Yields the id of the process, and the seconds until it was ready. Stops it when the block ends.
+
+    SIGTERM stops the process. SIGKILL follows if it does not end in time.
 
     Args:
-        log: gets its output.
-        cpus: the only ones it may use; None for all that this process may.
-        own_session: give it one, by which the kernel shares CPUs out as it does by containers. It outlives a terminal.
+        command: the program and its arguments.
+        log: the file for the output of the process.
+        is_ready: returns True once the process is ready.
+        cpus: the CPUs that the process may use. None means all CPUs of this process.
+        own_session: start a new session. The kernel then gives the process a share of the CPUs, as it does for a
+            container. The process does not end with its terminal.
 
     Raises:
-        ServiceFailed: it ended first, or needed too long.
+        ServiceFailed: the process ended or was not ready in time.
     """
     with log.open("wb") as output:
         began = time.perf_counter()
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=_environment(), start_new_session=own_session
         )
-    confine(process, cpus)
+    pin_to_cpus(process, cpus)
     try:
         _await_ready(is_ready, process, log)
         yield process.pid, time.perf_counter() - began
     finally:
         process.terminate()
         try:
-            process.wait(STOPPING_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def confine(process: "subprocess.Popen[Any]", cpus: Collection[int] | None) -> None:
-    """Let a process that has just begun use these CPUs only: it has no threads yet, and those to come inherit it. With
-    None it may use all that this process may."""
+def pin_to_cpus(process: "subprocess.Popen[Any]", cpus: Collection[int] | None) -> None:
+    """Lets a process use these CPUs only. Call it right after the start: later threads inherit the setting.
+
+    Args:
+        process: a process that has just begun and has no other threads yet.
+        cpus: the CPUs. None changes nothing.
+    """
     if cpus is not None:
         os.sched_setaffinity(process.pid, cpus)
 
 
 def run_zfserve(*arguments: str) -> int:
-    """Run the command line to its end, its output on ours; returns its status."""
+    """Runs a command of `zfserve` to its end, with the output of this process. Returns the exit status."""
     return subprocess.run([*_COMMAND, *arguments], env=_environment(), check=False).returncode
 
 
 def _environment() -> dict[str, str]:
-    """Ours without settings that are meant for another service."""
+    """Returns the environment of this process, without the settings of zfserve."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ZFSERVE_")}
 
 
 def _await_ready(is_ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + STARTING_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while not is_ready():
         try:
-            process.wait(LOOK_EVERY_S)
+            process.wait(POLL_INTERVAL_S)
         except subprocess.TimeoutExpired:
             if time.monotonic() < deadline:
                 continue
-            raise ServiceFailed(f"the service was not ready within {STARTING_S:.0f} s; its log is {log}") from None
+            raise ServiceFailed(f"the service was not ready within {START_TIMEOUT_S:.0f} s; its log is {log}") from None
         last = log.read_text(errors="replace").strip().splitlines()[-5:]
         raise ServiceFailed("the service ended before it was ready:\n" + "\n".join(last))

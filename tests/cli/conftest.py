@@ -1,4 +1,4 @@
-"""`zfserve` against a fake service."""
+"""Fixtures that run `zfserve` against a fake service."""
 
 from collections.abc import Callable
 
@@ -13,5 +13,5 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def run(address: str) -> Run:
-    """Runs one command, and returns its exit status."""
+    """Returns a function that runs one command and returns its exit status."""
     return lambda *arguments: main([*map(str, arguments), "--address", address])

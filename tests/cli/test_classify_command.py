@@ -1,4 +1,4 @@
-"""`zfserve classify` as a user meets it: output and exit status."""
+"""`zfserve classify`: its output and exit status."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_a_table_fits_a_terminal_of_80_columns(
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(photos)
 
 
-def test_names_that_are_no_text_and_long_ones_are_told_whole(address: str, tmp_path: Path) -> None:
+def test_file_names_that_are_no_text_or_long_are_printed_in_full(address: str, tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9.jpg"), f"{'long' * 30}.jpg"]
     for name in names:
         (tmp_path / name).write_bytes(b"123")

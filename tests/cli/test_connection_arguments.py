@@ -1,5 +1,4 @@
-"""What all commands that call a service have in common: the address, TLS, times, the model, and what is said when none
-answers."""
+"""The arguments that all commands which call a service share, and their errors if no service answers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ def test_a_deadline_says_how_to_give_more_time(
 ) -> None:
     service.open.clear()
     assert run("classify", photos[0], "--timeout", "0.05") == FAILED
-    assert "give it longer with --timeout" in capsys.readouterr().err
+    assert "allow more time with --timeout" in capsys.readouterr().err
 
 
 TRUST = ("--tls-ca", str(CERTIFICATES / "ca.pem"))
@@ -59,7 +58,7 @@ TRUST = ("--tls-ca", str(CERTIFICATES / "ca.pem"))
         ((*TRUST, "--tls-server-name", "elsewhere"), "its certificate has another name; give that with --tls-server-"),
     ],
 )
-def test_a_server_with_tls_met_with_other_options_says_which_to_change(
+def test_a_failed_tls_handshake_says_which_option_to_change(
     flags: tuple[str, ...], fault: str, service: FakeVisionService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key, chain = ((CERTIFICATES / name).read_bytes() for name in ("server.key", "server.pem"))
@@ -73,7 +72,7 @@ def test_a_server_with_tls_met_with_other_options_says_which_to_change(
 @pytest.mark.parametrize(
     ("running", "fault"), [(True, "it does not speak TLS; leave the --tls options out"), (False, "compare the --tls")]
 )
-def test_tls_where_there_is_none(
+def test_tls_to_a_server_without_tls_says_so(
     running: bool, fault: str, service: FakeVisionService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with listening(service) as port:
@@ -82,7 +81,7 @@ def test_tls_where_there_is_none(
     assert f"no zfserve answers at {address} over TLS: {fault}" in capsys.readouterr().err
 
 
-def test_the_address_may_stand_in_the_environment(
+def test_the_address_may_be_in_the_environment(
     address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ZFSERVE_ADDRESS", address)
@@ -92,7 +91,7 @@ def test_the_address_may_stand_in_the_environment(
 @pytest.mark.parametrize(
     "arguments", [["classify", "none.jpg"], ["info", "--tls-cert", "c.pem"], ["info", "--tls-ca", "none.pem"]]
 )
-def test_unusable_arguments(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_unusable_arguments_print_one_error(run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(*arguments) == UNUSABLE
     assert capsys.readouterr().err.startswith("error: ")
 

@@ -1,4 +1,4 @@
-"""`zfserve health` and `is_serving`, against the standard health service."""
+"""`zfserve health` and `is_serving`, against the standard health service of gRPC."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _STATUSES = health_pb2.HealthCheckResponse
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """Of a server that serves, but does not project."""
+    """Yields the address of a server that serves, but does not project."""
     servicer = health.HealthServicer()
     servicer.set("", _STATUSES.SERVING)
     servicer.set("projection", _STATUSES.NOT_SERVING)
@@ -33,7 +33,7 @@ def address() -> Iterator[str]:
     ("service", "said", "status"),
     [([], "SERVING\n", OK), (["projection"], "NOT_SERVING\n", FAILED)],
 )
-def test_the_status_tells(
+def test_health_prints_the_status_and_returns_it(
     service: list[str], said: str, status: int, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["health", *service, "--address", address]) == status
@@ -45,12 +45,12 @@ def test_an_unknown_name_is_unusable(address: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_no_server_is_no_health(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server_is_unreachable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["health", "--address", "localhost:1"]) == UNREACHABLE
     assert "no zfserve answers at localhost:1" in capsys.readouterr().err
 
 
-def test_both_clients_ask(address: str) -> None:
+def test_both_clients_check_health(address: str) -> None:
     async def ask() -> list[bool]:
         async with AsyncClient(address) as client:
             return [await client.is_serving(name) for name in ("", "projection")]

@@ -1,4 +1,4 @@
-"""`zfserve info` as a user meets it."""
+"""`zfserve info`: its output."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The command line before any command runs: help, names, what it imports, missing extras, output that is lost."""
+"""The command line itself: help, command names, exit statuses, imports, missing extras, and output that is lost."""
 
 import importlib.util
 import os
@@ -25,12 +25,14 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_and_the_page_of_errors_list_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[lines.index("exit status:") + 1 :] == [f"  {status:<10}{said}" for status, said in MEANINGS.items()]
+    assert lines[lines.index("exit status:") + 1 :] == [
+        f"  {status:<10}{meaning}" for status, meaning in MEANINGS.items()
+    ]
     page = (ROOT / "docs" / "errors.md").read_text().split("## Exit statuses")[1]
     assert [int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(MEANINGS)
 
 
-def test_an_engine_that_is_lost_and_a_server_that_does_not_answer_differ() -> None:
+def test_a_lost_engine_and_an_unreachable_server_have_different_statuses() -> None:
     assert ENGINE_LOST == EXIT_ENGINE_LOST
     assert UNREACHABLE != ENGINE_LOST
 
@@ -71,7 +73,7 @@ def test_a_command_without_its_extra_says_what_to_install(command: str) -> None:
     code = (
         "import sys\nfrom zfserve_cli.main import main\n"
         "for name in ('torch', 'onnxruntime', 'pydantic', 'numpy', 'safetensors', 'matplotlib'):\n"
-        "    sys.modules[name] = None  # as if it were not installed\n"
+        "    sys.modules[name] = None  # makes its import fail\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
@@ -88,7 +90,7 @@ def test_every_command_has_its_module(command: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["info", "--json"]])
-def test_output_that_is_lost_is_told(address: str, arguments: list[str]) -> None:
+def test_output_that_cannot_be_written_is_an_error(address: str, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "zfserve_cli.main", *arguments]
     environment = {**os.environ, "ZFSERVE_ADDRESS": address}
     with Path("/dev/full").open("w") as full:

@@ -1,4 +1,4 @@
-"""`zfserve project` as a user meets it: pictures, output and exit status."""
+"""`zfserve project`: its pictures, output and exit status."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from fakes.vision_service import Failure, FakeVisionService, png
 from rich.console import Console
 from zfserve.results import Box, ModelIdentity, Position, Projection
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
-from zfserve_cli.project_command import projection_table
 from zfserve_cli.projection_files import SavedProjection
+from zfserve_cli.projection_table import projection_table
 
 Run = Callable[..., int]
 
@@ -62,8 +62,8 @@ def test_a_table_fits_a_terminal_of_80_columns(
     saved = SavedProjection(projection, Path("conv5-01-map1023.png"), None)
     Console().print(projection_table([saved], "title"))
     row = capsys.readouterr().out.splitlines()[-1]
-    for told in ("1023 ", "10, 12", "10.25", "1023–1411 × 1277–1545", "conv5-01-map1023.png"):
-        assert told in row
+    for cell in ("1023 ", "10, 12", "10.25", "1023–1411 × 1277–1545", "conv5-01-map1023.png"):
+        assert cell in row
 
 
 def test_project_as_json(
@@ -77,7 +77,7 @@ def test_project_as_json(
 
 
 @pytest.mark.parametrize("arguments", [["--unit", "middle"], ["--maps", "a"], ["--maps", "1", "--top", "2"]])
-def test_project_refuses_what_it_cannot_read(run: Run, photos: list[Path], arguments: list[str]) -> None:
+def test_project_refuses_malformed_arguments(run: Run, photos: list[Path], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("project", photos[0], *arguments)
     assert caught.value.code == UNUSABLE
@@ -110,7 +110,7 @@ def test_a_failed_projection(
     assert says in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_be_saved_are_told(
+def test_a_picture_that_cannot_be_written_is_an_error(
     run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for blocked in ("conv5-sheet.png", "conv5-01-map0000.png"):

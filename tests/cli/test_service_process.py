@@ -1,4 +1,4 @@
-"""A service started and stopped as a process; `zfserve serve` itself is a stand-in."""
+"""Starting and stopping a service as a process. A stand-in replaces `zfserve serve`."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def run(arguments):
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose text becomes the body of `zfserve serve` in child processes."""
+    """Returns the file of the module that child processes run as `zfserve serve`."""
     package = tmp_path / "stand-in" / "zfserve_server"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -31,9 +31,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package / "serve_command.py"
 
 
-def test_the_service_runs_while_it_is_needed_and_no_longer(
-    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_service_runs_until_the_block_ends(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = """
     signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("stopped").touch(), os._exit(0)))
     ready = pathlib.Path(arguments.ready_file)
@@ -58,7 +56,7 @@ def test_the_service_runs_while_it_is_needed_and_no_longer(
         os.kill(pid, 0)
 
 
-def test_a_service_that_ends_at_once_is_quoted(stand_in: Path, tmp_path: Path) -> None:
+def test_the_error_quotes_the_log_of_a_service_that_ends_at_once(stand_in: Path, tmp_path: Path) -> None:
     stand_in.write_text(STAND_IN.format(body='print("no bundle there"); return 2'))
     with (
         pytest.raises(ServiceFailed, match="ended before it was ready:\nno bundle there"),
@@ -70,13 +68,13 @@ def test_a_service_that_ends_at_once_is_quoted(stand_in: Path, tmp_path: Path) -
 def test_a_service_that_is_never_ready_is_stopped(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_process, "STARTING_S", 0.3)
+    monkeypatch.setattr(service_process, "START_TIMEOUT_S", 0.3)
     stand_in.write_text(STAND_IN.format(body="threading.Event().wait()"))
     with pytest.raises(ServiceFailed, match="not ready within"), running_service(Path("m"), tmp_path):
         pass
 
 
-def test_the_body_may_fail_and_the_service_is_stopped(stand_in: Path, tmp_path: Path) -> None:
+def test_an_error_in_the_block_stops_the_service(stand_in: Path, tmp_path: Path) -> None:
     body = """
     ports = {"port": os.getpid(), "metrics_port": 1}
     pathlib.Path(arguments.ready_file).write_text(json.dumps(ports))

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from zfserve_cli.service_process import ServiceProcess, running_service
 from zfserve_cli.top.metrics_text import Series
-from zfserve_cli.top.replicas import fetch
+from zfserve_cli.top.replicas import fetch_metrics
 from zfserve_protos.methods import CLASSIFY, WORKER_PROJECT
 
 from zfserve_bench.fleet.worker_process import running_worker
@@ -53,7 +53,7 @@ class Replica:
 
     def answered(self) -> float:
         """Calls that it answered since it started, by its own metrics."""
-        return fetch(self.starts[-1].metrics_address, LOOK_S).get(self._answered, 0.0)
+        return fetch_metrics(self.starts[-1].metrics_address, LOOK_S).get(self._answered, 0.0)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Self, TypeAlias
 
 import grpc
 from zfserve.channel import channel_options, channel_target
-from zfserve_cli.service_process import confine
+from zfserve_cli.service_process import pin_to_cpus
 from zfserve_protos.limits import MAX_MESSAGE_BYTES
 from zfserve_protos.methods import CLASSIFY
 
@@ -81,7 +81,7 @@ class LoadGenerator:
         write_requests(file, requests)
         command = [sys.executable, "-m", "zfserve_bench.load.closed_loop", target, str(file)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        confine(self._process, cpus)
+        pin_to_cpus(self._process, cpus)
 
     def measure(self, order: Order) -> Load:
         """Raises LoadFailed where any call fails."""

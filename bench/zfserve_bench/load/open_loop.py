@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import grpc
 from zfserve import AsyncClient, ZfserveError
 from zfserve.throttle import THROTTLED
-from zfserve_cli.service_process import confine
+from zfserve_cli.service_process import pin_to_cpus
 from zfserve_protos.metadata import CLIENT_ID_KEY, PRIORITY_KEY, Priority
 from zfserve_protos.methods import CLASSIFY
 from zfserve_protos.v1 import zfserve_pb2 as pb
@@ -94,7 +94,7 @@ def offer(
     write_requests(file, requests)
     command = [sys.executable, "-m", "zfserve_bench.load.open_loop", target, str(file), json.dumps(asdict(offer))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        confine(process, cpus)
+        pin_to_cpus(process, cpus)
         said, _ = process.communicate()
     if process.returncode:
         raise LoadFailed(f"the load generator ended with status {process.returncode}")

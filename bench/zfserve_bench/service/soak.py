@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from zfserve_cli.service_process import ServiceProcess, running_service
 from zfserve_cli.top.metrics_text import Samples
-from zfserve_cli.top.replicas import fetch
+from zfserve_cli.top.replicas import fetch_metrics
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 from zfserve_bench.fleet.replicas import LOOK_S
@@ -123,7 +123,7 @@ def _watch(
     while (due_s := due_s + every_s) <= began_s + seconds + every_s / 2:
         time.sleep(max(0.0, due_s - time.monotonic()))
         ended = records()
-        shown = fetch(service.metrics_address, LOOK_S)
+        shown = fetch_metrics(service.metrics_address, LOOK_S)
         yield Sample(
             time.monotonic() - began_s,
             held_bytes(service.pid) / 1e6,

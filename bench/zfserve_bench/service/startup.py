@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve_cli.service_process import STARTING_S, ServiceFailed, ServiceProcess, running_service
+from zfserve_cli.service_process import START_TIMEOUT_S, ServiceFailed, ServiceProcess, running_service
 from zfserve_protos.methods import PROJECTION
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
@@ -57,11 +57,11 @@ def await_projection(channel: grpc.Channel) -> None:
     """Wait until the service says that it can project. Raises ServiceFailed where it never does."""
     request = health_pb2.HealthCheckRequest(service=PROJECTION)
     try:
-        for health in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=STARTING_S):
+        for health in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=START_TIMEOUT_S):
             if health.status == health_pb2.HealthCheckResponse.SERVING:
                 return
     except grpc.RpcError as error:
-        raise ServiceFailed(f"the worker was not ready within {STARTING_S:.0f} s") from error
+        raise ServiceFailed(f"the worker was not ready within {START_TIMEOUT_S:.0f} s") from error
     raise ServiceFailed("the service ended before its worker was ready")
 
 

@@ -1,1 +1,1 @@
-"""`make demo` exports the shipped weights, serves them, and writes a page of what the network saw."""
+"""`make demo` exports the shipped weights, serves them, and writes a page that shows what the network saw."""

@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that holds photos, classes and projections. Called by `demo`."""
+"""Renders the page of the demo: one HTML file with the photos, their classes and the projections."""
 
 import base64
 import io
@@ -13,27 +13,30 @@ from zfserve.results import Box, Classification, Layer, ModelDescription, Projec
 from zfserve_cli.demo.photo_truth import Verdict
 
 STYLE = Path(__file__).with_name("page.css")
-MOST_PIXELS = 720
-"""Longest side of an embedded photo."""
+LONGEST_SIDE = 720
+"""The longest side of an embedded picture, in pixels."""
 ZERO = (128, 128, 128)
-"""What stands for nothing in a projection."""
+"""The colour of zero in a projection, RGB."""
 
-_SEES = {
+_FEATURES = {
     "conv1": "edges and colours",
     "conv2": "corners, and edges with colours",
     "conv3": "textures and patterns",
     "conv4": "parts typical of a class",
     "conv5": "whole objects",
 }
-"""What Zeiler & Fergus found in each layer (ECCV 2014, section 4, figure 2)."""
+"""The features that Zeiler & Fergus found in each layer (ECCV 2014, section 4, figure 2)."""
 
 
 @dataclass(frozen=True)
-class Explained:
-    """One photo with what the network said of it, and the projections of each layer by the layer's name.
+class ExplainedPhoto:
+    """A photo with its classes and projections.
 
     Attributes:
-        verdict: whether the network is right; None where nobody knows.
+        photo: the file of the photo.
+        classification: the classes that the network says.
+        projections: the projections of each layer, by the layer's name.
+        verdict: says if the network is right. None if no truth is known.
     """
 
     photo: Path
@@ -42,12 +45,14 @@ class Explained:
     verdict: Verdict | None
 
 
-def render_page(photos: Sequence[Explained], description: ModelDescription, layers: Sequence[Layer]) -> str:
-    """A page that needs nothing else: style and pictures are part of it.
+def render_page(photos: Sequence[ExplainedPhoto], description: ModelDescription, layers: Sequence[Layer]) -> str:
+    """Returns the page as HTML. It loads nothing from elsewhere: the style and the pictures are part of it.
 
     Args:
-        layers: at least one, from the input upwards; the last of them is shown first, and largest: its maps are those
-            that speak most for the class that the network says.
+        photos: the photos, at least one.
+        description: the model that answered.
+        layers: the layers, from the input upwards, at least one. The page shows the last one first and largest. Its
+            maps are those that add most to the class that the network says.
     """
     model = description.model
     accuracy = "".join(
@@ -67,34 +72,35 @@ def render_page(photos: Sequence[Explained], description: ModelDescription, laye
 <body>
 <header>
 <h1>What the network saw</h1>
-<p class="lead">A convolutional network that knows {len(description.classes)} classes was shown these photos. Beside
-each photo stand what it said, and the very pixels that drove the feature maps that spoke most for it.</p>
+<p class="lead">A convolutional network with {len(description.classes)} classes was shown these photos. Beside each
+photo are its answer, and the pixels that drove the feature maps that add most to that answer.</p>
 <nav aria-label="Photos">{"".join(map(_link, photos))}</nav>
-<p class="notes">Below, each map stands by itself: the pixels that made it fire, on a grey that means nothing (a
-deconvnet projection, Zeiler &amp; Fergus 2014), above the part of the photo it sees, in the shape the network gets it;
-its number, and what it adds to the score of the class, or, in the layers below, how strongly it fired: there the
-strongest maps are shown, what the network noticed most, which need not be what decided.</p>
+<p class="notes">Below, each feature map has two pictures. The upper one shows the pixels that drove the map (a
+deconvnet projection, Zeiler &amp; Fergus 2014); grey is zero. The lower one is the part of the photo that the map sees,
+in the shape in which the network gets it. Under them are the map's number and what the map adds to the score of the
+class. The lower layers show the maps with the strongest activations, and that activation: the network noticed these
+maps most, but they need not have decided.</p>
 <p class="notes">{escape(model.name)} {escape(model.version)}{accuracy}
 · weights <code>{escape(model.fingerprint[:12])}</code>
 · {escape(description.engine.runtime)}, {escape(description.engine.precision)}</p>
 </header>
 <main>
 {"".join(_section(entry, layers, opened=entry is photos[0]) for entry in photos)}</main>
-<footer><p>It can only answer with one of: {escape(", ".join(entry.label for entry in description.classes))}. A photo of
-anything else gets the class it resembles most. Made by <code>make demo</code>.</p></footer>
+<footer><p>The network has these classes only: {escape(", ".join(entry.label for entry in description.classes))}.
+A photo of anything else gets one of them all the same. Made by <code>make demo</code>.</p></footer>
 </body>
 </html>
 """
 
 
-def _link(entry: Explained) -> str:
+def _link(entry: ExplainedPhoto) -> str:
     said, mark = escape(entry.classification.classes[0].label), ""
     if verdict := entry.verdict:
         mark = f' <span class="{verdict.word}" role="img" aria-label="{verdict.word}">{verdict.mark}</span>'
     return f'<a href="#{_anchor(entry)}">{escape(_name(entry))}: <strong>{said}</strong>{mark}</a>\n'
 
 
-def _section(entry: Explained, layers: Sequence[Layer], opened: bool) -> str:
+def _section(entry: ExplainedPhoto, layers: Sequence[Layer], opened: bool) -> str:
     with Image.open(entry.photo) as file:
         exif = file.getexif()
         photo = ImageOps.exif_transpose(file)
@@ -104,14 +110,14 @@ def _section(entry: Explained, layers: Sequence[Layer], opened: bool) -> str:
     *lower, last = layers
     shown = entry.projections[last.name]
     said = entry.classification.classes[0].label
-    saw = f"The pixels that drove the {len(shown)} maps of {last.name} that speak most for {said}"
+    saw = f"The pixels that drove the {len(shown)} maps of {last.name} that add most to “{said}”"
     return f"""<section id="{_anchor(entry)}" aria-labelledby="{_anchor(entry)}-said">
 <h2 id="{_anchor(entry)}-said"><small>{escape(entry.photo.name)}: the network says</small>
 {escape(said)}</h2>
 {_judgement(entry.verdict)}<div class="answer">
-<figure><img src="{_data_uri(photo, MOST_PIXELS)}" alt="{escape(shows)}">
+<figure><img src="{_data_uri(photo, LONGEST_SIDE)}" alt="{escape(shows)}">
 <figcaption>{escape(shows)}{f'. <span class="credit">{escape(credit)}</span>' if credit else ""}</figcaption></figure>
-<figure><img src="{_data_uri(_in_place(photo.size, shown), MOST_PIXELS)}"
+<figure><img src="{_data_uri(_in_place(photo.size, shown), LONGEST_SIDE)}"
 alt="{escape(saw)}, each in its place in the photo">
 <figcaption>{escape(saw)}, each in its place</figcaption></figure>
 <div>
@@ -136,7 +142,7 @@ def _judgement(verdict: Verdict | None) -> str:
 
 
 def _in_place(size: tuple[int, int], projections: Sequence[Projection]) -> Image.Image:
-    """All projections on one picture of the photo's size; where they overlap, the brightest and the darkest remain."""
+    """Returns a picture of the photo's size with every projection in its place. Overlaps keep the extreme values."""
     brightest = darkest = Image.new("RGB", size, ZERO)
     for projection in projections:
         if (box := projection.source_box) and projection.png:
@@ -155,7 +161,7 @@ def _score_row(label: str, probability: float) -> str:
 
 
 def _strip(layer: Layer, projections: Sequence[Projection]) -> str:
-    sees = f"{_SEES[layer.name]}; " if layer.name in _SEES else ""
+    sees = f"{_FEATURES[layer.name]}; " if layer.name in _FEATURES else ""
     side = layer.receptive_field
     return f"""<div class="layer">
 <h3>{escape(layer.name)} <small>{sees}a unit sees {side} × {side} pixels</small></h3>
@@ -165,38 +171,38 @@ def _strip(layer: Layer, projections: Sequence[Projection]) -> str:
 
 
 def _tile(layer: Layer, projection: Projection) -> str:
-    where = _place(projection.source_box or projection.box)
+    where = _box_words(projection.source_box or projection.box)
     name = f"map {projection.map} of {layer.name}"
     crisp = ' class="crisp"' if layer.receptive_field < 40 else ""
     return f"""<li><img{crisp} src="{_data_uri_of(projection.png or b"")}" alt="Pixels that drove {name}">
 <img{crisp} src="{_data_uri_of(projection.patch_png)}" alt="The photo at {where}">
-<span>map {projection.map} <i>{_weight(projection)}</i></span></li>
+<span>map {projection.map} <i>{_strength(projection)}</i></span></li>
 """
 
 
-def _weight(projection: Projection) -> str:
+def _strength(projection: Projection) -> str:
     return f"{projection.activation:.1f}" if projection.attribution is None else f"{projection.attribution:+.2f}"
 
 
-def _place(box: Box) -> str:
+def _box_words(box: Box) -> str:
     return f"columns {box.left} to {box.right}, rows {box.top} to {box.bottom}"
 
 
-def _anchor(entry: Explained) -> str:
+def _anchor(entry: ExplainedPhoto) -> str:
     return escape(entry.photo.stem.replace(" ", "-"))
 
 
-def _name(entry: Explained) -> str:
+def _name(entry: ExplainedPhoto) -> str:
     return entry.photo.stem.replace("-", " ")
 
 
 def _data_uri_of(png: bytes) -> str:
     with Image.open(io.BytesIO(png)) as picture:
-        return _data_uri(picture, MOST_PIXELS)
+        return _data_uri(picture, LONGEST_SIDE)
 
 
 def _data_uri(picture: Image.Image, longest: int) -> str:
-    """WebP, a fifth of PNG's size; small pictures without loss, for there every pixel shows."""
+    """Returns the picture as WebP, a fifth of PNG's size. Small pictures are lossless: their pixels are visible."""
     picture = picture.convert("RGB")
     picture.thumbnail((longest, longest))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What photos show, as a `truth.toml` beside them tells, held against what the network said. Called by the demo."""
+"""Compares what the network says of a photo with the truth, which a `truth.toml` beside the photo holds."""
 
 import tomllib
 from collections.abc import Collection
@@ -12,11 +12,13 @@ FILE = "truth.toml"
 
 @dataclass(frozen=True)
 class Truth:
-    """What one photo shows.
+    """The truth about one photo.
 
     Attributes:
-        nearest: the class that comes nearest, for a network that has none for what is shown; or "".
-        why: what the projections by the network with the fingerprint `weights` show; or "".
+        shows: the object that the photo shows.
+        nearest: the label of the nearest class, for a network without a class for that object. "" if there is none.
+        why: a sentence on what the projections show, for the network with the fingerprint `weights`. It may be "".
+        weights: the fingerprint of the weights whose projections `why` describes. It may be "".
     """
 
     shows: str
@@ -27,11 +29,12 @@ class Truth:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one answer.
+    """Says if one answer is right.
 
     Attributes:
-        word: "right", "near" for the nearest class where none is right, or "wrong".
-        why: what the projections show of it; or "".
+        word: "right", "wrong", or "near" for the nearest class if no class is right.
+        sentence: a sentence that says it.
+        why: a sentence on what the projections show. It may be "".
     """
 
     word: str
@@ -44,41 +47,41 @@ class Verdict:
 
 
 def read_truth(photo: Path) -> Truth | None:
-    """What is known of `photo`; None where nothing is.
+    """Returns the truth about `photo`, or None if no file holds it.
 
     Raises:
-        ValueError: the file that should tell cannot be understood.
+        ValueError: the file beside the photo is malformed.
     """
     file = photo.with_name(FILE)
     if not file.is_file():
         return None
     try:
-        told = tomllib.loads(file.read_text(encoding="utf-8"))
-        return Truth(**told[photo.name], weights=told.get("weights", "")) if photo.name in told else None
+        truths = tomllib.loads(file.read_text(encoding="utf-8"))
+        return Truth(**truths[photo.name], weights=truths.get("weights", "")) if photo.name in truths else None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
 
 
 def judge(truth: Truth, classification: Classification, labels: Collection[str]) -> Verdict:
-    """Hold the best class against `truth`, for a network that knows `labels`."""
+    """Compares the most probable class with `truth`, for a network whose classes have `labels`."""
     said = classification.classes[0].label
     why = truth.why if truth.weights == classification.model.fingerprint else ""
     shown = f"the photo shows “{truth.shows}”"
     if said == truth.shows:
         return Verdict("right", "Right.", why)
     if truth.shows in labels:
-        return Verdict("wrong", f"Wrong: {shown}, which {_place(truth.shows, classification)}.", why)
+        return Verdict("wrong", f"Wrong: {shown}, which {_rank_words(truth.shows, classification)}.", why)
     shown += f", none of its {len(labels)} classes"
     if truth.nearest not in labels:
         return Verdict("wrong", f"Wrong, as it must be: {shown}.", why)
     if said == truth.nearest:
         return Verdict("near", f"Nearly right: {shown}, and it said the nearest.", why)
     return Verdict(
-        "wrong", f"Wrong: {shown}; the nearest, {truth.nearest}, {_place(truth.nearest, classification)}.", why
+        "wrong", f"Wrong: {shown}; the nearest, {truth.nearest}, {_rank_words(truth.nearest, classification)}.", why
     )
 
 
-def _place(label: str, classification: Classification) -> str:
+def _rank_words(label: str, classification: Classification) -> str:
     for number, score in enumerate(classification.classes, 1):
         if score.label == label:
             return f"was number {number} with {score.probability:.1%}"

@@ -1,1 +1,1 @@
-"""`zfserve top` shows what a service does at present, live in a terminal."""
+"""`zfserve top` shows the load, the latency and the batches of a service, live in a terminal."""

@@ -1,7 +1,7 @@
-"""What a process shows at /metrics, read into samples. Used by `top`.
+"""Parses the metrics of a process, and computes with them. `zfserve top` and the benchmarks use it.
 
-Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). A reader of our own, so that the
-base install does not need prometheus_client for thirty lines.
+The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The parser is here so
+that the base install does not need prometheus_client for thirty lines.
 """
 
 import math
@@ -13,13 +13,13 @@ Labels: TypeAlias = frozenset[tuple[str, str]]
 
 
 class Series(NamedTuple):
-    """What a sample is a value of: `zfserve_requests_total{status="OK"}`."""
+    """The name and labels of a sample, such as `zfserve_requests_total{status="OK"}`."""
 
     name: str
     labels: Labels
 
     def label(self, key: str) -> str:
-        """Its value, "" where the series has no such label."""
+        """Returns the value of a label, or "" if the series has no such label."""
         return dict(self.labels).get(key, "")
 
 
@@ -31,11 +31,15 @@ _ESCAPE = re.compile(r"\\(.)")
 
 
 class NotMetrics(ValueError):
-    """The text is not what a process shows at /metrics; the message has the line."""
+    """The text is not in the format of /metrics. The message has the line."""
 
 
 def parse_metrics(text: str) -> dict[Series, float]:
-    """Raises NotMetrics."""
+    """Returns the samples of a page.
+
+    Raises:
+        NotMetrics: a line is malformed.
+    """
     samples = {}
     for line in text.split("\n"):
         if not line.strip() or line.startswith("#"):
@@ -52,9 +56,9 @@ def parse_metrics(text: str) -> dict[Series, float]:
 
 
 def difference(before: Samples, after: Samples) -> dict[Series, float]:
-    """What counters and histograms have counted between two looks at one process; the other series are left out.
+    """Returns what counters and histograms counted between two scrapes of one process, without the gauges.
 
-    One that is smaller than before began anew, with its process: what it shows, it has counted since.
+    A counter that is smaller than before started again with its process. It has counted its whole value since then.
     """
     counted = {}
     for series, value in after.items():
@@ -65,7 +69,7 @@ def difference(before: Samples, after: Samples) -> dict[Series, float]:
 
 
 def merged(parts: Iterable[Samples]) -> dict[Series, float]:
-    """The sums over several processes. Histograms have the same bounds everywhere, so theirs are histograms again."""
+    """Returns the sums over several processes. All histograms have the same bounds, so their sums are histograms."""
     sums: dict[Series, float] = {}
     for part in parts:
         for series, value in part.items():
@@ -74,12 +78,16 @@ def merged(parts: Iterable[Samples]) -> dict[Series, float]:
 
 
 def quantile(buckets: Mapping[float, float], share: float) -> float | None:
-    """The value below which `share` of the observations lie, as Prometheus' `histogram_quantile` estimates it: evenly
-    spread within a bucket, and the last finite bound where it lies beyond that. None where nothing was observed.
+    """Estimates the value below which `share` of the observations lie, as Prometheus' `histogram_quantile` does.
+
+    The observations count as evenly spread within a bucket. Beyond the last finite bound, the result is that bound.
 
     Args:
-        buckets: observations at or below each bound, infinity and a finite one among them.
-        share: in (0, 1).
+        buckets: the number of observations at or below each bound. Infinity and a finite bound are among the bounds.
+        share: the quantile, in (0, 1).
+
+    Returns:
+        The value, or None if there are no observations.
     """
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
@@ -92,7 +100,7 @@ def quantile(buckets: Mapping[float, float], share: float) -> float | None:
             inside = buckets[bound] - below
             return lower if math.isinf(bound) else lower + (bound - lower) * (rank - below) / inside
         lower, below = bound, buckets[bound]
-    raise AssertionError("the last bucket holds all")
+    raise AssertionError("the last bucket holds all observations")
 
 
 def _parse_labels(text: str) -> Labels:

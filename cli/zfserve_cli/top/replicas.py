@@ -1,5 +1,4 @@
-"""Looks at the metrics of several replicas again and again, and says what each of them does, and all together. Used by
-`top`."""
+"""Scrapes the metrics of several replicas, and summarises the traffic of each one and of all together."""
 
 import socket
 import urllib.error
@@ -14,16 +13,21 @@ from typing import NamedTuple
 from zfserve_cli.top.metrics_text import NotMetrics, Samples, difference, merged, parse_metrics
 from zfserve_cli.top.traffic import Traffic, count_calls, summarise
 
-AT_ONCE = 16
-"""Replicas looked at side by side."""
+SCRAPE_THREADS = 16
+"""The number of replicas that are scraped at the same time."""
 
 
 class Unreachable(Exception):
-    """A replica's metrics cannot be read; says why in a few words."""
+    """The metrics of a replica cannot be read. The message says why in a few words."""
 
 
-class Look(NamedTuple):
-    """One replica's samples; `at_s` in seconds of the clock that `Replicas` was given."""
+class Scrape(NamedTuple):
+    """The samples of one replica at one time.
+
+    Attributes:
+        at_s: the time in seconds, on the clock of `Replicas`.
+        samples: the samples.
+    """
 
     at_s: float
     samples: Samples
@@ -31,7 +35,13 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Replica:
-    """One replica at present. Either `traffic` is there, or `problem` says why not."""
+    """The state of one replica.
+
+    Attributes:
+        address: the address of its metrics.
+        traffic: its traffic. None if its metrics cannot be read.
+        problem: a few words that say why there is no traffic. "" if there is.
+    """
 
     address: str
     traffic: Traffic | None
@@ -39,12 +49,13 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class View:
-    """All of them at present.
+class Snapshot:
+    """The state of all replicas at one time.
 
     Attributes:
-        total: of those that could be looked at; None where there are none.
-        newest_per_s: calls per second since the look before, of which `total` may hold several.
+        replicas: the state of each replica.
+        total: the traffic of all reachable replicas together. None if none is reachable.
+        newest_per_s: the calls per second since the scrape before, while `total` covers the whole window.
     """
 
     replicas: tuple[Replica, ...]
@@ -57,36 +68,40 @@ class View:
 
 
 class Replicas:
-    """Keeps what was seen in the last seconds.
+    """Scrapes replicas and keeps the scrapes of the last seconds.
 
     Args:
-        addresses: `HOST:PORT` of their metrics, of a worker too; a name that stands for several machines, as that of a
-            headless Service does, for all of them.
-        window_s: over which rates and percentiles are told.
-        clock: monotonic seconds.
+        addresses: the `HOST:PORT` of the metrics of each server or worker. A name of several machines, such as the name
+            of a headless Service in Kubernetes, stands for all of them.
+        window_s: the time over which rates and percentiles are computed, in seconds.
+        clock: returns seconds of a monotonic clock.
     """
 
     def __init__(self, addresses: Sequence[str], window_s: float, clock: Callable[[], float]) -> None:
         self._addresses = addresses
         self._window_s = window_s
         self._clock = clock
-        self._seen: dict[str, deque[Look]] = {}
+        self._scrapes: dict[str, deque[Scrape]] = {}
 
-    def look(self, timeout_s: float) -> View:
-        """Look at each once more. The first look tells no rates, as it has no other to compare with."""
+    def scrape(self, timeout_s: float) -> Snapshot:
+        """Scrapes each replica once more. The first scrape gives no rates, because there is none to compare with.
+
+        Args:
+            timeout_s: the timeout for each replica, in seconds.
+        """
         addresses = [resolved for address in self._addresses for resolved in _resolve(address)]
-        for gone in self._seen.keys() - addresses:
-            del self._seen[gone]
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        for gone in self._scrapes.keys() - addresses:
+            del self._scrapes[gone]
+        with ThreadPoolExecutor(SCRAPE_THREADS) as threads:
             found = list(threads.map(lambda address: _outcome(address, timeout_s), addresses))
         now_s = self._clock()
         replicas, counted, shown, seconds, newest_per_s = [], [], [], 0.0, 0.0
         for address, outcome in zip(addresses, found, strict=True):
             if isinstance(outcome, Unreachable):
-                self._seen.pop(address, None)
+                self._scrapes.pop(address, None)
                 replicas.append(Replica(address, None, str(outcome)))
                 continue
-            first, before = self._remember(address, Look(now_s, outcome))
+            first, before = self._remember(address, Scrape(now_s, outcome))
             change = difference(first.samples, outcome) if first.at_s < now_s else {}
             if before.at_s < now_s:
                 newest_per_s += count_calls(difference(before.samples, outcome)) / (now_s - before.at_s)
@@ -95,29 +110,37 @@ class Replicas:
             shown.append(outcome)
             seconds = max(seconds, now_s - first.at_s)
         total = summarise(merged(counted), merged(shown), seconds) if shown else None
-        return View(tuple(replicas), total, newest_per_s)
+        return Snapshot(tuple(replicas), total, newest_per_s)
 
-    def _remember(self, address: str, look: Look) -> tuple[Look, Look]:
-        """The look at the window's begin, and the one before this; this one itself where it is the first."""
-        looks = self._seen.setdefault(address, deque())
-        before = looks[-1] if looks else look
-        looks.append(look)
-        while len(looks) > 2 and looks[1].at_s <= look.at_s - self._window_s:
-            looks.popleft()
-        return looks[0], before
+    def _remember(self, address: str, newest: Scrape) -> tuple[Scrape, Scrape]:
+        """Returns the scrape at the start of the window, and the one before the newest. The first scrape is both."""
+        scrapes = self._scrapes.setdefault(address, deque())
+        before = scrapes[-1] if scrapes else newest
+        scrapes.append(newest)
+        while len(scrapes) > 2 and scrapes[1].at_s <= newest.at_s - self._window_s:
+            scrapes.popleft()
+        return scrapes[0], before
 
 
 def _outcome(address: str, timeout_s: float) -> Samples | Unreachable:
     try:
-        return fetch(address, timeout_s)
+        return fetch_metrics(address, timeout_s)
     except Unreachable as error:
         return error
 
 
-def fetch(address: str, timeout_s: float) -> Samples:
-    """Raises Unreachable."""
+def fetch_metrics(address: str, timeout_s: float) -> Samples:
+    """Returns the metrics at `address`.
+
+    Args:
+        address: the `HOST:PORT` of the metrics.
+        timeout_s: the timeout, in seconds.
+
+    Raises:
+        Unreachable: the metrics cannot be read.
+    """
     try:
-        # Metrics are not for the world, so no proxy that the environment names leads to them.
+        # Metrics are private, so no proxy that the environment names can reach them.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://{address}/metrics", timeout=timeout_s) as answer:
             text: bytes = answer.read()
@@ -131,7 +154,7 @@ def fetch(address: str, timeout_s: float) -> Samples:
     except (HTTPException, OSError) as error:
         raise Unreachable(_reason(error)) from error
     except (NotMetrics, UnicodeDecodeError) as error:
-        raise Unreachable("what answers there shows no metrics") from error
+        raise Unreachable("the answer holds no metrics") from error
 
 
 def _reason(reason: object) -> str:
@@ -141,13 +164,13 @@ def _reason(reason: object) -> str:
 
 
 def _resolve(address: str) -> list[str]:
-    """The address of every machine behind the name; the name itself where it is that of one, or cannot be looked up."""
+    """Returns the address of every machine behind a name, or the name itself if it has one machine or is unknown."""
     host, _, port = address.rpartition(":")
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except OSError:
         return [address]
-    # A machine with addresses of both kinds would be counted twice.
+    # A machine with an IPv4 and an IPv6 address would be counted twice.
     family = min((entry[0] for entry in found), key=lambda kind: kind != socket.AF_INET)
     hosts = sorted({str(entry[4][0]) for entry in found if entry[0] == family})
     if len(hosts) == 1:

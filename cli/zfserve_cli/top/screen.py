@@ -1,4 +1,4 @@
-"""What `zfserve top` shows: a view of the replicas, drawn for a terminal. Fits 80 columns."""
+"""Draws a snapshot of the replicas for a terminal of at least 80 columns. `zfserve top` shows it."""
 
 from collections.abc import Sequence
 
@@ -6,34 +6,42 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from zfserve_cli.top.replicas import Replica, View
+from zfserve_cli.top.replicas import Replica, Snapshot
 from zfserve_cli.top.traffic import MethodTraffic, Percentiles, Traffic
 
 BARS = "▁▂▃▄▅▆▇█"
 NOTHING = "-"
 
 
-def draw(view: View, history: Sequence[float], window_s: float) -> RenderableType:
-    """The whole screen.
+def draw(snapshot: Snapshot, history: Sequence[float], window_s: float) -> RenderableType:
+    """Returns the whole screen.
 
     Args:
-        history: calls per second of all replicas, the newest last, one for each look.
-        window_s: over which rates and percentiles are told.
+        snapshot: the state of the replicas.
+        history: the calls per second of all replicas, one number for each scrape, the newest last.
+        window_s: the time over which rates and percentiles were computed, in seconds.
     """
-    parts: list[RenderableType] = [_headline(view, window_s)]
-    if view.total is not None:
-        parts += [_summary(view.total, history), Text(), _calls(view.total), Text(), _steps(view.total), Text()]
-        parts.append(_replicas(view.replicas))
+    parts: list[RenderableType] = [_headline(snapshot, window_s)]
+    if snapshot.total is not None:
+        parts += [
+            _summary(snapshot.total, history),
+            Text(),
+            _calls(snapshot.total),
+            Text(),
+            _steps(snapshot.total),
+            Text(),
+        ]
+        parts.append(_replicas(snapshot.replicas))
     parts += [
         Text.assemble(replica.address, "  ", (f"unreachable: {replica.problem}", "red"))
-        for replica in view.replicas
+        for replica in snapshot.replicas
         if replica.traffic is None
     ]
     return Group(*parts)
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A bar for each value, the highest of them full; a value of 0 is a blank, and so is a single one."""
+    """Returns a bar for each value. The highest value has a full bar. A 0 is a blank, and so is a single value."""
     highest = max(values, default=0.0)
     if highest <= 0 or len(values) == 1:
         return " " * len(values)
@@ -41,7 +49,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Three digits and a unit."""
+    """Returns a duration with three digits and a unit."""
     if seconds is None:
         return NOTHING
     if seconds < 0.9995:
@@ -50,20 +58,22 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A rate or a count: whole from 100 up, and where it is whole."""
+    """Returns a rate or a count. From 100 up it is rounded to a whole number, and below that to one decimal."""
     if value is None:
         return NOTHING
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
-def _headline(view: View, window_s: float) -> Text:
-    reached = len(view.replicas) - view.unreachable
-    line = Text.assemble(("zfserve top", "bold"), f"   {reached} of {len(view.replicas)} replicas")
-    if view.unreachable:
+def _headline(snapshot: Snapshot, window_s: float) -> Text:
+    reached = len(snapshot.replicas) - snapshot.unreachable
+    line = Text.assemble(("zfserve top", "bold"), f"   {reached} of {len(snapshot.replicas)} replicas")
+    if snapshot.unreachable:
         line.stylize("red", len("zfserve top"))
-    if view.total is not None:
-        line.append(f"   over {min(window_s, view.total.seconds):.0f} s" if view.total.seconds else "   first look")
-        line.append(f"   {', '.join(view.total.models)}", "dim")
+    if snapshot.total is not None:
+        line.append(
+            f"   over {min(window_s, snapshot.total.seconds):.0f} s" if snapshot.total.seconds else "   first scrape"
+        )
+        line.append(f"   {', '.join(snapshot.total.models)}", "dim")
     return line
 
 
@@ -129,6 +139,6 @@ def _percentiles(values: Percentiles) -> tuple[str, str, str]:
 
 
 def _short(method: str) -> str:
-    """ "Classify"; the calls that a server makes to its worker are told apart from those of clients."""
+    """Returns the method without its service. It marks the calls that a server makes to its worker."""
     service, _, name = method.rpartition("/")
     return f"{name} (worker)" if ".worker." in service else name

@@ -1,6 +1,6 @@
-"""`zfserve top`: what a service does at present, live in a terminal.
+"""`zfserve top` shows the load, the latency and the batches of a service, live in a terminal.
 
-Reads the metrics of its replicas, and asks nothing else of them.
+It reads the metrics of the replicas, and sends them nothing else.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from rich.live import Live
 
 from zfserve_cli.connection_arguments import seconds
 from zfserve_cli.exit_statuses import FAILED, OK, UNREACHABLE
-from zfserve_cli.top.replicas import Replicas, View
+from zfserve_cli.top.replicas import Replicas, Snapshot
 from zfserve_cli.top.screen import draw
 
 DEFAULT_METRICS = "localhost:9500"
 
-SPARKLINE = 60
-"""Looks in it: a minute of them, at the usual interval."""
+HISTORY = 60
+"""The number of scrapes in the sparkline: one minute at the default interval."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,53 +32,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         action="append",
         type=_address,
-        help="where a server or a worker shows its metrics; repeat it for more, or give a name that stands for all "
+        help="address of the metrics of a server or a worker; repeat it for more of them, or give one name for all "
         f"(default: {DEFAULT_METRICS})",
     )
-    parser.add_argument("--interval", metavar="S", type=seconds, default=1.0, help="between two looks (%(default)g)")
-    parser.add_argument(
-        "--window", metavar="S", type=seconds, default=10.0, help="for rates and percentiles (%(default)g)"
-    )
-    parser.add_argument("--timeout", metavar="S", type=seconds, default=2.0, help="for one replica (%(default)g)")
-    parser.add_argument("--once", action="store_true", help="look twice, an interval apart, and end")
-    parser.add_argument("--json", action="store_true", help="each look as a JSON object on a line of its own")
+    for flag, default, text in (
+        ("--interval", 1.0, "seconds between two scrapes"),
+        ("--window", 10.0, "seconds over which rates and percentiles are computed"),
+        ("--timeout", 2.0, "longest time for one replica, in seconds"),
+    ):
+        parser.add_argument(flag, metavar="S", type=seconds, default=default, help=f"{text} (default: %(default)g)")
+    parser.add_argument("--once", action="store_true", help="scrape twice, an interval apart, print that and end")
+    parser.add_argument("--json", action="store_true", help="print each result as a JSON document on its own line")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0; with --once, 1 where some replica cannot be looked at, and 3 where none can."""
+    """Returns OK. With --once it returns FAILED if some replica is unreachable, and UNREACHABLE if all are."""
     replicas = Replicas(arguments.metrics or [DEFAULT_METRICS], arguments.window, time.monotonic)
-    views = _views(replicas, arguments.interval, arguments.timeout)
-    history: deque[float] = deque(maxlen=SPARKLINE)
+    snapshots = _snapshots(replicas, arguments.interval, arguments.timeout)
+    history: deque[float] = deque(maxlen=HISTORY)
     console = Console()
     if arguments.once:
-        next(views)
-        view = next(views)
+        next(snapshots)
+        snapshot = next(snapshots)
         if arguments.json:
-            _print_json(view)
+            _print_json(snapshot)
         else:
-            console.print(draw(view, [view.newest_per_s], arguments.window))
-        return OK if not view.unreachable else UNREACHABLE if view.total is None else FAILED
-    with suppress(KeyboardInterrupt):  # Ctrl-C is how one leaves
+            console.print(draw(snapshot, [snapshot.newest_per_s], arguments.window))
+        return OK if not snapshot.unreachable else UNREACHABLE if snapshot.total is None else FAILED
+    with suppress(KeyboardInterrupt):  # Ctrl-C is the way to leave
         if arguments.json:
-            for view in views:
-                _print_json(view)
+            for snapshot in snapshots:
+                _print_json(snapshot)
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as screen:
-            for view in views:
-                history.append(view.newest_per_s)
-                screen.update(draw(view, history, arguments.window), refresh=True)
+            for snapshot in snapshots:
+                history.append(snapshot.newest_per_s)
+                screen.update(draw(snapshot, history, arguments.window), refresh=True)
     return OK
 
 
-def _views(replicas: Replicas, interval_s: float, timeout_s: float) -> Iterator[View]:
-    """Without end, one each interval."""
+def _snapshots(replicas: Replicas, interval_s: float, timeout_s: float) -> Iterator[Snapshot]:
+    """Yields a snapshot at each interval, without end."""
     while True:
         began_s = time.monotonic()
-        yield replicas.look(timeout_s)
+        yield replicas.scrape(timeout_s)
         time.sleep(max(0.0, began_s + interval_s - time.monotonic()))
 
 
-def _print_json(view: View) -> None:
-    sys.stdout.write(json.dumps(asdict(view), separators=(",", ":")) + "\n")
+def _print_json(snapshot: Snapshot) -> None:
+    sys.stdout.write(json.dumps(asdict(snapshot), separators=(",", ":")) + "\n")
     sys.stdout.flush()
 
 
@@ -86,5 +87,5 @@ def _address(text: str) -> str:
     address = text.removeprefix("http://").removesuffix("/").removesuffix("/metrics")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not of the form HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{text} is not HOST:PORT")
     return address

@@ -1,5 +1,7 @@
-"""What a service does at present: the figures between two looks at its metrics, of one replica or of several. Pure
-functions, used by `top`; docs/metrics.md explains the metrics they are made of."""
+"""Computes the traffic of one or several replicas between two scrapes of their metrics. `replicas` calls it.
+
+docs/metrics.md explains the metrics.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,12 +11,18 @@ from zfserve_protos.methods import is_probe
 from zfserve_cli.top.metrics_text import Samples, Series, quantile
 
 STEPS = {"decode": "decode", "queue": "queue", "engine": "inference", "projection": "projection"}
-"""The steps of a request, each with the name in its metric, `zfserve_<name>_seconds`."""
+"""The steps of a request. The value is the name in the step's metric, `zfserve_<name>_seconds`."""
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """In seconds; None where nothing happened."""
+    """Percentiles of a duration, in seconds. They are None if nothing happened.
+
+    Attributes:
+        p50: the median.
+        p95: the 95th percentile.
+        p99: the 99th percentile.
+    """
 
     p50: float | None = None
     p95: float | None = None
@@ -23,7 +31,15 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class MethodTraffic:
-    """The calls of one method. `failed_per_s` are those that ended with any status but OK."""
+    """The calls of one method.
+
+    Attributes:
+        method: the gRPC method, without the leading slash.
+        per_s: the calls that ended, per second.
+        failed_per_s: the calls that ended with another status than OK, per second.
+        latency: the duration of the calls.
+        in_flight: the calls in flight at the second scrape.
+    """
 
     method: str
     per_s: float
@@ -34,20 +50,23 @@ class MethodTraffic:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Health checks and reflection left out.
+    """The traffic between two scrapes, without health checks and reflection.
 
     Attributes:
-        seconds: between the two looks; 0 for a single one, and then every rate is 0.
-        per_s: calls that ended, by the name of their gRPC status.
-        latency: of all calls.
-        steps: by the names of `STEPS`.
-        images_per_s: that engines ran.
-        batch_size: mean over the runs; None without any.
-        batch_fill: mean share of the largest batch that a run used; None without any.
-        queue_depth, in_flight: at the second look.
-        worker: state of the pairing with the worker, "" where there is none.
-        phase: of the start, "" where the process has none, as a worker.
-        models: "NAME VERSION" of each that is served.
+        seconds: the time between the two scrapes. It is 0 for a single scrape, and then every rate is 0.
+        per_s: the calls that ended, per second, by the name of their gRPC status.
+        latency: the duration of all calls.
+        methods: the calls of each method.
+        steps: the duration of each step, by the names in `STEPS`.
+        images_per_s: the images that the engines ran, per second.
+        batch_size: the mean size of the batches. None if there were none.
+        batch_fill: the mean share of the largest batch size that the batches used, in [0, 1]. None if there were none.
+        projections_per_s: the projections that the worker computed, per second.
+        queue_depth: the images in the queues at the second scrape.
+        in_flight: the calls in flight at the second scrape.
+        worker: the state of the connection to the worker. "" if there is none.
+        phase: the phase of the start. "" if the process has none, such as a worker.
+        models: "NAME VERSION" of each model that is served.
     """
 
     seconds: float
@@ -71,11 +90,12 @@ class Traffic:
 
 
 def summarise(counted: Samples, shown: Samples, seconds: float) -> Traffic:
-    """The traffic behind the samples of one process, or behind the sums of several.
+    """Returns the traffic of one process, or of several processes whose samples were added up.
 
     Args:
-        counted: by counters and histograms in `seconds`, from `metrics_text.difference`.
-        shown: at their end, gauges among them.
+        counted: what counters and histograms counted in `seconds`, as `metrics_text.difference` returns it.
+        shown: the samples at the end of that time, with the gauges.
+        seconds: the time between the two scrapes.
     """
 
     def per_second(count: float) -> float:
@@ -108,6 +128,7 @@ def summarise(counted: Samples, shown: Samples, seconds: float) -> Traffic:
 
 
 def count_calls(counted: Samples) -> float:
+    """Returns the number of calls that ended."""
     return _total(counted, "zfserve_requests_total", _is_work)
 
 
@@ -130,7 +151,7 @@ def _method_traffic(
 
 
 def _methods(counted: Samples, shown: Samples) -> list[str]:
-    """Those that were called, or are being served."""
+    """Returns the methods with calls that ended or are in flight."""
     busy = {
         series.label("method")
         for samples, name in ((counted, "zfserve_requests_total"), (shown, "zfserve_in_flight"))
@@ -159,7 +180,7 @@ def _mean(counted: Samples, name: str) -> float | None:
 
 
 def _state(shown: Samples, name: str, label: str) -> str:
-    """Of a metric that is 1 for one value of `label`; of several processes, every value that is 1 in one of them."""
+    """Returns the value of `label` for which the metric is 1. Several processes may have several such values."""
     return ", ".join(sorted({s.label(label) for s, value in shown.items() if s.name == name and value > 0}))
 
 

@@ -1,4 +1,4 @@
-"""What is known of photos, and the verdict on what the network said of them."""
+"""The truth about photos, and the verdicts on the network's answers."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ from zfserve_model.checkpoint import load_checkpoint, weights_fingerprint
 
 ROOT = Path(__file__).parents[3]
 LABELS = ("tench", "church", "golf ball")
-SAID = Classification(
+ANSWER = Classification(
     classes=tuple(ClassScore(label, "n", 0, share) for label, share in (("church", 0.5), ("tench", 0.25))),
     model=ModelIdentity("zfnet", "1", "ab12"),
     image_reference=ImageReference(""),
@@ -46,17 +46,17 @@ SAID = Classification(
     ],
 )
 def test_verdicts(truth: Truth, word: str, sentence: str) -> None:
-    verdict = judge(truth, SAID, LABELS)
+    verdict = judge(truth, ANSWER, LABELS)
     assert (verdict.word, verdict.sentence) == (word, sentence)
 
 
-def test_what_projections_show_is_told_of_the_weights_that_were_looked_at_only() -> None:
+def test_the_why_appears_only_for_the_weights_that_it_describes() -> None:
     truth = Truth("tench", why="It saw a pond.", weights="ab12")
-    assert judge(truth, SAID, LABELS).why == "It saw a pond."
-    assert judge(replace(truth, weights="cd34"), SAID, LABELS).why == ""
+    assert judge(truth, ANSWER, LABELS).why == "It saw a pond."
+    assert judge(replace(truth, weights="cd34"), ANSWER, LABELS).why == ""
 
 
-def test_nothing_is_known_without_a_file_or_an_entry(tmp_path: Path) -> None:
+def test_there_is_no_truth_without_a_file_or_an_entry(tmp_path: Path) -> None:
     assert read_truth(tmp_path / "a.jpg") is None
     (tmp_path / "truth.toml").write_text('["b.jpg"]\nshows = "church"\n')
     assert read_truth(tmp_path / "a.jpg") is None
@@ -64,7 +64,7 @@ def test_nothing_is_known_without_a_file_or_an_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[", '["a.jpg"]\ncolour = "red"\n', '["a.jpg"]\n', '"a.jpg" = 1\n'])
-def test_a_file_that_cannot_be_understood_is_named(tmp_path: Path, text: str) -> None:
+def test_the_error_names_a_malformed_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "truth.toml").write_text(text)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "truth.toml"))):
         read_truth(tmp_path / "a.jpg")
@@ -83,10 +83,10 @@ def test_the_truth_of_every_sample_agrees_with_its_attribution(photo: Path) -> N
         assert in_class in (truth.shows, "none")
 
 
-def test_the_samples_file_is_about_the_samples_and_the_shipped_weights() -> None:
-    told = tomllib.loads((ROOT / "samples/truth.toml").read_text())
-    assert set(told) == {"weights", *(photo.name for photo in (ROOT / "samples").glob("*.jpg"))}
-    # Else the photos were looked at with other weights: look again at what the projections show, and write it down.
-    assert told["weights"] == weights_fingerprint(
+def test_truth_toml_describes_the_samples_and_the_shipped_weights() -> None:
+    truths = tomllib.loads((ROOT / "samples/truth.toml").read_text())
+    assert set(truths) == {"weights", *(photo.name for photo in (ROOT / "samples").glob("*.jpg"))}
+    # If the weights differ, look at the projections of the shipped weights again, and write down what they show.
+    assert truths["weights"] == weights_fingerprint(
         load_checkpoint(ROOT / "weights/zfnet-imagenette.safetensors").network
     )

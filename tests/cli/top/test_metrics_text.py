@@ -11,7 +11,7 @@ def series(name: str, **labels: str) -> Series:
     return Series(name, frozenset(labels.items()))
 
 
-def test_all_that_a_process_shows_is_read_as_prometheus_reads_it() -> None:
+def test_the_parser_agrees_with_that_of_prometheus() -> None:
     metrics = Metrics()
     metrics.requests.labels("/a.B/C", "OK").inc(3)
     metrics.decode_seconds.observe(0.003)
@@ -27,7 +27,7 @@ def test_all_that_a_process_shows_is_read_as_prometheus_reads_it() -> None:
 
 
 @pytest.mark.parametrize("text", ["<html>", "a{b=c} 1", "a{b='c'} 1", "a one", "a{", "1a 1"])
-def test_what_is_no_metric_is_refused(text: str) -> None:
+def test_a_malformed_line_is_refused(text: str) -> None:
     with pytest.raises(NotMetrics):
         parse_metrics(f"fine 1\n{text}\n")
 
@@ -39,7 +39,7 @@ def test_timestamps_exponents_and_infinities() -> None:
     }
 
 
-def test_a_counter_that_began_anew_counts_from_nothing() -> None:
+def test_a_counter_that_started_again_counts_from_0() -> None:
     before = {series("x_total"): 10.0, series("y_bucket"): 4.0, series("gauge"): 3.0}
     after = {series("x_total"): 12.0, series("y_bucket"): 1.0, series("gauge"): 9.0, series("new_total"): 5.0}
     assert difference(before, after) == {series("x_total"): 2.0, series("y_bucket"): 1.0, series("new_total"): 5.0}
@@ -57,7 +57,7 @@ def test_merging_adds_series_by_series() -> None:
         ({1.0: 10, 2.0: 10, math.inf: 10}, 0.99, 0.99),
         ({1.0: 5, 2.0: 10, math.inf: 10}, 0.5, 1.0),
         ({1.0: 5, 2.0: 5, 4.0: 10, math.inf: 10}, 0.75, 3.0),
-        ({1.0: 0, 2.0: 5, math.inf: 10}, 0.9, 2.0),  # beyond the last bound, of which nothing more is known
+        ({1.0: 0, 2.0: 5, math.inf: 10}, 0.9, 2.0),  # beyond the last finite bound
         ({1.0: 0, math.inf: 0}, 0.5, None),
         ({}, 0.5, None),
     ],

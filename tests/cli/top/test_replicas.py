@@ -1,4 +1,4 @@
-"""Replicas whose metrics are written by hand, served over HTTP, and what `zfserve top` makes of them."""
+"""`zfserve top` with replicas whose metrics are written by hand and served over HTTP."""
 
 import argparse
 import io
@@ -23,7 +23,8 @@ CLASSIFY = 'method="/zfserve.v1.VisionService/Classify"'
 
 
 def page(calls: int, slow: int = 0, refused: int = 0, **gauges: float) -> str:
-    """A replica that answered `calls`: most within 10 ms, `slow` of them in 10 to 20 ms, in batches of 4."""
+    """Returns the metrics of a replica that answered `calls` in batches of 4: `slow` of them in 10 to 20 ms, the others
+    within 10 ms."""
     return f"""\
 # TYPE zfserve_requests_total counter
 zfserve_requests_total{{{CLASSIFY},status="OK"}} {calls}
@@ -48,7 +49,11 @@ zfserve_model_info{{model="zfnet",version="1",fingerprint="ab"}} 1
 
 
 class Pages:
-    """What each replica shows at present, by its address."""
+    """Serves the metrics pages of replicas.
+
+    Attributes:
+        at: the page of each replica, by its address.
+    """
 
     def __init__(self) -> None:
         self.at: dict[str, str] = {}
@@ -92,31 +97,31 @@ def two(pages: Pages) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def nobody() -> str:
-    """Where nothing listens: a port that was free a moment ago."""
+    """Returns an address where nothing listens: its port was in use a moment ago."""
     with Pages().replica() as address:
         return address
 
 
-def test_replicas_are_told_apart_and_added_up(pages: Pages, two: tuple[str, str], nobody: str) -> None:
+def test_each_replica_has_its_traffic_and_all_are_added_up(pages: Pages, two: tuple[str, str], nobody: str) -> None:
     first, second = two
     now_s = 0.0
     replicas = Replicas([first, nobody, second], window_s=10, clock=lambda: now_s)
     pages.at = {first: page(1000), second: page(500)}
-    view = replicas.look(5)
-    assert view.total is not None
-    assert (view.total.seconds, view.total.calls_per_s) == (0, 0), "a single look tells no rate"
+    snapshot = replicas.scrape(5)
+    assert snapshot.total is not None
+    assert (snapshot.total.seconds, snapshot.total.calls_per_s) == (0, 0), "a single scrape gives no rate"
 
     now_s = 2.0
     pages.at = {first: page(1080, slow=20, queue=3, in_flight=4), second: page(520, refused=10, queue=1)}
-    view = replicas.look(5)
-    assert [(replica.address, bool(replica.problem)) for replica in view.replicas] == [
+    snapshot = replicas.scrape(5)
+    assert [(replica.address, bool(replica.problem)) for replica in snapshot.replicas] == [
         (first, False),
         (nobody, True),
         (second, False),
     ]
-    assert view.unreachable == 1
-    assert "refused" in view.replicas[1].problem
-    total, busy = view.total, view.replicas[0].traffic
+    assert snapshot.unreachable == 1
+    assert "refused" in snapshot.replicas[1].problem
+    total, busy = snapshot.total, snapshot.replicas[0].traffic
     assert total is not None
     assert busy is not None
     assert busy.per_s == {"OK": 40.0}
@@ -126,19 +131,19 @@ def test_replicas_are_told_apart_and_added_up(pages: Pages, two: tuple[str, str]
     (method,) = total.methods
     assert (method.per_s, method.failed_per_s, method.in_flight) == (55.0, 5.0, 4.0)
     assert (total.batch_size, total.batch_fill, total.images_per_s) == (4.0, 0.5, 50.0)
-    assert (total.queue_depth, total.in_flight) == (4.0, 4.0), "a health watch is no work"
+    assert (total.queue_depth, total.in_flight) == (4.0, 4.0), "a health watch does not count"
     assert (total.worker, total.phase, total.models) == ("ready", "ready", ("zfnet 1",))
 
 
-def test_rates_are_those_of_the_window_and_a_restart_counts_from_nothing(pages: Pages, two: tuple[str, str]) -> None:
+def test_rates_cover_the_window_and_a_restart_counts_from_0(pages: Pages, two: tuple[str, str]) -> None:
     now_s = 0.0
     replicas = Replicas(two[:1], window_s=2, clock=lambda: now_s)
     rates = []
     for now_s, calls in enumerate((0, 100, 200, 200, 200, 60)):  # noqa: B007 - the clock reads it
         pages.at = {two[0]: page(calls)}
-        view = replicas.look(5)
-        assert view.total is not None
-        rates.append((view.total.calls_per_s, view.newest_per_s))
+        snapshot = replicas.scrape(5)
+        assert snapshot.total is not None
+        rates.append((snapshot.total.calls_per_s, snapshot.newest_per_s))
     assert rates == [(0, 0), (100, 100), (100, 100), (50, 0), (0, 0), (30, 60)]
 
 
@@ -148,9 +153,9 @@ def test_the_screen_fits(pages: Pages, two: tuple[str, str], nobody: str, width:
     replicas = Replicas([*two, nobody], window_s=10, clock=lambda: now_s)
     for now_s, calls in enumerate((0, 1_234_567)):  # noqa: B007 - the clock reads it
         pages.at = dict.fromkeys(two, page(calls, calls, calls, queue=256, in_flight=256))
-        view = replicas.look(5)
+        snapshot = replicas.scrape(5)
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(draw(view, [1.0] * 60, 10))
+    console.print(draw(snapshot, [1.0] * 60, 10))
     text = console.export_text()
     assert "RESOURCE_EXHAUSTED 2,469,134" in text
     assert "…" not in text, "something was cut off"
@@ -169,22 +174,24 @@ def test_the_exit_status_of_once(
     flags = [flag for address in addresses for flag in ("--metrics", address)]
     assert top_command.run(parser.parse_args([*flags, "--once", "--json", "--interval", "0.01"])) == status
     (line,) = capsys.readouterr().out.splitlines()
-    view = json.loads(line)
-    assert [replica["traffic"] is not None for replica in view["replicas"]] == [index < reached for index in range(2)]
+    snapshot = json.loads(line)
+    assert [replica["traffic"] is not None for replica in snapshot["replicas"]] == [
+        index < reached for index in range(2)
+    ]
 
 
-def test_a_page_of_something_else_is_a_problem_said_in_words(pages: Pages, two: tuple[str, str]) -> None:
+def test_a_page_without_metrics_is_a_problem(pages: Pages, two: tuple[str, str]) -> None:
     pages.at = {two[0]: "<html>"}
-    (replica,) = Replicas(two[:1], 10, lambda: 0.0).look(5).replicas
-    assert replica.problem == "what answers there shows no metrics"
+    (replica,) = Replicas(two[:1], 10, lambda: 0.0).scrape(5).replicas
+    assert replica.problem == "the answer holds no metrics"
 
 
-def test_a_sparkline_is_as_high_as_its_highest() -> None:
+def test_the_highest_value_fills_the_sparkline() -> None:
     assert sparkline([0, 1, 4, 8]) == " ▂▅█"
     assert sparkline([0, 0]) == "  "
 
 
-def test_every_metric_that_is_read_is_shown_by_a_server() -> None:
+def test_a_server_has_every_metric_that_top_reads() -> None:
     shown = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
     shown |= {family.name for family in Metrics().registry.collect()}
     source = Path(traffic.__file__).read_text()

@@ -1,4 +1,4 @@
-"""The demo's steps; the calls go to the fake service."""
+"""The steps of the demo, against a fake service."""
 
 import base64
 import io
@@ -12,9 +12,9 @@ from PIL import ExifTags, Image
 from rich.console import Console
 from zfserve import Client
 from zfserve.results import Box
-from zfserve_cli.demo.demo import DemoFailed, check_names, ensure_bundle, explain_photos
-from zfserve_cli.demo.page import Explained, render_page
+from zfserve_cli.demo.page import ExplainedPhoto, render_page
 from zfserve_cli.demo.photo_truth import Verdict
+from zfserve_cli.demo.steps import DemoFailed, check_names, ensure_bundle, explain_photos
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = sorted((ROOT / "samples").glob("*.jpg"))
@@ -25,13 +25,13 @@ def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def test_a_bundle_that_is_there_is_not_exported_again(tmp_path: Path, console: Console) -> None:
+def test_an_existing_bundle_is_not_exported_again(tmp_path: Path, console: Console) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "manifest.json").touch()
     ensure_bundle(tmp_path, tmp_path / "none.safetensors", console)
 
 
-def test_missing_weights(tmp_path: Path, console: Console) -> None:
+def test_missing_weights_are_an_error(tmp_path: Path, console: Console) -> None:
     with pytest.raises(DemoFailed, match="no weights at"):
         ensure_bundle(tmp_path / "model", tmp_path / "none.safetensors", console)
 
@@ -57,27 +57,27 @@ def test_a_page_and_sheets_for_every_photo(address: str, tmp_path: Path, console
     ]
     parsed = PageParts()
     parsed.feed(page.read_text())
-    # Per photo: itself, all projections in their places, and nine projections with their patches.
+    # Each photo has itself, one picture of all projections in their places, and nine projections with their patches.
     assert len(parsed.images) == 2 * (1 + 1 + 2 * 9)
     assert all(source.startswith("data:image/webp;base64,") and alt for source, alt in parsed.images)
     assert not parsed.links
     assert "Peter Haas · CC BY-SA 3.0" in page.read_text()
-    said = console.file
-    assert isinstance(said, io.StringIO)
-    # The fake has other weights than those that the samples' `why` is about.
-    for told in (page.read_text(), said.getvalue()):
-        assert "the photo shows “yellow perch”, none of its 3 classes" in told
-        assert "gill cover" not in told
+    printed = console.file
+    assert isinstance(printed, io.StringIO)
+    # The `why` of the samples is about other weights than the fake service has, so it must not appear.
+    for text in (page.read_text(), printed.getvalue()):
+        assert "the photo shows “yellow perch”, none of its 3 classes" in text
+        assert "gill cover" not in text
 
 
-def test_a_page_escapes_what_it_is_told(address: str, tmp_path: Path) -> None:
+def test_a_page_escapes_every_text(address: str, tmp_path: Path) -> None:
     photo = tmp_path / "a<b>.png"
     Image.new("RGB", (4, 4)).save(photo)
     with Client(address) as client:
         answer, description = client.classify(photo), client.describe()
         projections = list(client.project(photo, "conv1"))
     page = render_page(
-        [Explained(photo, answer, {"conv1": projections}, Verdict("wrong", "Wrong: <b>", "<b>"))],
+        [ExplainedPhoto(photo, answer, {"conv1": projections}, Verdict("wrong", "Wrong: <b>", "<b>"))],
         replace(description, model=replace(description.model, name="<script>")),
         description.layers[:1],
     )
@@ -86,7 +86,7 @@ def test_a_page_escapes_what_it_is_told(address: str, tmp_path: Path) -> None:
     assert "Wrong: &lt;b&gt;</strong> &lt;b&gt;" in page
 
 
-def test_projections_lie_where_they_belong_in_the_upright_photo(address: str, tmp_path: Path) -> None:
+def test_projections_are_in_their_places_in_the_upright_photo(address: str, tmp_path: Path) -> None:
     photo = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -97,7 +97,9 @@ def test_projections_lie_where_they_belong_in_the_upright_photo(address: str, tm
     png = io.BytesIO()
     Image.new("RGB", (2, 2), "white").save(png, "PNG")
     projection = replace(projection, png=png.getvalue(), source_box=Box(4, 20, 12, 28))
-    page = render_page([Explained(photo, answer, {"conv1": [projection]}, None)], description, description.layers[:1])
+    page = render_page(
+        [ExplainedPhoto(photo, answer, {"conv1": [projection]}, None)], description, description.layers[:1]
+    )
     parsed = PageParts()
     parsed.feed(page)
     shown, placed = (_picture(source) for source, _ in parsed.images[:2])
@@ -108,7 +110,7 @@ def test_projections_lie_where_they_belong_in_the_upright_photo(address: str, tm
 
 
 @pytest.mark.parametrize("photo", SAMPLES, ids=lambda photo: photo.name)
-def test_every_sample_says_what_it_shows_whose_it_is_and_its_licence(photo: Path) -> None:
+def test_every_sample_names_its_content_its_author_and_its_licence(photo: Path) -> None:
     with Image.open(photo) as opened:
         exif = opened.getexif()
         assert 200 <= max(opened.size) <= 700
@@ -119,7 +121,7 @@ def test_every_sample_says_what_it_shows_whose_it_is_and_its_licence(photo: Path
         assert first.lower() in row.lower()
 
 
-def test_the_samples_are_several_and_small() -> None:
+def test_the_samples_are_few_and_small() -> None:
     assert 4 <= len(SAMPLES) <= 8
     assert sum(photo.stat().st_size for photo in SAMPLES) < 1_500_000
 
@@ -129,7 +131,7 @@ def _picture(source: str) -> Image.Image:
 
 
 class PageParts(HTMLParser):
-    """The pictures of a page, and whatever it would load from elsewhere."""
+    """Collects the pictures of a page, and the links to anything outside it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,50 @@
+"""The table that `zfserve project` prints."""
+
+from rich.bar import Bar
+from rich.console import JustifyMethod
+from rich.markup import escape
+from rich.table import Table
+from zfserve.results import Box, Projection
+
+from zfserve_cli.projection_files import SavedProjection
+
+
+def projection_table(saved: list[SavedProjection], title: str) -> Table:
+    """Returns a table with a row for each projection: its unit, and the region of the photo that the unit sees.
+
+    The bar shows what the map adds to the class that it was chosen for, or else its activation.
+    """
+    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1), title_style="bold")
+    with_files = any(entry.picture for entry in saved)
+    for_class = any(entry.projection.for_class for entry in saved)
+    numbers = ["map", "row, col", "activation", *(["adds"] if for_class else [])]
+    for column in (*numbers, "", "columns × rows", *(["picture"] if with_files else [])):
+        # In a narrow terminal only the bar becomes shorter.
+        justify: JustifyMethod = "right" if column in numbers else "left"
+        table.add_column(column, header_style="dim", justify=justify, no_wrap=bool(column))
+    strengths = [_strength(entry.projection) for entry in saved]
+    highest = max(strengths, default=0.0) or 1.0
+    for entry, strength in zip(saved, strengths, strict=True):
+        projection = entry.projection
+        table.add_row(
+            str(projection.map),
+            _unit_name(projection),
+            f"{projection.activation:.2f}",
+            *([f"{strength:+.3f}"] if for_class else []),
+            Bar(1, 0, max(0.0, strength / highest), width=10, color="blue"),
+            _box_name(projection.source_box or projection.box),
+            *([entry.picture.name] if entry.picture else []),
+        )
+    return table
+
+
+def _strength(projection: Projection) -> float:
+    return projection.activation if projection.attribution is None else projection.attribution
+
+
+def _unit_name(projection: Projection) -> str:
+    return "whole map" if projection.unit is None else f"{projection.unit.row}, {projection.unit.column}"
+
+
+def _box_name(box: Box) -> str:
+    return f"{box.left}–{box.right} × {box.top}–{box.bottom}"
