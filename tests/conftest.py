@@ -1,5 +1,6 @@
 """Every room's tests can use a bundle that is small enough to compute by hand."""
 
+import logging
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -66,6 +67,15 @@ def colour_bundle(tmp_path: Path) -> ColourBundle:
         return Bundle(folder, manifest)
 
     return write
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    """Undoes the changes that a command makes to the root logger."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """Tests the settings of `zfserve serve`: flags, environment, defaults, checks, and how the command reports faults."""
 
 import argparse
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -77,15 +76,6 @@ def test_help_names_every_setting_its_default_and_the_environment() -> None:
         assert "--" + name.replace("_", "-") in text
     assert "ZFSERVE_DRAIN_GRACE" in text
     assert "(default: 8500)" in text
-
-
-@pytest.fixture
-def root_logger() -> Iterator[None]:
-    """Puts back what `run` does to it."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.mark.usefixtures("root_logger")

@@ -1,4 +1,4 @@
-"""A tiny bundle with random weights, and requests that fit it."""
+"""Provides a tiny bundle with random weights, and requests that fit it."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +22,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The next version of the same model, with other weights."""
+    """Provides the next version of the same model, with other weights."""
     return write_bundle(tmp_path_factory.mktemp("bundle"), version="2")
 
 
@@ -32,7 +32,7 @@ def write_bundle(folder: Path, version: str) -> Bundle:
     preprocessing = Preprocessing()
     checkpoint = Checkpoint(network, ("n01", "n02"), ("cat", "dog"), preprocessing)
     save_checkpoint(checkpoint, folder / WEIGHTS, torch.float32)
-    (folder / GOLDEN).write_bytes(b"for engines; the worker never reads it")
+    (folder / GOLDEN).write_bytes(b"only engines read this file")
     manifest = {
         "name": "tiny",
         "version": version,
@@ -58,7 +58,7 @@ def pixels() -> bytes:
 
 @pytest.fixture
 def request_for(bundle: Bundle, pixels: bytes) -> Callable[..., worker_pb2.ProjectRequest]:
-    """A request that the worker accepts, but for what the test changes."""
+    """Returns a function that builds a request that the worker accepts. Keywords replace fields."""
 
     def build(**fields: Any) -> worker_pb2.ProjectRequest:
         defaults = {"fingerprint": bundle.manifest.fingerprint, "pixels": pixels, "layer": "conv3"}

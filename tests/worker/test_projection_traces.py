@@ -1,4 +1,4 @@
-"""The worker's part of a trace, on the real deconvnet and its real thread."""
+"""Tests the spans that the worker adds to a trace, with the real deconvnet and its real thread."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PROJECT = "zfserve.worker.v1.WorkerService/Project"
 
 
-async def test_the_steps_of_a_projection_are_spans_of_the_servers_trace_and_nothing_else_is(
+async def test_the_steps_of_a_projection_are_the_only_spans_and_belong_to_the_trace_of_the_server(
     bundle: Bundle, request_for: Callable[..., worker_pb2.ProjectRequest]
 ) -> None:
     collector = Collector()
@@ -29,7 +29,7 @@ async def test_the_steps_of_a_projection_are_spans_of_the_servers_trace_and_noth
         async with grpc.aio.insecure_channel(ready.result()) as channel:
             project = worker_pb2_grpc.WorkerServiceStub(channel).Project
             metadata = (("traceparent", f"00-{TRACE}-{CALLER}-01"), ("x-request-id", "r1"))
-            for sent in (metadata, metadata, ()):  # a server that does not trace a request sends nothing
+            for sent in (metadata, metadata, ()):  # A server that does not trace a request sends no trace.
                 assert len([answer async for answer in project(request_for(strongest=2), metadata=sent)]) == 2
         stop.ask("the test is over")
         await serving
@@ -37,7 +37,7 @@ async def test_the_steps_of_a_projection_are_spans_of_the_servers_trace_and_noth
     first, second = collector.named(PROJECT)
     steps = ["projection", "render", "projection", "render"]
     assert collector.children(first) == ["forward pass", *steps]
-    assert collector.children(second) == steps, "the forward pass was remembered"
+    assert collector.children(second) == steps, "the forward pass came from the cache"
     assert {(span.trace, span.service) for span in collector.spans} == {(TRACE, "zfserve-worker")}
     assert {call.parent for call in (first, second)} == {CALLER}
     about = {"zfserve.request.id": "r1", "zfserve.model.name": "tiny", "zfserve.model.version": "1"}

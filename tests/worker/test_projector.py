@@ -1,4 +1,4 @@
-"""Answers against the deconvnet called directly, the cache of forward passes, and what makes a bundle unusable."""
+"""Tests responses against direct calls of the deconvnet, the cache of forward passes, and unusable bundles."""
 
 import io
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def opened(png: bytes) -> Image.Image:
         (deconvnet.WholeMap(), {"whole_map": {}}),
     ],
 )
-def test_float_answers_are_the_deconvnets(
+def test_float_responses_are_equal_to_the_deconvnets_projections(
     projector: Projector, bundle: Bundle, request_for: RequestFor, rule: deconvnet.UnitRule, unit: dict[str, object]
 ) -> None:
     request = request_for(selection={"indices": [5, 3]}, unit=unit, format="PICTURE_FORMAT_FLOAT32")
@@ -107,7 +107,7 @@ def test_one_image_costs_one_forward_pass(projector: Projector, request_for: Req
 
 
 @pytest.mark.parametrize("named", ["n02", "dog", ""])
-def test_maps_of_a_class_come_with_what_they_add(
+def test_maps_of_a_class_come_with_their_attributions(
     projector: Projector, bundle: Bundle, request_for: RequestFor, pixels: bytes, named: str
 ) -> None:
     request = request_for(layer="conv4", for_class={"class_name": named, "count": 3})
@@ -127,7 +127,7 @@ def test_maps_of_a_class_come_with_what_they_add(
         assert said.probability == pytest.approx(attribution.probability)
 
 
-def test_a_unit_that_is_asked_for_counts_for_maps_of_a_class_too(projector: Projector, request_for: RequestFor) -> None:
+def test_a_requested_unit_applies_to_the_maps_of_a_class_too(projector: Projector, request_for: RequestFor) -> None:
     chosen = {"class_name": "cat", "count": 2}
     for unit, expected in (({"position": {"row": 2, "column": 3}}, (2, 3)), ({"whole_map": {}}, None)):
         for answer in projector.project(request_for(for_class=chosen, unit=unit)):
@@ -137,7 +137,7 @@ def test_a_unit_that_is_asked_for_counts_for_maps_of_a_class_too(projector: Proj
     assert not plain.HasField("for_class")
 
 
-def test_the_image_used_longest_ago_leaves_the_cache(
+def test_the_least_recently_used_image_is_evicted(
     projector: Projector, request_for: RequestFor, metrics: Metrics
 ) -> None:
     first, second, third = (bytes([shade]) * (224 * 224 * 3) for shade in (10, 20, 30))

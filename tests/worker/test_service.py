@@ -1,4 +1,4 @@
-"""The worker as its only caller, the server, sees it: over a real channel, on the real deconvnet."""
+"""Tests the worker over a real channel, as the server calls it, with the real deconvnet."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
@@ -20,7 +20,7 @@ from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_worker.app import serve
 from zfserve_worker.config import WorkerConfig
-from zfserve_worker.networks import Networks
+from zfserve_worker.network_cache import NetworkCache
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
 
@@ -40,7 +40,7 @@ StartWorker = Callable[..., AbstractAsyncContextManager[RunningWorker]]
 
 @pytest.fixture
 def start_worker(bundle: Bundle) -> StartWorker:
-    """Serves `bundle` on a free port; keywords change the configuration."""
+    """Returns a context manager that serves `bundle` on a free port. Keywords change the settings."""
 
     @asynccontextmanager
     async def start(**changes: Any) -> AsyncIterator[RunningWorker]:
@@ -75,7 +75,7 @@ async def failure_of(worker: RunningWorker, request: worker_pb2.ProjectRequest, 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await project(worker, request, **options)
     error = from_call_error(caught.value)
-    assert error is not None, f"not a status of ours: {caught.value}"
+    assert error is not None, f"the status does not come from zfserve: {caught.value}"
     assert error.status is caught.value.code()
     return error
 
@@ -85,7 +85,7 @@ async def test_describe_names_the_network(worker: RunningWorker, bundle: Bundle)
     assert (model.name, model.version, model.fingerprint) == ("tiny", "1", bundle.manifest.fingerprint)
 
 
-async def test_two_networks_are_held_and_told_apart_by_their_weights(
+async def test_two_networks_are_loaded_and_told_apart_by_their_weights(
     start_worker: StartWorker, bundle: Bundle, other_bundle: Bundle, request_for: RequestFor
 ) -> None:
     fingerprints = [bundle.manifest.fingerprint, other_bundle.manifest.fingerprint]
@@ -108,7 +108,7 @@ async def test_health_is_serving_and_ends_with_the_process(start_worker: StartWo
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_stopping_worker_takes_calls_until_servers_have_turned_away(
+async def test_a_stopping_worker_accepts_calls_until_the_drain_delay_is_over(
     start_worker: StartWorker, request_for: RequestFor
 ) -> None:
     async with start_worker(drain_delay=60.0) as worker:
@@ -146,7 +146,7 @@ async def test_every_layer_can_be_projected(worker: RunningWorker, request_for: 
         ({"fingerprint": "cd" * 32}, errors.WorkerMismatch, None),
     ],
 )
-async def test_what_the_network_does_not_have_is_refused(
+async def test_a_request_that_does_not_fit_the_network_is_refused(
     worker: RunningWorker,
     request_for: RequestFor,
     fields: dict[str, Any],
@@ -167,20 +167,20 @@ async def test_the_last_map_and_unit_are_in_range(worker: RunningWorker, request
 async def test_a_call_beyond_the_queue_is_refused_with_a_delay(
     start_worker: StartWorker, request_for: RequestFor
 ) -> None:
-    # 600 kB a message: more than the channel takes without a reader, so the call stays unfinished.
+    # A message has 600 kB, more than the channel takes without a reader. So the call stays in flight.
     large = {"layer": "conv1", "unit": {"whole_map": {}}, "format": "PICTURE_FORMAT_FLOAT32"}
     async with start_worker(queue=1) as worker:
-        held = aiter(worker.stub.Project(request_for(strongest=5, **large)))
-        await anext(held)
+        in_flight = aiter(worker.stub.Project(request_for(strongest=5, **large)))
+        await anext(in_flight)
         error = await failure_of(worker, request_for())
         assert type(error) is errors.Overloaded
         assert error.retry_after_s == 1
-        assert len([message async for message in held]) == 4
+        assert len([message async for message in in_flight]) == 4
         assert len(await project(worker, request_for(strongest=1))) == 1
 
 
 class EndlessProjector:
-    """Answers for ever; says when its work was ended."""
+    """Yields responses for ever. Sets `ended` when its generator is closed."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -198,7 +198,7 @@ class EndlessProjector:
 
 @dataclass
 class OneNetwork:
-    """In place of `Networks`, with an answer to every question."""
+    """Stands in for `NetworkCache`. Returns the same projector for each fingerprint."""
 
     projector: EndlessProjector
 
@@ -210,7 +210,7 @@ async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: Reque
     metrics, projector = Metrics(), EndlessProjector(bundle.manifest)
     torch_thread = TorchThread(1, 1)
     server = InterceptingServer(metrics)
-    service = WorkerService(cast("Networks", OneNetwork(projector)), torch_thread)
+    service = WorkerService(cast("NetworkCache", OneNetwork(projector)), torch_thread)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("localhost:0")
     await server.start()
@@ -231,7 +231,7 @@ async def test_a_deadline_ends_the_work(worker: RunningWorker, request_for: Requ
     assert len(await project(worker, request_for(strongest=1), timeout=60)) == 1
 
 
-async def test_calls_side_by_side_each_get_their_own(worker: RunningWorker, request_for: RequestFor) -> None:
+async def test_concurrent_calls_each_get_their_own_projections(worker: RunningWorker, request_for: RequestFor) -> None:
     layers = ["conv2", "conv3", "conv4"]
     together = await asyncio.gather(*(project(worker, request_for(layer=layer, strongest=4)) for layer in layers))
     alone = [await project(worker, request_for(layer=layer, strongest=4)) for layer in layers]

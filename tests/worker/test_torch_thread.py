@@ -1,4 +1,4 @@
-"""Turns, bounds, deadlines and cancellation, with plain generators in place of the deconvnet."""
+"""Tests turns, limits, deadlines and cancellation, with plain generators in place of the deconvnet."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from zfserve_worker.torch_thread import TorchThread
 
 
 class Work:
-    """A generator of numbers whose every step waits for a permit; it records what happened to it."""
+    """Makes a generator of numbers. Each step waits for a permit. Records the steps and whether it was closed."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -42,12 +42,12 @@ class Work:
 
 LABELS = {"model": "tiny", "version": "1"}
 UNREAD = Metrics().of_model("tiny", "1")
-"""Metrics for streams whose test does not look at them."""
+"""Metrics for tests that do not read them."""
 
 
 @pytest.fixture
 async def torch_thread() -> AsyncIterator[TorchThread]:
-    torch_thread = TorchThread(threads=1, limit=2)
+    torch_thread = TorchThread(threads=1, max_streams=2)
     yield torch_thread
     torch_thread.close()
 
@@ -57,14 +57,14 @@ async def collect(torch_thread: TorchThread, work: Work, metrics: ModelMetrics =
 
 
 async def closed(torch_thread: TorchThread, work: Work) -> bool:
-    """Whether the generator was closed, once the thread has done all that it was given."""
+    """Returns true if the generator is closed once the thread has finished its work."""
     return await torch_thread.run(work.closed.is_set)
 
 
 async def test_results_come_in_order_from_one_other_thread(torch_thread: TorchThread) -> None:
     work, metrics = Work(3), Metrics()
     collecting = asyncio.ensure_future(collect(torch_thread, work, metrics.of_model(*LABELS.values())))
-    await work.began.wait()  # the thread is blocked in its first step, the loop is not
+    await work.began.wait()  # The thread waits in its first step; the event loop does not.
     assert metrics.registry.get_sample_value("zfserve_queue_depth", LABELS) == 1
     work.permit(3)
     assert await collecting == [0, 1, 2]
@@ -95,7 +95,7 @@ async def test_nothing_is_computed_ahead_of_a_slow_reader(torch_thread: TorchThr
     await running.aclose()
 
 
-async def test_one_more_than_the_limit_is_refused_at_once(torch_thread: TorchThread) -> None:
+async def test_a_stream_beyond_the_limit_is_refused_at_once(torch_thread: TorchThread) -> None:
     first, second, third = Work(1), Work(1), Work(1)
     accepted = [asyncio.ensure_future(collect(torch_thread, work)) for work in (first, second)]
     await first.began.wait()
@@ -109,7 +109,7 @@ async def test_one_more_than_the_limit_is_refused_at_once(torch_thread: TorchThr
     assert await collect(torch_thread, third) == [0]
 
 
-async def test_a_deadline_that_passes_in_the_queue_is_noticed_there(torch_thread: TorchThread) -> None:
+async def test_a_deadline_that_passes_in_the_queue_ends_the_wait(torch_thread: TorchThread) -> None:
     busy, late = Work(1), Work(1)
     running = asyncio.ensure_future(collect(torch_thread, busy))
     await busy.began.wait()
@@ -123,7 +123,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_noticed_there(torch_thread
 
 @dataclass(frozen=True)
 class HandSetDeadline(Deadline):
-    """Passes when the test says so."""
+    """Expires when the test sets `passed`."""
 
     passed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -155,13 +155,13 @@ async def test_cancelling_stops_the_work_after_its_step(torch_thread: TorchThrea
     assert work.computed == [0]
 
 
-@pytest.mark.parametrize("error", [ValueError("broken"), TimeoutError("of the work's own")])
+@pytest.mark.parametrize("error", [ValueError("broken"), TimeoutError("raised by the work itself")])
 async def test_an_error_ends_its_own_stream_only(torch_thread: TorchThread, error: Exception) -> None:
     def failing() -> Generator[int, None, None]:
         yield 0
         raise error
 
-    for _ in range(3):  # more often than the limit: each gives its place back
+    for _ in range(3):  # More streams than may be in flight: each one frees its place.
         with pytest.raises(type(error), match=str(error)):
             _ = [step async for step in torch_thread.stream(failing(), Deadline.after(3600), UNREAD)]
     work = Work(2)
@@ -169,7 +169,7 @@ async def test_an_error_ends_its_own_stream_only(torch_thread: TorchThread, erro
     assert await collect(torch_thread, work) == [0, 1]
 
 
-async def test_closing_drops_what_waits(torch_thread: TorchThread) -> None:
+async def test_closing_drops_the_waiting_steps(torch_thread: TorchThread) -> None:
     busy, waiting = Work(1), Work(1)
     tasks = [asyncio.ensure_future(collect(torch_thread, work)) for work in (busy, waiting)]
     await busy.began.wait()
@@ -188,7 +188,7 @@ def failing(error: Exception) -> Generator[int, None, None]:
 
 async def test_a_gpu_that_fails_is_lost_and_one_that_is_full_is_not() -> None:
     lost: list[None] = []
-    torch_thread = TorchThread(threads=1, limit=2, on_lost=lambda: lost.append(None))
+    torch_thread = TorchThread(threads=1, max_streams=2, on_lost=lambda: lost.append(None))
     with pytest.raises(Overloaded, match="no memory left"):
         async for _ in torch_thread.stream(failing(torch.OutOfMemoryError("CUDA out of memory")), Deadline(), UNREAD):
             pass

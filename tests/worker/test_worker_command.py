@@ -1,13 +1,12 @@
-"""The process itself: ready, answering, stopping by a signal or with its parent, and refusing what cannot work."""
+"""Tests the worker as a process: how it gets ready, answers, stops, and refuses settings that cannot work."""
 
 import argparse
 import asyncio
 import json
-import logging
 import signal
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ FRAGILE = (str(Path(work_until_white.__file__)),)
 async def started(
     bundle: Bundle, *flags: str, program: Sequence[str] = PROGRAM
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
-    """The process, with a pipe as its standard input, and its ready line."""
+    """Starts the worker with a pipe as its standard input. Yields the process and its log line `worker ready`."""
     arguments = ["--model", str(bundle.folder), "--threads", "1", "--log-format", "json", *flags]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, *program, *arguments, stdin=pipe, stderr=pipe)
@@ -96,7 +95,7 @@ async def test_ends_with_its_parent(bundle: Bundle) -> None:
         assert await process.wait() == 0
 
 
-async def test_a_device_that_fails_for_good_ends_the_process(bundle: Bundle) -> None:
+async def test_a_lost_device_ends_the_process(bundle: Bundle) -> None:
     def photo(shade: int) -> worker_pb2.ProjectRequest:
         pixels = bytes([shade]) * (224 * 224 * 3)
         return worker_pb2.ProjectRequest(
@@ -115,15 +114,6 @@ async def test_a_device_that_fails_for_good_ends_the_process(bundle: Bundle) -> 
         assert await process.wait() == EXIT_ENGINE_LOST
 
 
-@pytest.fixture
-def _logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -139,8 +129,8 @@ def _logging_as_it_was() -> Iterator[None]:
         (["--log-level", "loud"], "error: --log-level: 'loud' should be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
-@pytest.mark.usefixtures("_logging_as_it_was")
-def test_unusable_input_ends_with_status_2(
+@pytest.mark.usefixtures("root_logger")
+def test_an_unusable_setting_is_one_line_and_status_2(
     bundle: Bundle, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = argparse.ArgumentParser()

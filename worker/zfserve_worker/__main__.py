@@ -1,4 +1,4 @@
-"""`python -m zfserve_worker`."""
+"""Starts the worker as `python -m zfserve_worker`, as the server does."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The worker process put together: the one place that knows all its parts. Called by `worker_command`."""
+"""Builds the worker from its parts and runs it. Called by `worker_process`."""
 
 import asyncio
 import logging
@@ -24,8 +24,8 @@ from zfserve_runtime.telemetry.otlp import open_tracing
 from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 from zfserve_worker.config import WorkerConfig
-from zfserve_worker.networks import Networks
-from zfserve_worker.parent import watch_parent
+from zfserve_worker.network_cache import NetworkCache
+from zfserve_worker.parent_process import watch_parent
 from zfserve_worker.projector import open_projector
 from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
@@ -33,19 +33,24 @@ from zfserve_worker.torch_thread import TorchThread
 _log = logging.getLogger(__name__)
 
 _CONNECTION_AGE_S = 300.0
-"""Then a server connects anew, and so finds the workers that were added."""
+"""The time after which a server must connect again, and so finds workers that were added."""
 
 
 async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[str] | None = None) -> None:
-    """Run until `stop` is asked for, then drain. `ready` gets the address once projections can be answered.
+    """Serves projections until `stop` is asked, then drains.
+
+    Args:
+        config: the settings.
+        stop: ends the service.
+        ready: gets the address once projections can be answered.
 
     Raises:
         BundleError: there is no usable bundle.
         NoSuchDevice: this machine does not have the device.
-        OSError: an address cannot be listened on.
+        OSError: the process cannot listen on an address, or standard input is not a pipe from a parent.
         TlsError: the certificate or key cannot be used.
         TracingError: traces are wanted and cannot be sent.
-        EngineLost: the GPU failed for good; what was under way has been answered.
+        EngineLost: the GPU failed for good. All calls in flight have been answered.
     """
     device = choose_device(config.device)
     with ExitStack() as stack:
@@ -55,28 +60,20 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         endpoint = None
         if config.metrics_port is not None:
             endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
-
-        def on_lost() -> None:
-            if not stop.asked:  # a second time it would end calls that can still be told
-                stop.ask("the GPU failed for good")
-
-        torch_thread = TorchThread(config.threads or available_cpus(), config.queue, on_lost)
+        torch_thread = _torch_thread(config, device, stop)
         stack.callback(torch_thread.close)
-        if device.type == "cuda":  # as on the CPU: PyTorch would round what convolutions take in to 11 bits
-            torch.backends.cudnn.allow_tf32 = False
         open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics, device=device)
-        look = ModelRepository(config.model).scan
-        networks = Networks(look, open_bundle, torch_thread, config.spare_networks, metrics)
+        scan = ModelRepository(config.model).scan
+        networks = NetworkCache(scan, open_bundle, torch_thread, config.spare_networks, metrics)
         await networks.start()
 
-        health = Health(SERVER, WORKER_SERVICE)
         tracers = NO_TRACERS
         if config.otlp_endpoint is not None:
-            # Nothing of its own accord: its callers, the servers, have decided which requests are traced.
+            # The worker traces no request on its own: the servers that call it have decided which ones are traced.
             tracers = stack.enter_context(open_tracing("zfserve-worker", config.otlp_endpoint, ratio=0.0))
         server = InterceptingServer(metrics, server_options(max_connection_age_s=_CONNECTION_AGE_S), tracers)
-        service = WorkerService(networks, torch_thread)
-        worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(networks, torch_thread), server)
+        health = Health(SERVER, WORKER_SERVICE)
         add_health_and_reflection(server, health, WORKER_SERVICE)
         address = _listen(server, config)
         await server.start()
@@ -87,7 +84,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
                 "address": address,
                 "metrics_port": endpoint and endpoint.port,
                 "device": str(device),
-                "models": [f"{held.manifest.name} {held.manifest.version}" for held in networks.held],
+                "models": [f"{manifest.name} {manifest.version}" for manifest in networks.manifests],
             },
         )
         if ready is not None:
@@ -98,8 +95,19 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             raise EngineLost("the GPU failed for good")
 
 
+def _torch_thread(config: WorkerConfig, device: torch.device, stop: StopRequest) -> TorchThread:
+    def on_lost() -> None:
+        if not stop.asked:  # A second request would cancel calls that can still be answered.
+            stop.ask("the GPU failed for good")
+
+    if device.type == "cuda":
+        # PyTorch would round the inputs of convolutions to 11 bits. Projections must be the same as on the CPU.
+        torch.backends.cudnn.allow_tf32 = False
+    return TorchThread(config.threads or available_cpus(), config.queue, on_lost)
+
+
 def _listen(server: grpc.aio.Server, config: WorkerConfig) -> str:
-    """Bind, and say where: with the port that was taken where the address leaves the choice open."""
+    """Binds the port. Returns the address, with the port that was taken if the settings left it open."""
     address = config.listen
     callers_known = config.tls is not None and config.tls.client_ca is not None
     port = open_port(server, address, config.tls, callers_known=callers_known, flag="--listen HOST:PORT or unix:PATH")

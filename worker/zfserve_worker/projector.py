@@ -1,4 +1,4 @@
-"""From a checked request to its answers: pixels in, rendered projections out. Runs on the torch thread only."""
+"""Answers checked projection requests: pixels go in, rendered projections come out. Runs in the torch thread only."""
 
 import hashlib
 import io
@@ -40,17 +40,19 @@ Pixels = npt.NDArray[np.uint8]
 
 CPU = torch.device("cpu")
 
-_PNG_EFFORT = 1
-"""zlib's level. Measured: the default, 6, takes a third longer for 1 to 5 % fewer bytes."""
+_PNG_COMPRESSION = 1
+"""The level of zlib. Measured: its default, 6, takes a third longer for 1 to 5 % fewer bytes."""
 
 
 class Projector:
-    """Projects feature maps of one network, and remembers the forward passes of the images seen last.
+    """Projects feature maps of one network, and caches the forward passes of the most recently used images.
 
     Args:
-        device: that computes.
-        metrics: of its model.
-        cached_traces: how many images' activations and switches to keep, some 15 MB each for `zfnet`.
+        network: the network to project.
+        manifest: the manifest of the network's bundle.
+        cached_traces: the number of forward passes to keep, each about 15 MB of activations and switches for `zfnet`.
+        metrics: the metrics of the model.
+        device: the device that computes.
     """
 
     def __init__(
@@ -69,35 +71,35 @@ class Projector:
         self._traces: OrderedDict[bytes, Trace] = OrderedDict()
 
     def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
-        """One answer per feature map, each when it is asked for.
+        """Yields one response for each feature map. Each is computed when it is asked for.
 
         Args:
-            request: one that `validate_projection_request` passed, with as many pixels as the input has.
+            request: a request that `validate_projection_request` accepted, with as many pixels as the input has.
         """
         began_s = time.perf_counter()
         spec = self.manifest.input
         pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
         note_model(self.manifest.name, self.manifest.version)
         traced = self._trace(pixels)
-        chosen = self._choose_maps(request, traced)
-        projections = project(traced, request.layer, chosen.maps, chosen.units)
-        for rank, index in enumerate(chosen.maps):
+        selection = self._select_maps(request, traced)
+        projections = project(traced, request.layer, selection.maps, selection.units)
+        for rank, index in enumerate(selection.maps):
             about: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
             with span("projection", about):
                 projection = next(projections)
             with span("render", about):
-                answer = _answer(projection, pixels, request.format)
-            answer.rank, answer.total = rank, len(chosen.maps)
-            if chosen.for_class is not None:
-                answer.attribution = chosen.attributions[rank]
-                answer.for_class.CopyFrom(chosen.for_class)
-            answer.model.CopyFrom(identity(self.manifest))
+                response = _response(projection, pixels, request.format)
+            response.rank, response.total = rank, len(selection.maps)
+            if selection.for_class is not None:
+                response.attribution = selection.attributions[rank]
+                response.for_class.CopyFrom(selection.for_class)
+            response.model.CopyFrom(identity(self.manifest))
             self.metrics.projection_seconds.observe(time.perf_counter() - began_s)
-            yield answer
+            yield response
             began_s = time.perf_counter()
 
     def warm_up(self) -> None:
-        """One projection from the top of the trunk, so that the first caller does not pay for torch's first run."""
+        """Projects one map of the last layer, so that the first caller does not wait for PyTorch's slow first run."""
         spec = self.manifest.input
         grey = bytes([128]) * (spec.height * spec.width * 3)
         request = worker_pb2.ProjectRequest(pixels=grey, layer=self.manifest.layers[-1].name, strongest=1)
@@ -106,7 +108,11 @@ class Projector:
         self._traces.clear()
 
     def _trace(self, pixels: Pixels) -> Trace:
-        """The image's forward pass, from the cache where it is there."""
+        """Returns the forward pass of the image, from the cache if possible.
+
+        Args:
+            pixels: uint8 (height, width, 3), RGB.
+        """
         key = hashlib.sha256(pixels.data).digest()
         if key not in self._traces:
             while len(self._traces) >= self._cached_traces:
@@ -118,17 +124,17 @@ class Projector:
         self._traces.move_to_end(key)
         return self._traces[key]
 
-    def _choose_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> "_Chosen":
+    def _select_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> "_MapSelection":
         units = _unit_rule(request.unit)
         match request.WhichOneof("maps"):
             case "selection":
-                return _Chosen(list(request.selection.indices), units)
+                return _MapSelection(list(request.selection.indices), units)
             case "for_class":
                 return self._maps_for_class(request, traced, units)
             case _:
-                return _Chosen(strongest_maps(traced, request.layer, map_count(request, self.manifest)), units)
+                return _MapSelection(strongest_maps(traced, request.layer, map_count(request, self.manifest)), units)
 
-    def _maps_for_class(self, request: worker_pb2.ProjectRequest, traced: Trace, units: UnitRule) -> "_Chosen":
+    def _maps_for_class(self, request: worker_pb2.ProjectRequest, traced: Trace, units: UnitRule) -> "_MapSelection":
         with span("attribution", {"zfserve.layer": request.layer}):
             wanted = find_class(request.for_class.class_name, self.manifest)
             attribution = attribute(self._network, traced, request.layer, wanted)
@@ -139,11 +145,18 @@ class Projector:
         score = pb.ClassScore(
             label=entry.label, class_id=entry.class_id, index=attribution.index, probability=attribution.probability
         )
-        return _Chosen(maps, units, score, attribution.maps[maps].tolist())
+        return _MapSelection(maps, units, score, attribution.maps[maps].tolist())
 
 
-class _Chosen(NamedTuple):
-    """The maps to project, and which of their units; for a class, with what each map adds to its score."""
+class _MapSelection(NamedTuple):
+    """Holds the maps and units to project.
+
+    Attributes:
+        maps: indices of the feature maps, in the order of the responses.
+        units: says which unit of each map to project.
+        for_class: the class whose leading maps these are; None if the request names no class.
+        attributions: the part of the class's score that each of `maps` adds; empty without a class.
+    """
 
     maps: list[int]
     units: UnitRule
@@ -152,10 +165,16 @@ class _Chosen(NamedTuple):
 
 
 def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device: torch.device = CPU) -> Projector:
-    """A warm projector of the bundle's network.
+    """Loads the network of the bundle. Returns its projector, warmed up.
+
+    Args:
+        bundle: the bundle of the network.
+        cached_traces: the number of forward passes to keep.
+        metrics: the metrics of the process.
+        device: the device that computes.
 
     Raises:
-        BundleError: the weights cannot be loaded, or are not those the manifest describes.
+        BundleError: the weights cannot be loaded, or the manifest describes other weights.
     """
     manifest = bundle.manifest
     try:
@@ -168,7 +187,7 @@ def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device:
             f"the weights in {bundle.folder} have the fingerprint {fingerprint[:12]}, the manifest says "
             f"{manifest.fingerprint[:12]}; export the bundle again"
         )
-    # Requests are checked against the manifest's table, so it must be the network's.
+    # Requests are checked against the layers of the manifest, so these must be the layers of the network.
     if [asdict(row) for row in layer_table(network)] != [layer.model_dump() for layer in manifest.layers]:
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
     of_model = metrics.of_model(manifest.name, manifest.version)
@@ -182,7 +201,11 @@ def identity(manifest: Manifest) -> pb.ModelIdentity:
 
 
 def _normalise(pixels: Pixels, spec: InputSpec) -> torch.Tensor:
-    """float32 (3, H, W), normalised as the bundle says."""
+    """Returns the pixels as float32 (3, height, width), normalised with the mean and deviation of `spec`.
+
+    Args:
+        pixels: uint8 (height, width, 3), RGB.
+    """
     scaled = torch.from_numpy(pixels.astype(np.float32) / 255)
     return ((scaled - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(2, 0, 1).contiguous()
 
@@ -197,23 +220,23 @@ def _unit_rule(rule: pb.UnitRule) -> UnitRule:
             return StrongestUnit()
 
 
-def _answer(projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType) -> pb.ProjectResponse:
+def _response(projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType) -> pb.ProjectResponse:
     window, projected = projection.window, projection.pixels.cpu()
-    answer = pb.ProjectResponse(
+    response = pb.ProjectResponse(
         map=projection.map,
         activation=projection.activation,
         box=pb.Box(left=window.left, top=window.top, right=window.right, bottom=window.bottom),
         patch_png=_png(Image.fromarray(_patch(pixels, window))),
     )
     if projection.unit is not None:
-        answer.unit.CopyFrom(pb.Position(row=projection.unit.row, column=projection.unit.column))
+        response.unit.CopyFrom(pb.Position(row=projection.unit.row, column=projection.unit.column))
     if picture_format == pb.PICTURE_FORMAT_FLOAT32:
         _, height, width = projected.shape
         values = projected.numpy().astype("<f4", copy=False)
-        answer.float32.CopyFrom(pb.Float32Picture(height=height, width=width, data=values.tobytes()))
+        response.float32.CopyFrom(pb.Float32Picture(height=height, width=width, data=values.tobytes()))
     else:
-        answer.png = _png(render_projection(projected))
-    return answer
+        response.png = _png(render_projection(projected))
+    return response
 
 
 def _patch(pixels: Pixels, window: Window) -> Pixels:
@@ -222,5 +245,5 @@ def _patch(pixels: Pixels, window: Window) -> Pixels:
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=_PNG_EFFORT)
+    picture.save(buffer, "PNG", compress_level=_PNG_COMPRESSION)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The worker's gRPC service: checks a request and streams what the torch thread makes of it."""
+"""The gRPC service of the worker: checks each request and streams its projections from the torch thread."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -11,13 +11,15 @@ from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.projection_validation import validate_projection_request
 
-from zfserve_worker.networks import Networks
+from zfserve_worker.network_cache import NetworkCache
 from zfserve_worker.projector import identity
 from zfserve_worker.torch_thread import TorchThread
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
-    def __init__(self, networks: Networks, torch_thread: TorchThread) -> None:
+    """Answers the calls of servers. worker.proto describes them."""
+
+    def __init__(self, networks: NetworkCache, torch_thread: TorchThread) -> None:
         self._networks = networks
         self._torch_thread = torch_thread
 
@@ -26,7 +28,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     ) -> worker_pb2.DescribeResponse:
         if request.fingerprints:
             await self._networks.announce(request.fingerprints)
-        return worker_pb2.DescribeResponse(models=[identity(held.manifest) for held in self._networks.held])
+        return worker_pb2.DescribeResponse(models=[identity(manifest) for manifest in self._networks.manifests])
 
     async def Project(  # noqa: N802 - the name in the proto
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -40,12 +42,18 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
 
 def check_request(request: worker_pb2.ProjectRequest, manifest: Manifest) -> None:
-    """Raises NotFound, OutOfRange or InvalidInput."""
+    """Checks a request against the network that it names.
+
+    Raises:
+        NotFound: the network has no such layer or class.
+        OutOfRange: the layer has no such map or unit.
+        InvalidInput: another field cannot be used, or the pixels do not have the size of the network's input.
+    """
     validate_projection_request(request, manifest)
     spec = manifest.input
-    wanted = spec.height * spec.width * 3
-    if len(request.pixels) != wanted:
+    input_bytes = spec.height * spec.width * 3
+    if len(request.pixels) != input_bytes:
         raise InvalidInput(
-            f"the input takes {wanted} bytes ({spec.width} x {spec.height}, RGB), not {len(request.pixels)}",
+            f"the input takes {input_bytes} bytes ({spec.width} x {spec.height}, RGB), not {len(request.pixels)}",
             field="pixels",
         )

@@ -1,7 +1,7 @@
-"""The one thread that runs torch, and the bounded door before it. The event loop waits for it and never blocks.
+"""The one thread that runs PyTorch, and the limit on the calls that may use it. The event loop never blocks on it.
 
-Calls take turns, one result each: a long call cannot starve a short one, and a client that reads slowly holds up
-nobody but itself.
+Calls take turns, one result each. So a long call cannot starve a short one, and a client that reads slowly delays only
+itself.
 """
 
 import asyncio
@@ -19,34 +19,34 @@ from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 
 RETRY_AFTER_S = 1.0
-"""Roughly the time in which a call of a few projections makes room."""
+"""About the time that a call of a few projections takes."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class TorchThread:
-    """Runs functions, and generators step by step.
+    """Runs functions whole, and generators one step at a time.
 
     Args:
-        threads: that one torch operation may use in parallel.
-        limit: streams admitted at a time; one more is refused.
-        on_lost: called, on the event loop, whenever the GPU fails: nothing more can be computed in this process.
+        threads: the number of CPU threads that one PyTorch operation may use.
+        max_streams: the largest number of streams in flight. Further streams are refused.
+        on_lost: called on the event loop each time the GPU fails for good. This process can then compute nothing more.
 
     Attributes:
-        lost: whether it did.
+        lost: true once the GPU failed for good.
     """
 
-    def __init__(self, threads: int, limit: int, on_lost: Callable[[], None] = lambda: None) -> None:
-        # OpenMP keeps the number for each calling thread, so it is set by the thread that will use it.
+    def __init__(self, threads: int, max_streams: int, on_lost: Callable[[], None] = lambda: None) -> None:
+        # OpenMP keeps this number for each calling thread, so the thread that will compute sets it.
         self._executor = ThreadPoolExecutor(1, "torch", initializer=torch.set_num_threads, initargs=(threads,))
-        self._limit = limit
+        self._max_streams = max_streams
         self._on_lost = on_lost
         self.lost = False
-        self._admitted = 0
+        self._in_flight = 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` returns. Cancelled while it waits for the thread, it is never begun.
+        """Runs `function` in the thread and returns its result. If the caller is cancelled first, it never starts.
 
         Raises:
             Overloaded: the GPU has no memory left.
@@ -64,22 +64,24 @@ class TorchThread:
     async def stream(
         self, results: Generator[T, None, None], deadline: Deadline, metrics: ModelMetrics
     ) -> AsyncGenerator[T, None]:
-        """The results one by one, each computed when it is asked for. Closing early stops the work after its step.
+        """Yields the results. Each is computed when it is asked for. No further step runs once the stream is closed.
 
         Args:
-            metrics: of the model that computes them.
+            results: the generator to run in the thread.
+            deadline: the deadline of the call.
+            metrics: the metrics of the model that computes.
 
         Raises:
-            Overloaded: there are `limit` streams already, or the GPU has no memory left.
-            DeadlineExceeded: the deadline passed while waiting for the thread or between two results.
+            Overloaded: `max_streams` streams are in flight, or the GPU has no memory left.
+            DeadlineExceeded: the deadline passed while the stream waited for the thread, or between two results.
             EngineLost: the GPU failed for good.
         """
-        if self._admitted >= self._limit:
+        if self._in_flight >= self._max_streams:
             raise Overloaded(
-                f"{self._limit} projection requests are being worked on; try again in {RETRY_AFTER_S:.0f} s",
+                f"{self._max_streams} projection requests are in flight already; try again in {RETRY_AFTER_S:.0f} s",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._admitted += 1
+        self._in_flight += 1
         steps = _steps(results, time.perf_counter(), metrics)
         try:
             with metrics.queue_depth.track_inprogress():
@@ -88,18 +90,19 @@ class TorchThread:
                 yield step[0]
                 step = await self._next(steps, deadline)
         finally:
-            self._admitted -= 1
-            # By the thread itself, which may be inside the generator still; once that has ended, nothing is.
+            self._in_flight -= 1
+            # The thread closes the generator, because it may still run a step of it. The executor refuses after
+            # `close`, but then no step runs any more.
             with suppress(RuntimeError):
                 self._executor.submit(steps.close)
 
     def close(self) -> None:
-        """Finish the step that runs; drop those that wait."""
+        """Waits for the step that runs, and drops the steps that wait."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     async def _next(self, steps: Generator[tuple[T], None, None], deadline: Deadline) -> tuple[T] | None:
         deadline.check()
-        # It works in the context of its call: what it logs carries the request's id, and its spans are that request's.
+        # The step runs in the context of its call, so that its log lines and spans carry the request's id.
         step = partial(copy_context().run, partial(next, steps, None))
         try:
             async with asyncio.timeout(deadline.remaining_s()) as timer:
@@ -113,7 +116,13 @@ class TorchThread:
 def _steps(
     results: Generator[T, None, None], admitted_s: float, metrics: ModelMetrics
 ) -> Generator[tuple[T], None, None]:
-    """`results` each in a tuple, so that no result can be mistaken for the end."""
+    """Yields each of `results` in a tuple, so that no result can be mistaken for the end.
+
+    Args:
+        results: the generator to run.
+        admitted_s: when the stream was admitted, in seconds of `time.perf_counter()`. The first step ends the wait.
+        metrics: the metrics that count the wait.
+    """
     metrics.queue_seconds.observe(time.perf_counter() - admitted_s)
     with closing(results):
         for result in results:

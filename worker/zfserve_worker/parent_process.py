@@ -1,4 +1,4 @@
-"""Notices that the process which started this one is gone."""
+"""Notices that the parent process of the worker has ended. Used by `app`."""
 
 import asyncio
 import os
@@ -11,9 +11,9 @@ STDIN = 0
 
 @contextmanager
 def watch_parent(on_exit: Callable[[], None]) -> Iterator[None]:
-    """Call `on_exit` once the pipe on standard input is closed, for as long as the block runs.
+    """Calls `on_exit` when the pipe on standard input closes, as long as the block runs.
 
-    The parent holds the other end and writes nothing; the kernel closes it however the parent dies.
+    The parent process holds the other end and writes nothing. The kernel closes the pipe however the parent dies.
 
     Raises:
         OSError: standard input is not a pipe.
