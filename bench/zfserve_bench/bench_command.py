@@ -24,7 +24,7 @@ from zfserve_bench.fleet.capacity import measure_capacity
 from zfserve_bench.fleet.rolling import measure_rolling
 from zfserve_bench.fleet.rolling_workers import measure_rolling_workers
 from zfserve_bench.fleet.scale import measure_scale
-from zfserve_bench.load.closed_loop import LoadFailed
+from zfserve_bench.load.protocol import LoadFailed
 from zfserve_bench.reports.findings import Report, missed
 from zfserve_bench.reports.machine import Machine, describe_machine
 from zfserve_bench.reports.tables import print_machine, print_report

@@ -12,7 +12,8 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve_bench.fleet.replicas import address_of, running_fleet
-from zfserve_bench.load.closed_loop import LoadGenerator, Order
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import ClosedLoop, Kind
 from zfserve_bench.reports.findings import Finding, Quantity, Report
 from zfserve_bench.service.startup import await_projection, resident_bytes, worker_pid
 from zfserve_bench.service.throughput import whole_bursts
@@ -177,11 +178,11 @@ def _classified_per_s(subject: Subject, requests: list[bytes]) -> float:
     folder = subject.scratch("capacity-load")
     with (
         running_fleet(subject, "capacity", cpus) as fleet,
-        LoadGenerator(address_of(fleet), requests, folder) as generator,
+        LoadGenerator(address_of(fleet), {Kind.JPEG: requests}, folder) as generator,
     ):
-        guess = generator.measure(Order(clients, warm_up=clients, calls=clients)).calls_per_s
-        order = Order(clients, warm_up=2 * clients, calls=whole_bursts(guess * effort.round_s))
-        return statistics.median(generator.measure(order).calls_per_s for _ in range(effort.rounds))
+        guess = generator.closed_loop(ClosedLoop(Kind.JPEG, clients, warm_up=clients, calls=clients)).calls_per_s
+        order = ClosedLoop(Kind.JPEG, clients, warm_up=2 * clients, calls=whole_bursts(guess * effort.round_s))
+        return statistics.median(generator.closed_loop(order).calls_per_s for _ in range(effort.rounds))
 
 
 def _explained_per_s(subject: Subject, vision: VisionServiceStub, images: list[pb.Image]) -> float:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from zfserve_cli.service_process import ServiceFailed
 
 from zfserve_bench.fleet.replicas import Replica, address_of, running_fleet
-from zfserve_bench.load.closed_loop import LoadGenerator, Order
-from zfserve_bench.load.steady import Kind, Record, SteadyLoad, tally
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import Call, ClosedLoop, Kind, OpenLoop, tally
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.subject import Effort, Subject, available, noise, raw_request
 
@@ -23,7 +23,7 @@ SHARE_OF_CAPACITY = 0.4
 MOST_PER_S = 100.0
 """Of a tiny network more could be asked for, and would measure the load generator."""
 
-PROBE = Order(clients=8, warm_up=8, calls=64)
+PROBE = ClosedLoop(Kind.RAW, clients=8, warm_up=8, calls=64)
 
 LOOK_EVERY_S = 0.2
 CALLED_AGAIN_S = 60.0
@@ -47,11 +47,11 @@ def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
     with running_fleet(
         subject, "rolling", [cpus[number % len(cpus)] for number in range(count)], "--log-format", "json"
     ) as replicas:
-        with LoadGenerator(address_of(replicas), requests, folder) as generator:
-            per_s = min(MOST_PER_S, SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s)
-        with SteadyLoad(address_of(replicas), {Kind.RAW: requests}, {Kind.RAW: per_s}, folder) as load:
+        with LoadGenerator(address_of(replicas), {Kind.RAW: requests}, folder) as generator:
+            per_s = min(MOST_PER_S, SHARE_OF_CAPACITY * generator.closed_loop(PROBE).calls_per_s)
+            generator.start(OpenLoop.steady({Kind.RAW: per_s}))
             restarts = restart_in_turn(replicas, subject.effort)
-            records = load.finish()
+            records = generator.finish().calls
         again = sum(earlier_attempts(start.log.read_text()) for replica in replicas for start in replica.starts)
     return describe(
         f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls a second",
@@ -90,7 +90,7 @@ def _restart(replica: Replica, pause_s: float) -> Restart:
     return Restart(asked_s, ended_s, ready_s, called_s)
 
 
-def find(records: Sequence[Record], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
+def find(records: Sequence[Call], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
     """What became of the calls, apart for those that began during a restart and those that did not.
 
     Args:
@@ -122,7 +122,7 @@ def _counted(name: str, during: int, otherwise: int, limit: Limit | None = None)
     return Finding(name, Quantity(during), Quantity(otherwise), Quantity(during + otherwise), limit)
 
 
-def percentile_ms(records: Sequence[Record], percent: int) -> float:
+def percentile_ms(records: Sequence[Call], percent: int) -> float:
     """Of two calls or more, whatever became of them."""
     return statistics.quantiles([one.seconds * 1e3 for one in records], n=100)[percent - 1]
 

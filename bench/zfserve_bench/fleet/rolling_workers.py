@@ -6,7 +6,8 @@ from zfserve_cli.service_process import running_service
 
 from zfserve_bench.fleet.replicas import address_of, running_workers
 from zfserve_bench.fleet.rolling import describe, earlier_attempts, find, restart_in_turn
-from zfserve_bench.load.steady import Kind, SteadyLoad, tally
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import Kind, OpenLoop, tally
 from zfserve_bench.reports.findings import Report
 from zfserve_bench.service.startup import await_projection
 from zfserve_bench.subject import Subject, available, jpeg_files, projection_requests
@@ -29,9 +30,10 @@ def measure_rolling_workers(subject: Subject, count: int = WORKERS, per_s: float
             with grpc.insecure_channel(service.address) as channel:
                 await_projection(channel)
             requests = {Kind.PROJECT: projection_requests(subject, jpeg_files(subject))}
-            with SteadyLoad(service.address, requests, {Kind.PROJECT: per_s}, folder) as load:
+            with LoadGenerator(service.address, requests, folder) as generator:
+                generator.start(OpenLoop.steady({Kind.PROJECT: per_s}))
                 restarts = restart_in_turn(workers, subject.effort)
-                records = load.finish()
+                records = generator.finish().calls
             again = earlier_attempts(service.log.read_text())
     return describe(
         f"Rolling restart of workers: {count} workers of one server, {per_s:g} projections a second",

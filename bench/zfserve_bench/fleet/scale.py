@@ -7,7 +7,8 @@ from zfserve_runtime.bundle import Precision
 
 from zfserve_bench.fleet.pinned_engine import BATCH, PinnedEngine, images_per_s
 from zfserve_bench.fleet.replicas import Replica, address_of, running_fleet
-from zfserve_bench.load.closed_loop import LoadGenerator, Order
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import ClosedLoop, Kind
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
 from zfserve_bench.service.throughput import whole_bursts
@@ -49,7 +50,7 @@ def _measure(subject: Subject, precision: Precision) -> list[Finding]:
         engines = [stack.enter_context(PinnedEngine(subject.bundle, precision, cpu)) for cpu in cpus]
         for count in range(1, len(cpus) + 1):
             folder = subject.scratch(f"scale-{precision}-load-{count}")
-            with LoadGenerator(address_of(fleet[:count]), requests, folder) as generator:
+            with LoadGenerator(address_of(fleet[:count]), {Kind.RAW: requests}, folder) as generator:
                 findings.append(_compare(subject, precision, fleet[:count], engines[:count], generator, findings))
     return findings
 
@@ -65,12 +66,12 @@ def _compare(
     """`so_far` begins with the finding on one replica, where this is not it."""
     effort, count = subject.effort, len(replicas)
     clients = CLIENTS_A_REPLICA * count
-    guess = generator.measure(Order(clients, warm_up=clients, calls=clients)).calls_per_s
-    order = Order(clients, warm_up=2 * clients, calls=whole_bursts(guess * effort.round_s))
+    guess = generator.closed_loop(ClosedLoop(Kind.RAW, clients, warm_up=clients, calls=clients)).calls_per_s
+    order = ClosedLoop(Kind.RAW, clients, warm_up=2 * clients, calls=whole_bursts(guess * effort.round_s))
     before = [replica.answered() for replica in replicas]
     alone, served = alternate(
         lambda: images_per_s(engines, effort.round_s),
-        lambda: generator.measure(order).calls_per_s,
+        lambda: generator.closed_loop(order).calls_per_s,
         effort.rounds,
     )
     answered = [replica.answered() - earlier for replica, earlier in zip(replicas, before, strict=True)]

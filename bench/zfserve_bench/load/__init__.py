@@ -1,1 +1,4 @@
-"""Load generation: processes that send calls to a service in a closed or an open loop."""
+"""Load generation: a process that sends calls to a service, in a closed or an open loop.
+
+A benchmark starts the process with `generator.LoadGenerator` and sends it the orders of `protocol`.
+"""

@@ -22,7 +22,7 @@ from zfserve_cli.service_process import running_service
 from zfserve_protos.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 from zfserve_protos.methods import CLASSIFY
 
-from zfserve_bench.load.closed_loop import Call
+from zfserve_bench.load.closed_loop import UnaryCall
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.subject import Subject, noise, raw_request
 
@@ -127,7 +127,7 @@ async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], wa
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         options += [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]
         async with grpc.aio.insecure_channel(address, options) as channel:
-            classify: Call = channel.unary_unary(CLASSIFY)
+            classify: UnaryCall = channel.unary_unary(CLASSIFY)
             for turn in range(1_000_000):
                 name = f"{number}-{turn}"
                 try:

@@ -1,6 +1,9 @@
-"""Overload: four times what the service can do, for a minute, with deadlines. What it takes on it must do in time, and
-it must do as much as without the crowd. Once by callers of any kind, and once by zfserve's own client; and before that
-once what it can do, by callers of any kind."""
+"""Benchmark `overload`: four times the capacity of the service for a minute, with deadlines.
+
+The service must answer in time what it accepts, and its goodput must stay near its capacity. Three senders take
+turns: bare calls at the capacity itself, as a reference that is not judged; bare calls at four times the capacity; and
+calls by zfserve's client.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,20 +13,32 @@ from zfserve_protos.metadata import Priority
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec, Precision
 
-from zfserve_bench.load.closed_loop import LoadGenerator, Order
-from zfserve_bench.load.open_loop import KEPT_BACK, LATE, OK, REFUSED, Call, Offer, Offered, Stream, offer
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import (
+    LATE,
+    OK,
+    REFUSED,
+    THROTTLED,
+    Call,
+    ClosedLoop,
+    Kind,
+    OpenLoop,
+    OpenLoopResult,
+    Sender,
+    Stream,
+)
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.service.throughput import whole_bursts
 from zfserve_bench.subject import Subject, available, classifying_service, jpeg
 
-TIMES = 4.0
-"""Offered, over what the service can do."""
+OVERLOAD = 4.0
+"""The offered load over the capacity."""
 
 CLIENTS = 32
-"""Of the closed loop that measures what it can do."""
+"""The clients of the closed loop that measures the capacity."""
 
 DEADLINE_IMAGES = 64
-"""The deadline is what so many images take, but at least a second: a few of the largest batches."""
+"""The deadline is the time that this many images take, a few of the largest batches, but at least 1 s."""
 
 LEAST_GOODPUT = 0.90
 LEAST_GOODPUT_INT8_ANY_CALLER = 0.85
@@ -38,19 +53,22 @@ JPEG_QUALITY = 80
 
 ANY_CALLER = "any caller"
 
-SENDERS = (("any caller, one time", False, 1.0), (ANY_CALLER, False, TIMES), ("zfserve's client", True, TIMES))
-"""By what a crowd's calls are made, whether that keeps part of them back, as `Client` does, and how many times what the
-service can do it offers. The first tells what calls that come one by one can get of a capacity that is measured in a
-closed loop, where they come by the batch."""
+SENDERS = (
+    ("any caller, one time", Sender.BARE, 1.0),
+    (ANY_CALLER, Sender.BARE, OVERLOAD),
+    ("zfserve's client", Sender.CLIENT, OVERLOAD),
+)
+"""Each sender's name, how it makes its calls, and its load over the capacity. The first shows what single calls can get
+of the capacity, because the closed loop that measures it sends calls by the batch."""
 
-CROWD: tuple[tuple[str, Priority, float], ...] = (
+CLIENT_MIX: tuple[tuple[str, Priority, float], ...] = (
     ("greedy", "interactive", 0.5),
     ("modest-1", "interactive", 0.125),
     ("modest-2", "interactive", 0.125),
     ("archive", "bulk", 0.25),
 )
-"""Who sends, how urgent, and which share of the load: each interactive client alone sends more than its share of the
-engine."""
+"""Each client's identity, priority and share of the load. Under overload, each interactive client alone sends more than
+its share of the engine."""
 
 
 def measure_overload(subject: Subject) -> Report:
@@ -58,81 +76,85 @@ def measure_overload(subject: Subject) -> Report:
         return Report("Overload", "", "", (), ("skipped: no photos to send; name a folder with --photos",))
     findings: list[Finding] = []
     notes: list[str] = []
-    own, generators = share_out(available())
-    where = "on the same CPU" if own == generators else f"on CPU {generators[0]}, which the service leaves to it"
+    service_cpus, load_cpus = split_cpus(available())
+    where = "on the same CPU" if service_cpus == load_cpus else f"on CPU {load_cpus[0]}, which the service does not use"
     for precision in subject.precisions:
-        for crowd in _overload(subject, precision, own, generators):
-            offered, name = crowd.offered, f"{precision}, {crowd.sender}"
-            if crowd.is_overload:
-                least = least_goodput(precision, crowd.sender)
-                findings += find(name, crowd.capacity, offered, least, judged=subject.effort.judged)
+        for run in _runs(subject, precision, service_cpus, load_cpus):
+            result, name = run.result, f"{precision}, {run.sender}"
+            if run.is_overload:
+                least = least_goodput(precision, run.sender)
+                findings += find(name, run.capacity, result, least, judged=subject.effort.judged)
             else:
-                findings.append(goodput(name, crowd.capacity, offered))
-            kept_back = sum(call.status == KEPT_BACK for call in offered.calls)
+                findings.append(goodput(name, run.capacity, result))
+            throttled = sum(call.status == THROTTLED for call in result.calls)
             notes.append(
-                f"{precision}, {crowd.sender}: {len(offered.calls) / offered.seconds:.0f} calls/s offered for "
-                f"{offered.seconds:.0f} s with deadlines of {crowd.deadline_s:.1f} s, {kept_back:,} of "
-                f"{len(offered.calls):,} kept back by the client; the load generator took "
-                f"{offered.cpu_s / len(offered.calls) * 1e3:.2f} ms of CPU time a call, {where}."
+                f"{name}: {len(result.calls) / result.seconds:.0f} calls/s offered for {result.seconds:.0f} s with "
+                f"deadlines of {run.deadline_s:.1f} s; the client held back {throttled:,} of {len(result.calls):,}; "
+                f"the load generator took {result.cpu_s / len(result.calls) * 1e3:.2f} ms of CPU time a call, {where}."
             )
     return Report(
-        f"Overload: {TIMES:.0f} times what the service can do, by four clients, one of them greedy and one of bulk",
-        "without the crowd, or the most",
+        f"Overload: {OVERLOAD:.0f} times the capacity, by four clients, one of them greedy and one of bulk",
+        "capacity, or the most",
         "figure",
         tuple(findings),
         tuple(notes),
     )
 
 
-class Crowd(NamedTuple):
-    """What became of one.
+class Run(NamedTuple):
+    """One run of a sender.
 
     Attributes:
-        sender: by what its calls were made.
-        is_overload: whether it offered more than the service can do.
-        capacity: of the service on its own CPUs, in images a second: the mean of before the crowd and after it, as the
-            machine's own pace changes meanwhile.
+        sender: its name.
+        is_overload: True if it offered more than the capacity.
+        capacity: images per second of the service on its own CPUs: the mean of just before and just after the run,
+            because the speed of the machine drifts.
     """
 
     sender: str
     is_overload: bool
     capacity: float
     deadline_s: float
-    offered: Offered
+    result: OpenLoopResult
 
 
-def _overload(subject: Subject, precision: Precision, own: Sequence[int], generators: Sequence[int]) -> Iterator[Crowd]:
-    """The same crowd by each of `SENDERS`."""
+def _runs(
+    subject: Subject, precision: Precision, service_cpus: Sequence[int], load_cpus: Sequence[int]
+) -> Iterator[Run]:
+    """Runs the same mix of clients with each of `SENDERS`."""
     spec, effort = subject.bundle.manifest.input, subject.effort
-    requests, folder = photo_requests(subject, spec), subject.scratch(f"overload-{precision}")
+    requests, folder = {Kind.JPEG: photo_requests(subject, spec)}, subject.scratch(f"overload-{precision}")
     with (
-        classifying_service(subject, precision, folder, own) as service,
-        LoadGenerator(service.address, requests, folder, generators) as generator,
+        classifying_service(subject, precision, folder, service_cpus) as service,
+        LoadGenerator(service.address, requests, folder, load_cpus) as generator,
     ):
-        guess = generator.measure(Order(CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
-        order = Order(CLIENTS, warm_up=CLIENTS, calls=whole_bursts(guess * effort.round_s * effort.rounds))
-        before = generator.measure(order).calls_per_s
-        for sender, own_client, times in SENDERS:
+        guess = generator.closed_loop(ClosedLoop(Kind.JPEG, CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
+        calls = whole_bursts(guess * effort.round_s * effort.rounds)
+        saturation = ClosedLoop(Kind.JPEG, CLIENTS, warm_up=CLIENTS, calls=calls)
+        before = generator.closed_loop(saturation).calls_per_s
+        for name, sender, times in SENDERS:
             deadline_s = max(1.0, DEADLINE_IMAGES / before)
-            streams = tuple(Stream(client, priority, share * times * before) for client, priority, share in CROWD)
-            crowd = Offer(streams, subject.overload_s, deadline_s, own_client)
-            offered = offer(service.address, requests, folder, crowd, generators)
-            after = generator.measure(order).calls_per_s
-            yield Crowd(sender, times > 1, (before + after) / 2, deadline_s, offered)
+            streams = tuple(
+                Stream(client, Kind.JPEG, share * times * before, priority) for client, priority, share in CLIENT_MIX
+            )
+            load = OpenLoop(streams, sender, random_arrivals=True, deadline_s=deadline_s)
+            result = generator.open_loop(load, subject.overload_s)
+            after = generator.closed_loop(saturation).calls_per_s
+            yield Run(name, times > 1, (before + after) / 2, deadline_s, result)
             before = after
 
 
-def share_out(cpus: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """CPUs of the service, and those of the load generator: the last one, where there are several.
+def split_cpus(cpus: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """Returns the CPUs of the service and those of the load generator, which gets the last one if there are several.
 
-    A crowd runs on machines of its own. What it takes of the service's is not what is measured here; what the service
-    itself takes to refuse it is.
+    Real clients run on other machines. The benchmark measures what the service spends on refusals, not what the load
+    generator takes from its CPUs.
     """
     return (cpus[:-1], cpus[-1:]) if len(cpus) > 1 else (cpus, cpus)
 
 
 def photo_requests(subject: Subject, spec: InputSpec) -> list[bytes]:
-    """JPEG files of the input's size, as clients send them that think of the network: what is refused is small."""
+    """Returns requests with JPEG files of the network's input size. Clients that know the network send small files."""
     files = [jpeg(photo, spec.width, spec.height, JPEG_QUALITY) for photo in subject.photos]
     return [pb.ClassifyRequest(image=pb.Image(encoded=file)).SerializeToString() for file in files]
 
@@ -143,14 +165,20 @@ def least_goodput(precision: Precision, sender: str) -> float:
 
 
 def find(
-    name: str, capacity: float, offered: Offered, least: float = LEAST_GOODPUT, *, judged: bool = True
+    name: str, capacity: float, result: OpenLoopResult, least: float = LEAST_GOODPUT, *, judged: bool = True
 ) -> list[Finding]:
-    """What is asked of an overloaded service, and what its clients see of it."""
-    by_status = Counter(call.status for call in offered.calls)
-    answered = Counter(call.client for call in offered.calls if call.status == OK)
-    interactive = [answered[client] / offered.seconds for client in _clients("interactive")]
+    """Returns the findings on an overloaded service, as its clients see it.
+
+    Args:
+        capacity: images per second.
+        least: the least goodput over capacity.
+        judged: False to leave out the limits.
+    """
+    by_status = Counter(call.status for call in result.calls)
+    answered = Counter(call.stream for call in result.calls if call.status == OK)
+    interactive = [answered[client] / result.seconds for client in _clients("interactive")]
     bulk = sum(answered[client] for client in _clients("bulk"))
-    refusals = sorted(call.seconds for call in offered.calls if call.status == REFUSED)
+    refusals = sorted(call.seconds for call in result.calls if call.status == REFUSED)
 
     def finding(
         what: str, measured: Quantity, limit: Limit | None = None, reference: Quantity | None = None
@@ -159,22 +187,23 @@ def find(
 
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
-        goodput(name, capacity, offered, Limit("at least", least) if judged else None),
+        goodput(name, capacity, result, Limit("at least", least) if judged else None),
         finding("accepted that kept their deadline", Quantity(kept), Limit("at least", LEAST_KEPT)),
         finding("the least of three clients", _rate(min(interactive)), LEAST_OF_MOST, _rate(max(interactive))),
         finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", LEAST_BULK)),
         finding("neither answered, refused nor late", Quantity(_others(by_status), "calls"), Limit("at most", 0)),
         finding("refusal, median", _percentile(refusals, 0.5), Limit("at most", LONGEST_REFUSAL_MS)),
         finding("refusal, 99 %", _percentile(refusals, 0.99)),
-        finding("answer, interactive, median", _latency(offered.calls, "interactive")),
-        finding("answer, bulk, median", _latency(offered.calls, "bulk")),
+        finding("answer, interactive, median", _latency(result.calls, "interactive")),
+        finding("answer, bulk, median", _latency(result.calls, "bulk")),
     ]
 
 
-def goodput(name: str, capacity: float, offered: Offered, limit: Limit | None = None) -> Finding:
-    """Images answered in time, over the capacity; not those that were answered when the crowd had gone."""
-    in_time = [call for call in offered.calls if call.status == OK and call.began_s + call.seconds <= offered.seconds]
-    return _finding(f"{name}, goodput", _rate(len(in_time) / offered.seconds), _rate(capacity), limit)
+def goodput(name: str, capacity: float, result: OpenLoopResult, limit: Limit | None = None) -> Finding:
+    """Returns the rate of images answered in time over the capacity. Answers after the end of the load do not count."""
+    ended_s = result.began_s + result.seconds
+    in_time = [call for call in result.calls if call.status == OK and call.began_s + call.seconds <= ended_s]
+    return _finding(f"{name}, goodput", _rate(len(in_time) / result.seconds), _rate(capacity), limit)
 
 
 def _finding(name: str, measured: Quantity, reference: Quantity | None, limit: Limit | None) -> Finding:
@@ -183,7 +212,7 @@ def _finding(name: str, measured: Quantity, reference: Quantity | None, limit: L
 
 
 def _clients(priority: str) -> list[str]:
-    return [client for client, wanted, _ in CROWD if wanted == priority]
+    return [client for client, wanted, _ in CLIENT_MIX if wanted == priority]
 
 
 def _rate(value: float) -> Quantity:
@@ -196,8 +225,8 @@ def _percentile(ordered: Sequence[float], share: float) -> Quantity:
 
 def _latency(calls: Sequence[Call], priority: str) -> Quantity:
     clients = _clients(priority)
-    return _percentile(sorted(call.seconds for call in calls if call.status == OK and call.client in clients), 0.5)
+    return _percentile(sorted(call.seconds for call in calls if call.status == OK and call.stream in clients), 0.5)
 
 
 def _others(by_status: Counter[str]) -> int:
-    return sum(count for status, count in by_status.items() if status not in (OK, REFUSED, LATE, KEPT_BACK))
+    return sum(count for status, count in by_status.items() if status not in (OK, REFUSED, LATE, THROTTLED))

@@ -18,8 +18,8 @@ from zfserve_cli.top.replicas import fetch_metrics
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 from zfserve_bench.fleet.replicas import LOOK_S
-from zfserve_bench.load.closed_loop import LoadGenerator, Order
-from zfserve_bench.load.steady import Kind, Record, SteadyLoad, tally
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import Call, ClosedLoop, Kind, OpenLoop, tally
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.service.startup import await_projection, status_number, worker_pid
 from zfserve_bench.subject import Subject, jpeg_files, noise, projection_requests, raw_request
@@ -37,7 +37,7 @@ RATES = {
 """Calls a second, or less where that is more than `SHARE_OF_CAPACITY`: it is not load that a leak needs."""
 
 SHARE_OF_CAPACITY = 0.3
-PROBE = Order(clients=8, warm_up=8, calls=64)
+PROBE = ClosedLoop(Kind.RAW, clients=8, warm_up=8, calls=64)
 
 SAMPLE_S = 10.0
 FEWEST_SAMPLES = 12
@@ -80,10 +80,11 @@ def measure_soak(subject: Subject) -> Report:
             await_projection(channel)
         requests = _requests(subject)
         rates = _rates(service, requests, folder)
-        with SteadyLoad(service.address, requests, rates, folder) as load:
+        with LoadGenerator(service.address, requests, folder) as generator:
+            generator.start(OpenLoop.steady(rates))
             every_s = min(SAMPLE_S, subject.soak_s / FEWEST_SAMPLES)
-            samples = list(_watch(service, load.records, subject.soak_s, every_s))
-            records = load.finish()
+            samples = list(_watch(service, generator.ended_calls, subject.soak_s, every_s))
+            records = generator.finish().calls
     if subject.samples is not None:
         subject.samples.write_text(to_csv(samples), encoding="utf-8")
     return Report(
@@ -97,8 +98,8 @@ def measure_soak(subject: Subject) -> Report:
 
 
 def _rates(service: ServiceProcess, requests: dict[Kind, list[bytes]], folder: Path) -> dict[Kind, float]:
-    with LoadGenerator(service.address, requests[Kind.RAW], folder) as generator:
-        share = SHARE_OF_CAPACITY * generator.measure(PROBE).calls_per_s / (RATES[Kind.RAW] + RATES[Kind.JPEG])
+    with LoadGenerator(service.address, requests, folder) as generator:
+        share = SHARE_OF_CAPACITY * generator.closed_loop(PROBE).calls_per_s / (RATES[Kind.RAW] + RATES[Kind.JPEG])
     return {kind: per_s * min(1.0, share) for kind, per_s in RATES.items()}
 
 
@@ -115,7 +116,7 @@ def _requests(subject: Subject) -> dict[Kind, list[bytes]]:
 
 
 def _watch(
-    service: ServiceProcess, records: Callable[[], Sequence[Record]], seconds: float, every_s: float
+    service: ServiceProcess, records: Callable[[], Sequence[Call]], seconds: float, every_s: float
 ) -> Iterator[Sample]:
     worker = worker_pid(service)
     began_s = time.monotonic()
@@ -159,7 +160,7 @@ def queue_depth(shown: Samples) -> float:
     return sum(value for series, value in shown.items() if series.name == "zfserve_queue_depth")
 
 
-def find(samples: Sequence[Sample], records: Sequence[Record], judged: bool) -> list[Finding]:
+def find(samples: Sequence[Sample], records: Sequence[Call], judged: bool) -> list[Finding]:
     """The verdict: over the last half of the time."""
     half = samples[len(samples) // 2 :]
     findings = []

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from zfserve_runtime.bundle import Precision
 
-from zfserve_bench.load.closed_loop import Load, LoadGenerator, Order
+from zfserve_bench.load.generator import LoadGenerator
+from zfserve_bench.load.protocol import ClosedLoop, ClosedLoopResult, Kind
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
 from zfserve_bench.service.in_process import InProcess, best_in_process
@@ -59,7 +60,7 @@ def loaded_service(subject: Subject, precision: Precision, requests: list[bytes]
     folder = subject.scratch(f"throughput-{precision}")
     with (
         classifying_service(subject, precision, folder) as service,
-        LoadGenerator(service.address, requests, folder) as generator,
+        LoadGenerator(service.address, {Kind.RAW: requests}, folder) as generator,
     ):
         yield generator
 
@@ -69,12 +70,12 @@ def _compare(
 ) -> tuple[Finding, float]:
     """And the load generator's own cost: milliseconds of CPU time a call."""
     effort = subject.effort
-    loads: list[Load] = []
-    guess = generator.measure(Order(clients, warm_up=clients, calls=BURST)).calls_per_s
-    order = Order(clients, warm_up=2 * clients, calls=whole_bursts(guess * effort.round_s))
+    loads: list[ClosedLoopResult] = []
+    guess = generator.closed_loop(ClosedLoop(Kind.RAW, clients, warm_up=clients, calls=BURST)).calls_per_s
+    order = ClosedLoop(Kind.RAW, clients, warm_up=2 * clients, calls=whole_bursts(guess * effort.round_s))
 
     def served_per_s() -> float:
-        loads.append(generator.measure(order))
+        loads.append(generator.closed_loop(order))
         return loads[-1].calls_per_s
 
     baselines, served = alternate(lambda: in_process.images_per_s(effort.round_s), served_per_s, effort.rounds)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from zfserve_bench.fleet.rolling import Restart, earlier_attempts, find, measure_rolling
-from zfserve_bench.load.steady import Kind, Record
+from zfserve_bench.load.protocol import Call, Kind
 from zfserve_bench.reports.findings import Finding
 from zfserve_bench.subject import Subject
 from zfserve_runtime.bundle import Bundle
@@ -12,8 +12,8 @@ from zfserve_runtime.bundle import Bundle
 RESTARTS = [Restart(10.0, 12.0, 14.5, 15.0), Restart(20.0, 20.5, 28.0, 29.0)]
 
 
-def record(began_s: float, seconds: float = 0.01, status: str = "OK") -> Record:
-    return Record(Kind.RAW, began_s, seconds, status)
+def record(began_s: float, seconds: float = 0.01, status: str = "OK") -> Call:
+    return Call(Kind.RAW, status, began_s, seconds)
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from zfserve_bench.load.steady import Kind, Record, tally
+from zfserve_bench.load.protocol import Call, Kind, tally
 from zfserve_bench.reports.findings import Finding
 from zfserve_bench.service.soak import BARS, Sample, find, held_bytes, queue_depth, slope, sparkline, to_csv
 from zfserve_cli.top.metrics_text import parse_metrics
@@ -25,7 +25,7 @@ def soak(**growth: float) -> list[Sample]:
     ]
 
 
-def missed(samples: list[Sample], records: list[Record] | None = None) -> list[str]:
+def missed(samples: list[Sample], records: list[Call] | None = None) -> list[str]:
     findings: list[Finding] = find(samples, records or [], judged=True)
     assert sum(finding.limit is not None for finding in findings) == 7
     return [finding.name for finding in findings if finding.holds is False]
@@ -61,7 +61,7 @@ def test_connections_that_come_and_go_are_no_leak() -> None:
 
 
 def test_one_call_that_ended_wrongly_is_too_many() -> None:
-    records = [Record(Kind.BAD_INPUT, 0, 0, "INVALID_ARGUMENT"), Record(Kind.RAW, 0, 0, "INTERNAL")]
+    records = [Call(Kind.BAD_INPUT, "INVALID_ARGUMENT", 0, 0), Call(Kind.RAW, "INTERNAL", 0, 0)]
     assert missed(soak(), records) == ["calls that ended wrongly"]
     assert tally(records) == "bad input INVALID_ARGUMENT 1, classify raw INTERNAL 1"
 
