@@ -7,7 +7,7 @@ from zfserve_engines.images.input_image import ImageLimits
 from zfserve_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from zfserve_protos.methods import INFERENCE_SERVICE, VISION_SERVICE
 from zfserve_protos.v1.zfserve_pb2_grpc import add_VisionServiceServicer_to_server
-from zfserve_runtime.access.access import Access
+from zfserve_runtime.access.authorizer import Authorizer
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.grpc.health import Health, add_health_and_reflection
 from zfserve_runtime.grpc.listener import host_and_port, open_port
@@ -57,8 +57,8 @@ def open_grpc_port(
         CallersFileError: the file of callers cannot be used.
         TracingError: traces are wanted and cannot be sent.
     """
-    access = _open_access(config)
-    server = _build_server(config, access, metrics, stack)
+    authorizer = _open_authorizer(config)
+    server = _build_server(config, authorizer, metrics, stack)
     rate_limit = RateLimit(config.client_rate, config.client_burst)
     decoding = stack.enter_context(_build_decoding(config))
     pipeline = ClassificationPipeline(models, rate_limit, decoding, metrics)
@@ -68,7 +68,7 @@ def open_grpc_port(
     add_GRPCInferenceServiceServicer_to_server(InferenceService(models, pipeline, health, metrics), server)
     add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
     address = host_and_port(config.host, config.port)
-    port = open_port(server, address, config.tls, callers_known=access is not None, flag="--port")
+    port = open_port(server, address, config.tls, callers_known=authorizer is not None, flag="--port")
     return server, port
 
 
@@ -81,16 +81,16 @@ def open_metrics_port(config: ServerConfig, metrics: Metrics) -> MetricsEndpoint
         raise OSError(f"cannot listen on {address}; is it in use? choose another with --metrics-port") from error
 
 
-def _open_access(config: ServerConfig) -> Access | None:
+def _open_authorizer(config: ServerConfig) -> Authorizer | None:
     """Returns the check of callers; None lets any caller in.
 
     Without a file of callers, a caller is named by the certificate that TLS has verified.
     """
-    return None if config.tokens is None and config.tls_client_ca is None else Access(config.tokens)
+    return None if config.tokens is None and config.tls_client_ca is None else Authorizer(config.tokens)
 
 
 def _build_server(
-    config: ServerConfig, access: Access | None, metrics: Metrics, stack: AsyncExitStack
+    config: ServerConfig, authorizer: Authorizer | None, metrics: Metrics, stack: AsyncExitStack
 ) -> InterceptingServer:
     tracers = NO_TRACERS
     if config.otlp_endpoint is not None:
@@ -98,7 +98,7 @@ def _build_server(
     options = server_options(
         config.max_image_bytes + MESSAGE_SLACK_BYTES, config.max_connections, config.max_connection_age
     )
-    return InterceptingServer(metrics, options, tracers, access)
+    return InterceptingServer(metrics, options, tracers, authorizer)
 
 
 def _build_decoding(config: ServerConfig) -> Decoding:

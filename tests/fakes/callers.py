@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
-from zfserve_runtime.access.access import Access, current_caller
+from zfserve_runtime.access.authorizer import Authorizer, current_caller
 from zfserve_runtime.access.callers_file import CallerEntry, CallersFile, new_token, write_callers_file
 from zfserve_runtime.access.tls import TlsFiles, server_credentials
 from zfserve_runtime.grpc.deferred_read import CallCheck
@@ -56,13 +56,13 @@ class GuardedProbe:
 
 @asynccontextmanager
 async def guarded_probe(
-    access: Access | None,
+    authorizer: Authorizer | None,
     tls: bool = False,
     check: CallCheck | None = None,
     applies: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[GuardedProbe]:
     """With `tls`, both sides show certificates. `check` runs before calls of the unary method are read."""
-    server, read = InterceptingServer(Metrics(), access=access), list[bytes]()
+    server, read = InterceptingServer(Metrics(), authorizer=authorizer), list[bytes]()
     if check is not None:
         server.check_before_read("/test.Probe/Unary", check, applies)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", _methods(read))])

@@ -121,7 +121,7 @@ def open_openvino_bf16(options: EngineOptions, precision: Precision, report: Rep
     return open_instances(Step("openvino-bf16", Phase.LOADING), new_engine, options, precision, report)
 
 
-def skip_reason(precision: Precision, cpu_multiplies_bytes: Callable[[], bool] = has_int8_instructions) -> str | None:
+def skip_reason(precision: Precision, cpu_has_int8: Callable[[], bool] = has_int8_instructions) -> str | None:
     """Returns why `auto` does not try OpenVINO with the graph of that precision; None where it does.
 
     OpenVINO is a fifth faster than ONNX Runtime at int8 where the CPU multiplies bytes (VNNI, AMX), and no faster
@@ -129,7 +129,7 @@ def skip_reason(precision: Precision, cpu_multiplies_bytes: Callable[[], bool] =
     """
     if precision != "int8":
         return "auto takes it for int8 only, being no faster in floats; it can be asked for by name"
-    if not cpu_multiplies_bytes():
+    if not cpu_has_int8():
         return "auto takes it on CPUs with VNNI only, being no faster on others; it can be asked for by name"
     return None
 

@@ -1,1 +1,1 @@
-"""Access control: TLS, tokens and permissions."""
+"""Controls access: TLS, tokens, callers and permissions."""

@@ -5,7 +5,7 @@
       {"name": "archive", "certificate": "archive.example.org", "allow": ["all"]}
     ]}
 
-`zfserve token` writes it, operators edit it by hand, and `access` reads it.
+`zfserve token` writes it, operators edit it by hand, and `authorizer` reads it.
 
 The file holds a plain sha256 of each token. A slow, salted hash protects secrets that an attacker can guess from a
 list. A token has 256 random bits, so there is no such list, and a slow hash would only cost every request tens of
@@ -115,7 +115,7 @@ class Callers:
             if entry.certificate is not None:
                 self._by_certificate[entry.certificate] = caller
 
-    def with_token(self, token: str) -> Caller | None:
+    def find_by_token(self, token: str) -> Caller | None:
         """Returns the caller with that token, or None. Takes the same time for every token, right or wrong."""
         digest, found = hashlib.sha256(token.encode()).digest(), None
         for known, caller in self._by_digest:
@@ -123,7 +123,7 @@ class Callers:
                 found = caller
         return found
 
-    def with_certificate(self, names: Iterable[str]) -> Caller | None:
+    def find_by_certificate(self, names: Iterable[str]) -> Caller | None:
         """Returns the caller of the first known name, or None. `names` are in the order of the certificate."""
         return next((caller for name in names if (caller := self._by_certificate.get(name)) is not None), None)
 

@@ -1,4 +1,4 @@
-"""Names the groups of methods that an operator can permit. `callers_file` and `access` use it.
+"""Names the groups of methods that an operator can permit. `callers_file` and `server` use it.
 
 A new RPC belongs into one of the `GROUPS` here. Without a group, only its full name or `all` permits it.
 """

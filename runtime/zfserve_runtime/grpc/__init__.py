@@ -1,1 +1,1 @@
-"""The gRPC server that both processes run: calls, statuses, health, start and stop."""
+"""Runs the gRPC server of both processes: calls, statuses, health, listening and shutdown."""

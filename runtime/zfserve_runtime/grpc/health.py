@@ -1,4 +1,4 @@
-"""Health by the standard gRPC protocol, per service, and reflection.
+"""Serves the standard gRPC health protocol, per service, and reflection.
 
 Source: github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
@@ -13,65 +13,70 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 SERVER = ""
-"""The whole process, as the protocol names it."""
+"""The name of the whole process in the protocol."""
 
 MAX_WATCHES_PER_CONNECTION = 16
-"""They never end and anyone may ask for them: unbounded, strangers could fill the memory with them, at 26 KB each."""
+"""Watches never end and anyone may open them. Without a bound, strangers could fill the memory, at 26 KB a watch."""
 
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """The health service. Every name it is built with starts NOT_SERVING.
+    """Implements the health service. Each of `services` starts as NOT_SERVING.
+
+    grpcio-health-checking has a servicer for asyncio, but it keeps every `Watch` open for ever, so each watcher would
+    delay a drain for its full grace period. This servicer ends them. Only the event loop's thread may use it.
 
     Attributes:
-        asked: whether anyone ever asked for it, and so may turn elsewhere when it changes.
-
-    grpcio-health-checking's own asyncio servicer keeps every `Watch` open for ever, so that each watcher would hold
-    up a drain for its full grace period; this one ends them. Use from the event loop's thread only.
+        queried: True once a client has asked for health. Such clients go elsewhere when the health changes.
     """
 
     def __init__(self, *services: str) -> None:
         self._statuses: dict[str, int] = dict.fromkeys(services, _Status.NOT_SERVING)
         self._changed = asyncio.Event()
-        self._watches: Counter[str] = Counter()  # by the connection
-        self._draining = self._ended = False
-        self.asked = False
+        self._watches: Counter[str] = Counter()  # by connection
+        self._draining = self._watches_ended = False
+        self.queried = False
 
     def serving(self, *services: str) -> None:
+        """Sets `services` to SERVING, unless the server drains."""
         self._set(services, _Status.SERVING)
 
     def not_serving(self, *services: str) -> None:
+        """Sets `services` to NOT_SERVING."""
         self._set(services, _Status.NOT_SERVING)
 
     def is_serving(self, service: str) -> bool:
+        """Returns True if `service` is SERVING."""
         return bool(self._statuses.get(service) == _Status.SERVING)
 
     def drain(self) -> None:
-        """Everything NOT_SERVING for good; watchers are told so."""
+        """Sets all services to NOT_SERVING permanently, and tells the watchers."""
         self.not_serving(*self._statuses)
         self._draining = True
 
     def end_watches(self) -> None:
-        """End all streams, once their watchers were told the last status. Not before calls are refused: clients that
-        balance by health would open them anew."""
-        self._ended = True
+        """Ends all watches after their last status.
+
+        Call it only once calls are refused: clients that balance by health would open their watches again.
+        """
+        self._watches_ended = True
         self._wake()
 
     @property
-    def ended(self) -> bool:
-        """Whether `end_watches` was called: from then on calls are refused."""
-        return self._ended
+    def watches_ended(self) -> bool:
+        """True once `end_watches` was called. From then on calls are refused."""
+        return self._watches_ended
 
-    async def wait_end(self) -> None:
-        """Until then: calls that never end by themselves now have to."""
-        while not self._ended:
+    async def wait_watches_ended(self) -> None:
+        """Waits for `end_watches`. Then streams that never end by themselves must end."""
+        while not self._watches_ended:
             await self._changed.wait()
 
     async def Check(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
-        self.asked = True
+        self.queried = True
         status = self._statuses.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
@@ -86,31 +91,31 @@ class Health:
     async def Watch(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        self.asked = True
+        self.queried = True
         peer = context.peer()
-        # The connections of a unix socket all have one name, and few may open it.
+        # All connections of a unix socket have the same name, and few programs may open it.
         if self._watches[peer] >= MAX_WATCHES_PER_CONNECTION and not peer.startswith("unix:"):
             text = f"this connection watches {MAX_WATCHES_PER_CONNECTION} services already; end one of its watches"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         self._watches[peer] += 1
         try:
-            async for status in self._statuses_of(request.service):
+            async for status in self._follow(request.service):
                 yield _Status(status=status)
         finally:
             self._watches[peer] -= 1
             if not self._watches[peer]:
                 del self._watches[peer]
 
-    async def _statuses_of(self, service: str) -> AsyncIterator[int]:
-        """The present one, and each that follows."""
-        told: int | None = None
+    async def _follow(self, service: str) -> AsyncIterator[int]:
+        """Yields the present status of `service`, and each later one."""
+        last: int | None = None
         while True:
-            changed = self._changed  # taken before the status is read, so that no change in between is missed
+            changed = self._changed  # taken before the status is read, so that no change is missed
             status = self._statuses.get(service, _Status.SERVICE_UNKNOWN)
-            if status != told:
+            if status != last:
                 yield status
-                told = status
-            elif self._ended:
+                last = status
+            elif self._watches_ended:
                 return
             else:
                 await changed.wait()
@@ -127,7 +132,7 @@ class Health:
 
 
 def add_health_and_reflection(server: grpc.aio.Server, health: Health, *services: str) -> None:
-    """Register the health service, and reflection over it and `services` (full names)."""
+    """Registers the health service, and reflection for it and for `services` (full names)."""
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)

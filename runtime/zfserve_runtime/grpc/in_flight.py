@@ -1,13 +1,15 @@
-"""Counts what is under way, and tells when nothing is. Used by `gate`, and by the server for each version served."""
+"""Counts what is in flight, and waits until nothing is. Servers count their calls and the uses of each model by it."""
 
 import asyncio
 
 
 class InFlight:
-    """Use from the event loop's thread only. As a context it counts one for as long as the block runs.
+    """Counts what is in flight. As a context manager it counts one while the block runs.
+
+    Only the event loop's thread may use it.
 
     Attributes:
-        count: how many.
+        count: the number in flight.
     """
 
     def __init__(self) -> None:
@@ -15,13 +17,13 @@ class InFlight:
         self._none = asyncio.Event()
 
     def add(self, number: int) -> None:
-        """Or take away, where it is negative."""
+        """Adds `number` to the count. A negative number takes away."""
         self.count += number
         if not self.count:
             self._none.set()
 
-    async def ended(self) -> None:
-        """Wait until there is none."""
+    async def wait_none(self) -> None:
+        """Waits until nothing is in flight."""
         while self.count:
             self._none.clear()
             await self._none.wait()

@@ -1,6 +1,6 @@
-"""What surrounds every call: an id, a clock, one line in the log, and errors turned into statuses.
+"""Intercepts every call: gives it an id, measures it, logs one line, and turns errors into statuses.
 
-Made by `intercepting_server`; the services raise `ServiceError` and know nothing of statuses.
+`server` wraps each handler with a `Call`. Services raise `ServiceError` and know nothing of statuses.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from google.protobuf.message import DecodeError
 from zfserve_protos.metadata import PREVIOUS_ATTEMPTS_KEY, REQUEST_ID_KEY
 from zfserve_protos.methods import is_probe
 
-from zfserve_runtime.access.access import current_caller
+from zfserve_runtime.access.authorizer import current_caller
 from zfserve_runtime.errors import InvalidInput, Overloaded, ServiceError
+from zfserve_runtime.grpc.call_tracker import CallTracker
 from zfserve_runtime.grpc.deferred_read import CallCheck
-from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.method_handlers import Context, Metadata, metadata_of
 from zfserve_runtime.grpc.request_id import set_request_id
 from zfserve_runtime.grpc.status import to_status
@@ -31,27 +31,31 @@ from zfserve_runtime.telemetry.log_limiter import LogLimiter
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.tracing import UNTRACED, Tracers, start_call
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 _log = logging.getLogger(__name__)
 
 
 class Method:
-    """What all calls of one method have in common. Made once: no call looks its metrics up by their labels.
+    """Holds what all calls of one method share. It is made once, so no call looks its metrics up by their labels.
 
     Args:
-        name: as gRPC has it, "/package.Service/Method".
-        tracers: start the spans of its calls.
+        name: the full name, "/package.Service/Method".
+        calls: counts the calls in flight of the server.
+        tracers: start the spans of the calls.
+        log_limiter: limits the log lines about refused calls.
 
     Attributes:
-        in_flight: calls being served; the metric is read from it.
+        in_flight: the number of calls of this method that are being served. The metric reads it.
     """
 
-    def __init__(self, name: str, gate: Gate, metrics: Metrics, tracers: Tracers, log_limiter: LogLimiter) -> None:
+    def __init__(
+        self, name: str, calls: CallTracker, metrics: Metrics, tracers: Tracers, log_limiter: LogLimiter
+    ) -> None:
         self.name = name
         self.is_probe = is_probe(name)
-        self.gate = gate
+        self.calls = calls
         self.tracers = tracers
         self.log_limiter = log_limiter
         self.in_flight = 0
@@ -61,7 +65,7 @@ class Method:
         self._refused = cache(lambda reason: metrics.refusals.labels(name, reason))
 
     def measure(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
-        """Count a call that ended."""
+        """Counts a call that has ended."""
         self._ended(status.name).inc()
         self._seconds.observe(duration_s)
         if isinstance(error, ServiceError):
@@ -69,10 +73,10 @@ class Method:
 
 
 class Call:
-    """One call, as a context around its handler. Errors that the client is to be told of end in it: `answer` follows.
+    """Surrounds the handler of one call. It catches an error that the client must get, and `answer` then sends it.
 
-    A class and not a generator, and what can wait until the answer is on its way does: all of this stands between the
-    client and its answer.
+    A client waits for all of this code. So it is a class, which is faster than a generator, and it records a successful
+    call only after the answer has been sent.
     """
 
     def __init__(self, method: Method, context: Context) -> None:
@@ -85,66 +89,67 @@ class Call:
         self._answer: ServiceError | None = None
 
     def __enter__(self) -> Call:
-        set_request_id(self._request_id)  # each call is a task of its own, so nothing needs to be put back
+        set_request_id(self._request_id)  # each call is a task of its own, so nothing must be reset
         self._trace = start_call(self._method.tracers, self._method.name, self._request_id, self._metadata)
         self._method.in_flight += 1
-        self._method.gate.enter()
+        self._method.calls.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        status = self._judge(error)
+        status = self._status_of(error)
         duration_s = time.perf_counter() - self._started_s
         self._method.in_flight -= 1
-        self._method.gate.leave()
+        self._method.calls.end()
         if error is None:
-            peer = self._context.peer()  # a call that has ended must not be asked: gRPC would crash the process
+            peer = self._context.peer()  # now, because gRPC crashes the process if the peer of an ended call is read
             asyncio.get_running_loop().call_soon(self._record, status, duration_s, None, peer)
-        else:  # measured and logged by the time the client knows
+        else:  # at once, so that the call is measured and logged before the client learns of the error
             self._record(status, duration_s, self._answer if isinstance(error, DecodeError) else error)
         return self._answer is not None
 
     def check(self, checks: Sequence[CallCheck]) -> None:
-        """Raises ShuttingDown where the gate is closed, or the error of the first check that fails."""
-        self._method.gate.check()
+        """Raises ShuttingDown if the server refuses calls, or the error of the first check that fails."""
+        self._method.calls.check_accepting()
         for check in checks:
             check(self._context, self._metadata)
 
     def accept(self, request: Any) -> None:
-        """Before the service has it. Raises a `request` that is the error of reading it."""
+        """Accepts the request before the service gets it. Raises `request` itself if it is a DecodeError."""
         if isinstance(request, DecodeError):
             raise request
         self._context.set_trailing_metadata([(REQUEST_ID_KEY, self._request_id)])
 
     async def answer(self) -> Never:
-        """End the call with the error that ended its handler, with no message before it, so that gRPC's retries may
-        try again (gRFC A6).
+        """Ends the call with the error that its handler raised.
 
-        The call and gRPC's exception refer to one another, by way of the traceback, as the call and its error do. What
-        is in such a circle, the request among it, would stay until the garbage collector comes.
+        No message precedes the error, so that gRPC's own retries may try again (gRFC A6).
+
+        The call and gRPC's exception refer to one another through the traceback, and so do the call and its error. Such
+        a cycle, and the request in it, would stay in memory until the garbage collector runs. So both are broken.
         """
         error, self._answer = self._answer, None
-        assert error is not None, "the handler's own answer was returned otherwise"
+        assert error is not None, "the handler has answered by itself"
         status = to_status(error)
         metadata = (*status.metadata(self._request_id), (REQUEST_ID_KEY, self._request_id))
         try:
             await self._context.abort(status.code, status.message, metadata)
         except grpc.aio.AbortError as aborted:
-            asyncio.get_running_loop().call_soon(_drop_traceback, aborted)  # when gRPC has caught it
+            asyncio.get_running_loop().call_soon(_drop_traceback, aborted)  # after gRPC has caught it
             raise
 
-    def _judge(self, error: BaseException | None) -> grpc.StatusCode:
-        """The status of the call, and what to answer where the handler did not."""
+    def _status_of(self, error: BaseException | None) -> grpc.StatusCode:
+        """Returns the status of the call. Sets `_answer` if the handler has not answered by itself."""
         match error:
             case None:
-                # The stubs leave out that a code not set is None.
+                # The stubs leave out that this is None if no code was set.
                 answered: grpc.StatusCode | None = self._context.code()
                 return answered or grpc.StatusCode.OK
             case ServiceError():
                 self._answer = error
                 return error.status
-            case grpc.aio.AbortError():  # the service, the standard health service for one, answered for itself
+            case grpc.aio.AbortError():  # the service ended the call itself, as the standard health service does
                 return self._context.code()
             case DecodeError():
                 self._answer = InvalidInput("the request is not the message that this method takes")
@@ -152,17 +157,18 @@ class Call:
             case asyncio.CancelledError() if _is_cancelled_by_grpc():
                 return grpc.StatusCode.DEADLINE_EXCEEDED if self._deadline_passed() else grpc.StatusCode.CANCELLED
             case Exception() | asyncio.CancelledError():
-                # Its own text may hold paths or data of others.
+                # The error's own text may hold paths or data of other callers.
                 text = f"internal error; quote request id {self._request_id} to the operator"
                 self._answer = ServiceError(text)
         return grpc.StatusCode.INTERNAL
 
     def _deadline_passed(self) -> bool:
-        """Whether the client gave up by its own deadline, of which its cancellation may bring the news early.
+        """Returns True if the client cancelled this call at its deadline.
 
-        gRPC rounds timeouts up by as much as 1 %, and the client's clock began before ours by the way of the request.
+        That may be before our clock reaches the deadline: gRPC rounds timeouts up by as much as 1 %, and the client's
+        clock started earlier, by the time that the request took to arrive.
         """
-        # The stubs leave out that a call without a deadline has None.
+        # The stubs leave out that this is None for a call without a deadline.
         remaining_s: float | None = self._context.time_remaining()
         if remaining_s is None:
             return False
@@ -174,7 +180,7 @@ class Call:
     ) -> None:
         self._trace.end(status.name, duration_s)
         self._method.measure(status, duration_s, error)
-        if isinstance(error, Overloaded) and not self._method.log_limiter.has_room():
+        if isinstance(error, Overloaded) and not self._method.log_limiter.allow_line():
             return
         is_fault = status in _SERVER_FAULTS
         level = logging.ERROR if is_fault else logging.DEBUG if self._method.is_probe else logging.INFO
@@ -201,13 +207,13 @@ def _drop_traceback(error: BaseException) -> None:
 
 def _request_id_in(metadata: Metadata) -> str:
     for key, value in metadata:
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_ID.fullmatch(value):
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _VALID_ID.fullmatch(value):
             return value
-    return f"{random.getrandbits(64):016x}"  # to tell calls apart, not to guard anything
+    return f"{random.getrandbits(64):016x}"  # it distinguishes calls and protects nothing
 
 
 def _earlier_attempts(metadata: Metadata) -> dict[str, str]:
-    """For the log: how often gRPC's retries (gRFC A6) had made this call before; nothing where this is the first."""
+    """Returns the log field that says how often gRPC's retries (gRFC A6) made this call before, if they did."""
     for key, value in metadata:
         if key == PREVIOUS_ATTEMPTS_KEY and isinstance(value, str):
             return {"earlier_attempts": value}
@@ -215,6 +221,6 @@ def _earlier_attempts(metadata: Metadata) -> dict[str, str]:
 
 
 def _is_cancelled_by_grpc() -> bool:
-    """Whether this task was told to stop; a CancelledError without that leaked out of something the service awaited."""
+    """Returns True if gRPC cancelled this task. Otherwise a CancelledError leaked out of something that it awaited."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

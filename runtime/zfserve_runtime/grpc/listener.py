@@ -1,4 +1,4 @@
-"""Where a server listens, and who can hear what is said there. Both processes open their ports by it."""
+"""Opens the ports of both processes, and judges who can reach an address."""
 
 import ipaddress
 import logging
@@ -13,12 +13,12 @@ _log = logging.getLogger(__name__)
 
 
 def host_and_port(host: str, port: int) -> str:
-    """As one address: an IPv6 host in brackets, whether it came in them or not."""
+    """Returns `HOST:PORT`. An IPv6 host gets brackets if it has none."""
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def is_local(address: str) -> bool:
-    """Whether `address` (HOST, HOST:PORT, [IPv6]:PORT or unix:PATH) can be reached from this machine only."""
+    """Returns True if only this machine can reach `address` (HOST, HOST:PORT, [IPv6]:PORT or unix:PATH)."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     host = address
@@ -29,11 +29,11 @@ def is_local(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"  # any other name may be a public address tomorrow
+        return host == "localhost"  # any other name may stand for a public address
 
 
 def find_exposure(flag: str, address: str, encrypted: bool, allow_insecure: bool) -> str | None:
-    """Why a server may not listen on `address`, which `flag` gave; None where it may."""
+    """Returns why a server may not listen on `address`, which came by `flag`, or None if it may."""
     if encrypted or allow_insecure or is_local(address):
         return None
     return (
@@ -43,15 +43,15 @@ def find_exposure(flag: str, address: str, encrypted: bool, allow_insecure: bool
 
 
 def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, *, callers_known: bool, flag: str) -> int:
-    """Listen on `address`, and say so in the log where strangers can call or listen in; returns the port.
+    """Listens on `address` and returns the port. The log warns if strangers can call, or can read the traffic.
 
     Args:
-        tls: None for an unencrypted port.
-        callers_known: whether callers must show a token or a certificate.
-        flag: by which the address can be changed.
+        tls: the files for TLS. None: the port is not encrypted.
+        callers_known: True if callers must show a token or a certificate.
+        flag: the flag that sets the address, for the error.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the server cannot listen on the address.
         TlsError: the certificate or key cannot be used.
     """
     try:
@@ -60,11 +60,14 @@ def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, *, ca
             if tls is None
             else server.add_secure_port(address, server_credentials(tls))
         )
-    except RuntimeError as error:  # gRPC's own, without a cause
+    except RuntimeError as error:  # gRPC raises it without a cause
         raise OSError(f"cannot listen on {address}; is it in use? choose another with {flag}") from error
     if not is_local(address):
         if tls is None:
-            _log.warning("without TLS on a public address: anyone on the way can listen in", extra={"address": address})
+            _log.warning(
+                "without TLS on a public address: anyone on the way can read the traffic",
+                extra={"address": address},
+            )
         if not callers_known:
             _log.warning("without tokens on a public address: anyone may call", extra={"address": address})
     return port

@@ -1,4 +1,4 @@
-"""The channel arguments of every gRPC server and of the channels between our own processes.
+"""Builds the channel arguments of both servers, and of the server's channel to its workers.
 
 Source of the names: grpc/include/grpc/impl/channel_arg_names.h.
 """
@@ -18,13 +18,14 @@ from zfserve_protos.limits import MAX_MESSAGE_BYTES
 from zfserve_protos.methods import WORKER_SERVICE
 
 MAX_CONNECTIONS = 1000
-"""More than one server can be of use to, and fewer than the 1,024 files that a process may open by default."""
+"""More than one server can usefully serve, and fewer than the 1,024 files that a process may open by default."""
 
 MAX_CALLS_PER_CONNECTION = 1000
-"""Open at a time. Above what is admitted, so that a caller hears that the server is full and does not wait unheard."""
+"""Calls open at a time. More than admission accepts, so that a caller learns that the server is full. Above this limit
+gRPC makes calls wait without an answer."""
 
 HANDSHAKE_S = 20
-"""For TLS and the first HTTP/2 frame: a connection that says nothing holds its place no longer. gRPC allows 120."""
+"""The time for TLS and the first HTTP/2 frame. A silent connection is then closed. gRPC's default is 120 s."""
 
 
 def server_options(
@@ -32,24 +33,25 @@ def server_options(
     max_connections: int = MAX_CONNECTIONS,
     max_connection_age_s: float | None = None,
 ) -> Options:
-    """Options of both servers.
+    """Returns the channel arguments of a server.
 
     Args:
-        max_connections: at each address listened on; more are closed as soon as they open.
-        max_connection_age_s: then a client is asked to connect anew for its next call, give or take a tenth. Calls
-            under way are never cut off. None: never.
+        max_message_bytes: the largest message in either direction.
+        max_connections: the largest number of connections at each address. More are closed as soon as they open.
+        max_connection_age_s: the age, plus or minus a tenth, at which a client is asked to connect again for its next
+            call. Calls in flight are never cut off. None: never.
     """
     options: Options = [
         *message_size_options(max_message_bytes),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
-        # A port in use must be an error; with SO_REUSEPORT two servers would share it in silence.
+        # A port in use must be an error. With SO_REUSEPORT two servers would share it silently.
         ("grpc.so_reuseport", 0),
-        # Clients behind load balancers ping idle connections; gRPC's default hangs up on them ("too_many_pings").
+        # Clients behind load balancers ping idle connections. By default gRPC disconnects them ("too_many_pings").
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-        # A peer that vanished without a word is noticed, and its calls cancelled, within about 80 s.
+        # The server notices within about 80 s that a peer has vanished without a word, and cancels its calls.
         *ping_options(60_000, 20_000),
     ]
     if max_connection_age_s is not None:
@@ -58,8 +60,11 @@ def server_options(
 
 
 def worker_channel_options() -> Options:
-    """For the server's channel to its workers: each projection to the next of those that serve by their own health,
-    pings while a call is open, and quick reconnection after a restart."""
+    """Returns the channel arguments of the server's channel to its workers.
+
+    Projections go to the workers in turn, but only to those whose health is SERVING. The channel pings while a call is
+    open, and reconnects quickly after a restart.
+    """
     balancing = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": WORKER_SERVICE}}
     return [
         *message_size_options(MAX_MESSAGE_BYTES),

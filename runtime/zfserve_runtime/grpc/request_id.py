@@ -1,4 +1,4 @@
-"""The id of the call being served, known wherever its work is done: log lines carry it, and calls to the worker."""
+"""Keeps the id of the call that is being served. Log lines and calls to the worker carry it."""
 
 from contextvars import ContextVar
 
@@ -6,10 +6,10 @@ _request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def current_request_id() -> str:
-    """The id of the call being served in this task, or in a thread that works in its context; "" outside a call."""
+    """Returns the id of the call that this task serves, or "" outside a call. Threads in its context get it too."""
     return _request_id.get()
 
 
 def set_request_id(request_id: str) -> None:
-    """From here on this task serves the call `request_id`."""
+    """Sets the id of the call that this task serves from now on."""
     _request_id.set(request_id)

@@ -1,4 +1,4 @@
-"""The gRPC server of both processes, which surrounds every handler with what `interceptor` does."""
+"""The gRPC server of both processes. It wraps every handler with the interceptor, the authorizer and early checks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from google.protobuf.message import DecodeError
 from zfserve_protos.channel_options import Options
 from zfserve_protos.methods import is_probe
 
-from zfserve_runtime.access.access import Access
+from zfserve_runtime.access.authorizer import Authorizer
 from zfserve_runtime.access.permissions import is_public
+from zfserve_runtime.grpc.call_tracker import CallTracker
 from zfserve_runtime.grpc.deferred_read import CallCheck, ConditionalCheck, read_request
-from zfserve_runtime.grpc.gate import Gate
 from zfserve_runtime.grpc.interceptor import Call, Method
 from zfserve_runtime.grpc.method_handlers import (
     Context,
@@ -32,18 +32,19 @@ ChooseHandler: TypeAlias = Callable[[], MethodHandler]
 
 
 class InterceptingServer(grpc.aio.Server):
-    """A gRPC server that gives each call its request id, measures and logs it, and answers errors by
-    `zfserve_runtime.grpc.status`.
+    """A gRPC server that authorizes, measures, traces and logs each call, and turns errors into statuses.
 
-    The id comes from the metadata `x-request-id` where that is sane, and goes back under the same name in the
-    trailing metadata. Handlers must be `async def`, with or without `yield`.
+    Each call has a request id. It comes from the metadata `x-request-id` if that is valid, and returns under the same
+    key in the trailing metadata. Handlers must be `async def`, with or without `yield`.
 
-    They are surrounded once, when they are added. gRPC's own interceptors are looked up by coroutines for every call,
-    which cost a lone request 0.2 ms (`zfserve bench latency`).
+    Each handler is wrapped once. gRPC's own interceptors are looked up by coroutines for every call, which cost a lone
+    request 0.2 ms (`zfserve bench latency`).
 
     Args:
-        tracers: start the spans of calls; by default no call is traced.
-        access: says who may call what; None: anyone everything.
+        metrics: counts and times the calls.
+        options: the channel arguments.
+        tracers: start the spans of calls. By default no call is traced.
+        authorizer: decides who may call what. None: everyone may call everything.
     """
 
     def __init__(
@@ -51,17 +52,17 @@ class InterceptingServer(grpc.aio.Server):
         metrics: Metrics,
         options: Options | None = None,
         tracers: Tracers = NO_TRACERS,
-        access: Access | None = None,
+        authorizer: Authorizer | None = None,
     ) -> None:
         self._server = grpc.aio.server(options=options)
-        self._access = access
+        self._authorizer = authorizer
         self._credentials: list[grpc.ServerCredentials] = []
         self._metrics = metrics
         self._tracers = tracers
         self._early_checks: dict[str, ConditionalCheck] = {}
         self._methods: dict[str, Method] = {}
-        self._gate = Gate()
-        self._overload_log = LogLimiter()
+        self._calls = CallTracker()
+        self._log_limiter = LogLimiter()
 
     def check_before_read(self, method: str, check: CallCheck, applies: Callable[[], bool]) -> None:
         """Runs `check` on calls of `method` before their request is read. Call it before the first call arrives.
@@ -73,43 +74,52 @@ class InterceptingServer(grpc.aio.Server):
         self._early_checks[method] = ConditionalCheck(check, applies)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Wraps and adds the handlers of a service."""
         self._server.add_generic_rpc_handlers(
             [_InterceptedHandlers(each, self._choose) for each in generic_rpc_handlers]
         )
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, MethodHandler]) -> None:
-        """Leaves them to the generic handlers, which the stubs add too.
+        """Does nothing, because the stubs add the same handlers as generic handlers too.
 
-        grpc.aio waits for the next call of every registered method apart: that is slower for each method there is, and
-        a call that comes in as the server stops, while the wait for another method ends, is never answered.
+        grpc.aio waits separately for the next call of each registered method. Each method makes that slower, and a call
+        that arrives while the server stops, when the wait for another method ends, is never answered.
         """
 
     def add_insecure_port(self, address: str) -> int:
+        """Listens on `address` without TLS, and returns the port."""
         return self._server.add_insecure_port(address)
 
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
-        self._credentials.append(server_credentials)  # gRPC calls into them at each handshake, and keeps none of them
+        """Listens on `address` with TLS, and returns the port."""
+        self._credentials.append(server_credentials)  # gRPC uses them at each handshake, but keeps no reference
         return self._server.add_secure_port(address, server_credentials)
 
     async def start(self) -> None:
+        """Starts to serve calls."""
         await self._server.start()
 
     def refuse_calls(self) -> None:
-        """From now on answer every call UNAVAILABLE, but those for health and reflection, while those accepted go on.
+        """Answers UNAVAILABLE to new calls from now on, except those for health and reflection. Accepted calls go on.
 
-        Unlike `stop`, which has gRPC end calls CANCELLED that it has taken in and no handler has seen yet.
+        `stop` is different: gRPC answers CANCELLED to calls that it has received and no handler has seen yet.
         """
-        self._gate.close()
+        self._calls.refuse_new()
 
-    async def finished(self) -> None:
-        """Once calls are refused: wait until none is under way, and those that come are refused and not cut off, but no
-        longer than two seconds for who keeps coming. Calls for health and reflection do not count."""
-        await self._gate.quiet()
+    async def drained(self) -> None:
+        """Waits until no call is in flight and no new call arrives. Call it after `refuse_calls`.
+
+        Late calls are refused, not cut off, but a client that keeps calling delays this by at most two seconds. Calls
+        for health and reflection do not count.
+        """
+        await self._calls.wait_drained()
 
     async def stop(self, grace: float | None) -> None:
+        """Stops the server. Calls that are still in flight after `grace` seconds are cancelled; None: at once."""
         await self._server.stop(grace)
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        """Waits until the server has stopped. Returns False after `timeout` seconds."""
         return await self._server.wait_for_termination(timeout)
 
     def _choose(self, handler: MethodHandler, method: str) -> ChooseHandler:
@@ -128,10 +138,10 @@ class InterceptingServer(grpc.aio.Server):
         """
         serve, takes_stream = behaviour_of(handler), bool(handler.request_streaming)
         writes_stream = bool(handler.response_streaming)
-        if self._access is not None and not is_public(method):
-            checks = (self._access.entrance(method), *checks)
+        if self._authorizer is not None and not is_public(method):
+            checks = (self._authorizer.call_check(method), *checks)
             if takes_stream:
-                serve = self._access.guard(serve, method)
+                serve = self._authorizer.check_each_request(serve, method)
         begin_call, defers_read = partial(Call, self._method(method)), bool(checks) and not takes_stream
 
         # A coroutine that writes serves a stream of responses, and not a generator: a client that goes away cancels the
@@ -152,8 +162,8 @@ class InterceptingServer(grpc.aio.Server):
     def _method(self, name: str) -> Method:
         """Returns what all calls of one method share, with an early check or without."""
         if name not in self._methods:
-            tracers, gate = (NO_TRACERS, Gate()) if is_probe(name) else (self._tracers, self._gate)
-            self._methods[name] = Method(name, gate, self._metrics, tracers, self._overload_log)
+            tracers, calls = (NO_TRACERS, CallTracker()) if is_probe(name) else (self._tracers, self._calls)
+            self._methods[name] = Method(name, calls, self._metrics, tracers, self._log_limiter)
         return self._methods[name]
 
 
@@ -176,8 +186,10 @@ class _InterceptedHandlers(grpc.GenericRpcHandler):
 
 
 def _deserializer(handler: MethodHandler) -> Any:
-    """That of `handler`, which gives a DecodeError where gRPC would meet it before us: it would answer with its text,
-    and log a traceback for whatever bytes a client likes to send."""
+    """Returns the deserializer of `handler`, but one that returns a DecodeError and does not raise it.
+
+    gRPC would answer with the error's text, and log a traceback for any bytes that a client sends.
+    """
     deserialize: Any = handler.request_deserializer
     if handler.request_streaming or deserialize is None:
         return deserialize

@@ -1,11 +1,11 @@
-"""From the first signal to the last answer: how both processes stop.
+"""Stops a process: from the first signal to the last answer. Both processes use it.
 
     stop = StopRequest()
     with stop.on_signals():
         await stop.wait()
         await drain(server, health, grace_s, stop, delay_s)
 
-A second signal, while the drain runs, ends it at once.
+A second signal ends the drain at once.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from zfserve_runtime.grpc.server import InterceptingServer
 _log = logging.getLogger(__name__)
 
 EXIT_ENGINE_LOST = 3
-"""Status of a process that ends because its device failed for good: a supervisor starts another."""
+"""The exit status of a process whose device failed permanently. A supervisor should start another process."""
 
 
 def exit_now(status: int) -> NoReturn:
-    """Without waiting for threads: an interpreter that ends while a library computes may crash, or hang."""
+    """Ends the process without waiting for threads. A normal exit may crash or hang while a library still computes."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -37,13 +37,14 @@ def exit_now(status: int) -> NoReturn:
 
 
 class StopRequest:
-    """That the process shall stop; asked for a second time, that it shall not wait for anyone."""
+    """Asks the process to stop. A second request forces it to stop without waiting for calls in flight."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._forced = asyncio.Event()
 
     def ask(self, reason: str) -> None:
+        """Requests a stop. The log gets the reason."""
         _log.info("stopping" if not self.asked else "stopping at once", extra={"reason": reason})
         if self.asked:
             self._forced.set()
@@ -51,17 +52,23 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
+        """True once a stop was requested."""
         return self._asked.is_set()
 
     async def wait(self) -> None:
+        """Waits for the first request."""
         await self._asked.wait()
 
     async def wait_forced(self) -> None:
+        """Waits for the second request."""
         await self._forced.wait()
 
     @contextmanager
     def on_signals(self, *signals: signal.Signals) -> Iterator[None]:
-        """SIGTERM and SIGINT (or `signals`) ask, for as long as the block runs. Main thread, running loop."""
+        """Makes SIGTERM and SIGINT (or `signals`) request a stop while the block runs.
+
+        Must be used in the main thread, with a running event loop.
+        """
         loop = asyncio.get_running_loop()
         chosen = signals or (signal.SIGTERM, signal.SIGINT)
         for number in chosen:
@@ -76,38 +83,41 @@ class StopRequest:
 async def drain(
     server: InterceptingServer, health: Health, grace_s: float, stop: StopRequest, delay_s: float = 0.0
 ) -> None:
-    """NOT_SERVING, wait until clients have gone elsewhere, refuse new calls, finish those accepted, close.
+    """Drains the server: NOT_SERVING, a delay for clients to go elsewhere, refusal of new calls, finish, close.
 
-    Calls that still run after `grace_s`, or once `stop` is asked for a second time, are cancelled.
+    Calls that are still in flight after `grace_s` seconds, or at a second request to stop, are cancelled.
 
     Args:
-        delay_s: how long calls are still taken after NOT_SERVING. gRPC ends those that meet its shutdown on the way
-            CANCELLED, with which no client can do anything: by then none should come. Nobody can have gone elsewhere
-            where nobody asked for health, so then there is no delay.
+        delay_s: the seconds in which calls are still accepted after NOT_SERVING. gRPC answers CANCELLED to calls that
+            arrive while it shuts down, and no client can handle that, so by then no call should arrive. If no client
+            has ever asked for health, none can have gone elsewhere, so there is no delay.
     """
     health.drain()
-    insisting = asyncio.ensure_future(stop.wait_forced())
-    if health.asked and delay_s:
-        await asyncio.wait((insisting,), timeout=delay_s)
-    # Refused by ourselves at first: gRPC's own stop ends CANCELLED what it has taken in and no handler has seen.
+    forced = asyncio.ensure_future(stop.wait_forced())
+    if health.queried and delay_s:
+        await asyncio.wait((forced,), timeout=delay_s)
+    # First we refuse calls ourselves. gRPC's stop answers CANCELLED to calls that no handler has seen yet.
     server.refuse_calls()
-    finished = asyncio.ensure_future(server.finished())
+    drained = asyncio.ensure_future(server.drained())
     health.end_watches()
     began = time.monotonic()
-    await asyncio.wait((finished, insisting), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-    finished.cancel()
+    await asyncio.wait((drained, forced), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+    drained.cancel()
     grace_s = max(0.0, grace_s - (time.monotonic() - began))
     stopping = asyncio.ensure_future(server.stop(grace_s))
-    await asyncio.wait((stopping, insisting), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((stopping, forced), return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
         await server.stop(None)
-    insisting.cancel()
+    forced.cancel()
     await stopping
 
 
 @contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """For commands without an event loop: SIGTERM unwinds the stack, so that unfinished files are removed."""
+    """Makes SIGTERM raise SystemExit while the block runs, so that unfinished files are removed.
+
+    It is for commands without an event loop.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,6 +1,6 @@
-"""Errors as gRPC statuses with google.rpc details, and back again.
+"""Turns errors into gRPC statuses with google.rpc details, and back.
 
-The interceptor writes them; whoever calls another service of ours (the server calling the worker) reads them.
+The interceptor writes statuses. The server reads those of the worker.
 Source: google.rpc `error_details.proto` and AIP-193.
 """
 
@@ -20,21 +20,22 @@ from zfserve_runtime.errors import ServiceError
 
 DOMAIN = "zfserve"
 
-LONGEST_MESSAGE, LONGEST_FIELD = 1000, 200
-"""Bytes. Messages quote callers, and of a status whose metadata are over 8 KiB gRPC may keep not even the code."""
+MAX_SENTENCE_BYTES, MAX_FIELD_BYTES = 1000, 200
+"""Messages quote callers, and if the metadata of a status exceed 8 KiB, gRPC may drop even the code."""
 
 
 _STAND_IN = token_hex(8)
-"""For a request's id, in details that are written once for many requests; as long as the ids that we give."""
+"""Stands for a request's id in details that are serialised once for many requests. It is as long as the ids that we
+generate."""
 
 
 class ErrorStatus(NamedTuple):
-    """What a failed call answers: a code, a sentence, and what else its google.rpc details say but the request's id.
+    """Holds the status of a failed call: everything in its google.rpc details but the request's id.
 
-    Those of equal statuses are written once, for many requests.
+    The details of equal statuses are serialised once, for many requests.
 
     Attributes:
-        message, field: see `ServiceError`; shortened.
+        message, field: see `ServiceError`. They are shortened.
     """
 
     code: grpc.StatusCode
@@ -44,7 +45,7 @@ class ErrorStatus(NamedTuple):
     retry_after_s: float | None
 
     def metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
-        """The trailing metadata that carries the details and the delay."""
+        """Returns the trailing metadata, with the details and the delay before a retry."""
         if len(request_id) == len(_STAND_IN):
             before, after = _around_id(self)
             details = (STATUS_DETAILS_KEY, before + request_id.encode() + after)
@@ -56,21 +57,25 @@ class ErrorStatus(NamedTuple):
 
 
 def to_status(error: ServiceError) -> ErrorStatus:
-    message = _shortened(error.message, LONGEST_MESSAGE)
-    field = None if error.field is None else _shortened(error.field, LONGEST_FIELD)
+    """Returns the status that answers `error`."""
+    message = _shortened(error.message, MAX_SENTENCE_BYTES)
+    field = None if error.field is None else _shortened(error.field, MAX_FIELD_BYTES)
     return ErrorStatus(error.status, message, error.reason, field, error.retry_after_s)
 
 
 @lru_cache(maxsize=256)
 def _around_id(status: ErrorStatus) -> tuple[bytes, bytes]:
-    """The details but for the request's id: what comes before it, and what after. A crowd is refused in few different
-    words, and to write them as five messages of protobuf is half of what it costs to say them."""
+    """Returns the serialised details before and after the request's id.
+
+    Under overload many calls get few different refusals. Serialising one, as five protobuf messages, takes half of the
+    time of a refusal.
+    """
     before, after = _details(status, _STAND_IN).split(_STAND_IN.encode())
     return before, after
 
 
 def _details(status: ErrorStatus, request_id: str) -> bytes:
-    """A google.rpc.Status: ErrorInfo always, BadRequest where it names a field, RetryInfo where a retry can help."""
+    """Returns a serialised google.rpc.Status. It has an ErrorInfo, and a BadRequest or RetryInfo if they apply."""
     number: int = status.code.value[0]
     message = status_pb2.Status(code=number, message=status.message)
     info = error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"request_id": request_id})
@@ -86,19 +91,19 @@ def _details(status: ErrorStatus, request_id: str) -> bytes:
     return serialised
 
 
-def _shortened(text: str, most: int) -> str:
+def _shortened(text: str, max_bytes: int) -> str:
     encoded = text.encode(errors="replace")
-    return text if len(encoded) <= most else encoded[:most].decode(errors="ignore") + "…"
+    return text if len(encoded) <= max_bytes else encoded[:max_bytes].decode(errors="ignore") + "…"
 
 
 def from_call_error(call_error: grpc.aio.AioRpcError) -> ServiceError | None:
-    """The error that a service of ours raised to end this call, or None where the status did not come from one.
+    """Returns the error with which one of our services ended this call, or None if the status has another origin.
 
-    The class is found by ErrorInfo's reason, so that raising the result answers with an equal status.
+    ErrorInfo's reason determines the class, so raising the result answers with an equal status.
     """
     try:
         status = rpc_status.from_call(call_error)
-    except ValueError:  # details that contradict the code: not of our making
+    except ValueError:  # the details contradict the code, so they are not ours
         return None
     if status is None:
         return None
@@ -121,7 +126,7 @@ def from_call_error(call_error: grpc.aio.AioRpcError) -> ServiceError | None:
 
 
 def error_classes(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
-    """`root` and every class below it."""
+    """Yields `root` and all classes below it."""
     yield root
     for child in root.__subclasses__():
         yield from error_classes(child)

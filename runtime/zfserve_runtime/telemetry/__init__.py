@@ -1,1 +1,1 @@
-"""Telemetry: logs, metrics and traces."""
+"""Sends out telemetry: logs, metrics and traces."""

@@ -1,38 +1,38 @@
-"""The log of an overloaded server: a line for each of the first calls refused in a second, and a count of the others.
+"""Limits the log lines about refused calls: the first in each second get a line each, and one line counts the others.
 
-Refusals come by the hundred just when there is no time to write of each, which would take a quarter of what it costs to
-refuse. Used by `interceptor`; the metrics count them all.
+Under overload hundreds of calls a second are refused, and there is no time to log each: a line takes a quarter of the
+time of a refusal. `interceptor` uses it. The metrics count every refused call.
 """
 
 import asyncio
 import logging
 from contextvars import Context
 
-LINES = 10
-"""Of refusals, in a second."""
+LINES_PER_INTERVAL = 10
 
-SECOND = 1.0
+INTERVAL_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class LogLimiter:
-    """Use on the event loop."""
+    """Decides which refused calls are logged. Only the event loop's thread may use it."""
 
     def __init__(self) -> None:
-        self._lines = self._more = 0
+        self._lines = self._skipped = 0
 
-    def has_room(self) -> bool:
-        """Whether one more refusal may have a line of its own; where not, it is counted."""
+    def allow_line(self) -> bool:
+        """Returns True if the next refused call may have its own line. Otherwise counts it for the summary."""
         if not self._lines:
-            asyncio.get_running_loop().call_later(SECOND, self._sum_up, context=Context())  # of no call
-        if self._lines == LINES:
-            self._more += 1
+            # An empty context: the summary belongs to no call.
+            asyncio.get_running_loop().call_later(INTERVAL_S, self._summarise, context=Context())
+        if self._lines == LINES_PER_INTERVAL:
+            self._skipped += 1
             return False
         self._lines += 1
         return True
 
-    def _sum_up(self) -> None:
-        if self._more:
-            _log.info("refused more calls", extra={"calls": self._more})
-        self._lines = self._more = 0
+    def _summarise(self) -> None:
+        if self._skipped:
+            _log.info("refused more calls", extra={"calls": self._skipped})
+        self._lines = self._skipped = 0

@@ -1,9 +1,9 @@
-"""Structured logs: every record's `extra` fields beside its message, as JSON or for the eye.
+"""Formats structured logs: each line has the message and the `extra` fields of its record, as JSON or for people.
 
-A line logged while a call is served, by whatever module or library and in whatever thread that works in the call's
-context, also carries `request_id`, and `trace_id` where the call is traced.
+A line that is logged while a call is served also has `request_id`, and `trace_id` if the call is traced. This holds for
+all modules and libraries, and for all threads that work in the call's context.
 
-Modules log to `logging.getLogger(__name__)`; only command modules call `configure_logging`.
+Modules log to `logging.getLogger(__name__)`. Only the commands call `configure_logging`.
 """
 
 import json
@@ -17,19 +17,19 @@ from zfserve_runtime.telemetry.tracing import current_trace_id
 
 LogFormat = Literal["json", "console"]
 
-# What every record has of its own; the rest came with `extra`.
+# Every record has these fields. All others came with `extra`.
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def configure_logging(log_format: LogFormat, level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Send all logs to `stream` (stderr where None), in place of whatever was set up before."""
+    """Sends all logs to `stream`, by default stderr. Replaces any earlier configuration."""
     output = logging.StreamHandler(stream or sys.stderr)
     output.setFormatter(JsonLines() if log_format == "json" else ConsoleLines())
     logging.basicConfig(level=level, handlers=[output], force=True)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time (ISO 8601, UTC), level, logger, message, the fields, and any traceback."""
+    """Formats a record as one JSON object: time (ISO 8601, UTC), level, logger, message, fields, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
 
 
 class ConsoleLines(logging.Formatter):
-    """`12:30:01 INFO  message  key=value ...`, local time, tracebacks below."""
+    """Formats a record as `12:30:01 INFO  message  key=value ...`, in local time. A traceback follows below."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
@@ -56,7 +56,7 @@ class ConsoleLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Of the call, then those given as `extra`. A record is formatted where it is logged, in the call's context."""
+    """Returns the fields of the call, then those of `extra`. A record is formatted in the context that logs it."""
     call = {"request_id": current_request_id(), "trace_id": current_trace_id()}
     extra = {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS}
     return {key: value for key, value in call.items() if value} | extra

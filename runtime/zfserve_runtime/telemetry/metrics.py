@@ -1,4 +1,4 @@
-"""Prometheus metrics of one process, on a registry of their own; `metrics_endpoint` shows them."""
+"""Defines the Prometheus metrics of one process. `metrics_endpoint` serves them."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,41 +12,43 @@ from prometheus_client import (
 
 from zfserve_runtime.telemetry.model_statistics import ModelStatistics
 
-# From a decode in half a millisecond to a client that waits ten seconds, each bound about twice the one before.
+# A decode takes half a millisecond, and a client may wait ten seconds. Each bound is about twice the previous one.
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
-_OF_MODEL = ("model", "version")
+_MODEL_LABELS = ("model", "version")
 
 
 class Metrics:
-    """Everything measured, as attributes named like the metrics. Server and worker each fill in their part.
+    """Holds the metrics, as attributes with the metrics' names. Server and worker each fill in their part.
 
-    What tells of one version of a model has the labels `model` and `version`: `of_model` binds them.
+    Metrics of one version of a model have the labels `model` and `version`. `of_model` binds them.
 
     Attributes:
-        requests, request_seconds, in_flight: kept by the interceptor; `status` is the gRPC code's name.
-        refusals: calls answered by an error of ours, by its reason; kept by the interceptor.
-        decode_seconds: decoding and resizing one image.
-        queue_seconds: from admission until the work began.
-        inference_seconds: one run of the engine, whatever its batch size.
-        projection_seconds: one feature map projected and rendered.
-        batch_fill: images in one run of the engine as a share of the most that it takes.
-        queue_depth: accepted, not yet begun.
-        queue_expired: dropped from the queue, as their callers' deadlines had passed.
-        engine_failures: runs of the engine that failed.
-        worker_pairing: 1 for the state that the server and its worker are in, 0 for the others.
-        model_info: always 1; the labels say what is served.
-        model_loads: versions that were found and loaded, or refused; `result` is `ready` or `refused`.
-        model_refused: 1 for every version that lies in a model's folder and was refused.
-        startup_phase: 1 for the phase that the start is in, 0 for the others.
-        startup_seconds: spent in each phase that is over.
-        startup_progress: share of that phase that is done, in [0, 1], where it is one that tells.
+        requests, request_seconds, in_flight: the calls. The interceptor counts them; `status` is the gRPC code's name.
+        refusals: the calls answered by one of our errors, by its reason. The interceptor counts them.
+        decode_seconds: the time to decode and resize one image.
+        queue_seconds: the time from admission until the work begins.
+        inference_seconds: the time of one run of the engine, whatever its batch size.
+        projection_seconds: the time to project and render one feature map.
+        batch_size: the number of images in one run of the engine.
+        batch_fill: that number as a share of the largest batch, in (0, 1].
+        queue_depth: the number of images that are accepted and not begun.
+        queue_expired: the images dropped from the queue because their deadlines had passed.
+        engine_failures: the runs of the engine that failed.
+        worker_pairing: 1 for the present state of the pairing of server and worker, 0 for the others.
+        worker_restarts: how often a dead worker was restarted.
+        model_info: always 1. The labels say what is served.
+        model_loads: the versions that were found and loaded, or refused. `result` is `ready` or `refused`.
+        model_refused: 1 for each version that lies in a model's folder and was refused.
+        startup_phase: 1 for the present phase of the start, 0 for the others.
+        startup_seconds: the time spent in each phase that is over.
+        startup_progress: the share of the present phase that is done, in [0, 1], if that phase reports progress.
     """
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        # Memory, CPU time, open files and start of this process; the interpreter; its garbage collector.
+        # Collect the process's memory, CPU time, open files and start time; the interpreter; its garbage collector.
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
 
@@ -60,38 +62,44 @@ class Metrics:
         self.request_seconds = seconds("request", "From arrival to the end of a call.", "method")
         self.in_flight = Gauge("zfserve_in_flight", "Calls being served.", ["method"], registry=registry)
         self.decode_seconds = seconds("decode", "Decoding and resizing one image.")
-        self.queue_seconds = seconds("queue", "From admission until the work began.", *_OF_MODEL)
-        self.inference_seconds = seconds("inference", "One run of the engine.", *_OF_MODEL)
-        self.projection_seconds = seconds("projection", "Projecting and rendering one feature map.", *_OF_MODEL)
+        self.queue_seconds = seconds("queue", "From admission until the work began.", *_MODEL_LABELS)
+        self.inference_seconds = seconds("inference", "One run of the engine.", *_MODEL_LABELS)
+        self.projection_seconds = seconds("projection", "Projecting and rendering one feature map.", *_MODEL_LABELS)
         self.batch_size = Histogram(
-            "zfserve_batch_size", "Images in one run of the engine.", _OF_MODEL, buckets=_BATCH_SIZES, registry=registry
+            "zfserve_batch_size",
+            "Images in one run of the engine.",
+            _MODEL_LABELS,
+            buckets=_BATCH_SIZES,
+            registry=registry,
         )
         self.batch_fill = Histogram(
             "zfserve_batch_fill_ratio",
             "Images in one run of the engine, as a share of the most it takes.",
-            _OF_MODEL,
+            _MODEL_LABELS,
             buckets=_SHARES,
             registry=registry,
         )
         self.engine_failures = Counter(
-            "zfserve_engine_failures", "Runs of the engine that failed.", _OF_MODEL, registry=registry
+            "zfserve_engine_failures", "Runs of the engine that failed.", _MODEL_LABELS, registry=registry
         )
         self.queue_expired = Counter(
-            "zfserve_queue_expired", "Dropped from the queue after their deadline.", _OF_MODEL, registry=registry
+            "zfserve_queue_expired", "Dropped from the queue after their deadline.", _MODEL_LABELS, registry=registry
         )
-        self.queue_depth = Gauge("zfserve_queue_depth", "Accepted and not yet begun.", _OF_MODEL, registry=registry)
+        self.queue_depth = Gauge("zfserve_queue_depth", "Accepted and not yet begun.", _MODEL_LABELS, registry=registry)
         self.worker_pairing = Gauge(
             "zfserve_worker_pairing", "Whether server and worker are in this state.", ["state"], registry=registry
         )
         self.worker_restarts = Counter(
             "zfserve_worker_restarts", "Times a dead worker was restarted.", registry=registry
         )
-        self.model_info = Gauge("zfserve_model_info", "What is served.", [*_OF_MODEL, "fingerprint"], registry=registry)
+        self.model_info = Gauge(
+            "zfserve_model_info", "What is served.", [*_MODEL_LABELS, "fingerprint"], registry=registry
+        )
         self.model_loads = Counter(
             "zfserve_model_loads", "Versions found and loaded, or refused.", ["model", "result"], registry=registry
         )
         self.model_refused = Gauge(
-            "zfserve_model_refused", "Versions that were found and refused.", _OF_MODEL, registry=registry
+            "zfserve_model_refused", "Versions that were found and refused.", _MODEL_LABELS, registry=registry
         )
         self.startup_phase = Gauge(
             "zfserve_startup_phase", "Whether the start is in this phase.", ["phase"], registry=registry
@@ -104,11 +112,11 @@ class Metrics:
         )
 
     def of_model(self, name: str, version: str) -> "ModelMetrics":
-        """Those that tell of one version, to be filled in without looking its labels up each time."""
+        """Returns the metrics of one version. Their labels are bound, so that no update looks them up."""
         return ModelMetrics(self, name, version)
 
     def forget_model(self, name: str, version: str) -> None:
-        """A version that is served no more; its series end."""
+        """Ends the series of a version that is no longer served."""
         for metric in (
             self.queue_depth,
             self.queue_seconds,
@@ -124,10 +132,10 @@ class Metrics:
 
 
 class ModelMetrics:
-    """Metrics of one version of a model; the attributes are those of `Metrics` with the labels bound.
+    """Holds the metrics of one version of a model: attributes of `Metrics` with the labels bound.
 
     Attributes:
-        statistics: exact where histograms are not; no part of `/metrics`.
+        statistics: exact counts, which histograms lack. `/metrics` does not show them.
     """
 
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP endpoint that shows metrics to Prometheus. Opened by both processes."""
+"""Serves metrics to Prometheus over HTTP. Both processes open it."""
 
 import socket
 import threading
@@ -13,18 +13,25 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from zfserve_runtime.telemetry.metrics import Metrics
 
 MAX_SCRAPES = 16
-"""Connections to the metrics' port at a time; more are closed."""
+"""Connections to the metrics port at a time. More are closed."""
 
 IDLE_TIMEOUT_S = 5.0
-"""That such a connection may keep."""
+"""Seconds after which a silent connection is closed."""
 
 
 class MetricsEndpoint:
-    """Serves `metrics` at http://address:port/metrics from a daemon thread until closed.
+    """Serves `metrics` at http://address:port/metrics from a daemon thread until it is closed.
 
-    Connections that say nothing hold a thread and a file each, so they are few and do not last.
+    Each connection holds a thread and a file, even if it is silent, so their number and their age are limited.
 
-    Port 0 takes a free one; `port` says which. Raises OSError where the address cannot be bound.
+    Args:
+        port: the port to listen on. 0 takes a free one.
+
+    Attributes:
+        port: the port that is listened on.
+
+    Raises:
+        OSError: the address cannot be bound.
     """
 
     def __init__(self, metrics: Metrics, port: int, address: str = "127.0.0.1") -> None:
@@ -36,9 +43,10 @@ class MetricsEndpoint:
         self.port: int = self._server.server_port
 
     def close(self) -> None:
+        """Stops serving."""
         shutdown = threading.Thread(target=self._server.shutdown)
         shutdown.start()
-        # The server looks whether it shall end twice a second, and when someone calls: so that nobody waits for it.
+        # The server checks twice a second whether to stop, and at each connection. This connection makes it stop now.
         with suppress(OSError):
             socket.create_connection((self._address, self.port), timeout=1).close()
         shutdown.join()
@@ -58,17 +66,17 @@ class _Handler(WSGIRequestHandler):
     timeout = IDLE_TIMEOUT_S
 
     def handle(self) -> None:
-        with suppress(OSError):  # it said nothing for so long, or is gone
+        with suppress(OSError):  # the connection was silent for too long, or is gone
             super().handle()
 
     def log_message(self, *arguments: object) -> None:
-        """Scrapes are not logged."""
+        """Logs nothing: scrapes would only fill the log."""
 
 
 class _Server(ThreadingWSGIServer):
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
         self._free = threading.BoundedSemaphore(MAX_SCRAPES)
-        with suppress(OSError):  # what is no address is refused when it is bound
+        with suppress(OSError):  # an invalid address is refused when it is bound
             self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         super().__init__(address, handler)
 

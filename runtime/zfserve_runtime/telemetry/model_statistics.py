@@ -1,7 +1,7 @@
-"""What a model has done since it was loaded: its requests and where their time went, and the runs of its engine.
+"""Counts what a model has done since it was loaded: its requests, the time of their stages, and the runs of its engine.
 
-Exact where the histograms of `metrics` are not, as Triton's protocol tells it. Counted on the event loop by the
-server's services and its batcher; told by its `inference_metadata`.
+Triton's protocol reports these statistics, which are exact, unlike the histograms of `metrics`. The server's pipeline
+and its batcher count on the event loop. `inference_metadata` reports the result.
 """
 
 import time
@@ -12,26 +12,27 @@ from typing import Self
 
 @dataclass(slots=True)
 class Total:
-    """How many there were, and how long they took together."""
+    """Counts events and adds up their seconds."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
+        """Counts one event that took `seconds`."""
         self.count += 1
         self.seconds += seconds
 
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """Of one version. A request counts whichever service it came by; one with several images counts once.
+    """Holds the statistics of one version. Requests of all services count; several images count as one request.
 
     Attributes:
-        answered, failed: from their arrival at the model to their end.
-        decoding, queueing, inference, writing: the answered ones' stages. Of several images, those of the one that took
-            longest, so that the stages add up to the time of the request.
-        last_answer_s: seconds since 1970; 0 where there was none.
-        runs: of the engine that gave an answer, by how many images they held.
+        answered, failed: the requests, timed from their arrival at the model to their end.
+        decoding, queueing, inference, writing: the stages of answered requests. Of several images the slowest one
+            counts, so that the stages add up to the time of the request.
+        last_answer_s: the time of the last answer, in seconds since 1970, or 0 without an answer.
+        runs: the successful runs of the engine, by the number of images in the run.
     """
 
     answered: Total = field(default_factory=Total)
@@ -44,25 +45,30 @@ class ModelStatistics:
     runs: dict[int, Total] = field(default_factory=dict)
 
     def add_run(self, images: int, seconds: float) -> None:
+        """Counts a successful run of the engine."""
         self.runs.setdefault(images, Total()).add(seconds)
 
     @property
     def run_count(self) -> int:
+        """The number of successful runs of the engine."""
         return sum(total.count for total in self.runs.values())
 
     @property
     def image_count(self) -> int:
-        """Images in those runs."""
+        """The number of images in those runs."""
         return sum(images * total.count for images, total in self.runs.items())
 
     def request(self) -> "CountedRequest":
-        """A context around one request: it counts as answered where `CountedRequest.inferred` was told and nothing is
-        raised, else as failed."""
+        """Returns a context manager around one request.
+
+        The request counts as answered if `CountedRequest.inferred` was called and the block raises nothing. Otherwise
+        it counts as failed.
+        """
         return CountedRequest(self)
 
 
 class CountedRequest:
-    """One request on its way. A class and not a generator: it stands between a lone client and its answer."""
+    """Times one request. It is a class, because a generator is slower and a client waits for it."""
 
     __slots__ = ("_began_s", "_inferred_s", "_stages", "_statistics")
 
@@ -71,7 +77,7 @@ class CountedRequest:
         self._inferred_s = 0.0
 
     def inferred(self, decode_s: float, queue_s: float, inference_s: float) -> None:
-        """The engine has answered; what is left is to write that down."""
+        """Notes that the engine has answered, and the seconds of each stage. Writing the reply is what remains."""
         self._inferred_s = time.monotonic()
         self._stages = decode_s, queue_s, inference_s
 

@@ -49,7 +49,7 @@ class Admission:
 
     async def emptied(self) -> None:
         """Waits until no image is in flight."""
-        await self._in_flight.ended()
+        await self._in_flight.wait_none()
 
     def admit(
         self, caller: CallerIdentity = ANONYMOUS, deadline: Deadline = NO_DEADLINE, images: int = 1

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from zfserve_protos.limits import MAX_CLIENT_ID_LENGTH
 from zfserve_protos.metadata import CLIENT_ID_KEY, PRIORITY_KEY
-from zfserve_runtime.access.access import current_caller
+from zfserve_runtime.access.authorizer import current_caller
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.method_handlers import Context, Metadata
 

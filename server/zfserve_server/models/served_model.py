@@ -38,7 +38,7 @@ class ServedModel:
     async def close(self) -> None:
         """Waits until all accepted calls are answered, then closes the engines. Remove it from the registry first."""
         await self.admission.emptied()
-        await self.projecting.ended()
+        await self.projecting.wait_none()
         await self.batcher.close()
 
     @cached_property

@@ -122,7 +122,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 fault = error
 
         async def read_until_drained() -> None:
-            reading, draining = tasks.create_task(read()), tasks.create_task(self._health.wait_end())
+            reading, draining = tasks.create_task(read()), tasks.create_task(self._health.wait_watches_ended())
             await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
             reading.cancel()
             draining.cancel()
@@ -135,7 +135,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 room.release()
         if fault is not None:
             raise fault
-        if self._health.ended:
+        if self._health.watches_ended:
             raise ShuttingDown("the service is shutting down; open the stream anew, at another instance")
 
     def _find_model(self, name: str, version: str) -> ServedModel:
@@ -163,7 +163,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ServerReady(  # noqa: N802
         self, request: pb.ServerReadyRequest, context: Context
     ) -> pb.ServerReadyResponse:
-        self._health.asked = True
+        self._health.queried = True
         return pb.ServerReadyResponse(ready=self._health.is_serving(SERVER))
 
     async def ModelReady(  # noqa: N802

@@ -35,8 +35,8 @@ def test_tokens_are_long_distinct_and_found_by_their_digest_only() -> None:
         CallerEntry(name=f"c{index}", token_sha256=digest, allow=("all",)) for index, (_, digest) in enumerate(made)
     )
     callers = Callers(CallersFile(callers=entries))
-    assert [caller.name for token, _ in made if (caller := callers.with_token(token))] == ["c0", "c1", "c2"]
-    assert callers.with_token(made[0][0] + "x") is callers.with_token("") is None
+    assert [caller.name for token, _ in made if (caller := callers.find_by_token(token))] == ["c0", "c1", "c2"]
+    assert callers.find_by_token(made[0][0] + "x") is callers.find_by_token("") is None
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,13 @@ async def test_a_renewed_certificate_serves_the_next_connection(
         assert await shown_at(address) == der("server.pem")
         shutil.copy(FILES / "client.key", files.key)  # half of it is there yet
         assert [await shown_at(address) for _ in range(3)] == [der("server.pem")] * 3
-        (told,) = [record for record in caplog.records if record.name == "zfserve_runtime.access.reloaded"]
+        (told,) = [record for record in caplog.records if record.name == "zfserve_runtime.access.file_reloader"]
         assert told.getMessage() == "the TLS certificate changed and cannot be used; the previous one stays in use"
         assert "are not a pair" in vars(told)["error"]
         shutil.copy(FILES / "client.pem", files.certificate)
         assert await shown_at(address) == der("client.pem")
         assert await check(address, client_credentials(with_certificate=False)) == 2
-    assert [record.levelname for record in caplog.records if record.name == "zfserve_runtime.access.reloaded"] == [
+    assert [record.levelname for record in caplog.records if record.name == "zfserve_runtime.access.file_reloader"] == [
         "ERROR",
         "INFO",
     ]

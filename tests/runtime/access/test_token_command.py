@@ -19,7 +19,7 @@ def test_a_token_is_printed_once_and_lets_its_caller_in(file: Path, capsys: pyte
     token = capsys.readouterr().out.strip()
     assert token not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    caller = Callers(read_callers_file(file)).with_token(token)
+    caller = Callers(read_callers_file(file)).find_by_token(token)
     assert caller is not None
     assert caller.name == "shop"
     assert caller.may_call("/zfserve.v1.VisionService/Classify")
@@ -33,7 +33,7 @@ def test_a_token_is_printed_once_and_lets_its_caller_in(file: Path, capsys: pyte
     assert "spiffe://mesh" in listed
 
     assert main(["token", "remove", "shop"]) == 0
-    assert Callers(read_callers_file(file)).with_token(token) is None
+    assert Callers(read_callers_file(file)).find_by_token(token) is None
     assert [entry.name for entry in read_callers_file(file).callers] == ["mesh"]
     assert list(file.parent.iterdir()) == [file], "neither a lock nor half a file is left"
 

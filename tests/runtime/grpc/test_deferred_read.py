@@ -12,7 +12,7 @@ import grpc
 import pytest
 from fakes.callers import bearer, guarded_probe, write_callers
 from fakes.probe import failure_of
-from zfserve_runtime.access.access import Access
+from zfserve_runtime.access.authorizer import Authorizer
 from zfserve_runtime.errors import Overloaded
 from zfserve_runtime.grpc.method_handlers import Metadata
 
@@ -53,7 +53,7 @@ async def test_an_unauthenticated_call_meets_no_other_check(tmp_path: Path) -> N
     def check(context: Any, metadata: Metadata) -> None:
         checked.append(metadata)
 
-    async with guarded_probe(Access(tmp_path / "tokens.json"), check=check) as probe:
+    async with guarded_probe(Authorizer(tmp_path / "tokens.json"), check=check) as probe:
         assert (await failure_of(probe.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
         assert checked == []
         assert await probe.unary(*bearer(token)) == "shop"

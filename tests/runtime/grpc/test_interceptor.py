@@ -11,7 +11,7 @@ import pytest
 from fakes.probe import Probe, failure_at_the_end_of, failure_of, raising
 from google.protobuf.empty_pb2 import Empty
 from zfserve_runtime import errors
-from zfserve_runtime.grpc.gate import Gate
+from zfserve_runtime.grpc.call_tracker import CallTracker
 from zfserve_runtime.grpc.interceptor import Call, Method
 from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.telemetry.log_limiter import LogLimiter
@@ -132,7 +132,7 @@ async def test_a_call_that_has_ended_is_not_asked_for_its_peer(caplog: pytest.Lo
             return None
 
     context: Any = EndingContext()
-    method = Method("/test.Probe/Unary", Gate(), Metrics(), NO_TRACERS, LogLimiter())
+    method = Method("/test.Probe/Unary", CallTracker(), Metrics(), NO_TRACERS, LogLimiter())
     with caplog.at_level(logging.INFO):
         with Call(method, context) as call:
             call.accept(Empty())

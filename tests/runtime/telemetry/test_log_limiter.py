@@ -14,30 +14,30 @@ async def test_of_many_refusals_only_the_first_have_a_line_in_the_log(
     probe: Probe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(log_limiter, "SECOND", 60.0)
+    monkeypatch.setattr(log_limiter, "INTERVAL_S", 60.0)
 
     def lines() -> int:
         return sum(record.getMessage() == "call" for record in caplog.records)
 
     probe.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
-    refused = log_limiter.LINES + 5
+    refused = log_limiter.LINES_PER_INTERVAL + 5
     await asyncio.gather(*(failure_of(probe.unary(Empty())) for _ in range(refused)))
-    assert lines() == log_limiter.LINES
+    assert lines() == log_limiter.LINES_PER_INTERVAL
     assert probe.count("RESOURCE_EXHAUSTED") == refused, "the metrics have them all"
     probe.behaviour = raising(errors.InvalidInput("Send an image."))
     await failure_of(probe.unary(Empty()))
-    assert lines() == log_limiter.LINES + 1, "other errors have their lines"
+    assert lines() == log_limiter.LINES_PER_INTERVAL + 1, "other errors have their lines"
 
 
 async def test_refusals_without_a_line_are_counted_once_a_second(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(log_limiter, "SECOND", 0.01)
+    monkeypatch.setattr(log_limiter, "INTERVAL_S", 0.01)
     log = log_limiter.LogLimiter()
     for more in (0, 7):
-        assert [log.has_room() for _ in range(log_limiter.LINES + more)].count(False) == more
-        await asyncio.sleep(log_limiter.SECOND)
+        assert [log.allow_line() for _ in range(log_limiter.LINES_PER_INTERVAL + more)].count(False) == more
+        await asyncio.sleep(log_limiter.INTERVAL_S)
     (record,) = caplog.records
     assert (record.getMessage(), vars(record)["calls"]) == ("refused more calls", 7)
-    assert log.has_room()
+    assert log.allow_line()

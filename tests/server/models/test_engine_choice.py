@@ -59,7 +59,7 @@ class Openers:
         vnni: bool = False,
     ) -> EngineChoice:
         kinds = {name: replace(kind, open=self.opener(name)) for name, kind in ENGINE_KINDS.items()}
-        worthwhile = partial(skip_reason, cpu_multiplies_bytes=lambda: vnni)
+        worthwhile = partial(skip_reason, cpu_has_int8=lambda: vnni)
         kinds["openvino"] = replace(kinds["openvino"], skip_reason=worthwhile)
         return choose_engine(wanted or "auto", "auto", options, report, kinds)
 

@@ -11,7 +11,7 @@ from fakes.clock import Clock
 from fakes.probe import failure_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from zfserve_runtime.access.access import LOOK_EVERY_S, Access, current_caller
+from zfserve_runtime.access.authorizer import RECHECK_INTERVAL_S, Authorizer, current_caller
 from zfserve_runtime.access.callers_file import (
     CallerEntry,
     CallersFile,
@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     tokens = write_callers(file, shop="all", archive="all")
-    async with guarded_probe(Access(file)) as probe:
+    async with guarded_probe(Authorizer(file)) as probe:
         for name, token in tokens.items():
             assert await probe.unary(*bearer(token), request="hello") == name
             assert await probe.stream(*bearer(token)) == [name, "s"]
@@ -54,7 +54,7 @@ async def test_strangers_are_refused_and_their_requests_not_even_read(
     file: Path, metadata: tuple[tuple[str, str], ...], sentence: str
 ) -> None:
     write_callers(file, shop="all")
-    async with guarded_probe(Access(file)) as probe:
+    async with guarded_probe(Authorizer(file)) as probe:
         for call in (probe.unary(*metadata, request="x" * 100_000), probe.stream(*metadata)):
             refused = await failure_of(call)
             assert refused.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -64,7 +64,7 @@ async def test_strangers_are_refused_and_their_requests_not_even_read(
 
 async def test_a_call_without_a_request_is_told_so(file: Path) -> None:
     token = write_callers(file, shop="all")["shop"]
-    async with guarded_probe(Access(file)) as probe:
+    async with guarded_probe(Authorizer(file)) as probe:
         refused = await failure_of(probe.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.details() == "the call ended before its request was sent"
@@ -74,13 +74,13 @@ async def test_the_digest_is_no_token(file: Path) -> None:
     write_callers(file, shop="all")
     digest = read_callers_file(file).callers[0].token_sha256
     assert digest is not None
-    async with guarded_probe(Access(file)) as probe:
+    async with guarded_probe(Authorizer(file)) as probe:
         assert (await failure_of(probe.unary(*bearer(digest)))).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
     tokens = write_callers(file, narrow=UNARY, other="classify,describe")
-    async with guarded_probe(Access(file)) as probe:
+    async with guarded_probe(Authorizer(file)) as probe:
         assert await probe.unary(*bearer(tokens["narrow"])) == "narrow"
         for call in (probe.stream(*bearer(tokens["narrow"])), probe.unary(*bearer(tokens["other"]))):
             refused = await failure_of(call)
@@ -90,7 +90,7 @@ async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
 
 async def test_health_is_open_and_reflection_is_not(file: Path) -> None:
     tokens = write_callers(file, looker="describe", worker="classify")
-    async with guarded_probe(Access(file)) as probe:
+    async with guarded_probe(Authorizer(file)) as probe:
         answer = await health_pb2_grpc.HealthStub(probe.channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo
@@ -103,10 +103,10 @@ async def test_health_is_open_and_reflection_is_not(file: Path) -> None:
 
 async def test_the_file_is_read_again_when_it_changed(file: Path) -> None:
     old, clock = write_callers(file, shop="all")["shop"], Clock()
-    async with guarded_probe(Access(file, clock)) as probe:
+    async with guarded_probe(Authorizer(file, clock)) as probe:
         new = write_callers(file, market="all")["market"]
         assert await probe.unary(*bearer(old)) == "shop", "not looked at again this soon"
-        clock.now_s += LOOK_EVERY_S
+        clock.now_s += RECHECK_INTERVAL_S
         assert (await failure_of(probe.unary(*bearer(old)))).code() is grpc.StatusCode.UNAUTHENTICATED
         assert await probe.unary(*bearer(new)) == "market"
 
@@ -114,49 +114,51 @@ async def test_the_file_is_read_again_when_it_changed(file: Path) -> None:
 async def test_a_stream_that_is_open_ends_at_the_next_request_once_its_token_is_gone(file: Path) -> None:
     token, clock = write_callers(file, looker="describe")["looker"], Clock()
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    async with guarded_probe(Access(file, clock)) as probe:
+    async with guarded_probe(Authorizer(file, clock)) as probe:
         call = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo(metadata=bearer(token))
         await call.write(asked)
         assert await call.read() is not grpc.aio.EOF
         write_callers(file, other="describe")
-        clock.now_s += LOOK_EVERY_S
+        clock.now_s += RECHECK_INTERVAL_S
         await call.write(asked)
         assert (await failure_of(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_broken_file_leaves_the_old_one_in_force(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     token, clock = write_callers(file, shop="all")["shop"], Clock()
-    async with guarded_probe(Access(file, clock)) as probe:
+    async with guarded_probe(Authorizer(file, clock)) as probe:
         await asyncio.to_thread(file.write_text, "{")
         for _ in range(3):
-            clock.now_s += LOOK_EVERY_S
+            clock.now_s += RECHECK_INTERVAL_S
             assert await probe.unary(*bearer(token)) == "shop"
         told = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert [record.name for record in told] == ["zfserve_runtime.access.reloaded"], "one line for one broken file"
+        assert [record.name for record in told] == ["zfserve_runtime.access.file_reloader"], (
+            "one line for one broken file"
+        )
         await asyncio.to_thread(file.unlink)
-        clock.now_s += LOOK_EVERY_S
+        clock.now_s += RECHECK_INTERVAL_S
         assert await probe.unary(*bearer(token)) == "shop"
 
 
 def test_without_a_usable_file_nothing_starts(file: Path) -> None:
     with pytest.raises(CallersFileError, match="cannot be read: No such file"):
-        Access(file)
+        Authorizer(file)
 
 
 async def test_a_certificate_names_its_caller(file: Path) -> None:
     tokens = write_callers(file, shop="all")
     by_token = read_callers_file(file).callers
     by_certificate = CallerEntry(name="mesh", certificate="zfserve test client", allow=(UNARY,))
-    async with guarded_probe(Access(None), tls=True) as probe:
+    async with guarded_probe(Authorizer(None), tls=True) as probe:
         assert await probe.unary() == "localhost", "the first of its names"
-    async with guarded_probe(Access(file), tls=True) as probe:
+    async with guarded_probe(Authorizer(file), tls=True) as probe:
         refused = await failure_of(probe.unary())
         assert (refused.code().name, (refused.details() or "")[:53]) == (
             "UNAUTHENTICATED",
             "this service does not know the certificate of localho",
         )
     write_callers_file(file, CallersFile(callers=(*by_token, by_certificate)))
-    async with guarded_probe(Access(file), tls=True) as probe:
+    async with guarded_probe(Authorizer(file), tls=True) as probe:
         assert await probe.unary() == "mesh"
         assert (await failure_of(probe.stream())).code() is grpc.StatusCode.PERMISSION_DENIED
         assert await probe.unary(*bearer(tokens["shop"])) == "shop", "a token says more than the connection"

@@ -1,0 +1,47 @@
+"""Counts the calls in flight, and refuses new ones while the server drains. The interceptor reports every call."""
+
+import asyncio
+
+from zfserve_runtime.errors import ShuttingDown
+from zfserve_runtime.grpc.in_flight import InFlight
+
+_QUIET_S = 0.2
+_MAX_WAITS = 10
+"""A drained server waits until no call has arrived for `_QUIET_S` seconds, but at most so many times."""
+
+
+class CallTracker:
+    """Counts the calls in flight. Once it refuses new calls, it tells when the server has drained."""
+
+    def __init__(self) -> None:
+        self._in_flight = InFlight()
+        self._refusing = False
+        self._may_arrive = False  # while calls are refused: others may be on their way
+
+    def begin(self) -> None:
+        """Counts a call that has arrived."""
+        self._in_flight.add(1)
+
+    def check_accepting(self) -> None:
+        """Raises ShuttingDown if new calls are refused."""
+        if self._refusing:
+            self._may_arrive = True
+            raise ShuttingDown("the service is shutting down; try another instance, or again shortly")
+
+    def end(self) -> None:
+        """Stops counting a call that has ended."""
+        self._in_flight.add(-1)
+
+    def refuse_new(self) -> None:
+        """Refuses calls from now on."""
+        self._refusing = True
+        self._may_arrive = self._in_flight.count > 0  # a client that has calls in flight may have sent more
+
+    async def wait_drained(self) -> None:
+        """Waits until no call is in flight and no more arrive, but for later arrivals at most two seconds."""
+        for _ in range(_MAX_WAITS):
+            await self._in_flight.wait_none()
+            if not self._may_arrive:
+                return
+            self._may_arrive = False
+            await asyncio.sleep(_QUIET_S)
