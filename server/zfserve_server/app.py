@@ -24,6 +24,7 @@ from zfserve_server.models.readiness import SERVICES, Readiness
 from zfserve_server.models.reconciler import Reconciler
 from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.models.served_model import ServedModel
+from zfserve_server.models.serving_set import ServingSet
 from zfserve_server.models.source import ModelSource
 from zfserve_server.models.startup_progress import StartupProgress, phase_service
 from zfserve_server.ports import open_grpc_port, open_metrics_port
@@ -83,10 +84,9 @@ async def serve(
             config.max_queue, config.engine_timeout, on_engine_lost, on_stall=lambda stalled: readiness.update()
         )
         loader = ModelLoader(source.open, policy, metrics)
-        reconciler = Reconciler(
-            source.scan, loader, models, metrics, config.keep_versions, companion.announce, readiness.update
-        )
-        stack.push_async_callback(reconciler.close)
+        serving = ServingSet(models, metrics, companion.announce, readiness.update)
+        stack.push_async_callback(serving.close)
+        reconciler = Reconciler(source.scan, loader, serving, models, metrics, config.keep_versions)
         server, port = open_grpc_port(config, models, companion.client, health, metrics, stack)
         endpoint = stack.enter_context(open_metrics_port(config, metrics))
 
@@ -112,10 +112,10 @@ async def serve(
                 task.cancel()
         # A task group would wrap these errors in an ExceptionGroup, so they are raised after it.
         await loader.close(min(OPENING_GRACE_S, config.drain_grace))
-        await reconciler.close()
+        await serving.close()
         if not starting.cancelled():
             starting.result()
-        if readiness.engine_lost or reconciler.engine_lost:
+        if readiness.engine_lost or serving.engine_lost:
             raise EngineLost("an engine was lost; the log says how")
 
 

@@ -1,18 +1,16 @@
 """The reconciler serves the versions that lie in the model folders: it loads new ones and retires old ones.
 
 For each model it serves the newest versions that can serve, up to the number to keep, and the pinned versions, whose
-own folders were named. A new version is loaded beside the others and takes over between two requests. The versions that
-it replaces answer what they have accepted and are then closed. A version that cannot be loaded is refused. It is tried
-again when its files have changed and no longer change, or when a rescan is requested (`failed_versions`). The last
-version of a model is always kept: neither a refused version nor a missing folder removes it, because on a network
-volume a missing folder may mean anything. Built by `app`.
+own folders were named. A new version is loaded beside the others and then takes over (`serving_set`). A version that
+cannot be loaded is refused. It is tried again when its files have changed and no longer change, or when a rescan is
+requested (`failed_versions`). The last version of a model is always kept: neither a refused version nor a missing
+folder removes it, because on a network volume a missing folder may mean anything. Built by `app`.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 from zfserve_engines.opening import Step
@@ -20,28 +18,17 @@ from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.model_repository import FoundVersion, group_by_model
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.tuning import release_freed_memory
 
 from zfserve_server.models.failed_versions import FailedVersions
 from zfserve_server.models.loader import ModelLoader
 from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus
 from zfserve_server.models.served_model import ServedModel
+from zfserve_server.models.serving_set import Key, ServingSet, key_of
 from zfserve_server.models.startup_progress import describe_step
 
 logger = logging.getLogger(__name__)
 
-_Key = tuple[str, str]
-"""The name and version of a model."""
-
 OnStep = Callable[[FoundVersion, Step], None]
-
-
-@dataclass(frozen=True)
-class _Served:
-    """Holds a model that serves, and the digest of the folder's content that it was loaded from."""
-
-    model: ServedModel
-    content: str
 
 
 class Reconciler:
@@ -50,37 +37,29 @@ class Reconciler:
     Args:
         scan: returns all versions that exist now; blocks.
         loader: loads a version.
-        models: the registry to fill.
+        serving: the versions that serve.
+        models: the registry; gets the status of versions that load or have failed.
         metrics: counts the loads.
         keep: the number of unpinned versions to serve for each model.
-        announce: called with the fingerprints of all served models, before one is added and after one is gone. The
-            worker loads their networks.
-        on_change: called after each version that was added or removed.
     """
 
     def __init__(
         self,
         scan: Callable[[], Sequence[FoundVersion]],
         loader: ModelLoader,
+        serving: ServingSet,
         models: ModelRegistry,
         metrics: Metrics,
         keep: int,
-        announce: Callable[[Collection[str]], Awaitable[None]],
-        on_change: Callable[[], None],
     ) -> None:
         self._scan = scan
         self._loader = loader
+        self._serving = serving
         self._models = models
         self._metrics = metrics
         self._keep = keep
-        self._announce = announce
-        self._on_change = on_change
-        self._served: dict[_Key, _Served] = {}
-        self._loading: _Key | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
         self._failed = FailedVersions(models, metrics)
         self._scan_error = ""  # of the last scan
-        self._engine_lost = False
         self._on_step: OnStep = _StepLog()
 
     async def start(self, found: Sequence[FoundVersion], on_step: OnStep, strict: bool) -> None:
@@ -98,8 +77,9 @@ class Reconciler:
         step_log, self._on_step = self._on_step, on_step
         await self._reconcile(found, retry=False)
         self._on_step = step_log
-        missing = [name for name in group_by_model(found) if not any(name == served for served, _ in self._served)]
-        if missing and (strict or not self._served):
+        served = self._serving.names
+        missing = [name for name in group_by_model(found) if name not in served]
+        if missing and (strict or not served):
             raise self._failed.error(missing)
 
     async def run(self, interval_s: float, rescan: asyncio.Event) -> None:
@@ -126,19 +106,6 @@ class Reconciler:
             except Exception:  # no error may end the models that serve
                 logger.exception("the models cannot be reconciled")
 
-    async def close(self) -> None:
-        """Closes all models, the retiring ones included. Call it when no more calls come."""
-        await asyncio.gather(*self._retiring)
-        while self._served:
-            _, served = self._served.popitem()
-            await served.model.batcher.close()
-            self._engine_lost = self._engine_lost or served.model.batcher.engine_lost
-
-    @property
-    def engine_lost(self) -> bool:
-        """True if `close` found a lost engine."""
-        return self._engine_lost
-
     def _log_scan_error(self, error: Exception) -> None:
         if str(error) != self._scan_error:
             expected = isinstance(error, BundleError | OSError)
@@ -164,52 +131,46 @@ class Reconciler:
             usable = [version for version in versions if not self._failed.blocks(version)]
             newest = [version for version in usable if not version.pinned][: self._keep]
             yield from (
-                version for version in usable if (version.pinned or version in newest) and not self._serves(version)
+                version
+                for version in usable
+                if (version.pinned or version in newest) and not self._serving.has(version)
             )
 
     async def _reconcile_model(self, versions: Sequence[FoundVersion]) -> None:
         """Reconciles one model, whose versions come newest first."""
-        kept: dict[_Key, FoundVersion] = {}
+        kept: dict[Key, FoundVersion] = {}
         newest = 0
         for found in versions:
             if not found.pinned and newest == self._keep:
                 continue
-            if (same := kept.get(_key(found))) is not None:
+            if (same := kept.get(key_of(found))) is not None:
                 if found.files != same.files and not self._failed.blocks(found):  # equal files: a link to that folder
                     self._failed.add(found, BundleError(f"it lies in two folders; only {same.folder.name} is served"))
             elif await self._ensure_served(found):
-                kept[_key(found)] = found
+                kept[key_of(found)] = found
                 newest += not found.pinned
-        gone = [key for key in self._served if key[0] == versions[0].name and key not in kept]
-        for key in gone if kept else ():
-            self._retire(self._served.pop(key).model)
-            self._on_change()
+        if kept:
+            self._serving.retire_others(versions[0].name, kept)
 
     async def _ensure_served(self, found: FoundVersion) -> bool:
         """Loads the version unless it is served. Returns True if it is served now, even with its earlier content."""
-        if self._serves(found):
+        if self._serving.has(found):
             self._failed.forget(found.folder)
             return True
-        before = self._served.get(_key(found))
         if self._failed.blocks(found):
-            return before is not None
-        self._loading = _key(found)
+            return self._serving.has_any_content(found)
+        self._serving.loading = key_of(found)
         try:
             model = await self._load(found)
         except EngineLost:
             raise
         except Exception as error:
             self._failed.add(found, error)
-            return before is not None
+            return self._serving.has_any_content(found)
         finally:
-            self._loading = None
+            self._serving.loading = None
         self._failed.forget(found.folder)
-        self._served[_key(found)] = _Served(model, found.content)
-        self._models.add(model)
-        if before is not None:
-            self._retire(before.model)
-        self._on_change()
-        self._metrics.model_info.labels(*_key(found), model.manifest.fingerprint).set(1)
+        self._serving.add(found, model)
         self._metrics.model_loads.labels(found.name, "ready").inc()
         logger.info("model version served", extra={**_log_fields(found), "seconds": round(model.startup_s, 3)})
         return True
@@ -217,7 +178,7 @@ class Reconciler:
     async def _load(self, found: FoundVersion) -> ServedModel:
         model = await self._loader.load(found, partial(self._report_step, found))
         try:
-            await self._announce({*self._served_fingerprints(), model.manifest.fingerprint})
+            await self._serving.announce(model)
         except BaseException:
             await model.batcher.close()
             raise
@@ -227,37 +188,8 @@ class Reconciler:
         self._set_loading(found, describe_step(step))
         self._on_step(found, step)
 
-    def _retire(self, model: ServedModel) -> None:
-        """Removes `model` from the registry, and closes it when it has answered all that it accepted."""
-        self._models.remove(model)
-        manifest = model.manifest
-        status = ModelStatus(manifest.name, manifest.version, ModelState.RETIRING, fingerprint=manifest.fingerprint)
-        if (manifest.name, manifest.version) not in self._served:
-            self._models.set_status(status)  # in the same step, so that a version at work is never unknown
-        self._metrics.model_info.remove(manifest.name, manifest.version, manifest.fingerprint)
-        task = asyncio.create_task(self._close_retired(model, status))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-
-    async def _close_retired(self, model: ServedModel, status: ModelStatus) -> None:
-        key = status.name, status.version
-        await model.close()
-        self._models.clear_status(status)
-        if key not in self._served and key != self._loading:
-            self._metrics.forget_model(*key)
-        await self._announce(self._served_fingerprints())
-        await asyncio.to_thread(release_freed_memory)
-        logger.info("model version retired", extra={"model": status.name, "version": status.version})
-
-    def _serves(self, found: FoundVersion) -> bool:
-        served = self._served.get(_key(found))
-        return served is not None and served.content == found.content
-
     def _set_loading(self, found: FoundVersion, reason: str) -> None:
         self._models.set_status(ModelStatus(found.name, found.version, ModelState.LOADING, reason, found.fingerprint))
-
-    def _served_fingerprints(self) -> set[str]:
-        return {served.model.manifest.fingerprint for served in self._served.values()}
 
 
 class _StepLog:
@@ -272,10 +204,6 @@ class _StepLog:
             self._last = current
             fields = {**_log_fields(found), "engine": step.engine, "phase": step.phase}
             logger.info("model version loads", extra=fields)
-
-
-def _key(found: FoundVersion) -> _Key:
-    return found.name, found.version
 
 
 def _log_fields(found: FoundVersion) -> dict[str, str]:
