@@ -1,1 +1,1 @@
-"""Labelled pictures made with Pillow alone; used by the client and by the model room."""
+"""Finds photo files, and draws contact sheets. It needs Pillow only, and every room may import it."""

@@ -1,7 +1,7 @@
-"""Many small pictures with their captions on one sheet.
+"""Draws contact sheets: many small pictures with captions on one sheet.
 
-Called by the client, for projections beside the parts of the photo that caused them, and by the model room, for the
-filters of a first layer.
+The command line shows projections beside the parts of the photo that caused them. The model room shows the filters of a
+first layer.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+# Colours, RGB.
 PAPER = (250, 250, 248)
 SLOT = (238, 238, 235)
-"""Shows where a picture is smaller than its neighbours."""
+"""The colour around a picture that is smaller than its neighbours."""
 TITLE_INK = (34, 34, 34)
 CAPTION_INK = (96, 96, 96)
 
+# Sizes, in pixels.
 TITLE_SIZE = 20
 CAPTION_SIZE = 13
 MARGIN = 24
@@ -23,12 +25,17 @@ PICTURE_GAP = 4
 CAPTION_GAP = 6
 
 CRISP_MAGNIFICATION = 4
-"""From here on, pixels are enlarged to squares by a whole number; below, smoothly."""
+"""From this magnification on, each pixel becomes a square of whole pixels. Below it, pictures are scaled smoothly."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Pictures side by side, such as a projection and its patch, above a caption of any number of lines."""
+    """Holds pictures that are drawn side by side, such as a projection and its patch, above a caption.
+
+    Attributes:
+        pictures: the pictures, at least one, of any mode and size.
+        caption: the text, of any number of lines.
+    """
 
     pictures: tuple[Image.Image, ...]
     caption: str = ""
@@ -37,16 +44,21 @@ class Tile:
 def contact_sheet(
     tiles: Sequence[Tile], columns: int, title: str = "", picture_side: int = 160, gap: int = TILE_GAP
 ) -> Image.Image:
-    """Lay out `tiles` in rows of `columns`, with all pictures at the same magnification.
+    """Draws `tiles` in rows of `columns`. All pictures have the same magnification.
 
     Args:
-        columns: at least 1; fewer tiles than that make a narrower sheet.
-        picture_side: pixels that the longest side of any picture gets; up to a fifth less where whole multiples of
-            tiny pictures do not fill it.
-        gap: pixels between neighbouring tiles.
+        tiles: the tiles, at least one.
+        columns: the number of tiles in a row, at least 1. Fewer tiles make a narrower sheet.
+        title: the text above the tiles.
+        picture_side: the longest side of the largest picture on the sheet, in pixels. It can be up to a fifth shorter
+            if whole multiples of a tiny picture do not fill it.
+        gap: the distance between neighbouring tiles, in pixels.
+
+    Returns:
+        The sheet, in mode RGB.
 
     Raises:
-        ValueError: fewer than one column, no tiles, or a tile without a picture.
+        ValueError: there is no column, no tile, or a tile without a picture.
     """
     if columns < 1 or not tiles or not all(tile.pictures for tile in tiles):
         raise ValueError("a contact sheet needs at least one column and one tile, and a picture in every tile")
@@ -74,7 +86,7 @@ def contact_sheet(
 
 
 def _cell(tile: Tile, magnification: float, slot: tuple[int, int]) -> Image.Image:
-    """One tile: its pictures, each in the middle of a slot of the same size, and its caption below."""
+    """Draws one tile: each picture in the middle of a slot of the same size, and the caption below."""
     caption = _text(tile.caption, CAPTION_SIZE, CAPTION_INK)
     step = slot[0] + PICTURE_GAP
     height = slot[1] + (CAPTION_GAP + caption.height if tile.caption else 0)
@@ -90,7 +102,7 @@ def _cell(tile: Tile, magnification: float, slot: tuple[int, int]) -> Image.Imag
 
 
 def _text(text: str, size: int, ink: tuple[int, int, int]) -> Image.Image:
-    """Lines of text on paper, cut close at the sides; every line is as high as the font, whatever its letters."""
+    """Draws lines of text, as wide as the text. Every line has the same height, whatever its letters."""
     font = ImageFont.load_default(size)
     lines = text.split("\n")
     width = max(round(font.getlength(line) + 0.5) for line in lines)

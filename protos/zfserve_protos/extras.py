@@ -1,17 +1,16 @@
-"""What to say where a library is missing. Every room may need that sentence, so it is in none of theirs."""
+"""The sentence for a library that is not installed. It is here because every room may need it."""
 
 
 def not_installed(what: str, extra: str, index: str | None = None) -> str:
-    """That `what` is not installed, and what to run for it.
+    """Returns a sentence that says that `what` is not installed, and which command installs it.
 
-    zfserve is on no package index, so what is installed is the checkout; editable, as `make` does it, so that a `.venv`
-    that `make` made stays what it is.
+    The command installs the checkout, because zfserve is on no package index. It installs it in editable mode, as
+    `make` does, so that a `.venv` of `make` stays as it is.
 
     Args:
-        extra: of pyproject.toml, that brings it.
-        index: a package index that has it, where PyPI does not.
+        what: the name of the library.
+        extra: the extra of pyproject.toml that needs the library.
+        index: the package index that has the library, if PyPI does not have it.
     """
-    wherefrom = f"--extra-index-url {index} " if index else ""
-    return (
-        f"{what} is not installed; in a checkout of zfserve: pip install {wherefrom}-c constraints.txt -e '.[{extra}]'"
-    )
+    source = f"--extra-index-url {index} " if index else ""
+    return f"{what} is not installed; in a checkout of zfserve: pip install {source}-c constraints.txt -e '.[{extra}]'"

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the client and of the command line: a fake service on a port of its own, and photos."""
+"""Fixtures for the tests of the client and the command line: a fake service on its own port, and photos."""
 
 from collections.abc import Iterator
 from pathlib import Path

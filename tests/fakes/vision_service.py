@@ -1,4 +1,4 @@
-"""A VisionService with canned answers, for the client's tests. It can hold calls, fail them, and count them."""
+"""A fake VisionService with fixed answers. It can hold, fail and count calls. The tests of the client use it."""
 
 import threading
 from collections.abc import Iterator
@@ -54,7 +54,16 @@ DESCRIPTION = pb.DescribeModelResponse(
 
 @dataclass(frozen=True)
 class Failure:
-    """What one call answers in place of a result."""
+    """The error that one call answers.
+
+    Attributes:
+        code: the gRPC status.
+        message: the sentence.
+        reason: the reason in ErrorInfo. "" sends no ErrorInfo.
+        field: the field in BadRequest. "" sends no BadRequest.
+        retry_after_s: the delay in RetryInfo, in seconds. None sends no RetryInfo.
+        pushback_ms: the value of `grpc-retry-pushback-ms`. None sends none, and a negative value forbids retries.
+    """
 
     code: grpc.StatusCode
     message: str = "no."
@@ -84,17 +93,21 @@ class Failure:
 
 @dataclass
 class FakeVisionService(VisionServiceServicer):
-    """Answers every photo with the class that its size or length names, so that answers can be told apart.
+    """Answers each photo with a class that depends on its size or length, so that each photo has its own answer.
 
     Attributes:
-        failures: taken one by one, by the next calls.
-        open: cleared, it holds every Classify and every projection but the first until set again.
-        arrived: one permit for every call that has begun.
-        cancelled: set when a projection's caller goes away before its end.
-        traceparents: that came with the calls.
-        peers: by whose connections the calls came.
-        authorizations: what each call of the service showed as its caller's, or None.
-        most_at_once: the most Classify calls that were held or answered at the same time.
+        failures: the errors of the next calls. Each call takes one.
+        open: while it is cleared, every Classify waits, and every projection but the first of a stream.
+        arrived: it has one permit for every Classify that has begun.
+        cancelled: it is set when a stream of projections ends, for example because its caller cancels.
+        classify_requests: the requests of all Classify calls.
+        project_requests: the requests of all Project calls.
+        described: the models that DescribeModel calls asked for.
+        traceparents: the `traceparent` of each call that sent one.
+        peers: the addresses of the connections of the calls.
+        authorizations: the `authorization` of each call, or None.
+        metadata: the metadata of each call.
+        most_at_once: the largest number of Classify calls in flight at the same time.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -115,7 +128,7 @@ class FakeVisionService(VisionServiceServicer):
     def __post_init__(self) -> None:
         self.open.set()
 
-    def _note(self, context: grpc.ServicerContext) -> None:
+    def _record(self, context: grpc.ServicerContext) -> None:
         metadata = context.invocation_metadata()
         self.metadata.append(dict(metadata))
         self.peers.add(context.peer())
@@ -123,7 +136,7 @@ class FakeVisionService(VisionServiceServicer):
         self.authorizations.append(next((str(value) for key, value in metadata if key == "authorization"), None))
 
     def Classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:  # noqa: N802
-        self._note(context)
+        self._record(context)
         with self._lock:
             self.classify_requests.append(request)
             self._at_once += 1
@@ -154,7 +167,7 @@ class FakeVisionService(VisionServiceServicer):
     def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ProjectResponse]:
-        self._note(context)
+        self._record(context)
         self.project_requests.append(request)
         context.add_callback(self.cancelled.set)
         if self.failures:
@@ -175,7 +188,7 @@ class FakeVisionService(VisionServiceServicer):
     def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: grpc.ServicerContext
     ) -> pb.DescribeModelResponse:
-        self._note(context)
+        self._record(context)
         if self.failures:
             self.failures.pop(0).end(context)
         self.described.append(request.model)
@@ -184,12 +197,12 @@ class FakeVisionService(VisionServiceServicer):
     def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: grpc.ServicerContext
     ) -> pb.ListModelsResponse:
-        self._note(context)
+        self._record(context)
         return pb.ListModelsResponse(models=MODELS)
 
 
 def identity_of(image: pb.Image) -> int:
-    """The number by which the fake tells photos apart: a raw picture's width, else the length of the bytes."""
+    """Returns the number that stands for a photo: the width of raw pixels, or else the number of bytes."""
     return image.raw.width if image.HasField("raw") else len(image.encoded or image.reference)
 
 
@@ -216,7 +229,7 @@ def projection_message(request: pb.ProjectRequest, index: int, rank: int, total:
 
 
 def png(colour: tuple[int, int, int]) -> bytes:
-    """A picture of 4 x 2 pixels."""
+    """Returns a PNG of 4 x 2 pixels of one colour."""
     file = BytesIO()
     Image.new("RGB", (4, 2), colour).save(file, "PNG")
     return file.getvalue()
@@ -229,8 +242,8 @@ def listening(
     credentials: grpc.ServerCredentials | None = None,
     health: HealthServicer | None = None,
 ) -> Iterator[int]:
-    """Serve on `address`, with `health` where it is given, and give its port."""
-    # As many threads as calls: a call that is held must not keep others out.
+    """Serves on `address`, with `health` if it is given. Yields the port."""
+    # There are as many threads as calls, so that a call that waits does not block others.
     with ThreadPoolExecutor(32) as threads:
         server = grpc.server(threads, options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
         add_VisionServiceServicer_to_server(service, server)

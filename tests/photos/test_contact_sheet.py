@@ -1,4 +1,4 @@
-"""Contact sheets: what goes where, to the pixel."""
+"""Contact sheets: the place of every picture and text, to the pixel."""
 
 import pytest
 from PIL import Image
@@ -22,7 +22,7 @@ def test_tiles_run_left_to_right_and_top_to_bottom() -> None:
     assert sheet.getpixel((MARGIN + step, MARGIN + step)) == PAPER
 
 
-def test_pictures_of_a_tile_lie_side_by_side() -> None:
+def test_pictures_of_a_tile_are_side_by_side() -> None:
     sheet = contact_sheet([Tile((plain(RED), plain(BLUE)))], columns=3, picture_side=10)
     assert sheet.size == (2 * MARGIN + 20 + PICTURE_GAP, 2 * MARGIN + 10)
     row = [sheet.getpixel((MARGIN + x, MARGIN)) for x in range(20 + PICTURE_GAP)]
@@ -47,7 +47,7 @@ def test_large_pictures_are_reduced_to_fit() -> None:
     )
 
 
-def test_all_pictures_have_one_magnification_and_smaller_ones_lie_in_the_middle_of_their_slot() -> None:
+def test_all_pictures_have_one_magnification_and_smaller_ones_are_in_the_middle_of_their_slot() -> None:
     sheet = contact_sheet([Tile((plain(RED, 20, 20),)), Tile((plain(GREEN, 10, 20),))], columns=1, picture_side=40)
     top = MARGIN + 40 + TILE_GAP
     row = [sheet.getpixel((MARGIN + x, top)) for x in range(40)]
@@ -55,17 +55,17 @@ def test_all_pictures_have_one_magnification_and_smaller_ones_lie_in_the_middle_
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_any_mode_of_picture_will_do(mode: str) -> None:
+def test_pictures_of_any_mode_are_drawn(mode: str) -> None:
     white = plain((255, 255, 255)).convert(mode)
     assert contact_sheet([Tile((white,))], 1, picture_side=10).getpixel((MARGIN, MARGIN)) == (255, 255, 255)
 
 
 def inked_rows(sheet: Image.Image, top: int) -> set[int]:
-    """Rows below `top` with anything on them but paper."""
+    """Returns the rows from `top` on that are not blank."""
     return {y for y in range(top, sheet.height) if any(sheet.getpixel((x, y)) != PAPER for x in range(sheet.width))}
 
 
-def test_captions_stand_below_their_pictures_and_within_the_sheet() -> None:
+def test_captions_are_below_their_pictures_and_within_the_sheet() -> None:
     top = MARGIN + 10 + CAPTION_GAP
     one = contact_sheet([Tile((plain(RED),), "map 3 · 7.50")], 1, picture_side=10)
     two = contact_sheet([Tile((plain(RED),), "map 3 · 7.50\nrow 1, column 2")], 1, picture_side=10)
@@ -87,7 +87,7 @@ def test_a_long_caption_or_title_widens_the_sheet() -> None:
         assert margin.getcolors() == [(margin.width * margin.height, PAPER)]
 
 
-def test_the_title_stands_above_all() -> None:
+def test_the_title_is_above_the_tiles() -> None:
     tiles = [Tile((plain(RED),))]
     assert contact_sheet(tiles, 1, "conv5", picture_side=10).height > contact_sheet(tiles, 1, picture_side=10).height
 

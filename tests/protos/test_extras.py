@@ -1,4 +1,4 @@
-"""The sentence for what is missing: its command is one that this checkout can run."""
+"""The sentence for a library that is not installed. This checkout can run the command in it."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-def test_it_says_what_to_run() -> None:
+def test_the_sentence_has_the_command_to_run() -> None:
     assert not_installed("torch", "worker") == (
         "torch is not installed; in a checkout of zfserve: pip install -c constraints.txt -e '.[worker]'"
     )
@@ -24,7 +24,7 @@ def test_it_says_what_to_run() -> None:
 def test_every_extra_that_is_named_exists() -> None:
     sources = "".join(file.read_text() for room in ROOT.iterdir() for file in room.glob("zfserve_*/**/*.py"))
     named = set(re.findall(r"not_installed\(.*[\"']([a-z-]+)[\"']\)", sources))
-    assert named == {"dev", "tracing", "train"}, "the others are those of commands and of engines"
+    assert named == {"dev", "tracing", "train"}, "all other extras belong to commands and engines"
     named |= {command.extra for command in COMMANDS.values() if command.extra}
     named |= {kind.package.extra for kind in ENGINE_KINDS.values()}
     assert named <= EXTRAS.keys()
