@@ -106,13 +106,13 @@ def summarise(counted: Samples, shown: Samples, seconds: float) -> Traffic:
 
     statuses: dict[str, float] = {}
     for series, calls in counted.items():
-        if series.name == "zfserve_requests_total" and calls and _is_work(series):
+        if series.name == "zfserve_requests_total" and calls and _is_traffic(series):
             status = series.label("status")
             statuses[status] = statuses.get(status, 0.0) + per_second(calls)
     return Traffic(
         seconds=seconds,
         per_s=dict(sorted(statuses.items(), key=lambda item: (item[0] != "OK", item[0]))),
-        latency=_percentiles(counted, "zfserve_request_seconds", _is_work),
+        latency=_percentiles(counted, "zfserve_request_seconds", _is_traffic),
         methods=tuple(_method_traffic(method, counted, shown, per_second) for method in _methods(counted, shown)),
         steps={step: _percentiles(counted, f"zfserve_{name}_seconds", lambda _: True) for step, name in STEPS.items()},
         images_per_s=per_second(count("zfserve_batch_size_sum")),
@@ -120,7 +120,7 @@ def summarise(counted: Samples, shown: Samples, seconds: float) -> Traffic:
         batch_fill=_mean(counted, "zfserve_batch_fill_ratio"),
         projections_per_s=per_second(count("zfserve_projection_seconds_count")),
         queue_depth=_total(shown, "zfserve_queue_depth", lambda series: True),
-        in_flight=_total(shown, "zfserve_in_flight", _is_work),
+        in_flight=_total(shown, "zfserve_in_flight", _is_traffic),
         worker=_state(shown, "zfserve_worker_pairing", "state"),
         phase=_state(shown, "zfserve_startup_phase", "phase"),
         models=_models(shown),
@@ -129,24 +129,24 @@ def summarise(counted: Samples, shown: Samples, seconds: float) -> Traffic:
 
 def count_calls(counted: Samples) -> float:
     """Returns the number of calls that ended."""
-    return _total(counted, "zfserve_requests_total", _is_work)
+    return _total(counted, "zfserve_requests_total", _is_traffic)
 
 
 def _method_traffic(
     method: str, counted: Samples, shown: Samples, per_second: Callable[[float], float]
 ) -> MethodTraffic:
-    def is_it(series: Series) -> bool:
+    def is_method(series: Series) -> bool:
         return series.label("method") == method
 
     def failed(series: Series) -> bool:
-        return is_it(series) and series.label("status") != "OK"
+        return is_method(series) and series.label("status") != "OK"
 
     return MethodTraffic(
         method.removeprefix("/"),
-        per_second(_total(counted, "zfserve_requests_total", is_it)),
+        per_second(_total(counted, "zfserve_requests_total", is_method)),
         per_second(_total(counted, "zfserve_requests_total", failed)),
-        _percentiles(counted, "zfserve_request_seconds", is_it),
-        _total(shown, "zfserve_in_flight", is_it),
+        _percentiles(counted, "zfserve_request_seconds", is_method),
+        _total(shown, "zfserve_in_flight", is_method),
     )
 
 
@@ -156,7 +156,7 @@ def _methods(counted: Samples, shown: Samples) -> list[str]:
         series.label("method")
         for samples, name in ((counted, "zfserve_requests_total"), (shown, "zfserve_in_flight"))
         for series, value in samples.items()
-        if series.name == name and value > 0 and _is_work(series)
+        if series.name == name and value > 0 and _is_traffic(series)
     }
     return sorted(busy)
 
@@ -193,5 +193,5 @@ def _models(shown: Samples) -> tuple[str, ...]:
     return tuple(sorted(held))
 
 
-def _is_work(series: Series) -> bool:
+def _is_traffic(series: Series) -> bool:
     return not is_probe(series.label("method"))
