@@ -57,7 +57,10 @@ class AsyncClient(BaseClient):
         features: bool = False,
         timeout_s: float | None = None,
     ) -> Classification:
-        """Returns the most probable classes of one photo. See `Client.classify` for arguments and errors."""
+        """Returns the most probable classes of one photo.
+
+        See [`Client.classify`][zfserve.Client.classify] for arguments and errors.
+        """
         request = await asyncio.to_thread(classify_request, image, top_k, features, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
         return await self._classify(request, self._timeout(timeout_s))
@@ -80,8 +83,8 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[Classification | ZfserveError]:
         """Yields one result or error for each photo, in the order of the photos.
 
-        See `Client.classify_many` for arguments and errors. Closing the generator (`contextlib.aclosing`) cancels the
-        calls in flight.
+        See [`Client.classify_many`][zfserve.Client.classify_many] for arguments and errors. Closing the generator
+        (`contextlib.aclosing`) cancels the calls in flight.
         """
         if in_flight < 1:
             raise ValueError("in_flight must be at least 1")
@@ -134,8 +137,8 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[Projection]:
         """Yields the pixels that drove each chosen feature map, as soon as each is computed.
 
-        See `Client.project` for arguments and errors. All errors raise when the generator is read. Closing the
-        generator (`contextlib.aclosing`) stops the work on the server.
+        See [`Client.project`][zfserve.Client.project] for arguments and errors. All errors raise when the generator is
+        read. Closing the generator (`contextlib.aclosing`) stops the work on the server.
         """
         selected = choose_maps(strongest, maps, for_class)
         request = await asyncio.to_thread(
@@ -153,14 +156,20 @@ class AsyncClient(BaseClient):
     async def describe(
         self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None
     ) -> ModelDescription:
-        """Returns the description of one version of a model. See `Client.describe` for arguments and errors."""
+        """Returns the description of one version of a model.
+
+        See [`Client.describe`][zfserve.Client.describe] for arguments and errors.
+        """
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
         with self._call(DESCRIBE_MODEL) as metadata:
             response = await self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
         return results.model_description(response)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
-        """Returns the status of every version of every model that the server knows of. See `Client.list_models`."""
+        """Returns the status of every version of every model that the server knows of.
+
+        See [`Client.list_models`][zfserve.Client.list_models] for arguments and errors.
+        """
         with self._call(LIST_MODELS) as metadata:
             response = await self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
@@ -168,7 +177,10 @@ class AsyncClient(BaseClient):
         return tuple(map(results.model_status, response.models))
 
     async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """Returns True if the server's health check says that `service` is serving. See `Client.is_serving`."""
+        """Returns True if the server's health check says that `service` is serving.
+
+        See [`Client.is_serving`][zfserve.Client.is_serving] for arguments and errors.
+        """
         request = health_pb2.HealthCheckRequest(service=service)
         with self._translated():
             answer = await health_pb2_grpc.HealthStub(self._health_channel).Check(

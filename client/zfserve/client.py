@@ -50,15 +50,17 @@ class Client(BaseClient):
 
     Args:
         address: the address of the service: `HOST`, `HOST:PORT`, several `IP:PORT` separated by commas, `unix:PATH`, or
-            any gRPC target. A name stands for all addresses that it resolves to. The default port is 8500.
+            any gRPC target. A name stands for all addresses that it resolves to. The default is localhost:8500, and the
+            default port is 8500.
         tls: the options of an encrypted connection. None means an unencrypted connection.
         token: the token to show with every call. Without `tls` it is sent to this machine only.
         priority: "interactive", or "bulk" for calls that let interactive calls go first while the service is busy.
         client_id: the identity of this client, up to 64 printable ASCII characters. A busy service divides its time
             equally among its clients. A client without an id is known by its address. A client that shows a token or a
             certificate is known by that.
-        timeout_s: the timeout of a call in seconds, retries included, unless the call has its own.
-        max_message_bytes: the largest request and the largest answer, in bytes.
+        timeout_s: the timeout of a call in seconds, retries included, unless the call has its own. The default is 30.
+        max_message_bytes: the largest request and the largest answer, in bytes. The default is 64 MiB. The server has
+            its own limit for requests.
         adaptive_throttling: while the service refuses most calls, do not send part of them, and raise `Overloaded` at
             once. The service can then spend its time on the others.
         tracer_provider: the OpenTelemetry provider that gives each call a span, to which the service's spans belong.
@@ -135,7 +137,7 @@ class Client(BaseClient):
             top_k: the number of classes for each photo. None means 5, or all classes if there are fewer.
             features: also return the activations of the last hidden layer.
             timeout_s: the timeout of each photo in seconds, retries included. None means the client's timeout.
-            in_flight: the largest number of photos in flight at once, at least 1.
+            in_flight: the largest number of photos in flight at once, at least 1. The default is 16.
 
         Raises:
             ValueError: `in_flight` is below 1.
@@ -207,6 +209,7 @@ class Client(BaseClient):
                 it out.
             version: the version of the model. None means the newest version that is ready.
             strongest: the number of maps, chosen by their strongest single activation. The strongest map comes first.
+                The default is 9.
             maps: the maps to project, each from 0, in this order. They replace the choice by `strongest`.
             for_class: the id or the label of a class, or "" for the most probable class. It replaces the choice by
                 activation: the `strongest` maps are those that add most to the score of this class.

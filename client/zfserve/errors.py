@@ -28,7 +28,7 @@ class ZfserveError(Exception):
 
     Attributes:
         message: a sentence that says what is wrong and what to do. It is also `str(error)`.
-        code: the gRPC status.
+        code: the gRPC status, a `grpc.StatusCode`.
         reason: the service's name for the fault, such as "IMAGE_UNDECODABLE". It stays the same across releases.
             "THROTTLED" if this client did not send the call (see `Overloaded`). "" if neither the service nor the
             throttle made the error, as when there is no connection.
