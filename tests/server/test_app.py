@@ -1,4 +1,4 @@
-"""The server as a whole: start, ports, TLS, metrics, reflection, drain."""
+"""The whole server starts, opens its ports, serves metrics and reflection, and drains."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from zfserve_server.app import Ports
 from zfserve_server.server_process import write_ready_file
 
 
-async def test_drain_answers_what_was_accepted_and_refuses_the_rest(engine: FakeEngine) -> None:
+async def test_drain_answers_accepted_calls_and_refuses_new_ones(engine: FakeEngine) -> None:
     async with running_server(engine) as server:
         engine.open.clear()
         accepted = [asyncio.ensure_future(server.vision.Classify(classify_request(i))) for i in range(12)]
@@ -58,7 +58,7 @@ async def test_drain_gives_up_after_its_grace(engine: FakeEngine) -> None:
 
 @pytest.mark.parametrize("loss", [EngineLost("an illegal access"), SystemExit()])
 async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseException) -> None:
-    """As after an illegal access on a GPU: everyone hears UNAVAILABLE, health NOT_SERVING, and `serve` raises."""
+    """All calls get UNAVAILABLE, health is NOT_SERVING, and `serve` raises, as after an illegal access on a GPU."""
     engines = FakeEngine(), FakeEngine()
     async with running_server(*engines) as server:
         for engine in engines:
@@ -82,11 +82,11 @@ async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseExcep
 
 
 async def in_flight(server: Running, count: int) -> None:
-    """Wait until the server has accepted that many calls of Classify."""
+    """Waits until the server has accepted that many calls of Classify."""
     await server.wait_for_metric(f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0')
 
 
-async def test_metrics_tell_of_requests_batches_and_the_model(server: Running) -> None:
+async def test_metrics_describe_requests_batches_and_the_model(server: Running) -> None:
     for identity in range(3):
         await server.vision.Classify(classify_request(identity))
     with pytest.raises(grpc.aio.AioRpcError):
@@ -126,7 +126,7 @@ async def test_a_port_in_use_is_an_error_that_names_the_flag(engine: FakeEngine,
                 pass
 
 
-async def test_a_certificate_that_is_none_stops_the_start(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_an_invalid_certificate_stops_the_start(engine: FakeEngine, tmp_path: Path) -> None:
     for name in ("cert", "key"):
         (tmp_path / name).write_text("no PEM")
     with pytest.raises(TlsError):

@@ -1,4 +1,4 @@
-"""A server with TLS, tokens and a worker behind mutual TLS, as its clients meet it."""
+"""A server with TLS, tokens and a worker behind mutual TLS is called by clients."""
 
 import asyncio
 from pathlib import Path
@@ -18,7 +18,7 @@ TRUST = TlsOptions(ca=TLS / "ca.pem")
 OURSELVES = TlsOptions(TLS / "ca.pem", TLS / "client.pem", TLS / "client.key")
 
 
-async def test_clients_are_told_apart_by_their_tokens(tmp_path: Path) -> None:
+async def test_clients_are_identified_by_their_tokens(tmp_path: Path) -> None:
     tokens = write_callers(tmp_path / "tokens.json", shop="classify", clerk="describe")
     async with running_server(FakeEngine(), tokens=tmp_path / "tokens.json", **PAIR) as server:
         address = f"localhost:{server.ports.grpc}"
@@ -36,7 +36,7 @@ async def test_clients_are_told_apart_by_their_tokens(tmp_path: Path) -> None:
                 await stranger.classify(pixels_of(3))
 
 
-async def test_a_certificate_is_enough_where_the_server_asks_for_one() -> None:
+async def test_a_certificate_is_enough_if_the_server_asks_for_one() -> None:
     async with running_server(FakeEngine(), tls_client_ca=TLS / "ca.pem", **PAIR) as server:
         address = f"localhost:{server.ports.grpc}"
         async with AsyncClient(address, tls=OURSELVES) as client:
@@ -65,7 +65,7 @@ async def test_projections_come_from_a_worker_behind_mutual_tls() -> None:
             assert len([each async for each in client.project(pixels_of(3), "conv1", strongest=2)]) == 2
 
 
-async def test_without_a_usable_file_of_callers_nothing_is_served(tmp_path: Path) -> None:
+async def test_a_server_with_an_unusable_file_of_callers_does_not_start(tmp_path: Path) -> None:
     await asyncio.to_thread((tmp_path / "tokens.json").write_text, "{}}")
     with pytest.raises(CallersFileError, match="is not JSON"):
         async with running_server(FakeEngine(), tokens=tmp_path / "tokens.json"):

@@ -1,5 +1,6 @@
-"""What the Open Inference Protocol says of the server and its models: metadata, configuration, statistics, the index of
-the repository. Called by `inference_service`.
+"""Describes the server and its models in the messages of the Open Inference Protocol. Called by `inference_service`.
+
+These are metadata, configuration, statistics and the index of the repository.
 """
 
 from importlib.metadata import version
@@ -14,10 +15,10 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.inference_tensors import FILE_INPUT
 
 EXTENSIONS = ("classification", "model_configuration", "parameters", "schedule_policy", "statistics")
-"""Triton's extensions that are served as its documents say, by the names it gives them."""
+"""The extensions of Triton that are served as its documents say, by Triton's names."""
 
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_plan"}
-"""By an engine's runtime, what Triton calls it; others go by their own name."""
+"""Triton's names of platforms, by the engine's runtime. Other runtimes keep their own name."""
 
 _BACKENDS = {"tensorrt-rtx": "tensorrt"}
 
@@ -29,15 +30,20 @@ _STATES = {
 }
 
 _ANY = -1
-"""The size of a batch, in a shape."""
+"""Stands for the size of the batch in a shape."""
 
 
 def describe_server() -> pb.ServerMetadataResponse:
+    """Names the server, its version and its extensions."""
     return pb.ServerMetadataResponse(name="zfserve", version=version("zfserve"), extensions=EXTENSIONS)
 
 
 def describe_model(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
-    """Args: versions: of the same name, that are ready."""
+    """Describes a model.
+
+    Args:
+        versions: the versions of that name that are ready.
+    """
     manifest = model.manifest
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
@@ -55,7 +61,7 @@ def describe_model(model: ServedModel, versions: list[str]) -> pb.ModelMetadataR
 
 
 def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
-    """The configuration that a Triton server would have to be given to serve as this one does."""
+    """Returns the configuration with which a Triton server would serve as this server does."""
     manifest, info = model.manifest, model.choice.instances[0].info
     kinds = model_config_pb2.ModelInstanceGroup
     parameters = {"fingerprint": manifest.fingerprint, "precision": info.precision, "device": info.device}
@@ -64,7 +70,7 @@ def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
         platform=_platform(model),
         backend=_BACKENDS.get(info.runtime, info.runtime),
         max_batch_size=info.max_batch_size,
-        # Optional, as a request holds one or the other.
+        # Both inputs are optional, because a request holds one of them.
         input=[
             model_config_pb2.ModelInput(
                 name=GRAPH_INPUT, data_type=model_config_pb2.TYPE_UINT8, dims=_pixel_dims(manifest), optional=True
@@ -82,7 +88,7 @@ def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
                 name=f"{manifest.name}_0",
                 kind=kinds.KIND_GPU if model.choice.on_gpu else kinds.KIND_CPU,
                 count=len(model.choice.instances),
-                gpus=(0,) if model.choice.on_gpu else (),  # every engine takes the first card that the process sees
+                gpus=(0,) if model.choice.on_gpu else (),  # every engine runs on the first card that the process sees
             )
         ],
         dynamic_batching=_dynamic_batching(model.admission.limit),
@@ -94,7 +100,7 @@ def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
 def _dynamic_batching(most_waiting: int) -> model_config_pb2.ModelDynamicBatching:
     policy = model_config_pb2.ModelQueuePolicy
     return model_config_pb2.ModelDynamicBatching(
-        max_queue_delay_microseconds=0,  # an idle engine never waits for company
+        max_queue_delay_microseconds=0,  # an idle engine starts at once
         priority_levels=2,
         default_priority_level=1,
         default_queue_policy=policy(
@@ -104,9 +110,9 @@ def _dynamic_batching(most_waiting: int) -> model_config_pb2.ModelDynamicBatchin
 
 
 def count_model(model: ServedModel) -> pb.ModelStatistics:
-    """What the model has done since it was loaded, by whichever service.
+    """Returns what the model has done since it was loaded, for requests of both services.
 
-    An engine's run includes putting its batch together and taking the answers apart.
+    The time of an engine's run includes the time to fill its batch and to split its outputs.
     """
     counted = model.metrics.statistics
     return pb.ModelStatistics(
@@ -131,6 +137,7 @@ def count_model(model: ServedModel) -> pb.ModelStatistics:
 
 
 def index_entry(status: ModelStatus) -> pb.RepositoryIndexResponse.ModelIndex:
+    """Describes one version, served or not, for the index of the repository."""
     return pb.RepositoryIndexResponse.ModelIndex(
         name=status.name, version=status.version, state=_STATES[status.state], reason=status.reason
     )

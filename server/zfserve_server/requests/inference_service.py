@@ -42,7 +42,7 @@ STREAM_DEPTH = 32
 """The largest number of requests of one stream in flight. The next one is read when the oldest has been answered."""
 
 NEWEST = "-1"
-"""Triton's clients may name the newest version so."""
+"""Triton's clients may send this for the newest version."""
 
 
 def _unimplemented(sentence: str) -> Any:
@@ -115,10 +115,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 async for request in request_iterator:
                     await room.acquire()
                     begun.put_nowait(tasks.create_task(self._answer_in_stream(request, context, deadline)))
-            except (
-                DecodeError,
-                ServiceError,
-            ) as error:  # a malformed request, or a caller whose permission was revoked
+            except (DecodeError, ServiceError) as error:  # a malformed request, or a permission that was revoked
                 fault = error
 
         async def read_until_drained() -> None:
@@ -139,7 +136,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             raise ShuttingDown("the service is shutting down; open the stream anew, at another instance")
 
     def _find_model(self, name: str, version: str) -> ServedModel:
-        return self._models.find(name, "" if version == NEWEST else version)
+        return self._pipeline.find_model(name, "" if version == NEWEST else version)
 
     async def _answer_in_stream(
         self, request: pb.ModelInferRequest, context: Context, deadline: Deadline

@@ -1,6 +1,6 @@
-"""Tensors of the Open Inference Protocol: what a request brings in, and answers written as it wants them.
+"""Reads and writes the tensors of the Open Inference Protocol. Called by `inference_service`.
 
-Called by `inference_service`, which keeps them away from the engine until all of a request is known to be sound.
+It checks the whole request before any image goes to the engine.
 """
 
 import math
@@ -17,10 +17,10 @@ from zfserve_runtime.errors import InvalidInput, Unimplemented
 from zfserve_server.batching.queue_entry import InferenceResult
 
 FILE_INPUT = "image"
-"""The name of the input that takes files; the other one is the graph's own, `bundle.GRAPH_INPUT`."""
+"""The name of the input that takes image files. The other input is the graph's own, `bundle.GRAPH_INPUT`."""
 
 Rows = npt.NDArray[np.uint8] | list[bytes]
-"""One entry for each image: pixels, uint8 (N, H, W, 3), or image files."""
+"""The images of a request: pixels, uint8 (N, H, W, 3), or N image files."""
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 
@@ -31,11 +31,11 @@ _SHARED_MEMORY = "shared_memory_region"
 
 @dataclass(frozen=True)
 class WantedOutput:
-    """One output of the answer.
+    """Names one output that a request asks for.
 
     Attributes:
-        best: how many of its largest values to answer as text "value:index:label" (Triton's classification extension);
-            0 for the tensor itself.
+        best: the number of largest values to answer as text "value:index:label" (Triton's classification extension);
+            0 to answer the tensor itself.
     """
 
     name: str
@@ -43,19 +43,19 @@ class WantedOutput:
 
 
 def is_typed(request: pb.ModelInferRequest) -> bool:
-    """Whether the request's values are typed, which takes milliseconds to read, and not raw."""
+    """Returns True if the request has typed contents, which take milliseconds to read; False for raw contents."""
     return not request.raw_input_contents
 
 
 def check_input(request: pb.ModelInferRequest, spec: InputSpec, most: int) -> int:
-    """How many images the request brings, by the shape of its one input. Its values are not looked at.
+    """Returns the number of images that the request brings. Checks its one input by its shape, without its values.
 
     Args:
-        most: images in one request.
+        most: the largest number of images in one request.
 
     Raises:
-        InvalidInput: it is not what the model's metadata asks for; says what is.
-        Unimplemented: it lies in shared memory.
+        InvalidInput: the input is not as the model's metadata says. The message says what to send.
+        Unimplemented: the input lies in shared memory.
     """
     if len(request.inputs) != 1:
         raise InvalidInput(
@@ -77,10 +77,10 @@ def check_input(request: pb.ModelInferRequest, spec: InputSpec, most: int) -> in
 
 
 def read_rows(request: pb.ModelInferRequest) -> Rows:
-    """The images of a request whose input was checked.
+    """Returns the images of a request that `check_input` accepted.
 
     Raises:
-        InvalidInput: its values are not as many as its shape says, or not what they should be.
+        InvalidInput: the number of values differs from the shape, or a value is not allowed.
     """
     tensor = request.inputs[0]
     contents = _contents(request, tensor)
@@ -94,7 +94,12 @@ def _field(tensor: Tensor) -> str:
 
 
 def _check_shape(tensor: Tensor, datatype: str, of_one: Sequence[tuple[int, ...]], most: int) -> None:
-    """Args: of_one: the shapes that one image may have."""
+    """Raises InvalidInput if a tensor has another data type or shape.
+
+    Args:
+        of_one: the shapes that one image may have.
+        most: the largest number of images.
+    """
     field = _field(tensor)
     if tensor.datatype != datatype:
         raise InvalidInput(
@@ -110,7 +115,7 @@ def _check_shape(tensor: Tensor, datatype: str, of_one: Sequence[tuple[int, ...]
 
 
 def _contents(request: pb.ModelInferRequest, tensor: Tensor) -> bytes | pb.InferTensorContents:
-    """What the one input holds: raw or typed."""
+    """Returns the contents of the one input: bytes if they are raw, else the typed contents."""
     raw = len(request.raw_input_contents)
     if not raw:
         return tensor.contents
@@ -123,7 +128,7 @@ def _contents(request: pb.ModelInferRequest, tensor: Tensor) -> bytes | pb.Infer
 
 
 def _read_pixels(contents: bytes | pb.InferTensorContents, shape: list[int], field: str) -> npt.NDArray[np.uint8]:
-    """uint8 (N, H, W, 3); of raw values a view, without a copy."""
+    """Returns uint8 (N, H, W, 3). Raw values are not copied."""
     values = contents if isinstance(contents, bytes) else contents.uint_contents
     if len(values) != math.prod(shape):
         raise InvalidInput(
@@ -133,7 +138,8 @@ def _read_pixels(contents: bytes | pb.InferTensorContents, shape: list[int], fie
         )
     if not isinstance(values, bytes):
         try:
-            # A slice is a list, which is read five times as fast; many, as each one keeps the event loop waiting.
+            # A slice is a list, which bytes() reads five times as fast. It copies in pieces, because each piece holds
+            # the GIL and makes the event loop wait.
             values = b"".join(bytes(values[at : at + _SLICE]) for at in range(0, len(values), _SLICE))
         except ValueError:
             raise InvalidInput("values of UINT8 are from 0 to 255", field=field) from None
@@ -152,7 +158,7 @@ def _read_files(contents: bytes | pb.InferTensorContents, count: int, field: str
 
 
 def _split(raw: bytes, count: int, field: str) -> list[bytes]:
-    """The elements of a raw BYTES tensor, each of which stands behind its length: 4 bytes, little-endian."""
+    """Returns the elements of a raw BYTES tensor. Each follows its length, which has 4 bytes, little-endian."""
     elements: list[bytes] = []
     at = 0
     while at < len(raw):
@@ -171,11 +177,11 @@ def _split(raw: bytes, count: int, field: str) -> list[bytes]:
 
 
 def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[WantedOutput]:
-    """The outputs that a request asks for, in its order; all of them where it names none.
+    """Returns the outputs that a request asks for, in its order; all outputs if it names none.
 
     Raises:
-        InvalidInput: there is no such output, one is asked for twice, or to be answered in a way that there is not.
-        Unimplemented: one is to be written to shared memory.
+        InvalidInput: an output does not exist or is asked for twice, or its parameters are wrong.
+        Unimplemented: an output shall be written to shared memory.
     """
     widths = manifest.output_widths
     if len(request.outputs) > len(widths):
@@ -208,10 +214,10 @@ def add_outputs(
     manifest: Manifest,
     typed: bool,
 ) -> None:
-    """Write the answers of all rows, in the order of the rows.
+    """Adds the outputs of all rows to the response, in the order of the rows.
 
     Args:
-        typed: as typed contents, and not raw.
+        typed: True for typed contents, False for raw contents.
     """
     for output in wanted:
         of_classes = output.name == "probabilities"
@@ -234,7 +240,7 @@ def add_outputs(
 
 
 def _best(row: npt.NDArray[np.float32], count: int, classes: Sequence[ClassEntry] | None) -> Iterator[bytes]:
-    """The largest values first, of equals the first, as Triton writes them."""
+    """Yields the largest values as Triton writes them, the largest first. Of equal values the first comes first."""
     order = np.argsort(-row, kind="stable")[:count]
     for index, value in zip(order.tolist(), row[order].tolist(), strict=True):
         label = "" if classes is None else f":{classes[index].label}"

@@ -1,4 +1,4 @@
-"""Calls that mean no good: what is answered and what is logged hold no path, no traceback and no secret."""
+"""Answers and log lines for hostile calls hold no path, no traceback and no secret."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def server(tmp_path: Path, token: str, engine: FakeEngine) -> AsyncIterato
 
 
 async def answer_of(call: Any) -> tuple[grpc.StatusCode, str]:
-    """The code of a call that fails, and all that the caller gets to see."""
+    """Returns the code of a call that fails, and all text that the caller receives."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     error = refused.value
@@ -43,7 +43,7 @@ async def answer_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
-    """Each with the codes that may answer it."""
+    """Returns calls, each with the codes that may answer it."""
     known: dict[str, Any] = {"metadata": bearer(token)}
     vision = server.vision
     infer = GRPCInferenceServiceStub(server.channel)
@@ -75,7 +75,7 @@ def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
     ]
 
 
-async def test_no_answer_and_no_line_of_the_log_tells_what_it_should_not(
+async def test_no_answer_and_no_log_line_holds_a_secret(
     server: Running, token: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for room in ("zfserve_runtime", "zfserve_server"):
@@ -95,10 +95,10 @@ async def test_no_answer_and_no_line_of_the_log_tells_what_it_should_not(
         ] == []
 
 
-async def test_a_fault_of_the_server_is_told_to_its_log_only(
+async def test_an_internal_error_goes_to_the_log_only(
     server: Running, token: str, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine.failures = [RuntimeError(f"cannot map {SECRET}")] * 2  # the second time it is tried alone
+    engine.failures = [RuntimeError(f"cannot map {SECRET}")] * 2  # the second run holds the image alone
     code, answer = await answer_of(
         server.vision.Classify(pb.ClassifyRequest(image=raw_image(1)), metadata=bearer(token))
     )

@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol tells of the server and its models, and what is left out of it."""
+"""The Open Inference Protocol describes the server and its models, and refuses the methods that are not served."""
 
 from fakes.inference_requests import Parameter, error_of, output, raw_request
 from fakes.model_repository import FakeModelRepository
@@ -59,7 +59,7 @@ async def test_several_models_and_versions() -> None:
         assert not (await service.ModelReady(pb.ModelReadyRequest(name="bad"))).ready
 
 
-async def test_what_is_left_out_says_so(server: Running) -> None:
+async def test_unimplemented_methods_say_why(server: Running) -> None:
     service = server.inference
     for call in (
         service.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="fake")),

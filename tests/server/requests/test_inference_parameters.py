@@ -1,4 +1,4 @@
-"""Parameters of inference requests."""
+"""Inference requests carry a timeout, a priority and the form of the answer as parameters."""
 
 import time
 
@@ -15,7 +15,7 @@ def parametrised(**parameters: Parameter) -> pb.ModelInferRequest:
     return raw_request(1, parameters=parameters)
 
 
-def test_the_sooner_deadline_holds() -> None:
+def test_the_earlier_deadline_holds() -> None:
     soon, late = Deadline.after(10), Deadline.after(1000)
     request = parametrised(timeout=Parameter(int64_param=100_000_000))  # microseconds
     assert narrow_deadline(request, soon) == soon
@@ -32,7 +32,7 @@ def test_the_sooner_deadline_holds() -> None:
     ("level", "priority"), [(0, Priority.BULK), (1, Priority.INTERACTIVE), (2, Priority.BULK), (9, Priority.BULK)]
 )
 def test_priority_by_level(level: int, priority: Priority) -> None:
-    """0 leaves what the metadata said."""
+    """Level 0 keeps the priority of the metadata."""
     caller = CallerIdentity("someone", Priority.BULK)
     chosen = choose_priority(parametrised(priority=Parameter(uint64_param=level)), caller)
     assert chosen == CallerIdentity("someone", priority)
@@ -44,13 +44,13 @@ def test_the_form_of_the_answer() -> None:
     assert wants_typed(parametrised(binary_data_output=Parameter(bool_param=False)))
 
 
-def test_parameters_that_say_nothing_are_taken() -> None:
-    """As some clients send them with every request."""
+def test_neutral_and_unknown_parameters_are_accepted() -> None:
+    """Some clients send them with every request."""
     refuse_sequences(
         parametrised(
             sequence_id=Parameter(int64_param=0),
             sequence_start=Parameter(bool_param=False),
-            my_note=Parameter(string_param="kept by nobody"),
+            my_note=Parameter(string_param="ignored"),
         )
     )
 
@@ -73,7 +73,7 @@ def read_all(request: pb.ModelInferRequest) -> None:
         ("binary_data_output", Parameter(int64_param=1), "boolean"),
     ],
 )
-def test_what_is_wrong_is_said(parameter: str, value: Parameter, words: str) -> None:
+def test_an_invalid_parameter_is_named(parameter: str, value: Parameter, words: str) -> None:
     request = parametrised(**{parameter: value})
     with pytest.raises(InvalidInput, match=words) as refused:
         read_all(request)

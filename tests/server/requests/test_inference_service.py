@@ -46,7 +46,7 @@ async def test_typed_pixels_are_answered_typed(server: Running) -> None:
     assert list(answer.outputs[0].contents.fp32_contents) == [263, 526, 4, 8]
 
 
-async def test_the_form_of_the_answer_can_be_asked_for(server: Running) -> None:
+async def test_a_parameter_sets_the_form_of_the_answer(server: Running) -> None:
     parameters = {"binary_data_output": Parameter(bool_param=True)}
     answer = await server.inference.ModelInfer(typed_request(4, parameters=parameters))
     assert floats(answer, 1).tolist() == [[4, 8]]
@@ -65,7 +65,7 @@ async def test_image_files(server: Running) -> None:
         assert floats(answer, 0).argmax(axis=1).tolist() == [3, 5]
 
 
-async def test_outputs_are_answered_as_and_in_the_order_asked_for(server: Running) -> None:
+async def test_outputs_have_the_form_and_order_of_the_request(server: Running) -> None:
     wanted = [output("features"), output("probabilities", classification=Parameter(int64_param=2))]
     answer = await server.inference.ModelInfer(raw_request(5, 6, outputs=wanted))
     assert [(each.name, each.datatype, list(each.shape)) for each in answer.outputs] == [
@@ -78,15 +78,15 @@ async def test_outputs_are_answered_as_and_in_the_order_asked_for(server: Runnin
     assert tuple(answer.outputs[1].contents.bytes_contents) == best
 
 
-async def test_classification_of_more_than_there_are(server: Running) -> None:
+async def test_classification_of_more_classes_than_exist(server: Running) -> None:
     wanted = [output(name, classification=Parameter(int64_param=99)) for name in ("probabilities", "features")]
     answer = await server.inference.ModelInfer(typed_request(5, outputs=wanted))
     assert len(answer.outputs[0].contents.bytes_contents) == CLASSES
     assert list(answer.outputs[1].contents.bytes_contents) == [b"10.000000:1", b"5.000000:0"]
 
 
-async def test_what_is_wrong_is_said(server: Running, engine: FakeEngine) -> None:
-    """Once through the channel; `test_inference_tensors` has them all."""
+async def test_an_invalid_request_is_named(server: Running, engine: FakeEngine) -> None:
+    """This sends some through a channel; `test_inference_tensors` has all of them."""
     unnamed = pb.ModelInferRequest(inputs=[tensor("x", "UINT8", 1)])
     no_image = of_files(png(1), b"none")
     sequence = raw_request(1, parameters={"sequence_id": Parameter(int64_param=1)})
@@ -99,28 +99,28 @@ async def test_what_is_wrong_is_said(server: Running, engine: FakeEngine) -> Non
         assert isinstance(error, InvalidInput)
         assert error.field == field
         assert words in error.message
-    assert engine.batches == [[1]] or not engine.batches  # the image beside the one that is none
+    assert engine.batches == [[1]] or not engine.batches  # the first image, beside the invalid one
 
 
-async def test_a_model_that_is_not_here(server: Running) -> None:
+async def test_an_unknown_model_is_not_found(server: Running) -> None:
     for name, version in (("nobody", ""), ("fake", "8")):
         error = await error_of(server.inference.ModelInfer(raw_request(1, model_name=name, model_version=version)))
         assert type(error) is NotFound
 
 
-async def test_parameters_that_say_nothing_are_taken(server: Running) -> None:
-    """As some clients send them with every request."""
+async def test_neutral_and_unknown_parameters_are_accepted(server: Running) -> None:
+    """Some clients send them with every request."""
     parameters = {
         "sequence_id": Parameter(int64_param=0),
         "sequence_start": Parameter(bool_param=False),
         "priority": Parameter(uint64_param=0),
         "timeout": Parameter(int64_param=0),
-        "my_note": Parameter(string_param="kept by nobody"),
+        "my_note": Parameter(string_param="ignored"),
     }
     assert floats(await server.inference.ModelInfer(raw_request(4, parameters=parameters)), 1).tolist() == [[4, 8]]
 
 
-async def test_a_bad_image_fails_its_request_and_nobody_else(server: Running, engine: FakeEngine) -> None:
+async def test_a_bad_image_fails_only_its_own_request(server: Running, engine: FakeEngine) -> None:
     engine.open.clear()
     first = asyncio.ensure_future(server.inference.ModelInfer(raw_request(1)))
     await engine.begun()
@@ -147,7 +147,7 @@ async def test_rows_of_several_requests_share_a_batch(server: Running, engine: F
     assert [floats(answer, 1)[:, 0].tolist() for answer in answers] == [[1, 2, 3], [4, 5, 6, 7]]
 
 
-async def test_images_and_not_requests_take_the_places(engine: FakeEngine) -> None:
+async def test_each_image_of_a_request_takes_a_place(engine: FakeEngine) -> None:
     async with running_server(engine, max_queue=3) as server:
         assert type(await error_of(server.inference.ModelInfer(raw_request(1, 2, 3, 4)))) is Overloaded
         assert floats(await server.inference.ModelInfer(raw_request(1, 2, 3)), 1)[:, 0].tolist() == [1, 2, 3]
@@ -167,7 +167,7 @@ async def test_the_parameter_timeout_is_a_deadline(server: Running, engine: Fake
     assert all(2 not in batch for batch in engine.batches)
 
 
-async def test_statistics_count_what_was_done(server: Running, engine: FakeEngine) -> None:
+async def test_statistics_count_requests_images_and_runs(server: Running, engine: FakeEngine) -> None:
     service = server.inference
     assert (await service.ModelStatistics(pb.ModelStatisticsRequest())).model_stats[0].last_inference == 0
     await service.ModelInfer(raw_request(1, 2, 3))
@@ -187,8 +187,8 @@ async def test_statistics_count_what_was_done(server: Running, engine: FakeEngin
     assert counted.last_inference > 1.6e12
 
 
-async def test_a_generic_client_needs_nothing_but_reflection(server: Running) -> None:
-    """As grpcurl and ghz call: messages and methods are learned from the server."""
+async def test_a_generic_client_needs_only_reflection(server: Running) -> None:
+    """grpcurl and ghz learn messages and methods from the server."""
 
     def call() -> Any:
         with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
@@ -216,7 +216,7 @@ async def test_a_generic_client_needs_nothing_but_reflection(server: Running) ->
     assert list(answer.outputs[0].contents.bytes_contents) == [b"0.550000:3:class 3"]
 
 
-async def test_a_long_quotation_keeps_its_status(server: Running) -> None:
+async def test_an_error_that_quotes_a_long_name_keeps_its_status(server: Running) -> None:
     for name in ("ü" * 1300, "x" * 100_000):
         error = await error_of(server.inference.ModelInfer(raw_request(1, model_name=name)))
         assert type(error) is NotFound

@@ -1,4 +1,4 @@
-"""`ModelStreamInfer`, through a real channel, with a fake engine."""
+"""`ModelStreamInfer` is called through a real channel, with a fake engine."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -25,7 +25,9 @@ async def test_a_stream_is_answered_in_order_and_outlives_errors(server: Running
             assert "0 inputs" in answer.error_message
 
 
-async def test_a_drain_answers_what_a_stream_has_read_and_ends_it(server: Running, engine: FakeEngine) -> None:
+async def test_a_drain_answers_the_requests_that_a_stream_has_read_and_ends_the_stream(
+    server: Running, engine: FakeEngine
+) -> None:
     """An idle stream would hold up the drain for its whole grace period."""
     engine.open.clear()
     stream = server.inference.ModelStreamInfer()
@@ -55,7 +57,7 @@ async def test_a_client_that_leaves_its_stream_frees_its_places(engine: FakeEngi
         assert floats(await server.inference.ModelInfer(raw_request(3, 4)), 1)[:, 0].tolist() == [3, 4]
 
 
-async def test_what_cannot_be_read_ends_a_stream_once_all_before_it_is_answered(server: Running) -> None:
+async def test_a_malformed_request_ends_a_stream_after_the_requests_before_it_are_answered(server: Running) -> None:
     method = "/inference.GRPCInferenceService/ModelStreamInfer"
     call: Any = server.channel.stream_stream(method)()
     await call.write(raw_request(7).SerializeToString())

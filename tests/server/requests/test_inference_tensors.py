@@ -1,4 +1,4 @@
-"""Tensors in and out, without a server."""
+"""Tensors are read and written without a server."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def of_tensor(*tensors: pb.ModelInferRequest.InferInputTensor, raw: tuple[bytes,
 
 
 BESIDE_EMPTY = raw_request(263, 5, inputs=[tensor("pixels", "UINT8", 2, *ONE[1:], contents=Contents())])
-"""As MLServer's client sends raw values."""
+"""MLServer's client sends empty typed contents beside raw values."""
 
 
 @pytest.mark.parametrize("request_", [raw_request(263, 5), typed_request(263, 5), BESIDE_EMPTY])
@@ -123,7 +123,7 @@ def read_all(request: pb.ModelInferRequest) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said(request_: pb.ModelInferRequest, field: str, words: str) -> None:
+def test_an_invalid_tensor_is_named(request_: pb.ModelInferRequest, field: str, words: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         read_all(request_)
     assert refused.value.field == field
@@ -138,7 +138,7 @@ def test_shared_memory_is_refused() -> None:
         read_outputs(raw_request(1, outputs=[output("features", **region)]), MANIFEST)
 
 
-def test_outputs_that_are_asked_for() -> None:
+def test_outputs_are_read_in_the_order_of_the_request() -> None:
     wanted = [output("features"), output("probabilities", classification=Parameter(int64_param=99))]
     assert read_outputs(raw_request(1, outputs=wanted), MANIFEST) == [
         WantedOutput("features", 0),
@@ -148,8 +148,8 @@ def test_outputs_that_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("typed", [False, True])
-def test_best_values_of_equals_come_in_the_models_order(typed: bool) -> None:
-    """Written as Triton writes them: six decimals, the index, and the label of classes."""
+def test_equal_values_keep_the_models_order(typed: bool) -> None:
+    """Triton writes six decimals, the index, and the label of classes."""
     probabilities = np.full(CLASSES, 0.125, np.float32)
     probabilities[[0, 9]] = 0.0, 0.25
     answers = [InferenceResult(probabilities, np.array([-1, 2.5], np.float32), 0.0, 0.0, 1)] * 2

@@ -1,4 +1,4 @@
-"""Project through a real channel, with a worker that is a fake."""
+"""Project is called through a real channel, with a fake worker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -48,14 +48,14 @@ def worker() -> FakeWorker:
 
 @pytest.fixture
 async def pair(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
-    """A server and a worker that have found each other."""
+    """A server that is connected to its worker."""
     async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
         await projection_is(server, SERVING)
         yield server
 
 
 async def projection_is(server: Running, status: int) -> None:
-    """Wait until the health of projections is `status`."""
+    """Waits until the health of projections is `status`."""
     request = health_pb2.HealthCheckRequest(service=PROJECTION)
     watch = health_pb2_grpc.HealthStub(server.channel).Watch(request, timeout=30)
     async for health in watch:
@@ -91,7 +91,7 @@ async def test_projections_arrive_one_by_one_with_their_place_in_the_photo(pair:
     call.cancel()
 
 
-async def test_the_worker_is_asked_what_the_client_asked(pair: Running, worker: FakeWorker) -> None:
+async def test_the_worker_gets_the_request_of_the_client(pair: Running, worker: FakeWorker) -> None:
     unit = pb.UnitRule(position=pb.Position(row=1, column=2))
     request = pb.ProjectRequest(
         image=raw_image(300),
@@ -106,11 +106,11 @@ async def test_the_worker_is_asked_what_the_client_asked(pair: Running, worker: 
     assert (asked.unit, asked.format) == (unit, pb.PICTURE_FORMAT_FLOAT32)
     assert asked.pixels == request.image.raw.data
     assert worker.remaining_s[0] is not None
-    assert 0 < worker.remaining_s[0] < 30  # without one it would be 120
+    assert 0 < worker.remaining_s[0] < 30  # without a deadline it would be 120
     assert worker.request_ids[0]
 
 
-async def test_the_worker_is_asked_for_the_maps_of_a_class(pair: Running, worker: FakeWorker) -> None:
+async def test_the_worker_gets_the_request_for_maps_of_a_class(pair: Running, worker: FakeWorker) -> None:
     for name, count, asked in (("class 1", 2, 2), ("n0", 1, 1), ("", 0, 6)):
         wanted = pb.ClassMaps(class_name=name, count=count)
         await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1", for_class=wanted), timeout=20)
@@ -119,11 +119,11 @@ async def test_the_worker_is_asked_for_the_maps_of_a_class(pair: Running, worker
 
 async def test_defaults(pair: Running, worker: FakeWorker) -> None:
     await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
-    assert worker.requests[0].strongest == 6  # nine, but the layer has six
+    assert worker.requests[0].strongest == 6  # the default is nine, but the layer has six
     assert worker.requests[0].format == pb.PICTURE_FORMAT_PNG
 
 
-async def test_a_reference_spares_the_photo(pair: Running, worker: FakeWorker) -> None:
+async def test_a_reference_replaces_the_photo(pair: Running, worker: FakeWorker) -> None:
     classified = await pair.vision.Classify(classify_request(300))
     image = pb.Image(reference=classified.image_reference)
     [answer] = await project(pair, pb.ProjectRequest(image=image, layer="conv1", strongest=1))
@@ -183,7 +183,7 @@ async def test_a_reference_spares_the_photo(pair: Running, worker: FakeWorker) -
         pytest.param(pb.ProjectRequest(layer="conv1", format=7), InvalidInput, "format", id="format"),  # type: ignore[arg-type]
     ],
 )
-async def test_what_the_model_does_not_have(
+async def test_an_invalid_projection_is_refused_and_named(
     pair: Running, worker: FakeWorker, request_: pb.ProjectRequest, error: type[ServiceError], field: str
 ) -> None:
     asked = pb.ProjectRequest(image=raw_image(1))
@@ -225,7 +225,7 @@ async def test_an_unknown_failure_of_the_worker_is_not_passed_on(pair: Running, 
     assert "secret" not in error.message
 
 
-async def test_a_slow_worker_is_given_up_at_the_deadline(pair: Running, worker: FakeWorker) -> None:
+async def test_a_slow_worker_is_cancelled_at_the_deadline(pair: Running, worker: FakeWorker) -> None:
     worker.hangs_after = 0
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"), timeout=2)
@@ -247,13 +247,13 @@ async def test_without_a_worker(server: Running) -> None:
     assert error.retry_after_s is None
 
 
-async def test_a_worker_that_is_down_and_comes_up(engine: FakeEngine, address: str) -> None:
+async def test_projections_return_when_the_worker_does(engine: FakeEngine, address: str) -> None:
     request = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=1)
     async with running_server(engine, worker=True, worker_address=address) as server:
         error = await error_of(server, request)
         assert type(error) is WorkerUnavailable
         assert error.retry_after_s == 2.0
-        for _ in range(2):  # it may also die and come back
+        for _ in range(2):  # the second time it dies and comes back
             async with FakeWorker().listening(address):
                 await projection_is(server, SERVING)
                 assert len(await project(server, request)) == 1
@@ -266,7 +266,7 @@ async def test_a_worker_that_is_down_and_comes_up(engine: FakeEngine, address: s
                 assert status.status == SERVING
 
 
-async def test_a_worker_that_dies_at_work(engine: FakeEngine, address: str) -> None:
+async def test_a_worker_that_dies_during_a_projection(engine: FakeEngine, address: str) -> None:
     worker = FakeWorker(hangs_after=1)
     async with running_server(engine, worker=True, worker_address=address) as server:
         async with worker.listening(address):
@@ -285,14 +285,14 @@ async def test_a_worker_with_other_weights_is_refused(engine: FakeEngine, addres
     async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
         request = pb.ProjectRequest(image=raw_image(1), layer="conv1")
         while type(error := await error_of(server, request)) is WorkerUnavailable:
-            pass  # they have not met yet
+            pass  # the server has not asked the worker yet
         assert type(error) is WorkerMismatch
         assert not worker.requests
         assert not (await server.vision.DescribeModel(pb.DescribeModelRequest())).projection_available
         assert (await server.vision.Classify(classify_request(3))).features[0] == 3
 
 
-async def test_a_worker_that_says_it_is_not_well(pair: Running, worker: FakeWorker) -> None:
+async def test_a_worker_whose_health_is_not_serving(pair: Running, worker: FakeWorker) -> None:
     assert (await pair.vision.DescribeModel(pb.DescribeModelRequest())).projection_available
     worker.health.not_serving(WORKER_SERVICE)
     await projection_is(pair, NOT_SERVING)

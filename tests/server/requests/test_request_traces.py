@@ -1,4 +1,4 @@
-"""The traces of a server with a fake engine, as a collector sees them; and the logs beside them."""
+"""A collector receives the traces of a server with a fake engine; log lines carry the request's id."""
 
 import asyncio
 import io
@@ -38,7 +38,7 @@ def endpoint(collector: Collector) -> Iterator[str]:
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """Everything logged, as JSON."""
+    """Holds all log lines, as JSON."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
@@ -60,7 +60,7 @@ async def test_one_trace_from_the_callers_span_to_the_engine(
     async with running_server(engine, otlp_endpoint=endpoint) as server:
         metadata = (*TRACED, ("x-request-id", "r1"))
         await server.vision.Classify(pb.ClassifyRequest(image=png()), metadata=metadata)
-        # Probes would drown everything else.
+        # Probes are not traced.
         await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest(), metadata=TRACED)
 
     call, batch = collector.only(CLASSIFY), collector.only("batch")
@@ -95,7 +95,7 @@ async def test_a_batch_is_linked_with_every_traced_call_in_it(
         await engine.begun()
         metadata: tuple[tuple[tuple[str, str], ...], ...] = (TRACED, TRACED, ())
         mates = [asyncio.ensure_future(server.vision.Classify(classify_request(9), metadata=each)) for each in metadata]
-        await server.vision.DescribeModel(pb.DescribeModelRequest())  # came after them
+        await server.vision.DescribeModel(pb.DescribeModelRequest())  # comes after them
         engine.open.set()
         await asyncio.gather(first, *mates)
 
@@ -109,12 +109,12 @@ async def test_a_batch_is_linked_with_every_traced_call_in_it(
 @pytest.mark.parametrize(
     ("traceparent", "traced"),
     [
-        (f"00-{TRACE}-{CALLER}-00", False),  # the caller has decided against it
+        (f"00-{TRACE}-{CALLER}-00", False),  # the caller decided not to trace
         (f"00-{TRACE}-{'0' * 16}-01", True),
         ("what is this", True),
     ],
 )
-async def test_a_broken_traceparent_is_ignored_and_a_callers_no_is_heard(
+async def test_a_broken_traceparent_is_ignored_and_a_callers_decision_not_to_trace_holds(
     engine: FakeEngine, collector: Collector, endpoint: str, traceparent: str, traced: bool
 ) -> None:
     async with running_server(engine, otlp_endpoint=endpoint) as server:
@@ -189,7 +189,7 @@ async def test_every_line_of_a_call_carries_its_id_even_from_the_decoding_thread
     assert failed["request_ids"] == ["r2"], "an engine's thread works for many calls"
 
 
-async def test_a_collector_that_hangs_hurts_neither_requests_nor_the_end(engine: FakeEngine) -> None:
+async def test_a_collector_that_hangs_delays_neither_requests_nor_the_shutdown(engine: FakeEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         async with running_server(engine, otlp_endpoint=endpoint) as server:

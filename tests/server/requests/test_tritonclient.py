@@ -1,4 +1,4 @@
-"""NVIDIA's tritonclient against a server, unchanged: sync, asyncio and streaming."""
+"""NVIDIA's unchanged tritonclient calls a server: sync, asyncio and streaming."""
 
 import asyncio
 import io
@@ -83,7 +83,7 @@ async def test_a_stream_is_answered_in_order_and_outlives_an_error(
     images = [batch_of(identity) for identity in range(50)]
     images[20] = np.zeros((1, 9, 9, 3), np.uint8)
     answers = await call(function, images)
-    # With an error the client hands out no id.
+    # The client gives no id with an error.
     assert [number for number, _ in answers] == [str(number) if number != 20 else "" for number in range(50)]
     assert "[1, 9, 9, 3]" in answers[20][1]
     assert all(answers[number][1].tolist() == [[number, 2 * number]] for number in range(50) if number != 20)
@@ -103,6 +103,6 @@ async def test_refusals(call: Callable[..., Any]) -> None:
 
 
 def test_one_process_can_hold_both_clients() -> None:
-    """Ours speaks another protocol, and does not load the messages that tritonclient has too."""
+    """zfserve's client uses another protocol, and does not load the messages that tritonclient registers."""
     program = "import tritonclient.grpc, zfserve, zfserve_cli.main"
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Classify and DescribeModel through a real channel, with a fake engine."""
+"""Classify and DescribeModel are called through a real channel, with a fake engine."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ def encode(width: int, height: int, file_format: str = "PNG") -> bytes:
 
 
 def png_bomb() -> bytes:
-    """A PNG of a few bytes that says it has 3.6 thousand million pixels."""
+    """Returns a PNG of a few bytes whose header says 3.6 thousand million pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -46,7 +46,7 @@ def png_bomb() -> bytes:
 
 
 async def error_of(call: "grpc.aio.UnaryUnaryCall[pb.ClassifyRequest, pb.ClassifyResponse]") -> ServiceError:
-    """The error that a call ends with, as its details tell it."""
+    """Returns the error that a call ends with, as read from its details."""
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
     error = from_call_error(failed.value)
@@ -61,7 +61,7 @@ async def health_of(server: Running, service: str) -> int:
     return status
 
 
-async def test_classify_answers_everything_asked_for(server: Running) -> None:
+async def test_classify_answers_all_fields(server: Running) -> None:
     request = pb.ClassifyRequest(image=raw_image(263), top_k=2, include_features=True)
     answer = await server.vision.Classify(request)
     best = answer.classes[0]
@@ -77,7 +77,7 @@ async def test_classify_answers_everything_asked_for(server: Running) -> None:
 
 async def test_classify_decodes_a_file(server: Running) -> None:
     answer = await server.vision.Classify(pb.ClassifyRequest(image=pb.Image(encoded=encode(SIDE, SIDE))))
-    assert answer.classes[0].index == 2  # of the pixel (1, 2, 3) the second byte
+    assert answer.classes[0].index == 2  # the second byte of the pixel (1, 2, 3)
     assert len(answer.classes) == 5
     assert not answer.features
     assert answer.timings.decode_ms > 0
@@ -144,7 +144,7 @@ async def test_a_reference_expires(engine: FakeEngine) -> None:
 
 
 async def test_the_largest_image_allowed_arrives(engine: FakeEngine) -> None:
-    """Above gRPC's own limit of 4 MiB, up to the one that was set."""
+    """It is larger than gRPC's default limit of 4 MiB."""
     async with running_server(engine, max_image_bytes=3 * 2000 * 1000) as server:
         raw = pb.RawPixels(width=2000, height=1000, data=bytes(3 * 2000 * 1000))
         assert (await server.vision.Classify(pb.ClassifyRequest(image=pb.Image(raw=raw)))).classes[0].index == 0
@@ -172,7 +172,7 @@ async def test_overload_is_refused_at_once_with_a_delay(engine: FakeEngine) -> N
 
 
 async def error_of_overload(server: Running) -> Overloaded | None:
-    """None where this call was itself let in; it then gives up by its deadline."""
+    """Returns None if this call was itself accepted. It then ends at its deadline."""
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await server.vision.Classify(classify_request(7), timeout=0.5)
     error = from_call_error(failed.value)
@@ -188,7 +188,7 @@ async def test_an_expired_request_is_never_run(server: Running, engine: FakeEngi
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await expiring
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await server.wait_for_queue_depth(0)  # the server's clock began later than the client's
+    await server.wait_for_queue_depth(0)  # the server's deadline is later than the client's
     mate = asyncio.ensure_future(server.vision.Classify(classify_request(3)))
     engine.open.set()
     await asyncio.gather(first, mate)
@@ -230,7 +230,7 @@ async def test_describe_model(server: Running) -> None:
     assert not answer.projection_available
 
 
-async def test_best_classes_of_equals_come_in_the_models_order(server: Running) -> None:
+async def test_equally_probable_classes_keep_the_models_order(server: Running) -> None:
     answer = await server.vision.Classify(pb.ClassifyRequest(image=raw_image(9), top_k=4))
     assert [score.index for score in answer.classes] == [9, 0, 1, 2]
     assert np.all(np.diff([score.probability for score in answer.classes]) <= 0)
