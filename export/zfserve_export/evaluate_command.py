@@ -44,14 +44,21 @@ class Subject:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="a bundle folder, or weights (.safetensors, .pt, .pth)")
     parser.add_argument("--data", type=Path, required=True, help="folder with <class id>/ or val/<class id>/")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="which graph of a bundle")
     parser.add_argument(
-        "--engine", choices=get_args(EngineName), default="onnx-cpu", help="that runs a bundle (default: %(default)s)"
+        "--precision", choices=get_args(Precision), default="fp32", help="precision of the bundle's graph"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        default="onnx-cpu",
+        help="engine that runs a bundle (default: %(default)s)",
     )
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="for the network of a bundle")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="also draw the confusion matrix there")
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="of the engine that runs a bundle")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    parser.add_argument(
+        "--confusion", type=Path, metavar="FILE.png", help="also draw the confusion matrix into this file"
+    )
     add_weights_arguments(parser)
 
 

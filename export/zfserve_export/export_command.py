@@ -37,31 +37,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "weights", type=Path, nargs="?", default=DEFAULT_WEIGHTS, help=f"trained weights (default: {DEFAULT_WEIGHTS})"
     )
     parser.add_argument("--output", type=Path, default=Path("models"), help="folder of all models (default: models)")
-    parser.add_argument("--name", help="of the model (default: its architecture)")
-    parser.add_argument("--version", help="of the model (default: the next whole number)")
+    parser.add_argument("--name", help="name of the model (default: its architecture)")
+    parser.add_argument("--version", help="version of the model (default: the next whole number)")
     parser.add_argument(
-        "--fp16", action=argparse.BooleanOptionalAction, default=True, help="write a float16 file too, for GPUs"
+        "--fp16", action=argparse.BooleanOptionalAction, default=True, help="also write a float16 file for GPUs"
     )
     parser.add_argument(
         "--int8",
         action=argparse.BooleanOptionalAction,
-        help="write INT8 files too, one for CPUs and one for GPUs (default: where --calibration is)",
+        help="also write INT8 files, one for CPUs and one for GPUs (default: if --calibration is given)",
     )
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="photos, some hundred, to calibrate INT8 on")
     parser.add_argument(
-        "--validation", type=Path, metavar="DIR", help="photos in <class id>/ or val/<class id>/, to measure accuracy"
+        "--calibration", type=Path, metavar="DIR", help="folder of some hundred photos to calibrate INT8 on"
+    )
+    parser.add_argument(
+        "--validation", type=Path, metavar="DIR", help="folder with <class id>/ or val/<class id>/, to measure accuracy"
     )
     parser.add_argument(
         "--photos",
         type=Path,
         metavar="DIR",
-        help=f"more photos for the parity report and the golden inputs (default: {DEFAULT_PHOTOS}, where it exists)",
+        help=f"folder of more photos for parity and golden inputs (default: {DEFAULT_PHOTOS}, where it exists)",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-4,
-        help="largest difference of fp32 to PyTorch in a probability (default: 1e-4)",
+        help="largest difference between fp32 and PyTorch in a probability (default: 1e-4)",
     )
     add_weights_arguments(parser)
 
@@ -107,11 +109,12 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Ex
             raise BundleError("INT8 needs photos to calibrate on; give a folder with --calibration")
     if 0 < len(calibration) < FEW_CALIBRATION_PHOTOS:
         doubts.append(
-            f"INT8 is calibrated on {len(calibration)} photos only; for accuracy give some hundred with --calibration"
+            f"INT8 is calibrated on only {len(calibration)} photos; for better accuracy give some hundred with "
+            "--calibration"
         )
     validation = list_labelled_photos(arguments.validation, checkpoint.class_ids) if arguments.validation else None
     if not (photos or calibration or validation):
-        doubts.append("no photos were given: parity is measured on noise alone; give some with --photos")
+        doubts.append("no photos were given: parity is measured on noise only; add photos with --photos")
     plan = ExportPlan(
         models=arguments.output,
         name=arguments.name or checkpoint.network.spec.architecture,
@@ -156,16 +159,16 @@ def find_faults(bundle: Bundle) -> list[str]:
     """Returns one sentence for each weakness of the INT8 files that a user should know."""
     top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
     faults = [
-        f"{entry.precision} names another class than the network for {1 - entry.top1_agreement:.0%} of {entry.count} "
-        "photos; measure its accuracy with --validation before serving it"
+        f"{entry.precision} gives another top class than the network for {1 - entry.top1_agreement:.0%} of "
+        f"{entry.count} photos; measure its accuracy with --validation before serving it"
         for entry in bundle.manifest.parity
         if entry.precision in EIGHT_BITS and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
         if entry.precision not in top1  # its accuracy says more
     ]
     faults += [
         f"{precision.upper()} LOSES {(top1['fp32'] - top1[precision]) * 100:.1f} POINTS OF TOP-1 "
-        f"({top1['fp32']:.1%} to {top1[precision]:.1%}); serve fp32, or calibrate on more photos that look like those "
-        "to be classified"
+        f"({top1['fp32']:.1%} to {top1[precision]:.1%}); serve fp32, or calibrate on more photos that resemble "
+        "those you will classify"
         for precision in EIGHT_BITS
         if precision in top1 and top1["fp32"] - top1[precision] > MOST_TOP1_LOST
     ]
@@ -176,8 +179,8 @@ def _load(arguments: argparse.Namespace) -> Checkpoint:
     weights: Path = arguments.weights
     if weights == DEFAULT_WEIGHTS and not weights.is_file():
         raise CheckpointError(
-            f"{weights} is not here; run this in a checkout of zfserve, or name a file of weights (`zfserve train` "
-            "makes one)"
+            f"{weights} does not exist; run this in a checkout of zfserve, or name a weights file (`zfserve train` "
+            "writes one)"
         )
     return read_weights(weights, arguments)
 

@@ -93,7 +93,9 @@ class ExportPlan:
     def __post_init__(self) -> None:
         for what, value in (("name", self.name), ("version", self.version)):
             if value is not None and not re.fullmatch(NAME_PATTERN, value):
-                raise BundleError(f"the {what} {value!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
+                raise BundleError(
+                    f"the {what} {value!r} cannot be a folder's name; use letters, digits, '.', '_' and '-'"
+                )
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

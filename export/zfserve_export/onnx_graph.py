@@ -124,8 +124,8 @@ def half_network(network: Network) -> Network:
         if not weights.isfinite().all():
             largest = float(network.state_dict()[name].abs().max())
             raise GraphError(
-                f"{name} holds a weight of {largest:.3g}, and float16 ends at {LARGEST_HALF:.0f}; leave the fp16 file "
-                "out with --no-fp16"
+                f"{name} holds a weight of {largest:.3g}, and the largest float16 is {LARGEST_HALF:.0f}; "
+                "leave out the fp16 file with --no-fp16"
             )
     return half
 
@@ -161,7 +161,7 @@ def check_graph(model: onnx.ModelProto) -> None:
         raise GraphError(f"the exported graph is not valid ONNX: {error}") from error
     readers = [node.op_type for node in model.graph.node if "pixels" in node.input]
     if readers != ["Cast"]:
-        raise GraphError(f"`pixels` must be read by one Cast alone, but is read by {', '.join(readers) or 'nothing'}")
+        raise GraphError(f"`pixels` must be read by exactly one Cast, but is read by {', '.join(readers) or 'nothing'}")
     outputs = [output.name for output in model.graph.output]
     if outputs != ["probabilities", "features"]:
         raise GraphError(f"the outputs are {', '.join(outputs)} instead of probabilities, features")

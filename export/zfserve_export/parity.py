@@ -76,9 +76,9 @@ def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
                 # Written so that a NaN fails.
                 if not largest <= LARGEST_ACTIVATION:
                     raise ParityError(
-                        f"{name} gives activations of {largest:.3g} for {reference.kind}, too near float16's end at "
-                        f"{LARGEST_HALF:.0f} (at most {LARGEST_ACTIVATION:.0f} is allowed); leave the fp16 file out "
-                        "with --no-fp16"
+                        f"{name} gives activations of {largest:.3g} for {reference.kind}, too close to "
+                        f"the largest float16, {LARGEST_HALF:.0f} (at most {LARGEST_ACTIVATION:.0f} is allowed); "
+                        "leave out the fp16 file with --no-fp16"
                     )
 
 

@@ -49,7 +49,7 @@ class Preprocessing:
         if self.shorter_side < INPUT_SIZE:
             raise ValueError(f"shorter_side is {self.shorter_side}; it must be at least {INPUT_SIZE}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError("mean and std need one number per channel, and std positive ones")
+            raise ValueError("mean and std need one number per channel, and those of std must be positive")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Checkpoint:
         classes = self.network.spec.classes
         if not len(self.class_ids) == len(self.labels) == classes:
             raise CheckpointError(
-                f"the network tells {classes} classes apart, but {len(self.class_ids)} class ids and "
+                f"the network has {classes} classes, but {len(self.class_ids)} class ids and "
                 f"{len(self.labels)} labels were given"
             )
 
@@ -130,7 +130,7 @@ def load_checkpoint(file: Path) -> Checkpoint:
         preprocessing = Preprocessing(**preprocessing, mean=mean, std=std)
         class_ids, labels = (tuple(json.loads(metadata[key])) for key in ("class_ids", "labels"))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} does not describe itself as a checkpoint must: {error}") from error
+        raise CheckpointError(f"{file} lacks the metadata of a checkpoint: {error}") from error
     network = Network(spec)
     load_tensors(network, tensors)
     return Checkpoint(network.eval(), class_ids, labels, preprocessing)

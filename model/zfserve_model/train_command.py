@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/zfnet"),
-        help="folder for everything written; a run that was interrupted there is resumed (default: %(default)s)",
+        help="folder for all output; an interrupted run in it is resumed (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--labels", type=Path, help="readable class names: a JSON object, or lines of id<TAB>label")
 
@@ -65,8 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--architecture", choices=ARCHITECTURES, help="default: zfnet, or that of --from")
     network.add_argument("--hidden-width", type=int, help="units in each hidden layer (default: 256)")
     network.add_argument("--contrast-norm", action="store_true", help="normalise across maps in stages 1 and 2")
-    network.add_argument("--from", type=Path, dest="start", metavar="WEIGHTS", help="fine-tune these weights")
-    network.add_argument("--freeze-through", metavar="LAYER", help="with --from: let nothing up to LAYER learn")
+    network.add_argument(
+        "--from", type=Path, dest="start", metavar="WEIGHTS", help="start from these weights and fine-tune them"
+    )
+    network.add_argument(
+        "--freeze-through", metavar="LAYER", help="with --from: freeze every layer up to and including LAYER"
+    )
 
     usual = Recipe()
     recipe = parser.add_argument_group("recipe")
@@ -92,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     machine.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
-        help="auto takes bf16 where the hardware multiplies it natively",
+        help="auto chooses bf16 where the hardware multiplies it natively",
     )  # fmt: skip
 
 
@@ -196,7 +200,7 @@ def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: tor
 def _build_network(arguments: argparse.Namespace, class_ids: tuple[str, ...], generator: torch.Generator) -> Network:
     if not arguments.start:
         if arguments.freeze_through:
-            raise RecipeError("--freeze-through needs --from: frozen random weights would never learn")
+            raise RecipeError("--freeze-through needs --from: frozen random weights would never be trained")
         width = DEFAULT_HIDDEN_WIDTH if arguments.hidden_width is None else arguments.hidden_width
         if width < 1:
             raise RecipeError("the hidden width must be at least 1")
@@ -204,7 +208,7 @@ def _build_network(arguments: argparse.Namespace, class_ids: tuple[str, ...], ge
         spec = NetworkSpec(architecture, len(class_ids), width, arguments.contrast_norm, batch_norm=True)
         return build_network(spec, generator)
     if arguments.hidden_width is not None:
-        raise RecipeError("with --from the hidden width is that of the weights; leave --hidden-width away")
+        raise RecipeError("with --from the weights fix the hidden width; leave out --hidden-width")
     weights = load_weights(arguments.start, arguments.architecture, contrast_norm=arguments.contrast_norm or None)
     network = start_from(weights, class_ids, generator)
     if arguments.freeze_through:

@@ -84,7 +84,7 @@ def load_weights(
     rename = _from_pytorchcv if foreign else _with_part
     tensors = {rename(name): tensor.float() for name, tensor in tensors.items()}
     if None not in (with_norm, contrast_norm) and with_norm != contrast_norm:
-        raise CheckpointError(f"{file} says whether it has a contrast norm; leave that option away")
+        raise CheckpointError(f"{file} states its own contrast norm; leave out the option")
     norm = next((known for known in (contrast_norm, with_norm) if known is not None), foreign)
     network = Network(infer_spec(tensors, architecture, norm))
     load_tensors(network, tensors)
@@ -125,8 +125,8 @@ def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
     if len(best) != 1:
         convolutions = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor.ndim == 4]
         raise CheckpointError(
-            f"the convolutions ({', '.join(convolutions) or 'none found'}) do not tell the architecture; "
-            f"name it: one of {', '.join(ARCHITECTURES)}"
+            f"the convolutions ({', '.join(convolutions) or 'none found'}) do not identify the architecture; "
+            f"choose one of {', '.join(ARCHITECTURES)}"
         )
     return best[0]
 
@@ -151,15 +151,14 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | Non
         document = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{file} does not hold plain tensors and is not opened otherwise, since a pickle can run any code; "
-            "save `model.state_dict()` alone"
+            f"{file} holds more than plain tensors, and loading it could run any code; save `model.state_dict()` alone"
         ) from error
     with_norm = _norm_of_plan(document)
     for key in CONTAINERS:
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
     if not isinstance(document, dict) or not document or not all(isinstance(v, Tensor) for v in document.values()):
-        raise CheckpointError(f"{file} holds no state_dict: tensors by name are needed, and nothing else")
+        raise CheckpointError(f"{file} holds no state_dict; it must hold tensors by name and nothing else")
     return {str(name): tensor for name, tensor in document.items()}, None, with_norm
 
 
@@ -182,7 +181,7 @@ def _own_checkpoint(
     spec = checkpoint.network.spec
     if architecture not in (None, spec.architecture) or contrast_norm not in (None, spec.contrast_norm):
         norm = "with" if spec.contrast_norm else "without"
-        raise CheckpointError(f"{file} says it is {spec.architecture} {norm} contrast norm; leave those options away")
+        raise CheckpointError(f"{file} says it is {spec.architecture} {norm} contrast norm; leave out those options")
     if class_names is not None:
         checkpoint = relabel(checkpoint, class_names)
     return replace(checkpoint, preprocessing=preprocessing) if preprocessing else checkpoint

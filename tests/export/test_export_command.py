@@ -35,7 +35,7 @@ def test_writes_a_bundle_and_says_what_it_is_worth(
     assert bundle.manifest.version == "2.0"
     assert list(bundle.manifest.artefacts) == ["fp32", "fp16", "int8", "int8-symmetric"]
     said = capsys.readouterr()
-    assert "warning: INT8 is calibrated on 12 photos only" in said.err
+    assert "warning: INT8 is calibrated on only 12 photos" in said.err
     assert "12 photos" in said.out
     assert "100.0%" in said.out
     assert "wrote models/tiny/2.0" in said.out
@@ -63,18 +63,18 @@ def test_a_bare_state_dict_gets_its_classes_from_the_labels(
     manifest = load_bundle(workplace / "models" / "zfnet-fig3" / "1").manifest
     assert [entry.label for entry in manifest.classes] == ["apple", "banana", "cherry"]
     assert list(manifest.artefacts) == ["fp32"]
-    assert "parity is measured on noise alone" in capsys.readouterr().err
+    assert "parity is measured on noise only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "weights/zfnet-imagenette.safetensors is not here; run this in a checkout of zfserve"),
+        ((), "weights/zfnet-imagenette.safetensors does not exist; run this in a checkout of zfserve"),
         (("other.safetensors",), "there is no file of weights at other.safetensors"),
         (("weights.safetensors", "--calibration", "nowhere"), "there is no folder nowhere"),
         (("weights.safetensors", "--validation", "."), "holds no class folders"),
         (("weights.safetensors", "--int8"), "INT8 needs photos to calibrate on; give a folder with --calibration"),
-        (("weights.safetensors", "--name", "a/b"), "the name 'a/b' cannot name a folder"),
+        (("weights.safetensors", "--name", "a/b"), "the name 'a/b' cannot be a folder's name"),
         (("weights.safetensors", "--labels", "weights.safetensors"), "cannot be read as labels"),
         (("weights.safetensors", "--output", "weights.safetensors"), "Not a directory"),
     ],
@@ -104,7 +104,7 @@ def test_asks_for_the_accuracy_of_eight_bits_that_differ_unless_it_is_measured(
     assert find_faults(with_accuracy) == []
     without = Bundle(bundle.folder, with_accuracy.manifest.model_copy(update={"accuracy": ()}))
     (fault,) = find_faults(without)
-    assert fault.startswith(f"{precision} names another class than the network for 25% of 12 photos; measure its")
+    assert fault.startswith(f"{precision} gives another top class than the network for 25% of 12 photos; measure its")
 
 
 def measured(bundle: Bundle, precision: Precision, fp32: float, top1: float, agreement: float) -> Bundle:

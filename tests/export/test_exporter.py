@@ -152,7 +152,7 @@ def test_an_interrupt_leaves_the_older_version_alone(
 
 @pytest.mark.parametrize(("name", "version"), [("../up", None), ("tiny", ".hidden"), ("", "1")])
 def test_names_that_are_no_folders_are_refused(name: str, version: str | None, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot name a folder"):
+    with pytest.raises(BundleError, match="cannot be a folder's name"):
         ExportPlan(models=tmp_path, name=name, version=version)
 
 

@@ -142,7 +142,7 @@ def test_check_passes_a_graph_that_keeps_the_promises() -> None:
 def test_check_refuses_another_first_node() -> None:
     turn = helper.make_node("Transpose", ["pixels"], ["turned"], perm=[0, 2, 1, 3])
     cast = helper.make_node("Cast", ["turned"], ["probabilities"], to=TensorProto.FLOAT)
-    with pytest.raises(GraphError, match="read by one Cast alone, but is read by Transpose"):
+    with pytest.raises(GraphError, match="read by exactly one Cast, but is read by Transpose"):
         check_graph(tiny_graph(turn, cast, COPY))
 
 

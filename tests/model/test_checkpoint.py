@@ -61,12 +61,12 @@ def test_batch_norm_is_folded_away_and_halves_are_the_default(tmp_path: Path) ->
     ("metadata", "message"),
     [
         ({"format": "other"}, "was not written by this release"),
-        ({"spec": "{"}, "does not describe itself"),
+        ({"spec": "{"}, "lacks the metadata of a checkpoint"),
         ({"spec": '{"architecture": "resnet"}'}, "resnet"),
         ({"spec": '{"depth": 3}'}, "depth"),
         ({"preprocessing": "{}"}, "mean"),
         ({"preprocessing": json.dumps(vars(Preprocessing()) | {"resize": "stretch"})}, "stretch"),
-        ({"class_ids": '["n1"]'}, "2 classes apart, but 1 class ids"),
+        ({"class_ids": '["n1"]'}, "has 2 classes, but 1 class ids"),
     ],
 )
 def test_a_file_that_does_not_describe_itself_is_refused(

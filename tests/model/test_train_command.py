@@ -110,7 +110,7 @@ def test_fine_tuning_has_a_lower_rate_by_default(toy_photos: Path, trained: Path
         (("--rate", "0"), "peak rate must be above 0"),
         (("--hidden-width", "0"), "hidden width must be at least 1"),
         (("--freeze-through", "conv3"), "needs --from"),
-        (("--from", "absent.safetensors"), "leave --hidden-width away"),
+        (("--from", "absent.safetensors"), "leave out --hidden-width"),
         (("--labels", "absent.tsv"), "absent.tsv cannot be read"),
         (("--device", "abacus"), "there is no device 'abacus' here"),
         (("--data", "absent"), "is not a folder"),

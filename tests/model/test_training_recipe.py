@@ -21,14 +21,14 @@ def test_the_last_stage_must_be_what_is_served() -> None:
 
 @pytest.mark.parametrize("stages", [(), (Stage(32, 1),), (Stage(256, 1),), (Stage(224, 0),)])
 def test_stages_must_be_trainable(stages: tuple[Stage, ...]) -> None:
-    with pytest.raises(RecipeError, match="64 to 224 pixels and an epoch"):
+    with pytest.raises(RecipeError, match="64 to 224 pixels and at least one epoch"):
         Recipe(stages=stages)
 
 
 def test_all_faults_of_a_recipe_are_named_at_once() -> None:
     with pytest.raises(RecipeError) as raised:
         Recipe(stages=(Stage(32, 1), Stage(128, 0)), batch_size=1, peak_rate=0, label_smoothing=1)
-    for fault in ("64 to 224 pixels and an epoch", "batch size", "peak rate", "label smoothing"):
+    for fault in ("64 to 224 pixels and at least one epoch", "batch size", "peak rate", "label smoothing"):
         assert fault in str(raised.value)
 
 

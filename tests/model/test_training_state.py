@@ -46,7 +46,7 @@ def test_every_difference_of_plans_is_named() -> None:
 def test_other_photos_make_another_run() -> None:
     begun = replace(PLAN, listing="ab12")
     begun.require_continues(begun.document())
-    with pytest.raises(RecipeError, match="another one: photos to learn from were added, removed, renamed or changed"):
+    with pytest.raises(RecipeError, match="another plan: photos to learn from were added, removed, renamed or changed"):
         replace(PLAN, listing="cd34").require_continues(begun.document())
     older = begun.document()
     del older["listing"]  # states of older releases have no listing
@@ -115,5 +115,5 @@ def test_a_state_says_whether_its_network_has_a_contrast_norm(toy_run: ToyRun, c
     file = toy_run.folder / "state.pt"
     toy_run.state(spec).save(file)
     assert load_weights(file).network.spec.contrast_norm is contrast_norm
-    with pytest.raises(CheckpointError, match="leave that option away"):
+    with pytest.raises(CheckpointError, match="leave out the option"):
         load_weights(file, contrast_norm=not contrast_norm)

@@ -77,7 +77,7 @@ class Recipe:
         faults = [
             text
             for text, holds in (
-                (f"each stage needs {SMALLEST_SIZE} to {INPUT_SIZE} pixels and an epoch at least", self._stages_run()),
+                (f"each stage needs {SMALLEST_SIZE} to {INPUT_SIZE} pixels and at least one epoch", self._stages_run()),
                 ("the batch size must be at least 2, for batch norm", self.batch_size >= 2),
                 ("the peak rate must be above 0", self.peak_rate > 0),
                 ("warm-up must be in [0, 1)", 0 <= self.warmup < 1),

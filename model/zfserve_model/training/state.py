@@ -67,7 +67,7 @@ class Plan:
         ]
         if changes:
             raise RecipeError(
-                f"the run that would be resumed was another one: {'; '.join(changes)}. "
+                f"the run in that folder has another plan: {'; '.join(changes)}. "
                 "Give the same options again (only epochs may be added at the end), or a new --output"
             )
 

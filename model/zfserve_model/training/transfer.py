@@ -26,7 +26,7 @@ def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: to
     if (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) != (usual.mean, usual.std):
         raise CheckpointError(
             f"the weights want mean {checkpoint.preprocessing.mean} and std {checkpoint.preprocessing.std}; "
-            f"training goes on from weights made for {usual.mean} and {usual.std} only"
+            f"training continues only from weights made for {usual.mean} and {usual.std} only"
         )
     if class_ids == checkpoint.class_ids:
         return checkpoint.network
