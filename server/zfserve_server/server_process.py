@@ -58,7 +58,7 @@ def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except StillOpening:
-        # The interpreter may crash if it ends while a library computes in a thread. `exit_now` leaves it no chance.
+        # The interpreter may crash if it ends while a library computes in a thread. `exit_now` ends it before.
         logger.warning("the engine is still opening; the process ends without waiting for it")
         signal.raise_signal(signal.SIGTERM)
         exit_now(128 + signal.SIGTERM)  # The first process of a container does not get the signal.

@@ -40,7 +40,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     assert config.tls_cert is None
 
 
-def test_folders_come_after_commas_and_by_giving_the_flag_again() -> None:
+def test_model_folders_are_split_at_commas_and_the_flag_can_be_repeated() -> None:
     folders = (Path("a"), Path("b/c"), Path("d"))
     assert read(parse("--model", "a,b/c", "--model", "d"), {"ZFSERVE_MODEL": "x"}).model == folders
     assert read(parse(), {"ZFSERVE_MODEL": "a,b/c,d"}).model == folders
@@ -90,7 +90,7 @@ def test_a_missing_model_says_what_to_run(tmp_path: Path, capsys: pytest.Capture
 def test_an_engine_that_cannot_serve_ends_the_command_with_one_line(
     colour_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here because no output is within a negative tolerance of what was recorded."""
+    """The engine fails its check, because no output is within a negative tolerance of the golden outputs."""
     bundle = colour_bundle(artefacts={"fp32": Artefact(file="model.onnx", golden_tolerance=-1.0)})
     flags = ("--port", "0", "--metrics-port", "0", "--no-worker", "--engine", "onnx-cpu")
     parser = argparse.ArgumentParser()
@@ -111,7 +111,7 @@ def test_an_engine_that_cannot_serve_ends_the_command_with_one_line(
         (("--metrics-host", "0.0.0.0"), True),
     ],
 )
-def test_a_public_address_needs_tls_or_a_word_that_it_does_not(flags: tuple[str, ...], accepted: bool) -> None:
+def test_a_public_address_needs_tls_or_allow_insecure(flags: tuple[str, ...], accepted: bool) -> None:
     if accepted:
         assert read(parse(*flags), {}).metrics_host == ("0.0.0.0" if "--metrics-host" in flags else "127.0.0.1")
         return
@@ -120,7 +120,7 @@ def test_a_public_address_needs_tls_or_a_word_that_it_does_not(flags: tuple[str,
     assert read(parse(*flags), {"ZFSERVE_ALLOW_INSECURE": "1"}).allow_insecure
 
 
-def test_tls_towards_the_worker_is_whole_or_not_there() -> None:
+def test_tls_to_the_worker_needs_all_of_its_settings() -> None:
     with pytest.raises(ConfigError) as refused:
         read(parse("--worker-tls-cert", "c"), {})
     for complaint in ("--worker-tls-cert and --worker-tls-key", "needs --worker-tls-ca"):
