@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from zfserve_cli.main import COMMANDS
-from zfserve_runtime.settings import ProcessSettings, flag_of, variable_of
+from zfserve_runtime.settings import ProcessSettings, flag_of
 from zfserve_server.config import ServerConfig
 from zfserve_worker.config import WorkerConfig
 
@@ -46,7 +46,7 @@ def test_each_setting_has_a_row_with_its_flag_variable_default_and_meaning(
 ) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:4] == "| `-"]
     expected = [
-        [f"`{flag_of(name)}`", f"`{variable_of(settings, name)}`", shown(settings.model_fields[name].default)]
+        [f"`{flag_of(name)}`", f"`{settings.variable_of(name)}`", shown(settings.model_fields[name].default)]
         for names in settings.sections.values()
         for name in names
     ]
@@ -69,13 +69,13 @@ def test_each_setting_is_in_one_section_and_has_one_flag(
 def test_server_and_worker_share_no_variable() -> None:
     """A worker that the server starts inherits the server's environment."""
     server, worker = (
-        {variable_of(settings, name) for name in settings.model_fields} for settings in (ServerConfig, WorkerConfig)
+        {settings.variable_of(name) for name in settings.model_fields} for settings in (ServerConfig, WorkerConfig)
     )
     assert not server & worker
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
 def test_no_page_names_a_variable_of_ours_that_is_not_read(page: str) -> None:
-    ours = {variable_of(settings, name) for settings in (ServerConfig, WorkerConfig) for name in settings.model_fields}
+    ours = {settings.variable_of(name) for settings in (ServerConfig, WorkerConfig) for name in settings.model_fields}
     ours |= {"ZFSERVE_ADDRESS", "ZFSERVE_TOKEN", "ZFSERVE_TOKEN_FILE"}
     assert set(re.findall(r"\bZF(?:SERVE|WORKER)_[A-Z_]*[A-Z]", (ROOT / page).read_text())) <= ours

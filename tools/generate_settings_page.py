@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from zfserve_runtime.settings import ProcessSettings, default_text, flag_of, variable_of
+from zfserve_runtime.settings import ProcessSettings, default_text, flag_of
 from zfserve_server.config import ServerConfig
 from zfserve_worker.config import WorkerConfig
 
@@ -29,7 +29,7 @@ def table(settings: type[ProcessSettings], names: tuple[str, ...]) -> Iterator[s
         default = default_text(field)
         shown = default if default in ("on", "off", "unset") else f"`{default}`"
         meaning = re.sub(r"(?<!`)(--[a-z][a-z-]*)", r"`\1`", field.description or "")
-        yield f"| `{flag_of(name)}` | `{variable_of(settings, name)}` | {shown} | {meaning} |\n"
+        yield f"| `{flag_of(name)}` | `{settings.variable_of(name)}` | {shown} | {meaning} |\n"
 
 
 def generate(page: str) -> str:

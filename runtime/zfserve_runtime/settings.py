@@ -8,7 +8,7 @@ which inherits the settings that both share.
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -80,6 +80,59 @@ class ProcessSettings(BaseModel):
         30.0, ge=0, description="Seconds to finish the accepted calls after the process was asked to stop."
     )
 
+    @classmethod
+    def add_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds one flag for each setting. `read` checks the values."""
+        parser.epilog = (
+            f"Every flag can also be set in the environment: --drain-grace as {cls.variable_of('drain_grace')} and so "
+            "on. A flag wins over the environment."
+        )
+        for title, names in cls.sections.items():
+            section = parser.add_argument_group(title.lower())
+            for name in names:
+                field = cls.model_fields[name]
+                default = "" if field.default is None else f" (default: {default_text(field)})"
+                text = f"{field.description}{default}".replace("%", "%%")
+                if field.annotation is bool:
+                    section.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, default=None, help=text)
+                else:
+                    action = "append" if get_origin(field.annotation) is tuple else "store"
+                    section.add_argument(flag_of(name), action=action, metavar=_metavar(name, field), help=text)
+
+    @classmethod
+    def read(cls, flags: Mapping[str, object], environment: Mapping[str, str]) -> Self:
+        """Returns the settings from the flags; where a flag is not given, from the environment; else the defaults.
+
+        An empty variable counts as not given.
+
+        Args:
+            flags: the parsed flags of `add_flags`, by setting. None stands for a flag that was not given.
+            environment: the environment variables of the process.
+
+        Raises:
+            ConfigError: names every fault at once, each by the flag or variable that caused it.
+            TracingError: OpenTelemetry's own variables ask for a protocol other than gRPC.
+        """
+        values: dict[str, object] = {}
+        sources: dict[str, str] = {}
+        for name in cls.model_fields:
+            variable = cls.variable_of(name)
+            if flags.get(name) is not None:
+                values[name], sources[name] = flags[name], flag_of(name)
+            elif environment.get(variable):
+                values[name], sources[name] = environment[variable], variable
+        if "otlp_endpoint" not in values:
+            values["otlp_endpoint"] = endpoint_in(environment)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            faults = (_fault_text(fault["loc"], fault["msg"], fault["input"], sources) for fault in error.errors())
+            raise ConfigError("; ".join(faults)) from error
+
+    @classmethod
+    def variable_of(cls, name: str) -> str:
+        return cls.environment_prefix + name.upper()
+
     @field_validator("model", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -118,65 +171,8 @@ class ProcessSettings(BaseModel):
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
 
-Settings = TypeVar("Settings", bound=ProcessSettings)
-
-
-def add_flags(parser: argparse.ArgumentParser, settings: type[ProcessSettings]) -> None:
-    """Adds one flag for each setting. `read_settings` checks the values."""
-    prefix = settings.environment_prefix
-    parser.epilog = (
-        f"Every flag can also be set in the environment: --drain-grace as {prefix}DRAIN_GRACE and so on. "
-        "A flag wins over the environment."
-    )
-    for title, names in settings.sections.items():
-        section = parser.add_argument_group(title.lower())
-        for name in names:
-            field = settings.model_fields[name]
-            default = "" if field.default is None else f" (default: {default_text(field)})"
-            text = f"{field.description}{default}".replace("%", "%%")
-            if field.annotation is bool:
-                section.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, default=None, help=text)
-            else:
-                is_list = get_origin(field.annotation) is tuple
-                action = "append" if is_list else "store"
-                section.add_argument(flag_of(name), action=action, metavar=_metavar(name, field), help=text)
-
-
-def read_settings(settings: type[Settings], flags: Mapping[str, object], environment: Mapping[str, str]) -> Settings:
-    """Returns the settings from the flags; where a flag is not given, from the environment; else the defaults.
-
-    An empty variable counts as not given.
-
-    Args:
-        flags: what argparse made of the flags of `add_flags`, by setting. None stands for a flag that was not given.
-
-    Raises:
-        ConfigError: names every fault at once, each by the flag or variable that caused it.
-        TracingError: OpenTelemetry's own variables ask for a protocol other than gRPC.
-    """
-    values: dict[str, object] = {}
-    sources: dict[str, str] = {}
-    for name in settings.model_fields:
-        variable = variable_of(settings, name)
-        if flags.get(name) is not None:
-            values[name], sources[name] = flags[name], flag_of(name)
-        elif environment.get(variable):
-            values[name], sources[name] = environment[variable], variable
-    if "otlp_endpoint" not in values:
-        values["otlp_endpoint"] = endpoint_in(environment)
-    try:
-        return settings.model_validate(values)
-    except ValidationError as error:
-        faults = (_fault_text(fault["loc"], fault["msg"], fault["input"], sources) for fault in error.errors())
-        raise ConfigError("; ".join(faults)) from error
-
-
 def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def variable_of(settings: type[ProcessSettings], name: str) -> str:
-    return settings.environment_prefix + name.upper()
 
 
 def default_text(field: FieldInfo) -> str:

@@ -21,7 +21,7 @@ from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc.listener import host_and_port
 from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST, StopRequest, exit_now
-from zfserve_runtime.settings import ConfigError, read_settings
+from zfserve_runtime.settings import ConfigError
 from zfserve_runtime.telemetry.logs import configure_logging
 from zfserve_runtime.telemetry.otlp import TracingError
 from zfserve_runtime.tuning import freeze_modules, keep_freed_memory, run_on_uvloop
@@ -45,7 +45,7 @@ def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
     """
     console = Console(stderr=True)
     try:
-        config = read_settings(ServerConfig, flags, environment)
+        config = ServerConfig.read(flags, environment)
         configure_logging(config.log_format)
         keep_freed_memory()
         silence_decoders()

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from fakes.kserve import deployment_of
 from zfserve_cli.main import COMMANDS
-from zfserve_runtime.settings import read_settings
 from zfserve_server.config import ServerConfig
 from zfserve_worker.config import WorkerConfig
 
@@ -64,11 +63,11 @@ def arguments_of(container: Document) -> argparse.Namespace:
 
 
 def server_config(container: Document) -> ServerConfig:
-    return read_settings(ServerConfig, vars(arguments_of(container)), {})
+    return ServerConfig.read(vars(arguments_of(container)), {})
 
 
 def worker_config(container: Document) -> WorkerConfig:
-    return read_settings(WorkerConfig, vars(arguments_of(container)), {})
+    return WorkerConfig.read(vars(arguments_of(container)), {})
 
 
 def port_numbers(container: Document) -> set[int]:

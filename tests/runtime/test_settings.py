@@ -1,4 +1,4 @@
-"""Tests how settings become flags, variables, help and one line of faults, with a small model in place of a command's."""
+"""Tests how settings become flags, variables, help and a line of faults. A small model stands in for a command's."""
 
 import argparse
 from pathlib import Path
@@ -11,9 +11,7 @@ from zfserve_runtime.settings import (
     ConfigError,
     Port,
     ProcessSettings,
-    add_flags,
     default_text,
-    read_settings,
 )
 
 
@@ -34,8 +32,8 @@ class OvenSettings(ProcessSettings):
 
 def read(*flags: str, **environment: str) -> OvenSettings:
     parser = argparse.ArgumentParser()
-    add_flags(parser, OvenSettings)
-    return read_settings(OvenSettings, vars(parser.parse_args(flags)), dict(environment))
+    OvenSettings.add_flags(parser)
+    return OvenSettings.read(vars(parser.parse_args(flags)), dict(environment))
 
 
 def test_a_flag_wins_over_its_variable_and_the_variable_over_the_default() -> None:
@@ -50,7 +48,7 @@ def test_a_flag_wins_over_its_variable_and_the_variable_over_the_default() -> No
 
 def test_the_help_lists_each_section_with_its_flags_and_defaults() -> None:
     parser = argparse.ArgumentParser()
-    add_flags(parser, OvenSettings)
+    OvenSettings.add_flags(parser)
     text = " ".join(parser.format_help().split())
     assert (
         "heat: --heat HEAT Heat of 100 % of the oven. (default: 180) --fan, --no-fan Turn the fan on. (default:" in text

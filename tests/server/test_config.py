@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from zfserve_runtime.bundle import Artefact, Bundle
-from zfserve_runtime.settings import ConfigError, read_settings
+from zfserve_runtime.settings import ConfigError
 from zfserve_server.config import ServerConfig
 from zfserve_server.serve_command import add_arguments, run
 
@@ -18,7 +18,7 @@ def parse(*flags: str) -> dict[str, object]:
 
 
 def read(flags: Mapping[str, object], environment: Mapping[str, str]) -> ServerConfig:
-    return read_settings(ServerConfig, flags, environment)
+    return ServerConfig.read(flags, environment)
 
 
 def test_defaults() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from zfserve_runtime.settings import ConfigError, read_settings
+from zfserve_runtime.settings import ConfigError
 from zfserve_worker.config import WorkerConfig
 from zfserve_worker.worker_command import add_arguments
 
@@ -14,7 +14,7 @@ def read(*flags: str, **environment: str) -> WorkerConfig:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     variables: Mapping[str, str] = environment
-    return read_settings(WorkerConfig, vars(parser.parse_args(flags)), variables)
+    return WorkerConfig.read(vars(parser.parse_args(flags)), variables)
 
 
 def test_defaults() -> None:

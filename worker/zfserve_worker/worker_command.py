@@ -1,7 +1,7 @@
 """The command `zfserve worker`, also started as `python -m zfserve_worker`. Prepares gRPC, then runs the worker.
 
-The prepared variable counts only if it is set before grpc is first imported. So this module imports nothing that
-imports grpc until it has set the variable.
+gRPC reads its environment variable when it is first imported. So `add_arguments`, which is called first, sets the variable
+before it imports the settings, which import grpc.
 """
 
 import argparse
@@ -12,16 +12,13 @@ from zfserve_runtime.tuning import read_calls_without_pool
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     read_calls_without_pool()
-    from zfserve_runtime.settings import add_flags
-
     from zfserve_worker.config import WorkerConfig
 
-    add_flags(parser, WorkerConfig)
+    WorkerConfig.add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves projections until the process is asked to stop. Returns the exit status."""
-    read_calls_without_pool()
     from zfserve_worker.worker_process import run_worker
 
     return run_worker(vars(arguments), os.environ)

@@ -13,7 +13,7 @@ from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST, StopRequest, exit_now
-from zfserve_runtime.settings import ConfigError, read_settings
+from zfserve_runtime.settings import ConfigError
 from zfserve_runtime.telemetry.logs import configure_logging
 from zfserve_runtime.telemetry.otlp import TracingError
 from zfserve_runtime.tuning import freeze_modules
@@ -30,7 +30,7 @@ def run_worker(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
     Ends the process at once, with status `EXIT_ENGINE_LOST`, when the GPU failed for good.
     """
     try:
-        config = read_settings(WorkerConfig, flags, environment)
+        config = WorkerConfig.read(flags, environment)
         configure_logging(config.log_format, logging.getLevelNamesMapping()[config.log_level.upper()])
         freeze_modules()
         asyncio.run(_serve_until_signal(config))

@@ -1,6 +1,6 @@
 """Which engine serves: the one asked for, or the best of those that open here and agree with the golden inputs.
 
-Run once, in a thread of its own, while the server starts; built by `serve_command`, called by `app`.
+Run once, in a thread of its own, while the server starts; built by `server_process`, called by `app`.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""A model source finds versions of models and opens them. Built by `serve_command`, and by tests.
+"""A model source finds versions of models and opens them. Built by `server_process`, and by tests.
 
 Both of its functions block. Call them in threads.
 """
