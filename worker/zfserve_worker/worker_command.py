@@ -1,6 +1,6 @@
 """The command `zfserve worker`, also started as `python -m zfserve_worker`. Prepares gRPC, then runs the worker.
 
-gRPC reads its environment variable when it is first imported. So `add_arguments`, which is called first, sets the variable
+gRPC reads its environment variable when it is first imported. So `add_arguments`, which is called first, sets it
 before it imports the settings, which import grpc.
 """
 
