@@ -187,7 +187,7 @@ def _obtain(
         built = True
         return engine
 
-    return store.obtain(request, build, on_progress), built
+    return store.find_or_build(request, build, on_progress), built
 
 
 def _configure_logging(*, verbose: bool) -> None:

@@ -1,6 +1,7 @@
-"""What the server asks of whatever runs the network, and the data that passes between them.
+"""The contract of an engine, which runs a bundle's network, and the data that pass through it.
 
-Implemented by `zfserve_engines.onnx.engine`; called by the batcher, by `zfserve_engines.golden` and by evaluation.
+The engines in onnx/, openvino/ and tensorrt/ implement it. The batcher, `zfserve_engines.golden` and the evaluation of
+a bundle call it.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,10 @@ EngineName = Literal["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "
 
 @dataclass(frozen=True, eq=False)
 class EngineOutputs:
-    """Row i belongs to row i of the input.
+    """The outputs of one batch. Row i belongs to row i of the input.
 
     Attributes:
-        probabilities: float32 (N, K); each row adds up to 1.
+        probabilities: float32 (N, K), the probability of each class; each row sums to 1.
         features: float32 (N, F), the activations of the last hidden layer.
     """
 
@@ -30,15 +31,16 @@ class EngineOutputs:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs the network.
+    """Describes an engine.
 
     Attributes:
-        runtime: such as "onnxruntime".
-        provider: such as "CPUExecutionProvider".
-        max_batch_size: most photos that `run` takes at once.
-        threads: that share one `run`.
-        device: what computes: "CPU", or the card's name.
-        bf16: whether it computes in bfloat16 what the graph has in float32.
+        runtime: the library that runs the network, such as "onnxruntime".
+        provider: the part of the library that computes, such as "CPUExecutionProvider".
+        precision: the graph of the bundle that the engine runs.
+        max_batch_size: the largest number of photos that `run` takes at once.
+        threads: the number of CPU threads that share one `run`.
+        device: the device that computes: "CPU", or the name of the GPU.
+        bf16: True where the engine computes the graph's float32 operations in bfloat16.
     """
 
     runtime: str
@@ -50,33 +52,34 @@ class EngineInfo:
     bf16: bool = False
 
     def check_batch(self, pixels: npt.NDArray[np.uint8], spec: InputSpec) -> None:
-        """What `Engine.run` may rely on; a caller that breaks it has a bug."""
+        """Asserts that `pixels` is a batch that `Engine.run` accepts. Any other batch is a bug of the caller."""
         assert pixels.dtype == np.uint8, pixels.dtype
         assert pixels.shape[1:] == (spec.height, spec.width, 3), pixels.shape
         assert 1 <= len(pixels) <= self.max_batch_size, len(pixels)
 
 
 OnWarming = Callable[[int, int], None]
-"""Told by an engine that warms up: batch sizes that are ready, and how many there are."""
+"""Receives the progress of a warm-up: the number of batch sizes that are ready, and the number of all."""
 
 
 class EngineUnavailable(Exception):
-    """This kind of engine cannot be had on this machine; the message says why in one sentence, and what would help."""
+    """This machine cannot run this kind of engine. The message says in one sentence why, and what would help."""
 
 
 class Engine(Protocol):
-    """A network ready to run. It is used from one thread at a time."""
+    """Runs a network. Only one thread may use it at a time."""
 
     @property
-    def info(self) -> EngineInfo: ...
+    def info(self) -> EngineInfo:
+        """Describes the engine."""
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
-        """Classify `pixels`, uint8 (N, H, W, 3), RGB, with 1 <= N <= `info.max_batch_size`. Blocks.
+        """Classifies `pixels`, uint8 (N, H, W, 3), RGB, with 1 <= N <= `info.max_batch_size`. Blocks.
 
         Raises:
-            EngineFailed: the runtime gave up on this batch.
-            EngineLost: it gave up for good; nothing but a new process helps.
+            EngineFailed: the runtime failed on this batch.
+            EngineLost: the runtime cannot run any batch any more. Only a new process can.
         """
 
     def close(self) -> None:
-        """Free the device's memory; `run` must not be called any more."""
+        """Frees the memory on the device. `run` must not be called after it."""

@@ -152,7 +152,7 @@ def prune_engines(console: Console, view: StoreView, rule: PruneRule, *, dry_run
         _say(console, removed if gone else "kept", f"{_name(entry)}: {reason if gone else 'it is in use'}")
     caches = store.timing_caches() if rule.old_versions else {}
     old = [file for file, version in caches.items() if is_older(version, newest.get("tensorrt", ""))]
-    for file in [*store.leftovers(), *old]:
+    for file in [*store.partial_files(), *old]:
         if not dry_run:
             file.unlink(missing_ok=True)
         _say(console, removed, file.name)

@@ -1,7 +1,7 @@
-"""Golden inputs: photos with the outputs the artefacts gave for them when the bundle was made.
+"""Golden inputs: photos with the outputs that the bundle's graphs gave for them when the bundle was made.
 
-Written by `zfserve export`, run by the server before it says it is ready. A runtime that computes something else (a
-broken kernel, a wrong precision, rows mixed up in a batch) is found here instead of by users.
+`zfserve export` writes them. The server runs them before it reports ready. So a runtime that computes something else (a
+broken kernel, a wrong precision, rows of a batch in the wrong order) is found here and not by users.
 """
 
 import zipfile
@@ -19,16 +19,16 @@ _PREFIX = "probabilities_"
 
 
 class EngineDisagrees(BundleError):
-    """The engine gives other outputs than were recorded; it must not serve."""
+    """The engine's outputs differ from the recorded ones. The engine must not serve."""
 
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """Inputs with their outputs.
+    """Holds the golden inputs and their recorded outputs.
 
     Attributes:
         pixels: uint8 (n, H, W, 3), RGB.
-        probabilities: float32 (n, K) for each precision the bundle holds.
+        probabilities: float32 (n, K) for each precision that the bundle holds.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Golden:
 
 
 def write_golden(golden: Golden, folder: Path) -> Path:
-    """Write `golden` into the bundle's folder; returns the file."""
+    """Writes `golden` into the bundle's folder and returns the file."""
     file = folder / GOLDEN
     arrays: dict[str, npt.NDArray[np.generic]] = {"pixels": golden.pixels}
     arrays |= {_PREFIX + precision: values for precision, values in golden.probabilities.items()}
@@ -46,10 +46,11 @@ def write_golden(golden: Golden, folder: Path) -> Path:
 
 
 def load_golden(bundle: Bundle) -> Golden:
-    """Read a bundle's golden inputs.
+    """Reads the golden inputs of a bundle.
 
     Raises:
-        BundleError: the file is unreadable, lacks a precision the bundle holds, or its shapes do not fit the manifest.
+        BundleError: the file cannot be read, lacks a precision of the bundle, or has shapes that do not fit the
+            manifest.
     """
     manifest = bundle.manifest
     try:
@@ -66,19 +67,19 @@ def load_golden(bundle: Bundle) -> Golden:
 
 
 def verify_engine(engine: Engine, bundle: Bundle) -> None:
-    """Run the golden inputs, one by one and together, and compare with what was recorded.
+    """Runs the golden inputs, one by one and in batches, and compares the outputs with the recorded ones.
 
     Raises:
-        EngineDisagrees: some probability differs by more than the artefact's tolerance.
-        BundleError: there are no usable golden inputs, or the bundle does not say what bfloat16 may be off by.
-        EngineFailed: the engine gave up.
+        EngineDisagrees: a probability differs by more than the tolerance of the artefact.
+        BundleError: the bundle has no usable golden inputs, or has no tolerance for bfloat16.
+        EngineFailed: the engine failed on a batch.
     """
     golden = load_golden(bundle)
     precision = engine.info.precision
     artefact = bundle.manifest.artefacts[precision]
     tolerance = artefact.bf16_tolerance if engine.info.bf16 else artefact.golden_tolerance
     if tolerance is None:
-        raise BundleError(f"the bundle does not say what its {precision} graph may be off by in bf16; export it again")
+        raise BundleError(f"the bundle has no tolerance for its {precision} graph in bf16; export it again")
     expected = golden.probabilities[precision]
     for rows in _batches(len(golden.pixels), engine.info.max_batch_size):
         found = engine.run(golden.pixels[rows]).probabilities
@@ -88,7 +89,7 @@ def verify_engine(engine: Engine, bundle: Bundle) -> None:
                 "export the bundle again"
             )
         difference = float(np.abs(found - expected[rows]).max())
-        # Written so that a NaN fails.
+        # With this form of the comparison, a NaN fails.
         if not difference <= tolerance:
             raise EngineDisagrees(
                 f"the {precision} engine ({engine.info.runtime}, {engine.info.provider}) differs from the recorded "
@@ -98,7 +99,7 @@ def verify_engine(engine: Engine, bundle: Bundle) -> None:
 
 
 def _batches(count: int, max_batch_size: int) -> Iterator[slice]:
-    """Each row alone, then all of them in batches as large as the engine takes."""
+    """Yields each row alone, then all rows in batches as large as the engine takes."""
     for row in range(count):
         yield slice(row, row + 1)
     if max_batch_size > 1:

@@ -1,4 +1,4 @@
-"""The first runs of a new engine, for every engine that runs the bundle's graph as it is."""
+"""Warms up a new engine. Called by the engines on ONNX Runtime and on OpenVINO when they are opened."""
 
 from collections.abc import Iterable
 
@@ -8,17 +8,17 @@ from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_engines.contract import Engine, OnWarming
 
 
-def cpu_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """What an engine on a CPU is warmed up with: one photo, some, and as many as there can be."""
+def cpu_warm_up_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """Returns the batch sizes that warm up an engine on the CPU: one photo, at most 8, and the largest batch."""
     return (1, min(8, max_batch_size), max_batch_size)
 
 
 def warm_up(engine: Engine, manifest: Manifest, sizes: Iterable[int], on_warming: OnWarming) -> None:
-    """Run black photos in batches of `sizes`: the largest first, so that memory is claimed in one piece.
+    """Runs black photos in batches of `sizes`. The largest batch comes first, so that memory is allocated in one piece.
 
     Raises:
-        BundleError: the outputs have other widths than the manifest says.
-        EngineFailed: the engine gave up.
+        BundleError: the widths of the outputs are not those of the manifest.
+        EngineFailed: the engine failed on a batch.
     """
     spec = manifest.input
     descending = sorted(set(sizes), reverse=True)

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> EngineStore:
 
 
 def keep(store: EngineStore, request: EngineRequest = TUNED) -> Path:
-    return store.obtain(request, Builder(), quiet).file
+    return store.find_or_build(request, Builder(), quiet).file
 
 
 def key(file: Path) -> str:
@@ -164,7 +164,7 @@ def test_prune_by_itself_removes_only_what_is_broken(store: EngineStore) -> None
 
 def test_prune_removes_what_old_versions_measured(store: EngineStore) -> None:
     for version in ("10.9", "11.0.0.114"):
-        store.obtain(replace(TUNED, library_version=version), Builder(timing_cache=b"measured"), quiet)
+        store.find_or_build(replace(TUNED, library_version=version), Builder(timing_cache=b"measured"), quiet)
     out, _ = console()
     assert prune_engines(out, view(store), PruneRule(old_versions=True), dry_run=False) == 0
     assert list(store.timing_caches().values()) == ["11.0.0.114"]
@@ -173,9 +173,9 @@ def test_prune_removes_what_old_versions_measured(store: EngineStore) -> None:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_prune_keeps_what_is_in_use(store: EngineStore, dry_run: bool) -> None:
-    engine = store.obtain(on_card(TUNED, L4), Builder(), quiet)
+    engine = store.find_or_build(on_card(TUNED, L4), Builder(), quiet)
     out, text = console()
-    engine.hold_for(store)
+    engine.hold_lock_for(store)
     assert prune_engines(out, view(store), PruneRule(unusable=True), dry_run=dry_run) == 0
     assert text.getvalue() == f"kept {key(engine.file)} (zfnet 1, fp16, tensorrt 11.0.0.114): it is in use\n"
     assert engine.file.exists()

@@ -70,7 +70,7 @@ def test_bfloat16_has_a_tolerance_of_its_own_or_may_not_serve(colour_bundle: Col
         return engine
 
     silent = colour_bundle()
-    with pytest.raises(BundleError, match="does not say what its fp32 graph may be off by in bf16"):
+    with pytest.raises(BundleError, match="has no tolerance for its fp32 graph in bf16"):
         verify_engine(coarse(silent), silent)
     for tolerance, agrees in ((0.02, True), (0.005, False)):
         artefact = Artefact(file="model.onnx", golden_tolerance=1e-5, bf16_tolerance=tolerance)

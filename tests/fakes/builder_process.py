@@ -29,7 +29,7 @@ def main(folder: Path, letter: str, size_bytes: int) -> None:
         return BuiltEngine(letter.encode() * size_bytes, SUMMARY)
 
     try:
-        stored = EngineStore(folder).obtain(AHEAD, build, lambda phase, done, total: tell(phase.split()[0]))
+        stored = EngineStore(folder).find_or_build(AHEAD, build, lambda phase, done, total: tell(phase.split()[0]))
     except EngineUnavailable as error:
         tell(f"unavailable {error}")
     else:

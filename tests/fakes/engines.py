@@ -11,7 +11,7 @@ import pytest
 from zfserve_engines.cuda.batch_sizes import BatchProfile
 from zfserve_engines.cuda.gpu import GpuFacts
 from zfserve_engines.store.identity import EngineRequest, Host
-from zfserve_engines.store.store import EngineRefused, EngineStore
+from zfserve_engines.store.store import EngineStore, NoValidEngine
 from zfserve_engines.tensorrt.build_summary import BuildSummary, LayerSummary, TensorSummary
 from zfserve_engines.tensorrt.builder import BuiltEngine
 from zfserve_engines.tensorrt.settings import BuildSettings
@@ -113,7 +113,7 @@ def names(store: EngineStore) -> set[str]:
 
 
 def reason(store: EngineStore, request: EngineRequest) -> str | None:
-    with pytest.raises(EngineRefused) as refused:
+    with pytest.raises(NoValidEngine) as refused:
         store.find(request)
     return refused.value.reason
 

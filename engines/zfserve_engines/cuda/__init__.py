@@ -1,1 +1,1 @@
-"""The few calls of CUDA that engines on an NVIDIA GPU need."""
+"""Holds what all engines on an NVIDIA GPU share: the GPU's properties, CUDA streams, CUDA errors and batch sizes."""

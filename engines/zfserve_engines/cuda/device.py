@@ -1,7 +1,7 @@
-"""The little of CUDA that an engine needs: a stream, the memory its work uses, and graphs captured from it.
+"""The calls of CUDA that an engine needs: a stream, the memory of its work, and graphs that are captured from it.
 
-Used by `tensorrt_engine`. It translates CUDA's errors. Work runs on the card that CUDA numbers 0, which
-CUDA_VISIBLE_DEVICES chooses. Importing it needs cuda-bindings, which comes with either TensorRT extra.
+Used by the engines on TensorRT and by ONNX Runtime's on a GPU. It translates CUDA's errors. Work runs on CUDA's device
+0, which CUDA_VISIBLE_DEVICES chooses. Importing it needs cuda-bindings, which either TensorRT extra installs.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 def check(answer: tuple[Any, ...]) -> Any:
-    """What a call of cuda-bindings gave besides its status.
+    """Returns the value that a call of cuda-bindings returned with its status.
 
     Raises:
-        EngineLost: the error is sticky, see `cuda_errors`.
-        EngineFailed: any other error.
+        EngineLost: the status is a sticky error, see `errors`.
+        EngineFailed: the status is any other error.
     """
     status, *values = answer
     if status != cudart.cudaError_t.cudaSuccess:
@@ -36,23 +36,23 @@ def check(answer: tuple[Any, ...]) -> Any:
 
 
 def start_cuda() -> None:
-    """Create this process's context on the card; raises EngineFailed where that cannot be done."""
+    """Creates the CUDA context of this process. Raises EngineFailed where it cannot be created."""
     check(cudart.cudaSetDevice(0))
 
 
 def free_memory_bytes() -> int:
-    """What the card has left, for whoever asks for it."""
+    """Returns the free memory of the GPU in bytes."""
     answer = cudart.cudaMemGetInfo()
     check(answer)
     return int(answer[1])
 
 
 class Stream:
-    """Work in order on the card, together with the memory it uses; `close` frees both."""
+    """A CUDA stream, which runs work on the GPU in order, and the memory that the work uses. `close` frees both."""
 
     def __init__(self) -> None:
         self._owned = ExitStack()
-        # Not the default stream: that one cannot be captured, and waits for the work of all others.
+        # The default stream cannot be captured, and it waits for the work of all other streams.
         self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self._owned.callback(cudart.cudaStreamDestroy, self._stream)
         self._done = check(
@@ -62,17 +62,20 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """For TensorRT."""
+        """The address of the stream, which TensorRT's calls take."""
         return int(self._stream)
 
     def allocate(self, size_bytes: int) -> int:
-        """Address of new memory on the card, aligned to 256 bytes."""
+        """Allocates memory on the GPU and returns its address, which is aligned to 256 bytes."""
         address = int(check(cudart.cudaMalloc(size_bytes)))
         self._owned.callback(cudart.cudaFree, address)
         return address
 
     def allocate_pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """A new array in page-locked host memory: the card copies it while the CPU goes on. Gone after `close`."""
+        """Returns a new array in page-locked host memory, which the GPU copies while the CPU goes on.
+
+        The array must not be used after `close`.
+        """
         element = np.dtype(dtype)
         size_bytes = math.prod(shape) * element.itemsize
         address = int(check(cudart.cudaHostAlloc(size_bytes, cudart.cudaHostAllocDefault)))
@@ -80,31 +83,38 @@ class Stream:
         return np.ndarray(shape, element, buffer=memoryview((ctypes.c_byte * size_bytes).from_address(address)))
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call it when closed, after graphs captured later are gone and before memory allocated earlier is."""
+        """Registers a function that `close` calls.
+
+        `close` first frees the graphs that are captured after this call. It frees memory that was allocated before this
+        call afterwards.
+        """
         self._owned.callback(callback)
 
     def copy_in(self, host: npt.NDArray[Any], address: int) -> None:
-        """Enqueue a copy of a contiguous pinned array to the card."""
+        """Enqueues a copy of a contiguous page-locked array to the GPU."""
         to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         check(cudart.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, to_device, self._stream))
 
     def copy_out(self, address: int, host: npt.NDArray[Any]) -> None:
-        """Enqueue a copy from the card into a contiguous pinned array."""
+        """Enqueues a copy from the GPU into a contiguous page-locked array."""
         to_host = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         check(cudart.cudaMemcpyAsync(host.ctypes.data, address, host.nbytes, to_host, self._stream))
 
     def wait(self) -> None:
-        """Sleep until everything enqueued is done. CUDA would spin by default, and burn a core that decodes photos."""
+        """Sleeps until all enqueued work is done. By default CUDA would spin and use a core that decodes photos."""
         check(cudart.cudaEventRecord(self._done, self._stream))
         check(cudart.cudaEventSynchronize(self._done))
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """Record what `enqueue` puts on this stream, without running it; the result launches all of it at once.
+        """Captures the work that `enqueue` puts on this stream as a CUDA graph, without running it.
+
+        Returns:
+            A function that launches the whole graph at once.
 
         Raises:
-            EngineFailed: something in it cannot be captured; the stream is usable as before.
+            EngineFailed: a part of the work cannot be captured. The stream can still be used.
         """
-        # Of this thread only: other engines may allocate meanwhile.
+        # The capture is limited to this thread, because other engines may allocate at the same time.
         check(
             cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         )
@@ -114,7 +124,7 @@ class Stream:
             _, graph = cudart.cudaStreamEndCapture(self._stream)
             if graph is not None:
                 cudart.cudaGraphDestroy(graph)
-            cudart.cudaGetLastError()  # else the next call would return what went wrong here
+            cudart.cudaGetLastError()  # otherwise the next call would return this error
             raise
         graph = check(cudart.cudaStreamEndCapture(self._stream))
         try:
@@ -125,7 +135,8 @@ class Stream:
         return functools.partial(self._launch, executable)
 
     def close(self) -> None:
-        """Finish, and free everything. Never raises: after a sticky error each call merely returns it once more."""
+        """Waits for the work and frees everything. It never raises: after a sticky error, each call only returns the
+        error again."""
         cudart.cudaStreamSynchronize(self._stream)
         self._owned.close()
 

@@ -1,7 +1,7 @@
-"""Which CUDA errors end the process that met them. Used by `cuda_device`, which translates every error by it.
+"""Lists the CUDA errors after which only a new process can compute. Used by `device`, which translates CUDA's errors.
 
-A sticky error leaves the process's CUDA context unusable: every further call returns the same error, so a server that
-goes on answers errors for ever while it looks alive. Only a new process helps.
+A sticky error makes the CUDA context of the process unusable: every later call returns the same error. A server that
+went on would look alive and answer every request with an error.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from zfserve_runtime.errors import EngineFailed, EngineLost
 
 STICKY: Mapping[int, str] = {
-    # NVIDIA's documentation says of these that the process must be terminated and relaunched.
+    # NVIDIA's documentation says that the process must be terminated and relaunched after these errors.
     226: "cudaErrorContained",
     700: "cudaErrorIllegalAddress",
     702: "cudaErrorLaunchTimeout",
@@ -23,7 +23,8 @@ STICKY: Mapping[int, str] = {
     721: "cudaErrorTensorMemoryLeak",
     810: "cudaErrorMpsClientTerminated",
     911: "cudaErrorExternalDevice",
-    # Of these it does not, yet what they report does not mend: damaged memory or links, a card or context that is gone.
+    # NVIDIA's documentation does not say so for these. But their causes do not go away: damaged memory or links, or a
+    # GPU or context that is gone.
     4: "cudaErrorCudartUnloading",
     100: "cudaErrorNoDevice",
     201: "cudaErrorDeviceUninitialized",
@@ -36,7 +37,7 @@ STICKY: Mapping[int, str] = {
 
 
 def engine_error(code: int) -> EngineFailed:
-    """The error to raise for a CUDA call that returned `code`, which is not 0."""
+    """Returns the error to raise for a CUDA call that returned `code`, which is not 0."""
     if code in STICKY:
         return EngineLost("the GPU failed for good; try another instance, or again shortly")
     return EngineFailed("the GPU failed on this batch; try again, or see the server's log")

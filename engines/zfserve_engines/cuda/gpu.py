@@ -1,4 +1,4 @@
-"""Which NVIDIA GPU is here. Asked by the choice of engine, by the engine store for its key, and by tests/gpu."""
+"""Detects the NVIDIA GPU of this machine. Called by the openers of engines, the engine store, and the commands."""
 
 import logging
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What decides which engines a card runs.
+    """The properties of a GPU that decide which engines it can run.
 
     Attributes:
-        name: such as "NVIDIA L4".
-        compute_capability: such as "8.9".
-        driver_version: NVIDIA's own, such as "580.65.06"; "at least CUDA 13.0" where NVML cannot be loaded, as in a
-            container without the driver capability `utility`.
-        cuda_version: the newest CUDA this driver supports, such as "13.0".
-        memory_bytes: of the whole card.
+        name: the GPU's name, such as "NVIDIA L4".
+        compute_capability: the GPU's compute capability, such as "8.9".
+        driver_version: the version of NVIDIA's driver, such as "580.65.06"; "at least CUDA 13.0" where NVML cannot be
+            loaded, as in a container without the driver capability `utility`.
+        cuda_version: the newest CUDA version that this driver supports, such as "13.0".
+        memory_bytes: the whole memory of the GPU in bytes.
     """
 
     name: str
@@ -30,9 +30,9 @@ class GpuFacts:
 
 
 def detect_gpu(index: int = 0) -> GpuFacts | None:
-    """The card that CUDA numbers `index`; None, with the reason logged at debug, where there is none to use.
+    """Returns CUDA's device `index`; None, with the reason in the debug log, where no such GPU can be used.
 
-    Creates no CUDA context: it is cheap, and leaves no memory claimed on the card.
+    It creates no CUDA context, so it is cheap and allocates no memory on the GPU.
     """
     try:
         return require_gpu(index)
@@ -42,24 +42,24 @@ def detect_gpu(index: int = 0) -> GpuFacts | None:
 
 
 def require_gpu(index: int = 0) -> GpuFacts:
-    """As `detect_gpu`, but raises EngineUnavailable where there is no card to use."""
+    """Returns CUDA's device `index`. Raises EngineUnavailable where no such GPU can be used."""
     try:
         from cuda.bindings import runtime as cudart
     except ImportError as error:
-        raise EngineUnavailable("there is no way to a GPU: cuda-bindings is not installed") from error
+        raise EngineUnavailable("no GPU can be used: cuda-bindings is not installed") from error
 
     def ask(answer: tuple[Any, Any]) -> Any:
         status, value = answer
         if status != cudart.cudaError_t.cudaSuccess:
-            raise EngineUnavailable(f"there is no GPU to use: CUDA answers {status.name}")
+            raise EngineUnavailable(f"no GPU can be used: CUDA returns {status.name}")
         return value
 
     supported = ask(cudart.cudaDriverGetVersion())
     if supported == 0:
-        raise EngineUnavailable("there is no GPU to use: no NVIDIA driver is installed")
+        raise EngineUnavailable("no GPU can be used: no NVIDIA driver is installed")
     count = ask(cudart.cudaGetDeviceCount())
     if index >= count:
-        raise EngineUnavailable(f"there is no GPU to use: CUDA sees {count} cards, and number {index} was asked for")
+        raise EngineUnavailable(f"no GPU can be used: CUDA sees {count} GPUs, and number {index} is wanted")
     properties = ask(cudart.cudaGetDeviceProperties(index))
     cuda_version = f"{supported // 1000}.{supported % 1000 // 10}"
     return GpuFacts(
@@ -72,12 +72,12 @@ def require_gpu(index: int = 0) -> GpuFacts:
 
 
 def _driver_version() -> str | None:
-    """As NVML tells it; None where the library, or its binding in an old cuda-bindings, is missing."""
+    """Returns the driver's version from NVML; None where NVML or its binding (in an old cuda-bindings) is missing."""
     try:
         from cuda.bindings import nvml
 
         nvml.init_v2()
-    except Exception as error:  # NVML's, the loader's and the import's errors have no common class below Exception
+    except Exception as error:  # the errors of NVML, the loader and the import share no class below Exception
         log.debug("the driver's version is unknown: NVML cannot be used (%s)", error)
         return None
     try:
@@ -87,5 +87,5 @@ def _driver_version() -> str | None:
 
 
 def _text(name: bytes | str) -> str:
-    """A C string that cuda-bindings gives as bytes, padded with zeros."""
+    """Decodes a C string, which cuda-bindings returns as bytes that are padded with zeros."""
     return name.split(b"\0", 1)[0].decode() if isinstance(name, bytes) else name

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime with inputs and outputs bound to memory of a device; used by `onnx_engine` on GPUs."""
+"""Binds the inputs and outputs of ONNX Runtime's sessions to memory of a device. Used by `engine` on GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,12 @@ from zfserve_engines.cuda.batch_sizes import BatchProfile, plan_batch_sizes
 
 @dataclass(frozen=True, eq=False)
 class _Binding:
-    """Attributes:
-    pixels: on the device; outputs are kept by `bound`.
+    """Holds a session that is bound for one batch size.
+
+    Attributes:
+        session: the session that runs the graph.
+        pixels: the input, uint8 (size, H, W, 3), on the device.
+        bound: the binding of the session, which holds the outputs on the device.
     """
 
     session: onnxruntime.InferenceSession
@@ -24,21 +28,22 @@ class _Binding:
 
 
 def bound_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The batch sizes that are bound, ascending."""
+    """Returns the batch sizes that are bound, ascending."""
     return plan_batch_sizes([BatchProfile(1, max_batch_size)], max_batch_size)
 
 
 class BoundSessions:
-    """Runs batches of a few sizes only, each bound once, before the first request.
+    """Runs batches of a few sizes only. Each size is bound once, before the first request.
 
-    A GPU's libraries choose their kernels anew for every shape that they meet. A batch is filled up to the next size
-    with whatever lies in the buffer, so that all shapes can be met while warming up.
+    The libraries of a GPU choose kernels again for every shape that they see first. So a batch is padded to the next
+    size with the old content of the buffer, and the warm-up runs every shape.
 
     Args:
-        sessions: from `onnx_session`, by batch size, ascending as in `bound_sizes`; one may serve several sizes.
-        device: ONNX Runtime's name for where the memory is: "cuda", or "cpu" in tests.
-        widths: of the outputs, by name.
-        host: uint8 (max_batch_size, H, W, 3); batches are copied there on their way. Best page-locked.
+        sessions: the sessions by batch size, ascending as in `bound_sizes`. One session may serve several sizes.
+        device: ONNX Runtime's name of the device that holds the memory: "cuda", or "cpu" in tests.
+        widths: the width of each output by its name.
+        host: uint8 (max_batch_size, H, W, 3), the buffer from which batches are copied to the device. It is fastest
+            when it is page-locked.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class BoundSessions:
         }
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """The outputs for uint8 (N, H, W, 3), in new arrays, in the order that the constructor was given."""
+        """Returns the outputs for uint8 (N, H, W, 3) as new arrays, in the order of `widths`."""
         count = len(pixels)
         size = next(size for size in self._bindings if size >= count)
         binding = self._bindings[size]

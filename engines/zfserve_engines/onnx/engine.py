@@ -1,7 +1,7 @@
-"""The bundle's ONNX graph on ONNX Runtime, on the CPU or on an NVIDIA GPU.
+"""The `Engine` that runs a bundle's graph on ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
-Called by the server's choice of engine, by export and by evaluation. `onnx_providers` has the options, `onnx_session`
-opens the session, `onnx_binding` keeps its tensors on a GPU; here it becomes an `Engine`.
+The openers in `kinds`, the export and the benchmarks call it. `providers` holds the options, `session` opens sessions,
+and `binding` keeps their tensors on a GPU.
 """
 
 import logging
@@ -21,30 +21,33 @@ from zfserve_engines.cuda.gpu import detect_gpu
 from zfserve_engines.onnx.binding import BoundSessions, bound_sizes
 from zfserve_engines.onnx.providers import CPU, OnnxProvider
 from zfserve_engines.onnx.session import open_sessions
-from zfserve_engines.warm_up import cpu_sizes, warm_up
+from zfserve_engines.warm_up import cpu_warm_up_sizes, warm_up
 
 Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
-"""From pixels to probabilities and features."""
+"""Computes probabilities and features from pixels, uint8 (N, H, W, 3)."""
 
 log = logging.getLogger(__name__)
 
 
 class OnnxEngine:
-    """An `Engine` on ONNX Runtime, warm when the constructor returns.
+    """An `Engine` on ONNX Runtime. It is warm when the constructor returns.
 
     Args:
-        bundle: its artefact of `precision` is run.
-        threads: that share one `run`; on a GPU they only feed it.
-        max_batch_size: largest batch that `run` will be given.
-        provider: what computes, with its options.
-        spinning: let idle threads wait for work in a busy loop. It saves microseconds a layer and burns the cores on
-            which photos are decoded, so it is off.
-        optimised: off, every node is computed alone, as ONNX defines it: slow, and right for graphs whose fused
-            kernels are not. Without VNNI, x86 saturates sums of 8-bit weights.
+        bundle: the bundle whose artefact of `precision` is run.
+        precision: the precision of the graph.
+        threads: the number of threads that share one `run`; on a GPU they only prepare its work.
+        max_batch_size: the largest batch that `run` takes.
+        provider: the execution provider that computes.
+        spinning: True lets idle threads wait for work in a busy loop. It saves microseconds per layer, but it uses the
+            cores that decode photos, so it is off.
+        optimised: False computes every node alone, as ONNX defines it. That is slow, but correct for graphs whose fused
+            kernels are wrong: without VNNI, x86 saturates sums of 8-bit weights.
+        on_warming: receives the progress of the warm-up.
 
     Raises:
-        BundleError: no artefact of that precision, or a graph that cannot be loaded or does not fit the manifest.
-        EngineUnavailable: this build of ONNX Runtime, or this machine, has no such provider.
+        BundleError: the bundle has no artefact of that precision, or its graph cannot be loaded or does not fit the
+            manifest.
+        EngineUnavailable: this build of ONNX Runtime, or this machine, does not have the provider.
         EngineFailed: the first runs failed.
     """
 
@@ -63,7 +66,7 @@ class OnnxEngine:
         self._manifest = bundle.manifest
         self._on_gpu = provider != CPU
         options = _session_options(threads, spinning, optimised)
-        sizes = bound_sizes(max_batch_size) if self._on_gpu else cpu_sizes(max_batch_size)
+        sizes = bound_sizes(max_batch_size) if self._on_gpu else cpu_warm_up_sizes(max_batch_size)
         count = len(sizes) if provider.session_per_batch_size else 1
         sessions = open_sessions(bundle, precision, provider, max_batch_size, options, count)
         self._info = EngineInfo("onnxruntime", provider.name, precision, max_batch_size, threads, _device(self._on_gpu))
@@ -88,7 +91,7 @@ class OnnxEngine:
         except Exception as error:
             # ONNX Runtime's exceptions have no common class below Exception.
             log.exception("ONNX Runtime failed on a batch of %d", len(pixels))
-            if self._on_gpu and not still_runs(self._outputs_of, pixels.shape[1:]):
+            if self._on_gpu and not can_still_run(self._outputs_of, pixels.shape[1:]):
                 raise EngineLost("the GPU failed for good; try another instance, or again shortly") from error
             raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
         return EngineOutputs(probabilities, features)
@@ -99,16 +102,19 @@ class OnnxEngine:
         self._owned.close()
 
     def _unbound(self, session: onnxruntime.InferenceSession) -> Run:
+        """Returns a function that runs a session on the CPU."""
         outputs = tuple(self._manifest.output_widths)
         return lambda pixels: session.run(outputs, {GRAPH_INPUT: pixels})
 
     def _bind(self, sessions: Sequence[onnxruntime.InferenceSession], sizes: Sequence[int]) -> Run:
+        """Returns a function that runs sessions on the GPU, each bound for the batch sizes that it serves."""
         spec = self._manifest.input
         host = self._page_locked((self._info.max_batch_size, spec.height, spec.width, 3))
         return BoundSessions(dict(zip(sizes, cycle(sessions))), "cuda", self._manifest.output_widths, host).run
 
     def _page_locked(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Host memory that the card copies faster from; ordinary memory where cuda-bindings is not installed."""
+        """Returns page-locked host memory, from which a GPU copies faster. Without cuda-bindings it is ordinary
+        memory."""
         try:
             from zfserve_engines.cuda.device import Stream, start_cuda
         except ImportError:
@@ -119,16 +125,16 @@ class OnnxEngine:
         return stream.allocate_pinned(shape, np.uint8)
 
 
-def still_runs(outputs_of: Run, image_shape: tuple[int, ...]) -> bool:
-    """Whether one black photo can be run after a batch that failed.
+def can_still_run(outputs_of: Run, image_shape: tuple[int, ...]) -> bool:
+    """Returns whether one black photo can be run after a batch that failed.
 
-    After a sticky CUDA error nothing can, whichever library reports it and by what name. Lack of memory for a large
-    batch passes.
+    After a sticky CUDA error no run succeeds, whichever library reports the error and under which name. After a large
+    batch that did not fit in memory, one photo still runs.
     """
     try:
         outputs_of(np.zeros((1, *image_shape), np.uint8))
     except Exception:
-        log.exception("ONNX Runtime fails on one black photo too")
+        log.exception("ONNX Runtime also fails on one black photo")
         return False
     return True
 
@@ -148,7 +154,7 @@ def _session_options(threads: int, spinning: bool, optimised: bool) -> onnxrunti
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    # The networks are chains: there is nothing to run side by side.
+    # The networks are chains of layers, so no two nodes can run at the same time.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -1,8 +1,8 @@
-"""What ONNX Runtime is told about each of its execution providers, for `onnx_engine`. Imports no ONNX Runtime.
+"""The options of ONNX Runtime's execution providers. Used by `kinds` and `session`. It does not import ONNX Runtime.
 
-Options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. Both were put to the parsers of
-onnxruntime-gpu 1.31, which refuse names and values that they do not know: CUDA's takes 1 and 0, TensorRT's True and
-False only.
+Source of the options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. They were tested with the
+parsers of onnxruntime-gpu 1.31, which refuse unknown names and values: CUDA's parser takes only 1 and 0, TensorRT's
+parser takes only True and False.
 """
 
 import hashlib
@@ -23,16 +23,18 @@ from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS
 log = logging.getLogger(__name__)
 
 Chain = list[tuple[str, dict[str, str]]]
-"""Providers with their options, most wanted first; each node goes to the first that can run it."""
+"""Providers with their options, in order of preference. Each node of the graph runs on the first that supports it."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a session has to run.
+    """Describes what a session runs.
 
     Attributes:
         graph: the ONNX file.
-        image_shape: (H, W, 3).
+        precision: the precision of the graph.
+        image_shape: the shape (H, W, 3) of one photo.
+        max_batch_size: the largest number of photos in one run.
     """
 
     graph: Path
@@ -43,61 +45,66 @@ class Workload:
 
 @dataclass(frozen=True)
 class CpuProvider:
-    """ONNX Runtime's own kernels."""
+    """Computes with ONNX Runtime's own CPU kernels."""
 
     name: ClassVar[str] = "CPUExecutionProvider"
     package: ClassVar[Package] = Package("ONNX Runtime", "onnxruntime", "server")
     session_per_batch_size: ClassVar[bool] = False
 
     def chain(self, workload: Workload, runtime_version: str) -> Chain:
+        """Returns the providers of a session that runs `workload`."""
         return [(self.name, {})]
 
 
 @dataclass(frozen=True)
 class CudaProvider:
-    """cuDNN and cuBLAS, on the card that CUDA numbers 0, which CUDA_VISIBLE_DEVICES chooses.
+    """Computes with cuDNN and cuBLAS on CUDA's device 0, which CUDA_VISIBLE_DEVICES chooses.
 
-    CUDA graphs stay off: each holds one shape at fixed addresses. `TensorRTEngine` has one per batch size.
+    CUDA graphs stay off, because each graph is for one shape at fixed addresses. `TensorRTEngine` has one for each
+    batch size.
     """
 
     name: ClassVar[str] = "CUDAExecutionProvider"
     package: ClassVar[Package] = Package("ONNX Runtime", "onnxruntime", "server-gpu")
     session_per_batch_size: ClassVar[bool] = True
-    """A session keeps one plan for each convolution and makes another whenever the batch's size changes (ONNX Runtime's
-    issue 23006): on an H200, 12 ms in place of 2 for fp16 batches of 1 to 32."""
+    """A session keeps one plan for each convolution and makes another whenever the batch size changes (ONNX Runtime's
+    issue 23006). With one session for all sizes, fp16 batches of 1 to 32 took 12 ms instead of 2 ms on an H200."""
     needs: ClassVar[str] = (
         "an NVIDIA driver, and CUDA and cuDNN of the versions that ONNX Runtime was built for, as "
         "`pip install 'onnxruntime-gpu[cuda,cudnn]'` brings them"
     )
 
     def options(self, precision: Precision) -> dict[str, str]:
+        """Returns the options of the provider for a graph of that precision."""
         return {
             "device_id": "0",
-            # The arena doubles by default; a card is shared with the projection worker.
+            # The arena doubles by default, but the GPU is shared with the projection worker.
             "arena_extend_strategy": "kSameAsRequested",
-            # All of it while warming up.
+            # The search runs during the warm-up only.
             "cudnn_conv_algo_search": "EXHAUSTIVE",
-            # It rounds what fp32 multiplications take in to 11 bits, and then fp32 is not what was exported. But
-            # without it ONNX Runtime takes every tensor core from convolutions, whatever their type.
+            # TF32 rounds the inputs of fp32 multiplications to 11 bits, so that fp32 differs from the exported graph.
+            # But without TF32, ONNX Runtime uses no tensor cores for convolutions of any type.
             "use_tf32": _flag(precision == "fp16"),
-            # Channels last suits the tensor cores: 0.28 in place of 0.42 ms a photo on an H200. In fp32 it costs.
+            # Tensor cores are faster with channels last: 0.28 instead of 0.42 ms for a photo on an H200. With fp32 it
+            # is slower.
             "prefer_nhwc": _flag(precision == "fp16"),
         }
 
     def chain(self, workload: Workload, runtime_version: str) -> Chain:
+        """Returns the providers of a session that runs `workload`."""
         return [(self.name, self.options(workload.precision)), *CpuProvider().chain(workload, runtime_version)]
 
 
 @dataclass(frozen=True)
 class TensorRTProvider:
-    """TensorRT 10 inside ONNX Runtime; what it cannot compile runs on CUDA, with the options of `CudaProvider`.
+    """Computes with TensorRT 10 inside ONNX Runtime. Nodes that it cannot compile run on CUDA, as in `CudaProvider`.
 
-    The provider knows no TF32 option: fp32 may use it, as TensorRT does by default. The golden inputs say whether
-    it stays within the tolerance.
+    The provider has no option for TF32, so fp32 may use TF32, which is TensorRT's default. The golden inputs check that
+    the outputs stay within the tolerance.
 
     Attributes:
-        cache: folder for compiled engines and timings; None: compile at every start.
-        find_gpu: which card it is; engines of one are not for another.
+        cache: the folder of compiled engines and timings; None: compile at every start.
+        find_gpu: returns the GPU of this machine. An engine that was compiled for one GPU does not serve on another.
     """
 
     name: ClassVar[str] = "TensorrtExecutionProvider"
@@ -109,8 +116,10 @@ class TensorRTProvider:
     find_gpu: Callable[[], GpuFacts | None] = detect_gpu
 
     def options(self, workload: Workload, folder: Path | None) -> dict[str, str]:
-        """Args:
-        folder: of the engines of this workload on this card alone, from `engine_folder`.
+        """Returns the options of the provider for `workload`.
+
+        Args:
+            folder: the folder of the engines of this workload on this GPU, from `engine_folder`; None: keep none.
         """
 
         def shape(size: int) -> str:
@@ -123,7 +132,7 @@ class TensorRTProvider:
             "trt_profile_min_shapes": shape(1),
             "trt_profile_opt_shapes": largest,
             "trt_profile_max_shapes": largest,
-            # The graph decides what is computed in what; TensorRT 10 must still be allowed to.
+            # The graph fixes the precision of each node, but TensorRT 10 must still be allowed to use it.
             "trt_fp16_enable": str(workload.precision == "fp16"),
             "trt_int8_enable": str(workload.precision == "int8-symmetric"),
         }
@@ -138,7 +147,11 @@ class TensorRTProvider:
         return options
 
     def chain(self, workload: Workload, runtime_version: str) -> Chain:
-        """Raises EngineUnavailable for a graph that TensorRT does not compile."""
+        """Returns the providers of a session that runs `workload`.
+
+        Raises:
+            EngineUnavailable: TensorRT does not compile graphs of that precision.
+        """
         if workload.precision not in COMPILED_PRECISIONS:
             raise EngineUnavailable(
                 f"TensorRT compiles {', '.join(COMPILED_PRECISIONS)}, not {workload.precision}; choose one of those"
@@ -147,12 +160,13 @@ class TensorRTProvider:
         return [(self.name, options), *CudaProvider().chain(workload, runtime_version)]
 
     def _make_folder(self, workload: Workload, runtime_version: str) -> Path | None:
-        """None where engines cannot be kept safely, for a reason that is logged."""
+        """Makes the folder of compiled engines. Returns None and logs the reason where engines cannot be kept
+        safely."""
         if self.cache is None:
             return None
         gpu = self.find_gpu()
         if gpu is None:
-            log.warning("TensorRT engines are not kept: without cuda-bindings, which card this is cannot be told")
+            log.warning("TensorRT engines are not kept: without cuda-bindings the GPU is unknown")
             return None
         folder = engine_folder(self.cache, workload, gpu, runtime_version)
         try:
@@ -170,10 +184,10 @@ CPU = CpuProvider()
 
 
 def engine_folder(cache: Path, workload: Workload, gpu: GpuFacts, runtime_version: str) -> Path:
-    """Where the engines of this workload on this card belong, and no others.
+    """Returns the folder of the engines of this workload on this GPU.
 
-    ONNX Runtime's own names for them tell neither weights nor shapes apart (its issues 6455 and 32254), so each
-    workload gets a folder of its own, named by a digest of all that an engine depends on.
+    ONNX Runtime's own file names distinguish neither weights nor shapes (its issues 6455 and 32254). So each workload
+    has a folder of its own, whose name is a digest of everything that an engine depends on.
     """
     identity = {
         "graph": file_digest(workload.graph),

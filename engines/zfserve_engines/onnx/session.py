@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime for a bundle's graph, and the sentence where there can be none; used by `onnx_engine`."""
+"""Opens sessions of ONNX Runtime for a bundle's graph. Called by `engine` and by the openers in `kinds`."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ from zfserve_engines.onnx.providers import (
 
 log = logging.getLogger(__name__)
 
-onnxruntime.set_default_logger_severity(3)  # errors; it warns of every session on a GPU
+onnxruntime.set_default_logger_severity(3)  # 3: errors only. It warns about every session on a GPU.
 
 
 def open_sessions(
@@ -36,11 +36,11 @@ def open_sessions(
     options: onnxruntime.SessionOptions,
     count: int = 1,
 ) -> list[onnxruntime.InferenceSession]:
-    """Sessions on `provider`, each with weights of its own, whose inputs and outputs fit the manifest.
+    """Opens `count` sessions on `provider`, each with its own weights. Checks their inputs and outputs.
 
     Raises:
-        BundleError: the bundle lacks the graph, or it cannot be loaded, or does not fit the manifest.
-        EngineUnavailable: the provider cannot be had.
+        BundleError: the bundle lacks the graph, or the graph cannot be loaded or does not fit the manifest.
+        EngineUnavailable: this machine cannot use the provider.
     """
     artefact = bundle.artefact(precision)
     require_libraries(provider)
@@ -58,12 +58,12 @@ def open_sessions(
 
 
 def require_libraries(provider: OnnxProvider) -> None:
-    """Load what the provider needs: its own, and those that NVIDIA's wheels installed, where the system's loader does
-    not look.
+    """Loads the libraries that the provider needs, also those of NVIDIA's wheels, which the system's loader cannot
+    find.
 
     Raises:
-        EngineUnavailable: this build of ONNX Runtime lacks it, or TensorRT is not to be had, which ONNX Runtime would
-            only say on stderr.
+        EngineUnavailable: this build of ONNX Runtime lacks the provider, or TensorRT cannot be loaded. ONNX Runtime
+            itself would report the second only on standard error.
     """
     available = onnxruntime.get_available_providers()
     if provider.name not in available:
@@ -96,36 +96,39 @@ def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Cha
 def _load_on_gpu(
     artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, provider: GpuProvider
 ) -> onnxruntime.InferenceSession:
-    """The graph's digest was checked, and it ran on the CPU when it was exported: what fails here is the provider."""
+    """Opens a session on a GPU. The graph is sound, because its digest was checked and the export ran it on the CPU.
+    So an error means that the provider cannot start.
+    """
     cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
     try:
-        # Its fallback prints to stdout and serves from another provider.
+        # The fallback of ONNX Runtime would print to stdout and use another provider.
         session = onnxruntime.InferenceSession(artefact, options, providers=chain, enable_fallback=0)
     except Exception as error:
         log.info("%s cannot start: %s", provider.name, error)
         raise EngineUnavailable(cannot) from error
     if session.get_providers()[0] != provider.name:
-        # Where only libraries are missing, it takes the next provider and writes a line to stderr.
+        # If only libraries are missing, it takes the next provider and writes a line to stderr.
         raise EngineUnavailable(cannot)
     return session
 
 
 def _log_placement(session: onnxruntime.InferenceSession) -> None:
+    """Logs how many nodes of the graph run on each provider."""
     nodes = Counter(part.ep_name for part in session.get_provider_graph_assignment_info() for _ in part.get_nodes())
-    log.info("ONNX Runtime has placed the graph's nodes", extra={"nodes": dict(nodes)})
+    log.info("ONNX Runtime assigned the graph's nodes to providers", extra={"nodes": dict(nodes)})
 
 
 def _load_cuda_libraries() -> None:
-    """What is missing is printed, and logged here."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    """Loads CUDA and cuDNN. ONNX Runtime prints what is missing, and this function logs it."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         onnxruntime.preload_dlls()
-    for line in said.getvalue().splitlines():
+    for line in printed.getvalue().splitlines():
         log.info("%s", line)
 
 
 def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
-    """Raises BundleError where the graph's inputs and outputs are not those the manifest promises."""
+    """Raises BundleError where the graph's inputs and outputs are not those of the manifest."""
     spec = manifest.input
     wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
         GRAPH_INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
@@ -133,7 +136,7 @@ def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) 
     }
     found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
     faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{node.name} is an input nobody feeds" for node in session.get_inputs() if node.name != GRAPH_INPUT]
+    faults += [f"{node.name} is an unexpected input" for node in session.get_inputs() if node.name != GRAPH_INPUT]
     for name in wanted.keys() & found.keys():
         element, shape = wanted[name]
         if found[name].type != element or not _fits(found[name].shape, shape):
@@ -144,8 +147,10 @@ def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) 
 
 
 def _fits(found: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
-    """Whether a shape agrees with one in which None is an axis that must be dynamic. Axes the graph leaves open pass:
-    the warm-up measures them."""
+    """Returns whether the shape `found` agrees with `wanted`, in which None is an axis that must be dynamic.
+
+    An axis that the graph leaves open passes here, because the warm-up checks its size.
+    """
     return len(found) == len(wanted) and all(
-        not isinstance(size, int) or size == need for size, need in zip(found, wanted, strict=True)
+        not isinstance(size, int) or size == expected for size, expected in zip(found, wanted, strict=True)
     )

@@ -1,6 +1,6 @@
-"""The bundle's ONNX graph on OpenVINO, on the CPU. Called by the server's choice of engine and by the benchmarks.
+"""The `Engine` that runs a bundle's graph on OpenVINO, on the CPU, with its openers and its records.
 
-The one module that touches OpenVINO, and so the one that translates its errors.
+`catalogue` puts the records in order. It is the only module that calls OpenVINO, so it translates its errors.
 """
 
 import logging
@@ -17,8 +17,8 @@ from zfserve_runtime.errors import EngineFailed
 from zfserve_engines.contract import Engine, EngineInfo, EngineOutputs, EngineUnavailable, OnWarming
 from zfserve_engines.kind import EngineKind, Package
 from zfserve_engines.opening import EngineOptions, Phase, Report, Step, open_instances
-from zfserve_engines.openvino.signal_stack import kept_signal_stack
-from zfserve_engines.warm_up import cpu_sizes, warm_up
+from zfserve_engines.openvino.signal_stack import preserved_signal_stack
+from zfserve_engines.warm_up import cpu_warm_up_sizes, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +26,24 @@ PACKAGE = Package("OpenVINO", "openvino", "openvino")
 
 
 class OpenVinoEngine:
-    """An `Engine` on OpenVINO's CPU device, warm when the constructor returns.
+    """An `Engine` on OpenVINO's CPU device. It is warm when the constructor returns.
 
-    One model with a dynamic batch serves every size: compiled for a size of its own each runs no faster.
+    One model with a dynamic batch serves every batch size. A model that is compiled for one size is not faster.
 
     Args:
-        bundle: its artefact of `precision` is run.
-        threads: that share one `run`.
-        max_batch_size: largest batch that `run` will be given.
-        arithmetic: of what the graph leaves in floats. bf16 is twice as quick on CPUs that have it, and keeps 8 bits of
-            every number: whether that is still the network is for the golden inputs to say.
+        bundle: the bundle whose artefact of `precision` is run.
+        precision: the precision of the graph.
+        threads: the number of threads that share one `run`.
+        max_batch_size: the largest batch that `run` takes.
+        arithmetic: the arithmetic of the graph's float operations. bf16 is twice as fast on CPUs that have it, and
+            keeps 8 significant bits of every number. The golden inputs check that the outputs stay within the
+            tolerance.
+        on_warming: receives the progress of the warm-up.
 
     Raises:
-        BundleError: no artefact of that precision, or a graph that cannot be loaded or does not fit the manifest.
-        EngineUnavailable: OpenVINO is not installed, or this CPU lacks the arithmetic.
+        BundleError: the bundle has no artefact of that precision, or its graph cannot be loaded or does not fit the
+            manifest.
+        EngineUnavailable: OpenVINO is not installed, or this CPU does not have the arithmetic.
         EngineFailed: the first runs failed.
     """
 
@@ -57,9 +61,9 @@ class OpenVinoEngine:
         self._info = EngineInfo(
             "openvino", f"CPU {arithmetic}", precision, max_batch_size, threads, bf16=arithmetic == "bf16"
         )
-        with kept_signal_stack():
+        with preserved_signal_stack():
             self._request = _open_request(bundle, precision, threads, arithmetic)
-        warm_up(self, bundle.manifest, cpu_sizes(max_batch_size), on_warming)
+        warm_up(self, bundle.manifest, cpu_warm_up_sizes(max_batch_size), on_warming)
 
     @property
     def info(self) -> EngineInfo:
@@ -69,7 +73,7 @@ class OpenVinoEngine:
         """See `Engine.run`."""
         self._info.check_batch(pixels, self._manifest.input)
         try:
-            # It reads the pixels where they are, and copies the outputs.
+            # OpenVINO reads the pixels in place, and copies the outputs.
             outputs = self._request.infer({GRAPH_INPUT: pixels}, share_inputs=True)
             return EngineOutputs(outputs["probabilities"], outputs["features"])
         except Exception as error:
@@ -82,17 +86,17 @@ class OpenVinoEngine:
 
 
 def _open_request(bundle: Bundle, precision: Precision, threads: int, arithmetic: str) -> Any:
-    """An inference request of the compiled graph; OpenVINO's own types are not exported to type checkers."""
+    """Returns an inference request of the compiled graph. OpenVINO does not export its types to type checkers."""
     artefact = bundle.artefact(precision)
     openvino = PACKAGE.load()
     runtime = openvino.Core()
     if arithmetic == "bf16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        # It would compute in f32 without a word.
+        # OpenVINO would silently compute in f32.
         raise EngineUnavailable("this CPU has no bf16 arithmetic; choose another engine")
     settings = {
         "INFERENCE_PRECISION_HINT": arithmetic,
         "INFERENCE_NUM_THREADS": threads,
-        # Batches come one at a time: one stream with all threads, where THROUGHPUT would split them among several.
+        # Batches come one at a time, so one stream has all threads. THROUGHPUT would split them among several streams.
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         # The cores are shared with the threads that decode photos.

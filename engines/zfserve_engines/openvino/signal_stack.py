@@ -1,8 +1,8 @@
-"""The stack that a thread's signal handlers run on, kept as it was. Used where OpenVINO is opened.
+"""Preserves the stack on which a thread's signal handlers run. Called by `engine` when it opens OpenVINO.
 
-OpenVINO gives the thread that opens it a signal stack of its own (sigaltstack(2)), and frees it when it is closed. Two
-that are closed in the order in which they were opened leave the thread with the first one's, which is gone: the next
-signal, a SIGTERM say, is then a segmentation fault. Seen with OpenVINO 2026.4.
+OpenVINO gives the thread that opens it another signal stack (sigaltstack(2)), and frees that stack when it is closed.
+If two engines are closed in the order in which they were opened, the thread is left with the stack of the first, which
+is already freed. The next signal, such as SIGTERM, is then a segmentation fault. Seen with OpenVINO 2026.4.
 """
 
 import ctypes
@@ -11,14 +11,14 @@ from contextlib import contextmanager
 
 
 class _Stack(ctypes.Structure):
-    """`stack_t` of signal.h, as Linux has it."""
+    """The struct `stack_t` of signal.h on Linux."""
 
     _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
 
 
 @contextmanager
-def kept_signal_stack() -> Iterator[None]:
-    """Give this thread back its own signal stack, or none, when the block ends."""
+def preserved_signal_stack() -> Iterator[None]:
+    """Restores this thread's own signal stack, or none, when the block ends."""
     before = _Stack()
     change = ctypes.CDLL(None, use_errno=True).sigaltstack
     if change(None, ctypes.byref(before)) != 0:

@@ -1,1 +1,1 @@
-"""The folder of compiled TensorRT engines."""
+"""Stores compiled TensorRT engines in a folder, and finds those that may be used."""

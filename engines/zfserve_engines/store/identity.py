@@ -1,9 +1,10 @@
-"""What a compiled engine was built from, with and for: the key it is stored under, and why it may not serve elsewhere.
+"""The identity of a compiled engine: its key in the store, and the reasons why it may not serve a request.
 
-An engine holds the weights and the machine code of one card, and nothing in it stops another model or machine from
-running it, so the whole of its identity is recorded beside it and compared, never only its hash: a refusal can say
-what differs. There are two kinds. `tensorrt` tunes on the card at hand, so its engines belong to that card and driver;
-`tensorrt-rtx` builds ahead of time for compute capabilities, so its engines belong to every card that has one of them.
+Called by `store`, `record` and the command `zfserve engines`. An engine holds weights and the machine code of one GPU,
+and nothing in it stops another model or machine from running it. So its whole identity is recorded beside it and
+compared, not only a hash, and an error can say what differs. There are two kinds. `tensorrt` tunes on the GPU of this
+machine, so its engines belong to that GPU and driver. `tensorrt-rtx` builds ahead of time for compute capabilities, so
+its engines belong to every GPU that has one of them.
 """
 
 import hashlib
@@ -23,12 +24,12 @@ from zfserve_engines.tensorrt.settings import BuildSettings
 
 @dataclass(frozen=True)
 class Host:
-    """The machine an engine is to run on, as far as engines care.
+    """The properties of a machine that matter to an engine.
 
     Attributes:
-        gpu: None where engines are only built.
-        system: such as "Linux".
-        architecture: of the CPU, such as "x86_64".
+        gpu: the GPU; None on a machine that only builds engines.
+        system: the operating system, such as "Linux".
+        architecture: the architecture of the CPU, such as "x86_64".
     """
 
     gpu: GpuFacts | None
@@ -37,21 +38,25 @@ class Host:
 
     @classmethod
     def here(cls, gpu: GpuFacts | None) -> Self:
+        """Returns this machine, with the given GPU."""
         return cls(gpu, platform.system(), platform.machine())
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """An engine that somebody wants; made by `request_engine`.
+    """Describes the engine that a caller needs. `request_engine` makes it.
 
     Attributes:
-        model, version: of the bundle. For the reader; the graph's digest is what counts.
-        graph_sha256: of the ONNX file, weights and all.
-        tensors: inputs and outputs, such as "pixels: uint8 (N, 224, 224, 3)".
-        settings: without `compute_capabilities` it must run on the card of `host`, else on all that are named.
-        library_version: the one that is installed.
-        enough_for: where given, an engine that was built with other settings will do too, as long as it is of that
-            library and precision and takes batches of this size. None: the settings must be the same.
+        model: the name of the bundle's model, for messages. Only the graph's digest is compared.
+        version: the version of the bundle's model, for messages.
+        graph_sha256: the digest of the ONNX file, which includes the weights.
+        tensors: the inputs and outputs, such as "pixels: uint8 (N, 224, 224, 3)".
+        settings: the settings of the build. Without `compute_capabilities`, the engine must run on the GPU of `host`,
+            otherwise on all that are named.
+        library_version: the version of the library that is installed.
+        host: the machine that runs the engine.
+        min_batch_size: where given, an engine of that library and precision with other settings may serve, if it takes
+            batches of this size. None: the settings must be the same.
     """
 
     model: str
@@ -61,28 +66,28 @@ class EngineRequest:
     settings: BuildSettings
     library_version: str
     host: Host
-    enough_for: int | None = None
+    min_batch_size: int | None = None
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
-        """Of the cards that the engine must run on."""
+        """The compute capabilities of the GPUs on which the engine must run."""
         gpu = self.host.gpu
         return self.settings.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
 
     @property
     def build_settings(self) -> BuildSettings:
-        """`settings` with the cards named."""
+        """The settings with `compute_capabilities` filled in."""
         return replace(self.settings, compute_capabilities=self.compute_capabilities)
 
 
 def request_engine(
-    bundle: Bundle, settings: BuildSettings, library_version: str, host: Host, enough_for: int | None = None
+    bundle: Bundle, settings: BuildSettings, library_version: str, host: Host, min_batch_size: int | None = None
 ) -> EngineRequest:
-    """The engine of `bundle` with `settings`, for `host`; `enough_for` as in EngineRequest.
+    """Returns the request for an engine of `bundle` with `settings` on `host`; `min_batch_size` as in EngineRequest.
 
     Raises:
         BundleError: the bundle holds no graph of that precision.
-        EngineUnavailable: there is no card here, and the library or the settings need one.
+        EngineUnavailable: the library or the settings need a GPU, and `host` has none.
     """
     if settings.library == "tensorrt":
         if host.gpu is None:
@@ -98,7 +103,14 @@ def request_engine(
         f"features: float32 (N, {manifest.feature_width})",
     )
     return EngineRequest(
-        manifest.name, manifest.version, manifest.files[file.name], tensors, settings, library_version, host, enough_for
+        manifest.name,
+        manifest.version,
+        manifest.files[file.name],
+        tensors,
+        settings,
+        library_version,
+        host,
+        min_batch_size,
     )
 
 
@@ -107,7 +119,7 @@ class _Entry(BaseModel):
 
 
 class Card(_Entry):
-    """A card and its driver, which an engine was tuned on."""
+    """The GPU and the driver on which an engine was tuned."""
 
     name: str
     compute_capability: str
@@ -119,12 +131,16 @@ class Card(_Entry):
 
 
 class EngineIdentity(_Entry):
-    """All that decides what is in an engine.
+    """Everything that determines the content of an engine.
 
     Attributes:
-        settings: every one is part of it; `compute_capabilities` are those it was built for, never empty.
-        card: that it was tuned on; None where it was built ahead of time.
-        tensors: as in EngineRequest.
+        graph_sha256: the digest of the ONNX file, which includes the weights.
+        tensors: the inputs and outputs, as in EngineRequest.
+        settings: the settings of the build. Its `compute_capabilities` are those of the targets, and never empty.
+        library_version: the version of the library that built the engine.
+        card: the GPU on which the engine was tuned; None where it was built ahead of time.
+        system: the operating system, as in Host.
+        architecture: the architecture of the CPU, as in Host.
     """
 
     graph_sha256: str
@@ -137,7 +153,7 @@ class EngineIdentity(_Entry):
 
     @classmethod
     def of(cls, request: EngineRequest) -> Self:
-        """That of the engine that is built for `request` where there is none to be had."""
+        """Returns the identity of the engine that a build for `request` makes."""
         card = None
         if request.settings.library == "tensorrt" and (gpu := request.host.gpu):
             card = Card(
@@ -158,12 +174,12 @@ class EngineIdentity(_Entry):
 
     @property
     def key(self) -> str:
-        """sha256 of all fields, in hex. The same for two engines only where each may stand in for the other."""
+        """The sha256 of all fields, in hex. Two engines have the same key only where each can replace the other."""
         document = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(document.encode()).hexdigest()
 
     def differences(self, request: EngineRequest) -> list[str]:
-        """Why this engine may not serve `request`, the weightiest first, each a sentence without its full stop."""
+        """Returns why this engine may not serve `request`: sentences without a full stop, the most important first."""
         found = []
         if self.graph_sha256 != request.graph_sha256:
             found.append(
@@ -177,11 +193,12 @@ class EngineIdentity(_Entry):
         return found
 
     def faults_on(self, host: Host, library_version: str | None, named: tuple[str, ...] = ()) -> list[str]:
-        """Why this engine cannot run on `host`, whatever its model.
+        """Returns why this engine cannot run on `host`, for any model: sentences without a full stop.
 
         Args:
-            library_version: of the library that built it, as installed there; None where it is not.
-            named: compute capabilities that it is wanted for, instead of that of the host's card.
+            host: the machine that is to run the engine.
+            library_version: the installed version of the library that built the engine; None where it is not installed.
+            named: the compute capabilities that the engine must support, instead of that of the host's GPU.
         """
         return [
             *self._library_faults(library_version),
@@ -204,10 +221,10 @@ class EngineIdentity(_Entry):
             )
 
     def _card_faults(self, gpu: GpuFacts | None, named: tuple[str, ...]) -> Iterator[str]:
-        built_for = str(self.card) if self.card else "compute capability " + _show(self.settings.compute_capabilities)
+        built_for = str(self.card) if self.card else "compute capability " + _format(self.settings.compute_capabilities)
         if self.card is None and named:
             if missing := [wanted for wanted in named if wanted not in self.settings.compute_capabilities]:
-                yield f"it was built for {built_for}, not for {_show(tuple(missing))}"
+                yield f"it was built for {built_for}, not for {_format(tuple(missing))}"
         elif gpu is None:
             yield f"it was built for {built_for}, and there is no NVIDIA GPU here"
         elif self.card is None:
@@ -223,22 +240,25 @@ class EngineIdentity(_Entry):
 
 
 def _setting_differences(built: BuildSettings, request: EngineRequest) -> Iterator[str]:
-    names = {field.name for field in fields(BuildSettings)} - {"compute_capabilities"}  # those `faults_on` compares
-    if request.enough_for is not None:
+    """Yields why an engine with the settings `built` may not serve `request`."""
+    names = {field.name for field in fields(BuildSettings)} - {"compute_capabilities"}  # `faults_on` compares these
+    if request.min_batch_size is not None:
         names = {"library", "precision"}
-        if built.batches[-1] < request.enough_for:
-            yield f"it takes batches of up to {built.batches[-1]}, not of {request.enough_for}"
+        if built.batches[-1] < request.min_batch_size:
+            yield f"it takes batches of up to {built.batches[-1]}, not of {request.min_batch_size}"
     for name in sorted(names):
         had, asked = getattr(built, name), getattr(request.settings, name)
         if had != asked:
-            yield f"it was built with {name.replace('_', ' ')} {_show(had)}, not {_show(asked)}"
+            yield f"it was built with {name.replace('_', ' ')} {_format(had)}, not {_format(asked)}"
 
 
 def _ascending(compute_capabilities: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(compute_capabilities, key=lambda capability: (len(capability), capability)))  # 8.6, 12.0
+    """Sorts compute capabilities as numbers: 8.6 before 12.0."""
+    return tuple(sorted(compute_capabilities, key=lambda capability: (len(capability), capability)))
 
 
-def _show(value: object) -> str:
+def _format(value: object) -> str:
+    """Formats the value of a setting for people."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Which engines of a store can go, and why. Called by `zfserve engines prune`."""
+"""Decides which engines of a store are removed, and why. Called by `zfserve engines prune`."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +9,17 @@ from zfserve_engines.store.record import StoreEntry
 from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
 Versions = Mapping[TensorRTLibrary, str]
-"""A version of each library that is there."""
+"""The version of each library; a library that is missing has none."""
 
 
 @dataclass(frozen=True)
 class PruneRule:
-    """What is removed beside engines that are damaged.
+    """Names the engines that are removed in addition to damaged ones.
 
     Attributes:
-        unusable: what this machine cannot use, though another may.
-        older_than: what was built longer ago.
-        old_versions: what was built by any but the newest version of its library, as installed or in the store.
+        unusable: True removes engines that this machine cannot use, although another machine might.
+        older_than: removes engines that are older than this; None: age does not matter.
+        old_versions: True keeps only the engines of the newest version of each library, as installed or in the store.
     """
 
     unusable: bool = False
@@ -30,11 +30,14 @@ class PruneRule:
 def reason_to_remove(
     entry: StoreEntry, rule: PruneRule, faults: Sequence[str], newest: Versions, now: datetime
 ) -> str | None:
-    """As a sentence without its full stop; None for an engine that stays.
+    """Returns why an engine is removed, as a sentence without a full stop; None for an engine that stays.
 
     Args:
-        faults: why this machine cannot use it.
-        newest: from `newest_versions`.
+        entry: the engine.
+        rule: names the engines to remove.
+        faults: the reasons why this machine cannot use the engine.
+        newest: the newest version of each library, from `newest_versions`.
+        now: the current time.
     """
     if entry.damage or entry.record is None:
         return entry.damage
@@ -50,7 +53,7 @@ def reason_to_remove(
 
 
 def newest_versions(entries: Iterable[StoreEntry], installed: Versions) -> dict[TensorRTLibrary, str]:
-    """The newest of each library, as installed or as it built an engine."""
+    """Returns the newest version of each library that is installed or that built an engine."""
     newest = dict(installed)
     for entry in entries:
         if entry.record:
@@ -62,7 +65,7 @@ def newest_versions(entries: Iterable[StoreEntry], installed: Versions) -> dict[
 
 
 def is_older(version: str, than: str) -> bool:
-    """Numbers are compared as numbers; no version at all is the oldest."""
+    """Returns whether a version is older. Numbers are compared as numbers, and an empty version is the oldest."""
     return _numbers(version) < _numbers(than)
 
 

@@ -1,4 +1,4 @@
-"""One engine on disk: the plan, the record beside it, and whether the two belong together. Used by `engine_store`."""
+"""One engine on disk: its plan and its record, and the check that they belong together. Used by `store`."""
 
 import hashlib
 import weakref
@@ -19,16 +19,21 @@ PLAN, RECORD, RUNTIME_CACHE = ".engine", ".json", ".runtime-cache"
 
 
 class EngineDamaged(Exception):
-    """An engine's files are not as they were written; the message says how, as a sentence without its full stop."""
+    """The files of an engine are not as they were written. The message says how, as a sentence without a full stop."""
 
 
 class EngineRecord(BaseModel):
-    """What is written beside a plan.
+    """The record that is written beside a plan.
 
     Attributes:
-        model, version: of the bundle that it was built from. For the reader; the graph's digest is what counts.
-        sha256: of the plan, in hex.
-        summary: the builder's.
+        schema_version: the version of this schema.
+        model: the name of the bundle's model, for messages. Only the graph's digest is compared.
+        version: the version of the bundle's model, for messages.
+        identity: everything that determines the content of the engine.
+        sha256: the digest of the plan, in hex.
+        size_bytes: the size of the plan in bytes.
+        created_at: the time of the build.
+        summary: the builder's `BuildSummary`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,8 +48,8 @@ class EngineRecord(BaseModel):
     summary: dict[str, JsonValue]
 
     def is_meant_for(self, request: EngineRequest) -> bool:
-        """Whether it was built for that graph or another version of that model, in that precision by that library. If
-        so, what keeps it from being used is worth telling."""
+        """Returns whether the engine was built by that library, in that precision, for that graph or for another
+        version of that model. If it was and cannot be used, the user is told why."""
         built, wanted = self.identity.settings, request.settings
         same_model = self.model == request.model or self.identity.graph_sha256 == request.graph_sha256
         return same_model and (built.library, built.precision) == (wanted.library, wanted.precision)
@@ -52,37 +57,39 @@ class EngineRecord(BaseModel):
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """An engine that may be used.
+    """An engine that was verified and may be used.
 
     Attributes:
-        plan: the bytes that were verified; the file is not to be read again.
+        file: the file of the plan.
+        record: the record beside it.
+        plan: the verified bytes. The file must not be read again.
     """
 
     file: Path
     record: EngineRecord
     plan: bytes = field(repr=False)
 
-    def hold_for(self, owner: object) -> None:
-        """Keep `zfserve engines prune` from removing it as long as `owner` lives, which is what runs the plan."""
+    def hold_lock_for(self, owner: object) -> None:
+        """Holds a shared lock on the file while `owner`, which runs the plan, lives. So `prune` does not remove it."""
         held = ExitStack()
-        with suppress(OSError):  # gone already, or on a file system without locks: it runs all the same
+        with suppress(OSError):  # already removed, or on a file system without locks: the plan runs anyway
             held.enter_context(shared_lock(self.file))
         weakref.finalize(owner, held.close)
 
     def runtime_cache(self, gpu: GpuFacts) -> ChecksummedFile:
-        """Where tensorrt-rtx keeps what it compiles on the card, so that it starts faster the next time."""
+        """Returns the file for the kernels that tensorrt-rtx compiles on the GPU, which make the next start faster."""
         card = hashlib.sha256(f"{gpu.name} {gpu.compute_capability}".encode()).hexdigest()[:12]
         return ChecksummedFile(self.file.with_name(f"{self.file.stem}-{card}{RUNTIME_CACHE}"))
 
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """One key of the store, whatever there is of it.
+    """The files of one key of the store, which may be incomplete.
 
     Attributes:
-        file: the plan; it may be missing.
-        record: None where it is missing or cannot be read.
-        damage: as in EngineDamaged; None where none is seen.
+        file: the file of the plan, which may be missing.
+        record: the record; None where it is missing or cannot be read.
+        damage: a sentence as in EngineDamaged; None where no damage was found.
     """
 
     file: Path
@@ -91,11 +98,12 @@ class StoreEntry:
 
     @property
     def key(self) -> str:
+        """The key of the engine, a sha256 in hex."""
         return self.file.stem
 
     @classmethod
-    def look(cls, file: Path) -> Self:
-        """Everything but the plan's digest."""
+    def read(cls, file: Path) -> Self:
+        """Reads an entry and checks everything except the plan's digest."""
         record = None
         try:
             record = read_record(file)
@@ -109,7 +117,7 @@ class StoreEntry:
         return cls(file, record, None)
 
     def load(self) -> StoredEngine:
-        """Raises EngineDamaged, also where the plan differs from its digest."""
+        """Reads the plan and checks its digest. Raises EngineDamaged where the entry is damaged."""
         if self.damage or self.record is None:
             raise EngineDamaged(self.damage)
         try:
@@ -122,10 +130,10 @@ class StoreEntry:
 
 
 def read_record(file: Path) -> EngineRecord:
-    """The record beside the plan `file`.
+    """Reads the record beside the plan `file`.
 
     Raises:
-        EngineDamaged: it is missing, unreadable, of another schema, or does not have the key that it is stored under.
+        EngineDamaged: the record is missing, cannot be read, has another schema, or does not belong to its key.
     """
     try:
         record = EngineRecord.model_validate_json(file.with_suffix(RECORD).read_bytes())

@@ -1,16 +1,15 @@
-"""The folder of compiled TensorRT engines: each built once, kept, verified, and given only to whom it was built for.
+"""The folder of compiled TensorRT engines. Each engine is built once, verified, and used only where it is valid.
 
-Called by `zfserve compile`, by the server when it chooses an engine, and by `zfserve engines`.
+Called by `zfserve compile`, by `zfserve engines`, and by the opener of the engines on TensorRT.
 
-<bundle>/engines/, or a folder of its own for many models
-  <key>.engine                            the plan; the key is that of its identity (see `engine_identity`)
-  <key>.json                              its record, written last: a plan without one was never finished
-  <key>.lock                              there while it is built
-  <key>-<card>.runtime-cache              what tensorrt-rtx compiled on a card when the engine first ran there
-  tensorrt-<version>-<card>.timing-cache  what tensorrt measured on a card; every build there starts from it
-  .*.partial                              a file that is being written
+<bundle>/engines/, or one folder for many models
+  <key>.engine                            the plan; the key is the digest of its identity (see `identity`) <key>.json
+  its record, written last: a plan without a record was never finished <key>.lock                              exists
+  while the engine is built <key>-<card>.runtime-cache              the kernels that tensorrt-rtx compiled on a GPU when
+  the engine first ran there tensorrt-<version>-<card>.timing-cache  the timings that tensorrt measured on a GPU; every
+  build there starts from them .*.partial                              a file that is being written
 
-Reading needs neither a lock nor the right to write.
+Reading needs no lock and no permission to write.
 """
 
 import hashlib
@@ -44,16 +43,16 @@ from zfserve_engines.tensorrt.builder import BuiltEngine
 log = logging.getLogger(__name__)
 
 FOLDER = "engines"
-"""Of a bundle's own store."""
+"""The folder of compiled engines inside a bundle."""
 TIMING_CACHE = ".timing-cache"
-_KEY = re.compile("[0-9a-f]{64}")  # what else is in the folder is not ours
+_KEY = re.compile("[0-9a-f]{64}")  # other files in the folder do not belong to the store
 
 
-class EngineRefused(EngineUnavailable):
+class NoValidEngine(EngineUnavailable):
     """The store holds no engine that may be used.
 
     Attributes:
-        reason: why not the one that comes nearest; None where there is none at all.
+        reason: why the nearest engine may not be used; None where there is none at all.
     """
 
     def __init__(self, message: str, reason: str | None) -> None:
@@ -62,7 +61,7 @@ class EngineRefused(EngineUnavailable):
 
 
 Build = Callable[[bytes], BuiltEngine]
-"""Builds an engine, given the timing cache of earlier builds, which may be empty."""
+"""Builds an engine. Its argument is the timing cache of earlier builds, which may be empty."""
 
 
 class EngineStore:
@@ -73,14 +72,17 @@ class EngineStore:
 
     @classmethod
     def of(cls, bundle: Bundle, engine_cache: Path | None = None) -> Self:
-        """The bundle's own, or that in `engine_cache`, which many bundles may share: a key tells their graphs apart."""
+        """Returns the store in `engine_cache`, which many bundles may share, or else the one inside the bundle.
+
+        A shared folder is safe, because a key contains the digest of the graph.
+        """
         return cls(engine_cache or bundle.folder / FOLDER)
 
     def find(self, request: EngineRequest) -> StoredEngine:
-        """The newest engine for `request`, verified. One that was built for more cards than are asked for will do.
+        """Returns the newest valid engine for `request`. An engine that supports more GPUs than requested is valid.
 
         Raises:
-            EngineRefused: there is none, or none that may be used.
+            NoValidEngine: there is no engine, or none that may be used.
         """
         refusals: list[tuple[int, str]] = []
         for entry in self._candidates(request):
@@ -94,30 +96,32 @@ class EngineStore:
                     reason = str(damaged)
             refusals.append((len(differences), f"engine {entry.key[:12]} is refused: {reason}"))
         nearest = min(refusals, key=lambda refusal: refusal[0]) if refusals else None
-        raise _refused(request, self.folder, nearest[1] if nearest else None)
+        raise _no_valid_engine(request, self.folder, nearest[1] if nearest else None)
 
-    def obtain(
+    def find_or_build(
         self, request: EngineRequest, build: Build, on_progress: OnProgress, on_invalid: InvalidEnginePolicy = "rebuild"
     ) -> StoredEngine:
-        """An engine for `request`, verified; where there is none it is built, by one process at a time.
+        """Returns a valid engine for `request`. Builds one where there is none, in one process at a time.
 
-        Whatever `build` raises passes through, and leaves nothing behind.
+        An exception of `build` passes through, and leaves no files behind.
 
         Args:
-            on_invalid: what to do where there is one for this model that may not be used, and nobody is building one
-                that may.
+            request: the engine that is needed.
+            build: builds the engine.
+            on_progress: receives the progress while another process builds the same engine.
+            on_invalid: what happens where an engine of this model is invalid, and no process is building a valid one.
 
         Raises:
-            EngineRefused: there is one that may not be used, and it is not to be rebuilt.
-            EngineUnavailable: one has to be built, and the folder cannot be written.
+            NoValidEngine: an engine is invalid and may not be rebuilt.
+            EngineUnavailable: an engine has to be built, and the folder cannot be written.
         """
         lock = self._lock(EngineIdentity.of(request).key)
         try:
             return self.find(request)
-        except EngineRefused as refusal:
+        except NoValidEngine as refusal:
             if refusal.reason and on_invalid == "refuse" and not is_locked(lock):
                 raise
-            doubt = str(refusal)
+            missing = str(refusal)
 
         def on_wait() -> None:
             on_progress("waiting for another process that builds the same engine", 0, 1)
@@ -127,25 +131,28 @@ class EngineStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 locked.enter_context(exclusive_lock(lock, on_wait))
             except OSError as error:
-                raise self._unwritable(doubt, error) from error
+                raise self._unwritable(missing, error) from error
             return self._find_or_build(request, build, on_invalid)
 
     def entries(self) -> list[StoreEntry]:
-        """All that the store holds, the newest first and last what has no record. Everything but the digest of each
-        plan is checked; `StoreEntry.load` checks that too."""
+        """Returns all entries of the store, the newest first and entries without a record last.
+
+        It checks everything except the digest of each plan, which `StoreEntry.load` checks.
+        """
         files = {file.with_suffix(PLAN) for suffix in (PLAN, RECORD) for file in self.folder.glob(f"*{suffix}")}
-        entries = [StoreEntry.look(file) for file in sorted(files) if _KEY.fullmatch(file.stem)]
+        entries = [StoreEntry.read(file) for file in sorted(files) if _KEY.fullmatch(file.stem)]
         return sorted(entries, key=lambda entry: -entry.record.created_at.timestamp() if entry.record else 0)
 
     def is_building(self, entry: StoreEntry) -> bool:
+        """Returns whether a process is building the engine."""
         return is_locked(self._lock(entry.key))
 
     def is_in_use(self, entry: StoreEntry) -> bool:
-        """Whether `remove` would leave it."""
+        """Returns whether a process is building or running the engine, so that `remove` would keep it."""
         return self.is_building(entry) or is_in_use(entry.file)
 
     def remove(self, entry: StoreEntry) -> bool:
-        """Remove an engine and its caches; False, and all as it was, where it is being built or in use.
+        """Removes an engine and its caches. Returns False, and changes nothing, where it is being built or in use.
 
         Raises:
             OSError: the folder cannot be written.
@@ -160,16 +167,16 @@ class EngineStore:
         except BlockingIOError:
             return False
 
-    def leftovers(self, key: str = "") -> list[Path]:
-        """Files, for `key` or for any, that processes which died were writing."""
+    def partial_files(self, key: str = "") -> list[Path]:
+        """Returns the files that processes were writing when they died, for `key` or for all keys."""
         return sorted(file for file in self.folder.glob(f".{key}*{PARTIAL}") if not is_locked(file))
 
     def timing_caches(self) -> dict[Path, str]:
-        """With the version of the library that wrote each."""
+        """Returns each timing cache with the version of the library that wrote it."""
         return {file: file.name.split("-")[1] for file in sorted(self.folder.glob(f"tensorrt-*-*{TIMING_CACHE}"))}
 
     def _candidates(self, request: EngineRequest) -> list[StoreEntry]:
-        """Engines meant for such a request, and the wreck of the one that it would build."""
+        """Returns the engines that are meant for such a request, and the damaged one that it would build again."""
         key = EngineIdentity.of(request).key
         return [
             entry
@@ -179,14 +186,14 @@ class EngineStore:
 
     def _find_or_build(self, request: EngineRequest, build: Build, on_invalid: InvalidEnginePolicy) -> StoredEngine:
         try:
-            return self.find(request)  # by now the process that was waited for may have built it
-        except EngineRefused as refusal:
+            return self.find(request)  # another process may have built it while this one waited
+        except NoValidEngine as refusal:
             if refusal.reason and on_invalid == "refuse":
                 raise
             if refusal.reason:
                 log.warning("%s; building another", refusal.reason)
-        for leftover in self.leftovers(EngineIdentity.of(request).key):
-            leftover.unlink(missing_ok=True)  # or builders that die over and over would fill the disk
+        for partial in self.partial_files(EngineIdentity.of(request).key):
+            partial.unlink(missing_ok=True)  # builders that die repeatedly would fill the disk
         timing_cache = self._timing_cache(request)
         built = build((timing_cache and timing_cache.read()) or b"")
         if timing_cache and built.timing_cache:
@@ -194,6 +201,7 @@ class EngineStore:
         return self._keep(request, built)
 
     def _keep(self, request: EngineRequest, built: BuiltEngine) -> StoredEngine:
+        """Writes an engine and then its record."""
         record = EngineRecord(
             model=request.model,
             version=request.version,
@@ -221,18 +229,20 @@ class EngineStore:
     def _lock(self, key: str) -> Path:
         return self.folder / f"{key}.lock"
 
-    def _unwritable(self, doubt: str, error: OSError) -> EngineUnavailable:
+    def _unwritable(self, missing: str, error: OSError) -> EngineUnavailable:
         return EngineUnavailable(
-            f"{doubt}, and {self.folder} cannot be written ({error.strerror}); name another folder with --engine-cache"
+            f"{missing}, and {self.folder} cannot be written ({error.strerror}); "
+            "name another folder with --engine-cache"
         )
 
 
-def _refused(request: EngineRequest, folder: Path, reason: str | None) -> EngineRefused:
+def _no_valid_engine(request: EngineRequest, folder: Path, reason: str | None) -> NoValidEngine:
+    """Returns the error for `request`; `reason` as in NoValidEngine."""
     settings = request.settings
     wanted = (
         f"{settings.precision} engine of {request.model} {request.version} "
         f"by {settings.library} {request.library_version}"
     )
     if reason is None:
-        return EngineRefused(f"there is no {wanted} in {folder} (`zfserve compile` builds one)", None)
-    return EngineRefused(f"there is no {wanted} to use in {folder}: {reason}", reason)
+        return NoValidEngine(f"there is no {wanted} in {folder} (`zfserve compile` builds one)", None)
+    return NoValidEngine(f"there is no {wanted} to use in {folder}: {reason}", reason)

@@ -1,6 +1,6 @@
-"""How far a TensorRT build is, as one number that only grows, and the way to stop it. Called by `tensorrt_builder`.
+"""Turns the progress of a TensorRT build into one number that never decreases, and stops a build. Called by `builder`.
 
-TensorRT reports phases within phases: each has a number of steps, and during a step other phases may begin and end.
+TensorRT reports nested phases: each phase has a number of steps, and other phases may begin and end during a step.
 """
 
 import threading
@@ -9,24 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 OnProgress = Callable[[str, int, int], None]
-"""Told the name of a phase, how much of the whole is done, and how much there is in all. Called from another thread.
-What it raises stops the build and is raised there."""
+"""Receives the name of a phase, the number of steps that are done, and the number of all steps. Called in another
+thread. An exception that it raises stops the build, and the build raises it."""
 
-WHOLE = 1000
+TOTAL = 1000
+"""The number of all steps that `BuildProgress` reports."""
 
 
 @dataclass
 class _Phase:
+    """A phase that has begun and not ended."""
+
     parent: str | None
     steps: int
     done: int = 0
 
 
 class BuildProgress:
-    """The methods of TensorRT's `IProgressMonitor`, which may be called from several threads.
+    """Implements the methods of TensorRT's `IProgressMonitor`, which several threads may call.
 
-    `bind_monitor` derives a class of both. Nothing may be raised into TensorRT, so what `on_progress` raises is kept
-    in `failure` and the build is told to end.
+    `make_monitor` derives a class from both. No exception may pass through TensorRT. So an exception that `on_progress`
+    raises is stored in `failure`, and the build is told to end.
     """
 
     def __init__(self, on_progress: OnProgress) -> None:
@@ -36,54 +39,57 @@ class BuildProgress:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[str, _Phase] = {}
-        self._told: tuple[str, int] = ("", 0)
+        self._reported: tuple[str, int] = ("", 0)
 
     def stop(self) -> None:
-        """Let the build end at its next step."""
+        """Ends the build at its next step."""
         self._stopped.set()
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        """Begins a phase. TensorRT calls it."""
         with self._lock:
             parent = parent_phase if parent_phase in self._open else None
             if parent is None:
-                self._told = ("", 0)
+                self._reported = ("", 0)
             self._open[phase_name] = _Phase(parent, num_steps)
-            self._tell(phase_name)
+            self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
+        """Completes a step of a phase. TensorRT calls it, and stops the build where it returns False."""
         with self._lock:
             if phase := self._open.get(phase_name):
                 phase.done = max(phase.done, step + 1)
-                self._tell(phase_name)
+                self._report(phase_name)
         return not self._stopped.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
+        """Ends a phase. TensorRT calls it."""
         with self._lock:
             if phase := self._open.get(phase_name):
                 phase.done = phase.steps
-                self._tell(phase_name)
+                self._report(phase_name)
                 del self._open[phase_name]
 
-    def _tell(self, name: str) -> None:
-        """Report the share of the outermost phase, and the name of the phase just below it."""
+    def _report(self, name: str) -> None:
+        """Reports the fraction of the outermost phase that is done, and the name of the phase directly below it."""
         path, share = [name], 0.0
         while (parent := self._open[path[-1]].parent) in self._open:
             path.append(parent)
         for phase in map(self._open.__getitem__, path):
             share = min(1.0, (phase.done + share) / phase.steps)
-        now = path[-2] if len(path) > 1 else name, max(self._told[1], int(WHOLE * share))
-        if now == self._told or self._stopped.is_set():
+        now = path[-2] if len(path) > 1 else name, max(self._reported[1], int(TOTAL * share))
+        if now == self._reported or self._stopped.is_set():
             return
-        self._told = now
+        self._reported = now
         try:
-            self._on_progress(*now, WHOLE)
-        except BaseException as error:  # not even a KeyboardInterrupt may unwind TensorRT's frames
+            self._on_progress(*now, TOTAL)
+        except BaseException as error:  # even a KeyboardInterrupt must not unwind TensorRT's frames
             self.failure = error
             self._stopped.set()
 
 
-def bind_monitor(module: Any, on_progress: OnProgress) -> Any:
-    """A `BuildProgress` that is an `IProgressMonitor` of the library `module`."""
+def make_monitor(module: Any, on_progress: OnProgress) -> Any:
+    """Returns a `BuildProgress` that is an `IProgressMonitor` of the library `module`."""
 
     class Monitor(BuildProgress, module.IProgressMonitor):  # type: ignore[misc]
         pass

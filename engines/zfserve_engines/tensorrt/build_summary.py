@@ -1,6 +1,6 @@
-"""What a TensorRT build made, as read back from the network that TensorRT parsed. Called by `tensorrt_builder`.
+"""Summarises a TensorRT build from the network that TensorRT parsed. Called by `builder`.
 
-A plan itself can be inspected on a card only; the network says all but which kernels its layers were fused into.
+A plan can be inspected only on a GPU. The network tells everything except the kernels into which layers were fused.
 """
 
 from collections import Counter
@@ -14,16 +14,22 @@ from zfserve_runtime.bundle import Precision
 from zfserve_engines.cuda.batch_sizes import BatchProfile
 
 DYNAMIC = -1
-"""An axis whose size comes with each batch."""
+"""Stands in a shape for an axis whose size differs from batch to batch."""
 
 _COMPUTING = ("CONVOLUTION", "MATRIX_MULTIPLY", "LRN", "SOFTMAX")
-"""Kinds of layers in which the choice of precision matters."""
+"""The kinds of layers whose precision matters."""
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """An input or output. `dtype` is numpy's name; `shape` has DYNAMIC for the batch."""
+    """Describes an input or an output.
+
+    Attributes:
+        name: the name in the graph.
+        dtype: numpy's name of the element type.
+        shape: the shape, with DYNAMIC for the batch.
+    """
 
     name: str
     dtype: str
@@ -32,11 +38,12 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer of the parsed network.
+    """Describes one layer of the parsed network.
 
     Attributes:
-        kind: TensorRT's name, such as "CONVOLUTION".
-        precision: the dtype it computes in; int8 where what it reads was quantised.
+        name: the layer's name in the network.
+        kind: TensorRT's name of the kind of layer, such as "CONVOLUTION".
+        precision: the dtype in which the layer computes; int8 where its input was quantised.
     """
 
     name: str
@@ -46,15 +53,20 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What was built, for `zfserve compile` to show and for the record beside the engine.
+    """Describes what was built. `zfserve compile` shows it, and the record beside the engine stores it.
 
     Attributes:
-        library: its name and version.
-        precision: of the graph; its layers may differ, see `layers`.
-        compute_capabilities: of the cards it was built for; empty: the card at hand.
-        plan_bytes: size of the engine.
-        seconds: from reading the graph to the finished plan.
-        peak_memory_bytes: most that this process ever held in memory, its libraries included; None off Linux.
+        library: the name and version of the library.
+        precision: the precision of the graph; single layers may differ, see `layers`.
+        compute_capabilities: the compute capabilities of the target GPUs; empty: the GPU of the building machine.
+        inputs: the inputs of the network.
+        outputs: the outputs of the network.
+        profiles: the optimisation profiles.
+        layers: the layers of the network as it was parsed.
+        plan_bytes: the size of the engine in bytes.
+        seconds: the time from reading the graph to the finished plan.
+        peak_memory_bytes: the largest memory that this process has ever held, with its libraries; None where the system
+            is not Linux.
     """
 
     library: str
@@ -69,23 +81,23 @@ class BuildSummary:
     peak_memory_bytes: int | None
 
     def computing_layers(self) -> dict[tuple[str, str], int]:
-        """How many layers there are of each kind and precision, of those that do the work."""
+        """Returns the number of layers for each (kind, precision) of the layers that compute."""
         return Counter((layer.kind, layer.precision) for layer in self.layers if layer.kind in _COMPUTING)
 
     def to_json(self) -> dict[str, Any]:
-        """Of numbers, strings, lists and dictionaries alone."""
+        """Returns the summary as numbers, strings, lists and dictionaries only."""
         document: dict[str, Any] = TypeAdapter(BuildSummary).dump_python(self, mode="json")
         return document
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
-        """Raises pydantic.ValidationError where `to_json` did not write it."""
+        """Reads what `to_json` returned. Raises pydantic.ValidationError where the document is something else."""
         return TypeAdapter(cls).validate_python(document)
 
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """The part of a `BuildSummary` that is read from the network."""
+    """Holds the part of a `BuildSummary` that is read from the network."""
 
     inputs: tuple[TensorSummary, ...]
     outputs: tuple[TensorSummary, ...]
@@ -93,7 +105,7 @@ class NetworkFacts:
 
 
 def read_network(network: Any) -> NetworkFacts:
-    """Read a parsed `INetworkDefinition`."""
+    """Reads a parsed `INetworkDefinition`."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     quantised = {
         layer.get_output(0).name: dtype_name(layer.get_input(0)) for layer in layers if layer.type.name == "DEQUANTIZE"
@@ -106,12 +118,13 @@ def read_network(network: Any) -> NetworkFacts:
 
 
 def dtype_name(tensor: Any) -> str:
+    """Returns numpy's name of the element type of an `ITensor`."""
     name: str = tensor.dtype.name
     return _DTYPES.get(name, name.lower())
 
 
 def peak_memory_bytes() -> int | None:
-    """Most that this process ever held in memory; None where Linux does not tell."""
+    """Returns the largest memory that this process has ever held, in bytes; None where /proc does not tell."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -125,6 +138,6 @@ def _describe(tensor: Any) -> TensorSummary:
 
 
 def _precision(layer: Any, quantised: dict[str, str]) -> str:
-    """Of what it reads, or of what it makes where it reads nothing, as a constant does."""
+    """Returns the precision of a layer's input. A constant has no input, so it is that of its output."""
     tensor = layer.get_input(0) if layer.num_inputs else layer.get_output(0)
     return quantised.get(tensor.name, dtype_name(tensor))

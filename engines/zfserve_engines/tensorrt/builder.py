@@ -1,7 +1,7 @@
-"""An ONNX graph becomes a TensorRT engine: parse, configure, build, in this order. Called through the engine store.
+"""Builds a TensorRT engine from an ONNX graph in three steps: parse, configure, build. Called through the engine store.
 
-The network is strongly typed: the graph alone says what is computed in which precision, so that the engine computes
-what was measured at export, and one way of building serves fp32, fp16 and int8 alike.
+The network is strongly typed: only the graph fixes the precision of each operation. So the engine computes what was
+measured at export, and fp32, fp16 and int8 are all built in the same way.
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zfserve_engines.cuda.batch_sizes import BatchProfile, plan_profiles
-from zfserve_engines.tensorrt.build_progress import OnProgress, bind_monitor
+from zfserve_engines.tensorrt.build_progress import OnProgress, make_monitor
 from zfserve_engines.tensorrt.build_summary import (
     DYNAMIC,
     BuildSummary,
@@ -25,16 +25,17 @@ from zfserve_engines.tensorrt.settings import BuildSettings
 
 
 class BuildFailed(RuntimeError):
-    """TensorRT did not build the graph; the message says at which step and why, in one sentence."""
+    """TensorRT did not build the graph. The message says in one sentence which step failed and why."""
 
 
 @dataclass(frozen=True, eq=False)
 class BuiltEngine:
-    """An engine, not yet on disk.
+    """Holds an engine that is not yet on disk.
 
     Attributes:
-        plan: what a TensorRT runtime of the same version deserialises.
-        timing_cache: to give to the next build on this card; empty with TensorRT for RTX, which measures nothing.
+        plan: the bytes that a TensorRT runtime of the same version deserialises.
+        summary: describes what was built.
+        timing_cache: the input of the next build on this GPU; empty with TensorRT for RTX, which measures no timings.
     """
 
     plan: bytes
@@ -45,23 +46,25 @@ class BuiltEngine:
 def build_engine(
     graph: Path, settings: BuildSettings, on_progress: OnProgress = lambda *step: None, timing_cache: bytes = b""
 ) -> BuiltEngine:
-    """Build the engine of an ONNX file. Blocks for seconds to minutes.
+    """Builds the engine of an ONNX file. Blocks for seconds to minutes.
 
-    It builds in a thread of its own: TensorRT calls back into Python between its steps, and a KeyboardInterrupt that
-    struck there would unwind its frames. Here it strikes while waiting, and the build then ends at its next step.
+    The build runs in another thread. TensorRT calls Python between its steps, and a KeyboardInterrupt in such a call
+    would unwind TensorRT's frames. Here the interrupt hits the thread that waits, and the build ends at its next step.
 
     Args:
-        settings: without `compute_capabilities`, `tensorrt` builds for the card at hand and `tensorrt-rtx` for every
-            card from Ampere on.
-        on_progress: called from that thread; what it raises stops the build and is raised here.
-        timing_cache: of an earlier build on this card by this library.
+        graph: the ONNX file.
+        settings: the settings of the build. Without `compute_capabilities`, `tensorrt` builds for the GPU of this
+            machine, and `tensorrt-rtx` for every GPU from Ampere on.
+        on_progress: receives the progress, in the other thread. An exception that it raises stops the build and is
+            raised here.
+        timing_cache: the timing cache of an earlier build on this GPU by this library.
 
     Raises:
         EngineUnavailable: the library is not installed.
-        BuildFailed: it cannot read the graph, has no such target, or gave up.
+        BuildFailed: the library cannot read the graph, cannot build for a target, or failed.
     """
     library = load_library(settings.library)
-    monitor = bind_monitor(library.module, on_progress)
+    monitor = make_monitor(library.module, on_progress)
     with ThreadPoolExecutor(1, "tensorrt-build") as thread:
         build = thread.submit(_build, library, graph, settings, monitor, timing_cache)
         try:
@@ -75,7 +78,7 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
     started = time.monotonic()
     try:
         builder = library.module.Builder(library.logger)
-    except TypeError as error:  # what pybind11 makes of getting nothing; `tensorrt` gives nothing without a card
+    except TypeError as error:  # without a GPU `tensorrt` returns null, which pybind11 turns into a TypeError
         raise BuildFailed(f"{library} cannot build here: it finds no NVIDIA GPU with a driver that suits it") from error
     network = builder.create_network(1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parse(library, network, graph)
@@ -87,14 +90,14 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
     if library.kind == "tensorrt":
         for timings in (timing_cache, b""):
             if config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False):
-                break  # those of another card are refused
+                break  # TensorRT refuses the timings of another GPU
     facts = read_network(network)
     with library.logger.collect_errors() as errors:
         plan = builder.build_serialized_network(network, config)
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
-        raise BuildFailed(_explain(library, graph, settings, errors))
+        raise BuildFailed(_failure_sentence(library, graph, settings, errors))
     summary = BuildSummary(
         library=str(library),
         precision=settings.precision,
@@ -112,13 +115,17 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
 
 
 def parse(library: Library, network: Any, graph: Path) -> None:
-    """Raises BuildFailed where the file is no ONNX, or holds what the library does not support."""
+    """Parses an ONNX file into `network`.
+
+    Raises:
+        BuildFailed: the file is not an ONNX graph, or holds an operator that the library does not support.
+    """
     parser = library.module.OnnxParser(network, library.logger)
     if parser.parse_from_file(str(graph)):
         return
     error = parser.get_error(0)
     if operator := error.node_operator():
-        # Some checks explain themselves by the condition that failed, such as "false".
+        # The description of some checks is only the condition that failed, such as "false".
         why = f" ({error.desc()})" if " " in error.desc() else ""
         raise BuildFailed(
             f"{library} does not support the operator {operator} of {graph.name} as {error.node_name()} has it{why}"
@@ -129,16 +136,16 @@ def parse(library: Library, network: Any, graph: Path) -> None:
 
 
 def configure(library: Library, builder: Any, settings: BuildSettings) -> Any:
-    """An `IBuilderConfig` with everything but profiles, cache and monitor.
+    """Returns an `IBuilderConfig` without profiles, timing cache and progress monitor.
 
-    All that differs between the libraries is here, in `_build`'s timing cache and in `Library.targets`:
+    All differences between the libraries are here, in the timing cache of `_build` and in `Library.targets`:
 
-    - `tensorrt` builds for the card at hand, `tensorrt-rtx` for compute capabilities;
-    - timing caches do nothing in `tensorrt-rtx`, which leaves the choice of kernels to the card that runs the engine;
-    - TensorRT 10 has weakly typed networks too, and asks for the flag STRONGLY_TYPED; 11 and RTX accept it.
+    - `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` builds for compute capabilities;
+    - timing caches have no effect in `tensorrt-rtx`, which chooses kernels on the GPU that runs the engine;
+    - TensorRT 10 also has weakly typed networks, and needs the flag STRONGLY_TYPED; 11 and RTX accept the flag.
 
     Raises:
-        BuildFailed: the library has no such target.
+        BuildFailed: the library cannot build for a compute capability.
     """
     module, config = library.module, builder.create_builder_config()
     config.builder_optimization_level = settings.optimization_level
@@ -165,6 +172,7 @@ def check_targets(library: Library, compute_capabilities: Sequence[str]) -> None
 
 
 def _targets(library: Library, settings: BuildSettings) -> tuple[str, ...]:
+    """Returns the compute capabilities to build for. Raises BuildFailed where the library cannot build for one."""
     check_targets(library, settings.compute_capabilities)
     return settings.compute_capabilities or library.default_targets
 
@@ -187,11 +195,12 @@ _SOURCE_PLACES = re.compile(
 )
 
 
-def _explain(library: Library, graph: Path, settings: BuildSettings, messages: Sequence[str]) -> str:
-    said = "; ".join(messages) or "it does not say why"
-    if settings.workspace_bytes is not None and _LACKS_WORKSPACE.search(said):
+def _failure_sentence(library: Library, graph: Path, settings: BuildSettings, messages: Sequence[str]) -> str:
+    """Returns the sentence of the error that `messages`, TensorRT's errors, belong to."""
+    reason = "; ".join(messages) or "it does not say why"
+    if settings.workspace_bytes is not None and _LACKS_WORKSPACE.search(reason):
         return (
             f"{library} cannot build {graph.name} with a workspace of {settings.workspace_bytes:,} bytes; "
-            f"allow it more with --workspace ({_SOURCE_PLACES.sub('', said)})"
+            f"allow it more with --workspace ({_SOURCE_PLACES.sub('', reason)})"
         )
-    return f"{library} cannot build {graph.name}: {_SOURCE_PLACES.sub('', said)}"
+    return f"{library} cannot build {graph.name}: {_SOURCE_PLACES.sub('', reason)}"

@@ -1,11 +1,11 @@
-"""The bundle's network as compiled by TensorRT or TensorRT for RTX, on an NVIDIA GPU, behind `Engine`.
+"""The `Engine` that runs a network compiled by TensorRT or TensorRT for RTX on an NVIDIA GPU.
 
     plan = LoadedPlan(stored.plan, manifest, load_library("tensorrt"), gpu)
     engines = open_engines(plan, manifest, precision, max_batch_size=32, instances=2)
 
-Called where the server opens engines. Each engine has a stream, buffers, and for every batch size it is run at a
-context of its own: a CUDA graph is of one shape, one set of addresses and one state of its context, so NVIDIA advises
-one context for each graph. Their scratch memory is shared, as only one of them runs at a time. Importing this module
+Called by the opener in `kinds`. Each engine has a stream, buffers, and one context for each batch size that it runs. A
+CUDA graph belongs to one shape, one set of addresses and one state of its context, so NVIDIA advises one context for
+each graph. The contexts share their scratch memory, because only one of them runs at a time. Importing this module
 needs cuda-bindings.
 """
 
@@ -30,14 +30,18 @@ log = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
-    """An `Engine` on a loaded plan, warm when the constructor returns. Several may run side by side in threads.
+    """An `Engine` on a loaded plan. It is warm when the constructor returns. Several may run at the same time in
+    threads.
 
     Args:
-        precision: of the graph that was compiled.
-        max_batch_size: largest batch that `run` will be given; the plan's own limit may be lower, see `info`.
+        plan: the compiled engine on the GPU.
+        manifest: the manifest of the bundle.
+        precision: the precision of the graph that was compiled.
+        max_batch_size: the largest batch that `run` takes. The limit of the plan may be lower, see `info`.
+        on_warming: receives the progress of the warm-up.
 
     Raises:
-        EngineFailed: the first runs failed, as where the card's memory is full.
+        EngineFailed: the first runs failed, for example because the GPU's memory is full.
     """
 
     def __init__(
@@ -58,11 +62,11 @@ class TensorRTEngine:
         self._contexts: list[Any] = []
         self._launches: dict[int, Callable[[], None]] = {}
         self._captured: list[int] = []
-        self._capturing = plan.cuda_graphs and not plan.captures_itself
+        self._capturing = plan.cuda_graphs and not plan.library_captures_graphs
         try:
             self._allocate(manifest, largest)
             self._stream.on_close(self._contexts.clear)
-            for done, size in enumerate(reversed(self._sizes)):  # the largest first: it is what may not fit
+            for done, size in enumerate(reversed(self._sizes)):  # the largest first, because it may not fit
                 on_warming(done, len(self._sizes))
                 self._launches[size] = self._prepare(size)
         except BaseException:
@@ -75,7 +79,7 @@ class TensorRTEngine:
 
     @property
     def captured(self) -> tuple[int, ...]:
-        """Batch sizes, ascending, that are launched as CUDA graphs captured here."""
+        """The batch sizes, ascending, that are launched as CUDA graphs which this engine captured."""
         return tuple(sorted(self._captured))
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
@@ -83,18 +87,18 @@ class TensorRTEngine:
         self._info.check_batch(pixels, self._spec)
         count = len(pixels)
         size = self._sizes[bisect.bisect_left(self._sizes, count)]
-        self._pixels[:count] = pixels  # the rows after them hold older photos, whose answers nobody reads
+        self._pixels[:count] = pixels  # the later rows hold older photos, and their outputs are not read
         self._complete(self._launches[size])
         return EngineOutputs(self._probabilities[:count].copy(), self._features[:count].copy())
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._launches.clear()  # they refer to contexts, which have to go before the memory that they use
+        self._launches.clear()  # they refer to contexts, which must be freed before their memory
         self._stream.close()
         del self._plan
 
     def _allocate(self, manifest: Manifest, largest: int) -> None:
-        """Everything that batches up to `largest` will need."""
+        """Allocates all memory for batches of up to `largest` photos."""
         spec, stream, engine = manifest.input, self._stream, self._plan.engine
         self._pixels: npt.NDArray[np.uint8] = stream.allocate_pinned((largest, spec.height, spec.width, 3), np.uint8)
         self._probabilities: npt.NDArray[np.float32] = stream.allocate_pinned(
@@ -107,13 +111,13 @@ class TensorRTEngine:
             "probabilities": stream.allocate(self._probabilities.nbytes),
             "features": stream.allocate(self._features.nbytes),
         }
-        self._scratch_bytes = engine.device_memory_size_v2  # of the most demanding profile; less is refused
+        self._scratch_bytes = engine.device_memory_size_v2  # the profile that needs most; TensorRT refuses less
         self._scratch = stream.allocate(max(self._scratch_bytes, 1))
 
     def _prepare(self, size: int) -> Callable[[], None]:
-        """A warm launch of batches of `size`: copy in, run, copy out."""
+        """Returns a warm function that launches a batch of `size`: copy in, run, copy out."""
         context, stream = self._plan.create_context(), self._stream
-        self._contexts.append(context)  # a graph uses it without referring to it
+        self._contexts.append(context)  # a graph uses it without a reference to it
         profile = choose_profile(self._plan.signature.profiles, size)
         accepted = context.set_optimization_profile_async(profile, stream.handle)
         stream.wait()
@@ -125,16 +129,17 @@ class TensorRTEngine:
             raise EngineFailed(f"TensorRT does not accept batches of {size}; see the server's log")
         enqueue = functools.partial(self._enqueue, context, size)
         try:
-            # Before a capture TensorRT has to run once, to finish what it put off; TensorRT for RTX compiles kernels.
+            # TensorRT must run once before a capture, to finish deferred work; TensorRT for RTX compiles kernels then.
             self._complete(enqueue)
             launch = self._capture(size, enqueue) or enqueue
             self._complete(launch)
         except BaseException:
-            del context, enqueue  # else the traceback keeps the context beyond the memory that it uses
+            del context, enqueue  # otherwise the traceback keeps the context longer than its memory
             raise
         return launch
 
     def _enqueue(self, context: Any, size: int) -> None:
+        """Puts a batch of `size` on the stream: copy in, run, copy out."""
         self._stream.copy_in(self._pixels[:size], self._addresses[GRAPH_INPUT])
         if not context.execute_async_v3(self._stream.handle):
             raise EngineFailed("TensorRT failed on this batch; try again, or see the server's log")
@@ -142,7 +147,7 @@ class TensorRTEngine:
         self._stream.copy_out(self._addresses["features"], self._features[:size])
 
     def _capture(self, size: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
-        """`enqueue` as a CUDA graph; None where there is to be none, or where the capture is refused."""
+        """Captures `enqueue` as a CUDA graph. Returns None where graphs are off, or where CUDA refuses the capture."""
         if not self._capturing:
             return None
         try:
@@ -150,17 +155,18 @@ class TensorRTEngine:
         except EngineLost:
             raise
         except EngineFailed as error:
-            log.warning("running without CUDA graphs, as a capture is refused: %s", error)
+            log.warning("running without CUDA graphs, because CUDA refused a capture: %s", error)
             self._capturing = False
             return None
         self._captured.append(size)
         return launch
 
     def _complete(self, launch: Callable[[], None]) -> None:
-        """Launch, and wait until it is done.
+        """Launches a batch and waits until it is done.
 
         Raises:
-            EngineLost: TensorRT merely says that it failed, so CUDA is asked whether the card is lost.
+            EngineFailed: the batch failed.
+            EngineLost: the GPU is lost. TensorRT only reports that it failed, so the wait asks CUDA.
         """
         try:
             launch()
@@ -181,7 +187,7 @@ def open_engines(
     instances: int,
     on_warming: OnWarming = lambda done, total: None,
 ) -> list[TensorRTEngine]:
-    """`instances` engines that share the plan, all of them or, where one cannot be opened, none.
+    """Opens `instances` engines that share the plan. Where one fails, it closes the others and raises.
 
     Raises:
         EngineFailed: see `TensorRTEngine`.
@@ -192,6 +198,6 @@ def open_engines(
             engine = TensorRTEngine(plan, manifest, precision, max_batch_size=max_batch_size, on_warming=on_warming)
             opened.callback(engine.close)
             engines.append(engine)
-        plan.keep_runtime_cache()
+        plan.save_runtime_cache()
         opened.pop_all()
         return engines

@@ -24,14 +24,14 @@ def open_tensorrt(kind: TensorRTLibrary, options: EngineOptions, precision: Prec
 
     gpu = require_gpu()
     library = load_library(kind)
-    stored = obtain_compiled(library, gpu, options, precision, report)
+    stored = find_or_compile(library, gpu, options, precision, report)
     report(Step(kind, Phase.LOADING))
     from zfserve_engines.tensorrt.engine import open_engines
     from zfserve_engines.tensorrt.plan import LoadedPlan
 
     manifest = options.bundle.manifest
     plan = LoadedPlan(stored.plan, manifest, library, gpu, runtime_cache=stored.runtime_cache(gpu))
-    stored.hold_for(plan)
+    stored.hold_lock_for(plan)
     return list(
         open_engines(
             plan,
@@ -44,7 +44,7 @@ def open_tensorrt(kind: TensorRTLibrary, options: EngineOptions, precision: Prec
     )
 
 
-def obtain_compiled(
+def find_or_compile(
     library: Library, gpu: GpuFacts, options: EngineOptions, precision: Precision, report: Report
 ) -> StoredEngine:
     """Returns a compiled engine from the store. Compiles it now where none is large enough for this card.
@@ -68,7 +68,7 @@ def obtain_compiled(
 
     store = EngineStore.of(options.bundle, options.cache)
     try:
-        return store.obtain(request, build, on_progress, options.on_invalid)
+        return store.find_or_build(request, build, on_progress, options.on_invalid)
     except BuildFailed as error:
         raise EngineUnavailable(str(error)) from error
 

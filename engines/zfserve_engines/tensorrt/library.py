@@ -1,8 +1,7 @@
-"""NVIDIA's two libraries with one API, loaded by name: `tensorrt`, and `tensorrt_rtx`, TensorRT for RTX.
+"""Loads TensorRT (`tensorrt`) or TensorRT for RTX (`tensorrt_rtx`), two libraries of NVIDIA with one API.
 
-Called by `tensorrt_builder` and by the engines that run what it builds. Neither library is imported anywhere else, so
-whoever uses none of them needs none installed. Where the two differ, or TensorRT 10 from 11, is written in
-`tensorrt_builder.configure`.
+Called by `builder`, by the opener in `kinds` and by the commands. No other module imports the libraries, so they need
+not be installed for other engines. `builder.configure` lists how the two, and TensorRT 10 and 11, differ.
 """
 
 import functools
@@ -28,12 +27,12 @@ _LEVELS = {
     "INTERNAL_ERROR": logging.ERROR,
     "ERROR": logging.ERROR,
     "WARNING": logging.WARNING,
-    "INFO": logging.DEBUG,  # every step of a build; VERBOSE, about every kernel, is left out
+    "INFO": logging.DEBUG,  # every step of a build; VERBOSE messages, about every kernel, are dropped
 }
 
 
-class MessageLog:
-    """The method of TensorRT's `ILogger`, passing messages on to `logging`; `_make_logger` derives a class of both."""
+class LogForwarder:
+    """Implements TensorRT's `ILogger`: passes messages on to `logging`. `_make_logger` derives a class from both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,9 +40,9 @@ class MessageLog:
 
     @contextmanager
     def collect_errors(self) -> Iterator[list[str]]:
-        """Gather what is logged as an error from this thread, beside logging it.
+        """Collects the errors that this thread logs, and still logs them.
 
-        An `IErrorRecorder` is made for this, but with TensorRT for RTX 1.7 it crashes when its builder is freed.
+        TensorRT's `IErrorRecorder` does the same, but with TensorRT for RTX 1.7 it crashes when its builder is freed.
         """
         self._here.errors = errors = list[str]()
         try:
@@ -52,6 +51,7 @@ class MessageLog:
             del self._here.errors
 
     def log(self, severity: Any, message: str) -> None:
+        """Logs a message. TensorRT calls it."""
         level = _LEVELS.get(severity.name)
         if level is None:
             return
@@ -62,12 +62,13 @@ class MessageLog:
 
 @dataclass(frozen=True)
 class Library:
-    """One of the two, ready to use.
+    """One of the two libraries, ready to use.
 
     Attributes:
-        module: what its import gives.
-        version: such as "1.7.1.116".
-        logger: a `MessageLog` that is an `ILogger` too; for every builder, parser and runtime.
+        kind: the name of the library.
+        module: the imported module.
+        version: the version of the library, such as "1.7.1.116".
+        logger: a `LogForwarder` that is also an `ILogger`, for every builder, parser and runtime.
     """
 
     kind: TensorRTLibrary
@@ -80,7 +81,7 @@ class Library:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Compute capabilities that it builds for without such a card, ascending; none for `tensorrt`."""
+        """The compute capabilities, ascending, that it builds for without such a GPU; none for `tensorrt`."""
         if self.kind == "tensorrt":
             return ()
         members = (name.removeprefix("SM") for name in self.module.ComputeCapability.__members__ if name[:2] == "SM")
@@ -88,19 +89,20 @@ class Library:
 
     @property
     def default_targets(self) -> tuple[str, ...]:
-        """Those from Ampere on. For Turing it builds on request only: it has no kernels there for our fp32 layers."""
+        """The targets from Ampere on. For Turing it builds only on request, because it lacks kernels for our fp32
+        layers."""
         return tuple(target for target in self.targets if target != _TURING)
 
 
-@functools.cache  # both keep one logger per process, the first they are given, and crash once that is collected
+@functools.cache  # each keeps the first logger of the process, and crashes once that logger is freed
 def load_library(kind: TensorRTLibrary) -> Library:
-    """Raises EngineUnavailable where it is not installed or cannot be loaded."""
+    """Loads a library. Raises EngineUnavailable where it is not installed or cannot be loaded."""
     module = PACKAGES[kind].load()
     return Library(kind, module, module.__version__, _make_logger(module))
 
 
 def _make_logger(module: Any) -> Any:
-    class Logger(MessageLog, module.ILogger):  # type: ignore[misc]
+    class Logger(LogForwarder, module.ILogger):  # type: ignore[misc]
         pass
 
     return Logger()

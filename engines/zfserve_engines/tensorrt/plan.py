@@ -1,4 +1,4 @@
-"""A compiled engine on the card: its weights, once, for however many engines run it. Used by `tensorrt_engine`."""
+"""Loads a compiled engine onto the GPU once, for all engines that run it. Used by `engine`."""
 
 import logging
 from typing import Any
@@ -17,16 +17,20 @@ log = logging.getLogger(__name__)
 
 
 class LoadedPlan:
-    """A compiled engine on the card, ready to be run by any number of `TensorRTEngine`s.
+    """A compiled engine on the GPU, which any number of `TensorRTEngine`s can run.
 
     Args:
-        plan: verified by the engine store; a plan runs code, so none of unknown origin may come here.
-        runtime_cache: what TensorRT for RTX compiled for this card in earlier processes; read here.
-        cuda_graphs: launch a batch's kernels at once. Off, to compare.
+        plan: the compiled engine, which the engine store verified. A plan contains code, so a plan of unknown origin
+            must never be loaded.
+        manifest: the manifest of the bundle.
+        library: the library that built the plan.
+        gpu: the GPU of this machine.
+        runtime_cache: the file of kernels that TensorRT for RTX compiled for this GPU in earlier processes.
+        cuda_graphs: True launches all kernels of a batch at once. Off for comparisons.
 
     Raises:
-        BundleError: it is not an engine of this bundle.
-        EngineUnavailable: the library cannot run it on this card.
+        BundleError: the plan is not an engine of this bundle.
+        EngineUnavailable: the library cannot run the plan on this GPU.
         EngineFailed: CUDA cannot be used.
     """
 
@@ -55,23 +59,26 @@ class LoadedPlan:
         self._config = self._configure() if library.kind == "tensorrt-rtx" else None
 
     @property
-    def captures_itself(self) -> bool:
-        """Whether the library makes the CUDA graphs: TensorRT for RTX knows when its kernels are compiled for a shape,
-        and so when to capture."""
+    def library_captures_graphs(self) -> bool:
+        """True where the library captures the CUDA graphs itself. TensorRT for RTX knows when its kernels are compiled
+        for a shape, and so when to capture."""
         return self._config is not None
 
     def create_context(self) -> Any:
-        """An `IExecutionContext` that needs to be given its scratch memory."""
+        """Returns an `IExecutionContext` that still needs scratch memory."""
         if self._config is not None:
             context = self.engine.create_execution_context(runtime_config=self._config)
         else:
             context = self.engine.create_execution_context(self._user_managed)
         if context is None:
-            raise EngineFailed("TensorRT cannot make another context; is the GPU's memory full?")
+            raise EngineFailed("TensorRT cannot make another context; the GPU's memory may be full")
         return context
 
-    def keep_runtime_cache(self) -> None:
-        """Write what was compiled for this card, so that the next process need not; once all engines are warm."""
+    def save_runtime_cache(self) -> None:
+        """Writes the kernels that were compiled for this GPU to the cache file, so that the next process can read them.
+
+        Call it when all engines are warm.
+        """
         if self._cache_file is None or self._cache is None:
             return
         serialized = self._cache.serialize()
@@ -86,17 +93,17 @@ class LoadedPlan:
         return self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
 
     def _configure(self) -> Any:
-        """An `IRuntimeConfig`, which only TensorRT for RTX has caches and graphs in."""
+        """Returns an `IRuntimeConfig` with a cache and CUDA graphs. Only TensorRT for RTX has both in it."""
         module, config = self.library.module, self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._user_managed)
-        # Kernels for a batch size are compiled before it first runs, which is while warming; otherwise a slower one
-        # would be verified, and another, compiled in the background, would serve.
+        # Kernels for a batch size are compiled before it first runs, during the warm-up. Otherwise a slower kernel
+        # would be verified, and another one, compiled in the background, would serve.
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
         strategy = module.CudaGraphStrategy
         config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if self.cuda_graphs else strategy.DISABLED
         self._cache = config.create_runtime_cache()
         compiled = self._cache_file.read() if self._cache_file else None
         if compiled is not None and not self._cache.deserialize(compiled):
-            log.info("the runtime cache is of another card, driver or version; kernels are compiled anew")
+            log.info("the runtime cache is from another GPU, driver or version; kernels are compiled again")
         config.set_runtime_cache(self._cache)
         return config

@@ -1,4 +1,4 @@
-"""What a TensorRT engine is built for and with. Part of the cache key, so that whatever changes it builds anew."""
+"""The settings of a TensorRT build. They are part of the key in the store, so another setting gives another engine."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,24 +6,27 @@ from typing import Literal
 from zfserve_runtime.bundle import Precision
 
 TensorRTLibrary = Literal["tensorrt", "tensorrt-rtx"]
-"""NVIDIA's two libraries with one API: `tensorrt` builds on the card it will run on, `tensorrt-rtx` for any."""
+"""NVIDIA's two libraries with one API. `tensorrt` builds on the GPU that runs the engine, `tensorrt-rtx` for any
+GPU."""
 
 COMPILED_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
+"""The graphs of a bundle that TensorRT compiles. It takes int8 with zero points of 0 only."""
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How one engine is built.
+    """The settings with which one engine is built.
 
     Attributes:
+        library: the library that builds the engine.
         precision: the graph of the bundle that is compiled, one of `COMPILED_PRECISIONS`.
-        batches: a batch size for each optimisation profile, ascending; a profile takes every batch from one more than
-            the size before it (the first: from 1) up to its own, and is tuned for the largest.
-        compute_capabilities: cards to build for, such as "8.9"; empty: the card at hand, and without one, where the
-            library can do so, every card from Ampere on.
-        workspace_bytes: most scratch memory on the device; None: the library's default.
-        optimization_level: 0 (fastest to build) to 5.
-        tf32: let fp32 multiplications round their inputs to 11 bits; off for parity.
+        batches: one batch size for each optimisation profile, ascending. A profile takes every batch that is larger
+            than the size before it, up to its own size, for which it is tuned.
+        compute_capabilities: the compute capabilities of the target GPUs, such as "8.9". Empty: the GPU of this
+            machine. Without a GPU, a library that can do so builds for every GPU from Ampere on.
+        workspace_bytes: the largest scratch memory on the GPU; None: the library's default.
+        optimization_level: from 0 (fastest build) to 5.
+        tf32: True lets fp32 multiplications round their inputs to 11 bits. Off for parity.
     """
 
     library: TensorRTLibrary

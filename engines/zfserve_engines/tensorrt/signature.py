@@ -1,6 +1,6 @@
-"""What a compiled engine takes and gives, whether that fits the bundle, and the batch sizes it is run at.
+"""Reads the inputs, outputs and profiles of a compiled engine and checks that they fit the bundle.
 
-Used by `tensorrt_engine`, which has a card; nothing here needs one.
+Used by `plan`, which needs a GPU. Nothing here needs one.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from zfserve_engines.tensorrt.build_summary import DYNAMIC, TensorSummary
 
 @dataclass(frozen=True)
 class Signature:
-    """The outside of a compiled engine."""
+    """Holds the inputs, outputs and optimisation profiles of a compiled engine."""
 
     inputs: tuple[TensorSummary, ...]
     outputs: tuple[TensorSummary, ...]
@@ -23,7 +23,7 @@ class Signature:
 
 
 def read_signature(module: Any, engine: Any) -> Signature:
-    """Read an `ICudaEngine`; `module` is the library it comes from."""
+    """Reads an `ICudaEngine` of the library `module`."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT]
 
@@ -43,7 +43,7 @@ def read_signature(module: Any, engine: Any) -> Signature:
 
 
 def check_signature(signature: Signature, manifest: Manifest) -> None:
-    """Raises BundleError where inputs, outputs or profiles are not those that the bundle asks for."""
+    """Raises BundleError where inputs, outputs or profiles are not those that the bundle needs."""
     spec = manifest.input
     wanted = {
         GRAPH_INPUT: TensorSummary(GRAPH_INPUT, "uint8", (DYNAMIC, spec.height, spec.width, 3)),
@@ -51,18 +51,18 @@ def check_signature(signature: Signature, manifest: Manifest) -> None:
     }
     found = {tensor.name: tensor for tensor in (*signature.inputs, *signature.outputs)}
     faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    faults += [f"{tensor.name} is an input nobody feeds" for tensor in signature.inputs if tensor.name != GRAPH_INPUT]
-    # TensorRT writes every output, and refuses to run while one has no memory.
-    faults += [f"{tensor.name} is an output nobody reads" for tensor in signature.outputs if tensor.name not in wanted]
+    faults += [f"{tensor.name} is an unexpected input" for tensor in signature.inputs if tensor.name != GRAPH_INPUT]
+    # TensorRT writes every output, and refuses to run if one has no memory.
+    faults += [f"{tensor.name} is an unexpected output" for tensor in signature.outputs if tensor.name not in wanted]
     for name in wanted.keys() & found.keys():
         if found[name] != wanted[name]:
-            faults.append(f"{name} is {_show(found[name])}, not {_show(wanted[name])}")
+            faults.append(f"{name} is {_describe(found[name])}, not {_describe(wanted[name])}")
     if (size := first_missing_size(signature.profiles)) is not None:
         faults.append(f"no profile takes a batch of {size}")
     if faults:
         raise BundleError("the engine does not fit the manifest: " + "; ".join(sorted(faults)) + "; compile it again")
 
 
-def _show(tensor: TensorSummary) -> str:
+def _describe(tensor: TensorSummary) -> str:
     axes = ", ".join("N" if size == DYNAMIC else str(size) for size in tensor.shape)
     return f"{tensor.dtype} ({axes})"

@@ -12,7 +12,7 @@ def test_where_there_is_no_card_the_reason_is_logged(caplog: pytest.LogCaptureFi
     """With a driver or without one: no machine has this many cards. tests/gpu looks at a card that is there."""
     with caplog.at_level(logging.DEBUG, "zfserve_engines.cuda.gpu"):
         assert detect_gpu(NO_SUCH_CARD) is None
-    assert "there is no GPU to use: " in caplog.text
+    assert "no GPU can be used: " in caplog.text
 
 
 def test_without_cuda_bindings_there_is_no_card() -> None:

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from zfserve_engines.contract import EngineUnavailable
-from zfserve_engines.onnx.engine import OnnxEngine, still_runs
+from zfserve_engines.onnx.engine import OnnxEngine, can_still_run
 from zfserve_engines.onnx.providers import CudaProvider, GpuProvider, TensorRTProvider
 from zfserve_runtime.bundle import Artefact, Bundle, BundleError, ClassEntry, InputSpec
 from zfserve_runtime.errors import EngineFailed
@@ -74,8 +74,8 @@ def test_a_device_is_lost_when_one_black_photo_fails_too() -> None:
         tried.append(pixels)
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
-    assert not still_runs(lost, (8, 8, 3))
-    assert still_runs(lambda pixels: [], (8, 8, 3))
+    assert not can_still_run(lost, (8, 8, 3))
+    assert can_still_run(lambda pixels: [], (8, 8, 3))
     (black,) = tried
     assert black.shape == (1, 8, 8, 3)
     assert black.dtype == np.uint8
@@ -126,11 +126,11 @@ def add_an_input(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (rename_input, "photo is an input nobody feeds; pixels is missing"),
+        (rename_input, "photo is an unexpected input; pixels is missing"),
         (drop_features, "features is missing"),
         (take_floats, r"pixels is tensor\(float\) .*, not tensor\(uint8\)"),
         (fix_the_batch, r"pixels is .*\[2, 8, 8, 3\], not .*\('N', 8, 8, 3\)"),
-        (add_an_input, "scale is an input nobody feeds"),
+        (add_an_input, "scale is an unexpected input"),
     ],
 )
 def test_a_graph_that_does_not_fit(

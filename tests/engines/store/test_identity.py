@@ -118,17 +118,17 @@ def test_an_engine_built_ahead_serves_no_other_capability(wanted: EngineRequest,
 
 @pytest.mark.parametrize("name", ["batches", "workspace", "level", "TF32"])
 def test_where_it_is_enough_an_engine_with_other_settings_will_do(name: str) -> None:
-    assert differences(OTHERS[name][0], replace(TUNED, enough_for=16)) == []
+    assert differences(OTHERS[name][0], replace(TUNED, min_batch_size=16)) == []
 
 
 @pytest.mark.parametrize("name", ["weights", "version", "card", "driver", "library", "precision", "inputs"])
 def test_only_settings_may_differ_where_it_is_enough(name: str) -> None:
     wanted, sentence = OTHERS[name]
-    assert differences(TUNED, replace(wanted, enough_for=16)) == [sentence]
+    assert differences(TUNED, replace(wanted, min_batch_size=16)) == [sentence]
 
 
 def test_an_engine_for_smaller_batches_is_not_enough() -> None:
-    assert differences(TUNED, replace(TUNED, enough_for=33)) == ["it takes batches of up to 32, not of 33"]
+    assert differences(TUNED, replace(TUNED, min_batch_size=33)) == ["it takes batches of up to 32, not of 33"]
 
 
 def test_an_engine_built_ahead_knows_no_card_and_no_driver() -> None:
@@ -171,7 +171,7 @@ def test_an_identity_survives_its_record() -> None:
 def test_a_request_takes_from_the_bundle_what_it_is_for(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     settings = BuildSettings("tensorrt-rtx", "fp32")
-    request = request_engine(bundle, settings, "1.7", Host.here(L4), enough_for=4)
+    request = request_engine(bundle, settings, "1.7", Host.here(L4), min_batch_size=4)
     assert request == EngineRequest(
         model="colours",
         version="1",
@@ -180,7 +180,7 @@ def test_a_request_takes_from_the_bundle_what_it_is_for(colour_bundle: ColourBun
         settings=settings,
         library_version="1.7",
         host=Host.here(L4),
-        enough_for=4,
+        min_batch_size=4,
     )
     assert request.compute_capabilities == ("8.9",)
 

@@ -14,7 +14,7 @@ ALL = PruneRule(unusable=True, older_than=timedelta(days=30), old_versions=True)
 
 
 def entry_of(folder: Path, request: EngineRequest = TUNED) -> StoreEntry:
-    return StoreEntry.look(EngineStore(folder).obtain(request, Builder(), quiet).file)
+    return StoreEntry.read(EngineStore(folder).find_or_build(request, Builder(), quiet).file)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_rule_removes_what_it_names(
 def test_what_is_damaged_goes_under_every_rule(tmp_path: Path) -> None:
     entry = entry_of(tmp_path)
     entry.file.unlink()
-    damaged = StoreEntry.look(entry.file)
+    damaged = StoreEntry.read(entry.file)
     assert reason_to_remove(damaged, PruneRule(), [], NEWEST, datetime.now(UTC)) == "its plan is missing"
 
 

@@ -26,7 +26,7 @@ from fakes.engines import (
 )
 from zfserve_engines.store.identity import EngineIdentity, EngineRequest
 from zfserve_engines.store.record import StoredEngine
-from zfserve_engines.store.store import EngineRefused, EngineStore
+from zfserve_engines.store.store import EngineStore, NoValidEngine
 from zfserve_engines.tensorrt.builder import BuiltEngine
 from zfserve_runtime.file_lock import exclusive_lock
 
@@ -34,16 +34,16 @@ KEY = EngineIdentity.of(TUNED).key
 
 
 def test_an_engine_is_built_once(store: EngineStore) -> None:
-    built = store.obtain(TUNED, Builder(b"first"), quiet)
+    built = store.find_or_build(TUNED, Builder(b"first"), quiet)
     again = Builder(b"second")
-    assert store.obtain(TUNED, again, quiet) == store.find(TUNED) == built
+    assert store.find_or_build(TUNED, again, quiet) == store.find(TUNED) == built
     assert built.plan == built.file.read_bytes() == b"first"
     assert not again.given
     assert names(store) == {f"{KEY}.engine", f"{KEY}.json"}
 
 
 def test_a_record_says_in_full_what_was_built(store: EngineStore) -> None:
-    record = json.loads(store.obtain(TUNED, Builder(b"plan"), quiet).file.with_suffix(".json").read_text())
+    record = json.loads(store.find_or_build(TUNED, Builder(b"plan"), quiet).file.with_suffix(".json").read_text())
     assert record["identity"] == {
         "graph_sha256": "ab" * 32,
         "tensors": ["pixels: uint8 (N, 8, 8, 3)", "probabilities: float32 (N, 3)", "features: float32 (N, 3)"],
@@ -71,7 +71,7 @@ def test_a_record_says_in_full_what_was_built(store: EngineStore) -> None:
 
 
 def test_an_empty_store_says_how_to_fill_it(store: EngineStore) -> None:
-    with pytest.raises(EngineRefused, match=r"there is no fp16 engine of zfnet 1 by tensorrt 11.*`zfserve compile`"):
+    with pytest.raises(NoValidEngine, match=r"there is no fp16 engine of zfnet 1 by tensorrt 11.*`zfserve compile`"):
         store.find(TUNED)
     assert not store.folder.exists()
     assert store.entries() == []
@@ -90,9 +90,9 @@ OTHERS = {
 def test_an_engine_for_another_is_refused_and_another_built_beside_it(
     store: EngineStore, wanted: EngineRequest, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.obtain(TUNED, Builder(b"for the A10"), quiet)
+    store.find_or_build(TUNED, Builder(b"for the A10"), quiet)
     assert (reason(store, wanted) or "").startswith(f"engine {KEY[:12]} is refused: {sentence}")
-    assert store.obtain(wanted, Builder(b"another"), quiet).plan == b"another"
+    assert store.find_or_build(wanted, Builder(b"another"), quiet).plan == b"another"
     assert sentence in caplog.text
     assert store.find(TUNED).plan == b"for the A10"
     assert store.find(wanted).plan == b"another"
@@ -102,20 +102,20 @@ def test_an_engine_for_another_is_refused_and_another_built_beside_it(
 def test_what_is_refused_is_not_rebuilt_where_that_is_not_wished(
     store: EngineStore, wanted: EngineRequest, sentence: str
 ) -> None:
-    store.obtain(TUNED, Builder(), quiet, on_invalid="refuse")  # nothing was refused: there was nothing
+    store.find_or_build(TUNED, Builder(), quiet, on_invalid="refuse")  # nothing was refused: there was nothing
     builder = Builder()
-    with pytest.raises(EngineRefused, match=sentence.replace("(", r"\(").replace(")", r"\)")):
-        store.obtain(wanted, builder, quiet, on_invalid="refuse")
+    with pytest.raises(NoValidEngine, match=sentence.replace("(", r"\(").replace(")", r"\)")):
+        store.find_or_build(wanted, builder, quiet, on_invalid="refuse")
     assert not builder.given
 
 
 def test_one_that_is_being_built_is_waited_for_even_so(store: EngineStore) -> None:
-    store.obtain(on_card(TUNED, H100), Builder(), quiet)  # is refused
+    store.find_or_build(on_card(TUNED, H100), Builder(), quiet)  # is refused
     waits = threading.Event()
 
     def build(timing_cache: bytes) -> BuiltEngine:
         waiting = others.submit(
-            store.obtain, TUNED, failing(AssertionError("built twice")), lambda *progress: waits.set(), "refuse"
+            store.find_or_build, TUNED, failing(AssertionError("built twice")), lambda *progress: waits.set(), "refuse"
         )
         waiting_for.append(waiting)
         assert waits.wait(60)
@@ -123,33 +123,33 @@ def test_one_that_is_being_built_is_waited_for_even_so(store: EngineStore) -> No
 
     waiting_for: list[Future[StoredEngine]] = []
     with ThreadPoolExecutor(1) as others:
-        store.obtain(TUNED, build, quiet)
+        store.find_or_build(TUNED, build, quiet)
     assert waiting_for[0].result().plan == b"plan"
 
 
 def test_of_several_the_nearest_says_why_not(store: EngineStore) -> None:
     for request in (with_settings(TUNED, tf32=True), replace(on_card(TUNED, H100), graph_sha256="cd" * 32)):
-        store.obtain(request, Builder(), quiet)
+        store.find_or_build(request, Builder(), quiet)
     assert (reason(store, TUNED) or "").endswith("it was built with tf32 on, not off")
-    truncate(store.obtain(TUNED, Builder(), quiet).file)
+    truncate(store.find_or_build(TUNED, Builder(), quiet).file)
     assert (reason(store, TUNED) or "").endswith("its plan has 3 of 4 bytes")
 
 
 def test_one_store_serves_many_models(store: EngineStore) -> None:
     other = replace(TUNED, model="alexnet", graph_sha256="cd" * 32)
-    store.obtain(TUNED, Builder(b"zfnet"), quiet)
+    store.find_or_build(TUNED, Builder(b"zfnet"), quiet)
     assert reason(store, other) is None  # another model's engine is nothing to complain about
-    store.obtain(other, Builder(b"alexnet"), quiet, on_invalid="refuse")
+    store.find_or_build(other, Builder(b"alexnet"), quiet, on_invalid="refuse")
     assert (store.find(TUNED).plan, store.find(other).plan) == (b"zfnet", b"alexnet")
 
 
 def test_two_models_of_one_graph_share_its_engine(store: EngineStore) -> None:
-    store.obtain(TUNED, Builder(b"plan"), quiet)
+    store.find_or_build(TUNED, Builder(b"plan"), quiet)
     assert store.find(replace(TUNED, model="copy")).plan == b"plan"
 
 
 def test_an_engine_built_ahead_is_found_by_every_card_that_it_is_for(store: EngineStore) -> None:
-    ahead = store.obtain(AHEAD, Builder(), quiet)
+    ahead = store.find_or_build(AHEAD, Builder(), quiet)
     assert store.find(on_card(AHEAD, A10)) == store.find(on_card(AHEAD, RTX_4090)) == ahead
     assert store.find(with_settings(AHEAD, compute_capabilities=("8.9",))) == ahead
     assert (reason(store, on_card(AHEAD, H100)) or "").endswith(
@@ -159,23 +159,23 @@ def test_an_engine_built_ahead_is_found_by_every_card_that_it_is_for(store: Engi
 
 def test_the_newest_of_those_that_serve_is_taken(store: EngineStore) -> None:
     for letter, capabilities in ((b"a", ("8.6", "8.9")), (b"b", ("8.9", "12.0")), (b"c", ("8.6",))):
-        store.obtain(with_settings(AHEAD, compute_capabilities=capabilities), Builder(letter), quiet)
+        store.find_or_build(with_settings(AHEAD, compute_capabilities=capabilities), Builder(letter), quiet)
     assert store.find(on_card(AHEAD, L4)).plan == b"b"
 
 
 def test_who_has_enough_with_any_settings_takes_the_newest(store: EngineStore) -> None:
     for letter, level in ((b"a", 3), (b"b", 5), (b"c", 1)):
-        store.obtain(with_settings(TUNED, optimization_level=level), Builder(letter), quiet)
-    assert store.find(replace(TUNED, enough_for=8)).plan == b"c"
+        store.find_or_build(with_settings(TUNED, optimization_level=level), Builder(letter), quiet)
+    assert store.find(replace(TUNED, min_batch_size=8)).plan == b"c"
     assert store.find(TUNED).plan == b"a"
 
 
 def test_a_build_starts_from_what_was_measured_on_that_card(store: EngineStore) -> None:
     first, second = Builder(timing_cache=b"one"), Builder(timing_cache=b"one and two")
-    store.obtain(TUNED, first, quiet)
-    store.obtain(with_settings(TUNED, batches=(1,)), second, quiet)
+    store.find_or_build(TUNED, first, quiet)
+    store.find_or_build(with_settings(TUNED, batches=(1,)), second, quiet)
     third = Builder()
-    store.obtain(with_settings(TUNED, batches=(2,)), third, quiet)
+    store.find_or_build(with_settings(TUNED, batches=(2,)), third, quiet)
     assert (first.given, second.given, third.given) == ([b""], [b"one"], [b"one and two"])
     assert list(store.timing_caches().values()) == ["11.0.0.114"]
 
@@ -185,22 +185,22 @@ def test_a_build_starts_from_what_was_measured_on_that_card(store: EngineStore) 
     [on_card(TUNED, H100), on_card(TUNED, replace(A10, driver_version="9")), replace(TUNED, library_version="11.1")],
 )
 def test_what_was_measured_elsewhere_is_not_used(store: EngineStore, other: EngineRequest) -> None:
-    store.obtain(TUNED, Builder(timing_cache=b"measured"), quiet)
+    store.find_or_build(TUNED, Builder(timing_cache=b"measured"), quiet)
     builder = Builder()
-    store.obtain(other, builder, quiet)
+    store.find_or_build(other, builder, quiet)
     assert builder.given == [b""]
 
 
 def test_a_damaged_timing_cache_is_left_aside(store: EngineStore) -> None:
-    store.obtain(TUNED, Builder(timing_cache=b"measured"), quiet)
+    store.find_or_build(TUNED, Builder(timing_cache=b"measured"), quiet)
     truncate(next(iter(store.timing_caches())))
     builder = Builder()
-    store.obtain(with_settings(TUNED, batches=(1,)), builder, quiet)
+    store.find_or_build(with_settings(TUNED, batches=(1,)), builder, quiet)
     assert builder.given == [b""]
 
 
 def test_a_runtime_cache_belongs_to_an_engine_and_a_card(store: EngineStore) -> None:
-    engine = store.obtain(AHEAD, Builder(), quiet)
+    engine = store.find_or_build(AHEAD, Builder(), quiet)
     cache = engine.runtime_cache(L4)
     cache.write(b"kernels")
     assert store.find(on_card(AHEAD, L4)).runtime_cache(L4).read() == b"kernels"
@@ -209,15 +209,15 @@ def test_a_runtime_cache_belongs_to_an_engine_and_a_card(store: EngineStore) -> 
 
 
 def test_files_of_others_in_the_folder_are_left_alone(store: EngineStore) -> None:
-    store.obtain(TUNED, Builder(), quiet)
+    store.find_or_build(TUNED, Builder(), quiet)
     for name in ("TensorrtExecutionProvider_graph_1_0_sm86.engine", "notes.json", f".{KEY}.json", "README.md"):
         (store.folder / name).touch()
     assert [entry.key for entry in store.entries()] == [KEY]
-    assert store.leftovers() == []
+    assert store.partial_files() == []
 
 
 def test_an_engine_is_removed_with_all_that_belongs_to_it(store: EngineStore) -> None:
-    engine, other = (store.obtain(request, Builder(), quiet) for request in (AHEAD, TUNED))
+    engine, other = (store.find_or_build(request, Builder(), quiet) for request in (AHEAD, TUNED))
     engine.runtime_cache(L4).write(b"kernels")
     (entry,) = (entry for entry in store.entries() if entry.file == engine.file)
     assert store.remove(entry)
@@ -225,11 +225,11 @@ def test_an_engine_is_removed_with_all_that_belongs_to_it(store: EngineStore) ->
 
 
 def test_an_engine_in_use_or_being_built_is_not_removed(store: EngineStore) -> None:
-    engine = store.obtain(TUNED, Builder(), quiet)
+    engine = store.find_or_build(TUNED, Builder(), quiet)
     (entry,) = store.entries()
     server, another = Server(), Server()
-    engine.hold_for(server)
-    engine.hold_for(another)
+    engine.hold_lock_for(server)
+    engine.hold_lock_for(another)
     assert store.is_in_use(entry)
     del another
     assert not store.remove(entry)
@@ -245,9 +245,9 @@ def test_an_engine_in_use_or_being_built_is_not_removed(store: EngineStore) -> N
 
 
 def test_an_engine_that_was_removed_can_still_be_run(store: EngineStore) -> None:
-    engine = store.obtain(TUNED, Builder(), quiet)
+    engine = store.find_or_build(TUNED, Builder(), quiet)
     assert store.remove(store.entries()[0])
-    engine.hold_for(Server())
+    engine.hold_lock_for(Server())
     assert names(store) == set()
 
 
@@ -259,5 +259,5 @@ def test_the_store_is_in_the_bundle_unless_another_is_named(colour_bundle: Colou
 
 def test_a_first_build_warns_of_nothing(store: EngineStore, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    store.obtain(TUNED, Builder(), quiet)
+    store.find_or_build(TUNED, Builder(), quiet)
     assert not caplog.records

@@ -19,7 +19,7 @@ from fakes.engines import (
 )
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.store.identity import EngineIdentity
-from zfserve_engines.store.store import EngineRefused, EngineStore
+from zfserve_engines.store.store import EngineStore, NoValidEngine
 from zfserve_engines.tensorrt.builder import BuildFailed
 
 KEY = EngineIdentity.of(TUNED).key
@@ -69,23 +69,23 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_damaged_engine_is_refused_and_built_anew(
     store: EngineStore, do: Callable[[Path], None], sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    do(store.obtain(TUNED, Builder(b"plan"), quiet).file)
+    do(store.find_or_build(TUNED, Builder(b"plan"), quiet).file)
     assert sentence in (reason(store, TUNED) or "")
-    with pytest.raises(EngineRefused, match=sentence):
-        store.obtain(TUNED, Builder(), quiet, on_invalid="refuse")
-    store.obtain(TUNED, Builder(b"anew"), quiet)
+    with pytest.raises(NoValidEngine, match=sentence):
+        store.find_or_build(TUNED, Builder(), quiet, on_invalid="refuse")
+    store.find_or_build(TUNED, Builder(b"anew"), quiet)
     assert f"engine {KEY[:12]} is refused: " in caplog.text
     assert sentence in caplog.text
     assert store.find(TUNED).plan == b"anew"
 
 
 def test_a_damaged_engine_of_another_is_nobodys_concern(store: EngineStore) -> None:
-    store.obtain(on_card(TUNED, H100), Builder(), quiet).file.with_suffix(".json").write_text("{")
+    store.find_or_build(on_card(TUNED, H100), Builder(), quiet).file.with_suffix(".json").write_text("{")
     assert reason(store, TUNED) is None
 
 
 def test_the_plan_that_was_verified_is_the_plan_that_is_given(store: EngineStore) -> None:
-    store.obtain(TUNED, Builder(b"plan"), quiet)
+    store.find_or_build(TUNED, Builder(b"plan"), quiet)
     found = store.find(TUNED)
     found.file.write_bytes(b"evil")
     assert found.plan == b"plan"
@@ -94,20 +94,20 @@ def test_the_plan_that_was_verified_is_the_plan_that_is_given(store: EngineStore
 @pytest.mark.parametrize("error", [BuildFailed("no"), KeyboardInterrupt(), OSError(28, "No space left")])
 def test_a_build_that_fails_leaves_nothing_behind(store: EngineStore, error: BaseException) -> None:
     with pytest.raises(type(error)) as raised:
-        store.obtain(TUNED, failing(error), quiet)
+        store.find_or_build(TUNED, failing(error), quiet)
     assert raised.value is error
     assert names(store) == set()
-    assert store.obtain(TUNED, Builder(b"plan"), quiet).plan == b"plan"
+    assert store.find_or_build(TUNED, Builder(b"plan"), quiet).plan == b"plan"
 
 
 def test_a_folder_that_can_only_be_read_is_enough_to_read(open_folder: Path) -> None:
     store = EngineStore(open_folder)
-    built = store.obtain(TUNED, Builder(b"plan"), quiet)
+    built = store.find_or_build(TUNED, Builder(b"plan"), quiet)
     open_folder.chmod(0o555)
     with unprivileged():
-        assert store.obtain(TUNED, Builder(), quiet) == built
+        assert store.find_or_build(TUNED, Builder(), quiet) == built
         server = Server()
-        built.hold_for(server)
+        built.hold_lock_for(server)
         (entry,) = store.entries()
         assert store.is_in_use(entry)
 
@@ -117,7 +117,7 @@ def test_a_folder_that_can_only_be_read_is_not_built_into(open_folder: Path, fol
     store, builder = EngineStore(open_folder / folder), Builder()
     open_folder.chmod(0o555)
     with unprivileged(), pytest.raises(EngineUnavailable) as refused:
-        store.obtain(TUNED, builder, quiet)
+        store.find_or_build(TUNED, builder, quiet)
     assert str(refused.value) == (
         f"there is no fp16 engine of zfnet 1 by tensorrt 11.0.0.114 in {store.folder} (`zfserve compile` builds one), "
         f"and {store.folder} cannot be written (Permission denied); name another folder with --engine-cache"
@@ -127,7 +127,7 @@ def test_a_folder_that_can_only_be_read_is_not_built_into(open_folder: Path, fol
 
 def test_an_engine_that_may_not_be_read_is_refused(open_folder: Path) -> None:
     store = EngineStore(open_folder)
-    file = store.obtain(TUNED, Builder(), quiet).file
+    file = store.find_or_build(TUNED, Builder(), quiet).file
     file.chmod(0)
     with unprivileged():
         assert "its plan cannot be read: Permission denied" in (reason(store, TUNED) or "")

@@ -78,11 +78,11 @@ def test_a_builder_that_dies_while_it_writes_leaves_no_engine_and_no_lock(store:
         assert builder.says() == "building"
         builder.told("die")
         assert builder.process.wait() < 0
-    (half,) = store.leftovers()
+    (half,) = store.partial_files()
     assert half.stat().st_size == SIZE_BYTES // 2
     assert store.entries() == []
-    assert store.obtain(AHEAD, Builder(b"plan"), quiet).plan == b"plan"
-    assert store.leftovers() == []
+    assert store.find_or_build(AHEAD, Builder(b"plan"), quiet).plan == b"plan"
+    assert store.partial_files() == []
 
 
 def test_a_disk_that_is_full_is_said_and_nothing_stays(store: EngineStore) -> None:

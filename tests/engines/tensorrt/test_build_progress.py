@@ -1,7 +1,7 @@
 """Phases within phases as TensorRT reports them, and what becomes of an error in the callback."""
 
 import pytest
-from zfserve_engines.tensorrt.build_progress import WHOLE, BuildProgress
+from zfserve_engines.tensorrt.build_progress import TOTAL, BuildProgress
 
 Told = list[tuple[str, int, int]]
 
@@ -23,10 +23,10 @@ def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, 
     progress.phase_start("Copying", "Cloning", 2)
     progress.step_complete("Copying", 0)
     assert told == [
-        ("Building", 0, WHOLE),
-        ("Cloning", 0, WHOLE),
-        ("Cloning", 125, WHOLE),  # one of four, in one of two
-        ("Cloning", 187, WHOLE),  # and half of another
+        ("Building", 0, TOTAL),
+        ("Cloning", 0, TOTAL),
+        ("Cloning", 125, TOTAL),  # one of four, in one of two
+        ("Cloning", 187, TOTAL),  # and half of another
     ]
 
 
@@ -41,10 +41,10 @@ def test_it_never_goes_back_until_the_next_outermost_phase(progress: BuildProgre
     progress.phase_finish("Building")
     shares = [share for _, share, _ in told]
     assert shares == sorted(shares)
-    assert shares[-1] == WHOLE
+    assert shares[-1] == TOTAL
     told.clear()
     progress.phase_start("Serializing", None, 5)
-    assert told == [("Serializing", 0, WHOLE)]
+    assert told == [("Serializing", 0, TOTAL)]
 
 
 def test_a_phase_that_was_never_announced_is_passed_over(progress: BuildProgress, told: Told) -> None:

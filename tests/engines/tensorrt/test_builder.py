@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.cuda.batch_sizes import BatchProfile, plan_profiles
-from zfserve_engines.tensorrt.build_progress import WHOLE
+from zfserve_engines.tensorrt.build_progress import TOTAL
 from zfserve_engines.tensorrt.build_summary import BuildSummary, LayerSummary, TensorSummary
 from zfserve_engines.tensorrt.builder import BuildFailed, build_engine, configure
 from zfserve_engines.tensorrt.library import load_library
@@ -91,9 +91,9 @@ def test_progress_only_grows_and_ends_with_the_whole(graph: Path) -> None:
     build_engine(graph, settings(), lambda *step: told.append(step))
     shares = [done for _, done, _ in told]
     assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0, WHOLE)
+    assert (shares[0], shares[-1]) == (0, TOTAL)
     assert len({phase for phase, _, _ in told}) > 2
-    assert {total for _, _, total in told} == {WHOLE}
+    assert {total for _, _, total in told} == {TOTAL}
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -208,13 +208,13 @@ def test_what_the_callback_raises_stops_the_build_and_comes_out(graph: Path) -> 
 
     def give_up(phase: str, done: int, total: int) -> None:
         told.append(done)
-        if done > WHOLE // 4:
+        if done > TOTAL // 4:
             raise TimeoutError("the start takes too long")
 
     with pytest.raises(TimeoutError, match="the start takes too long"):
         build_engine(graph, settings(), give_up)
-    assert WHOLE // 4 < told[-1] < WHOLE
-    assert [done for done in told if done > WHOLE // 4] == told[-1:], "it was not asked again"
+    assert TOTAL // 4 < told[-1] < TOTAL
+    assert [done for done in told if done > TOTAL // 4] == told[-1:], "it was not asked again"
 
 
 STAND_IN = """

@@ -8,7 +8,7 @@ import pytest
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts
 from zfserve_engines.opening import EngineOptions, Phase, Step
-from zfserve_engines.tensorrt.kinds import choose_batches, obtain_compiled
+from zfserve_engines.tensorrt.kinds import choose_batches, find_or_compile
 from zfserve_engines.tensorrt.library import load_library
 from zfserve_runtime.bundle import Bundle
 
@@ -35,7 +35,7 @@ class TestCompiled:
 
     def test_once_and_then_found(self, options: EngineOptions) -> None:
         steps: list[Step] = []
-        stored = obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
+        stored = find_or_compile(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
         assert stored.record.identity.settings.batches == (1, 2)
         assert stored.record.identity.settings.compute_capabilities == ("8.9",)
         assert {(step.engine, step.phase) for step in steps} == {("tensorrt-rtx", Phase.COMPILING)}
@@ -43,7 +43,7 @@ class TestCompiled:
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
         steps.clear()
-        again = obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
+        again = find_or_compile(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
         assert again.plan == stored.plan
         assert steps == []
 
@@ -55,7 +55,7 @@ class TestCompiled:
             raise Cancelled
 
         with pytest.raises(Cancelled):
-            obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", report)
+            find_or_compile(load_library("tensorrt-rtx"), L4, options, "fp32", report)
         assert list((options.bundle.folder / "engines").iterdir()) == []
 
     def test_a_graph_that_cannot_be_compiled_is_a_reason_and_no_crash(
@@ -63,4 +63,4 @@ class TestCompiled:
     ) -> None:
         options.bundle.artefact("fp32").write_bytes(b"no graph")
         with pytest.raises(EngineUnavailable, match=r"model\.onnx"):
-            obtain_compiled(load_library("tensorrt-rtx"), L4, options, "fp32", lambda step: None)
+            find_or_compile(load_library("tensorrt-rtx"), L4, options, "fp32", lambda step: None)

@@ -47,10 +47,10 @@ FITTING = Signature((PIXELS,), (PROBABILITIES, FEATURES), PROFILES)
     [
         (replace(FITTING, outputs=(PROBABILITIES,)), "features is missing"),
         (replace(FITTING, inputs=()), "pixels is missing"),
-        (replace(FITTING, inputs=(PIXELS, TensorSummary("scale", "float32", ()))), "scale is an input nobody feeds"),
+        (replace(FITTING, inputs=(PIXELS, TensorSummary("scale", "float32", ()))), "scale is an unexpected input"),
         (
             replace(FITTING, outputs=(*FITTING.outputs, TensorSummary("logits", "float32", (-1, 3)))),
-            "logits is an output nobody reads",
+            "logits is an unexpected output",
         ),
         (
             replace(FITTING, inputs=(TensorSummary("pixels", "float32", (-1, 8, 8, 3)),)),
