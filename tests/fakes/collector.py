@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps what it is sent, to look at the traces of processes as their operator would."""
+"""An OpenTelemetry collector that keeps the spans it receives, so that tests see traces as an operator does."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +20,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 @dataclass(frozen=True)
-class SeenSpan:
-    """A span as it arrived; ids in hex, `parent` "" for a root, `links` the ids of spans."""
+class ReceivedSpan:
+    """Holds a span as it was received. Ids are in hex; `parent` is "" for a root; `links` are the ids of spans."""
 
     service: str
     name: str
@@ -40,12 +40,12 @@ class Collector(TraceServiceServicer):
     """Listens while `listening` lasts.
 
     Attributes:
-        spans: in the order of their arrival.
-        metadata: of the newest export.
+        spans: the spans in the order of their arrival.
+        metadata: the metadata of the newest export.
     """
 
     def __init__(self) -> None:
-        self.spans: list[SeenSpan] = []
+        self.spans: list[ReceivedSpan] = []
         self.metadata: dict[str, str | bytes] = {}
 
     def Export(  # noqa: N802
@@ -54,12 +54,12 @@ class Collector(TraceServiceServicer):
         self.metadata = dict(context.invocation_metadata())
         for resource in request.resource_spans:
             service = str(_attributes(resource.resource.attributes)["service.name"])
-            self.spans += [_seen(service, span) for scope in resource.scope_spans for span in scope.spans]
+            self.spans += [_received(service, span) for scope in resource.scope_spans for span in scope.spans]
         return ExportTraceServiceResponse()
 
     @contextmanager
     def listening(self) -> Iterator[str]:
-        """The endpoint."""
+        """Yields the endpoint."""
         server = grpc.server(ThreadPoolExecutor(1))
         add_TraceServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
@@ -69,21 +69,21 @@ class Collector(TraceServiceServicer):
         finally:
             server.stop(None).wait()
 
-    def named(self, name: str) -> list[SeenSpan]:
+    def named(self, name: str) -> list[ReceivedSpan]:
         return [span for span in self.spans if span.name == name]
 
-    def only(self, name: str, kind: str | None = None) -> SeenSpan:
+    def only(self, name: str, kind: str | None = None) -> ReceivedSpan:
         (span,) = [span for span in self.named(name) if kind in (None, span.kind)]
         return span
 
-    def children(self, parent: SeenSpan) -> list[str]:
-        """The names, in the order in which the steps began."""
+    def children(self, parent: ReceivedSpan) -> list[str]:
+        """Returns the names of the children, in the order in which they began."""
         inside = [span for span in self.spans if span.parent == parent.id]
         return [span.name for span in sorted(inside, key=lambda span: span.began_ns)]
 
 
-def _seen(service: str, span: Span) -> SeenSpan:
-    return SeenSpan(
+def _received(service: str, span: Span) -> ReceivedSpan:
+    return ReceivedSpan(
         service,
         span.name,
         Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),

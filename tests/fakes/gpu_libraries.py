@@ -1,4 +1,4 @@
-"""Which engines for GPUs can be had: what is missing is skipped, and what fails after that is a failure."""
+"""Skips the tests of GPU engines whose libraries are missing. An error after that fails the test."""
 
 from typing import get_args
 
@@ -12,7 +12,7 @@ from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
 
 def require_library(kind: TensorRTLibrary, gpu: GpuFacts) -> Library:
-    """TensorRT; skips where it is not installed or does not know the card."""
+    """Returns TensorRT. Skips the test if it is not installed or does not support the GPU."""
     try:
         library = load_library(kind)
     except EngineUnavailable as error:
@@ -23,7 +23,7 @@ def require_library(kind: TensorRTLibrary, gpu: GpuFacts) -> Library:
 
 
 def require_engine(name: EngineName, gpu: GpuFacts) -> None:
-    """Skip where the libraries of an engine for GPUs are not installed, or do not know the card."""
+    """Skips the test if the engine's libraries are not installed or do not support the GPU."""
     for kind in get_args(TensorRTLibrary):
         if kind == name:
             require_library(kind, gpu)

@@ -1,4 +1,4 @@
-"""Photos as files: encoded pictures, and PNG and TIFF files made by hand."""
+"""Makes photos as files: encoded pictures, and PNG and TIFF files built byte by byte."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def scene(width: int, height: int) -> Image.Image:
-    """Something like a photo: gradients, edges and noise, different in every quarter."""
+    """Returns an image like a photo, with gradients, edges and noise. Its quarters differ."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     waves = 0.5 + 0.5 * np.sin(40 * x * y + 9 * x)
     pixels = np.stack([x, y, waves], axis=-1) * 215 + np.random.default_rng(1).normal(0, 5, (height, width, 3)) + 20
@@ -57,7 +57,7 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 
 
 def tiff_file(order: str, tags: dict[int, int], content: bytes) -> bytes:
-    """A grey TIFF of 4 x 4 pixels; `order` is "<" or ">", and `content` begins at byte 8."""
+    """Returns a grey TIFF of 4 x 4 pixels. `order` is "<" or ">", and `content` begins at byte 8."""
     entries = {256: 4, 257: 4, COMPRESSION: 1, 262: 1, 277: 1} | tags
     directory = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(content))

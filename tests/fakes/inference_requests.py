@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol for the fake network, and how their answers are read."""
+"""Makes requests of the Open Inference Protocol for the fake network, and reads their answers."""
 
 import io
 import struct
@@ -49,7 +49,7 @@ def typed_request(*identities: int, **fields: Any) -> pb.ModelInferRequest:
 
 
 def png(green: int) -> bytes:
-    """A file of which FakeEngine says the class `green`."""
+    """Returns a PNG file that FakeEngine classifies as `green`."""
     opened = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (0, green, 0)).save(opened, "PNG")
     return opened.getvalue()
@@ -65,7 +65,7 @@ def of_files(*files: bytes) -> pb.ModelInferRequest:
 
 
 def floats(answer: pb.ModelInferResponse, index: int) -> npt.NDArray[np.float32]:
-    """An output of a raw answer."""
+    """Returns one output of a raw answer."""
     return np.frombuffer(answer.raw_output_contents[index], "<f4").reshape(tuple(answer.outputs[index].shape))
 
 

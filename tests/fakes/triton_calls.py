@@ -1,7 +1,7 @@
-"""NVIDIA's `tritonclient`, unchanged, as its users call it. Each function makes its calls and returns what came back.
+"""Calls a server by NVIDIA's unchanged `tritonclient`, as its users do. Each function returns what came back.
 
-They run in a process of their own (`client_process`): the client's messages have the names of the server's, and one
-process holds only one of each name.
+The functions run in a process of their own (`client_process`), because the client's messages have the same names as the
+server's, and a process can hold only one message of each name.
 """
 
 import queue
@@ -20,7 +20,7 @@ MODEL = "fake"
 
 @contextmanager
 def client_process() -> Iterator[ProcessPoolExecutor]:
-    """Where to `submit` the functions of this module. Started afresh, as a fork would bring the server's messages."""
+    """Yields an executor for the functions of this module. Its process is spawned: a fork would keep our messages."""
     with ProcessPoolExecutor(1, get_context("spawn"), _import_client) as process:
         yield process
 
@@ -30,7 +30,7 @@ def _import_client() -> None:
 
 
 def describe(address: str) -> dict[str, Any]:
-    """Everything that a client asks before it infers."""
+    """Makes all calls that a client makes before it infers."""
     from tritonclient.grpc import InferenceServerClient
 
     with InferenceServerClient(address) as client:
@@ -48,7 +48,7 @@ def describe(address: str) -> dict[str, Any]:
 
 
 def infer(address: str, pixels: Images) -> dict[str, Any]:
-    """All outputs of raw pixels."""
+    """Returns all outputs for raw pixels."""
     from tritonclient.grpc import InferenceServerClient
 
     with InferenceServerClient(address) as client:
@@ -65,7 +65,7 @@ def infer(address: str, pixels: Images) -> dict[str, Any]:
 
 
 def classify_files(address: str, files: Sequence[bytes], count: int) -> list[list[str]]:
-    """The best classes of image files, by the classification extension."""
+    """Returns the best classes of image files, by the classification extension."""
     from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
     with InferenceServerClient(address) as client:
@@ -77,7 +77,7 @@ def classify_files(address: str, files: Sequence[bytes], count: int) -> list[lis
 
 
 def infer_with_callback(address: str, pixels: Images) -> Any:
-    """The features that `async_infer` calls back with."""
+    """Returns the features that `async_infer` passes to its callback."""
     from tritonclient.grpc import InferenceServerClient
 
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
@@ -88,7 +88,7 @@ def infer_with_callback(address: str, pixels: Images) -> Any:
 
 
 def stream(address: str, images: Sequence[Images]) -> list[tuple[str, Any]]:
-    """Id, and features or the message of the error, in the order of the answers."""
+    """Returns the id of each answer with its features or its error message, in the order of the answers."""
     from tritonclient.grpc import InferenceServerClient
 
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
@@ -115,7 +115,7 @@ async def _stream_asyncio(address: str, images: Sequence[Images]) -> list[tuple[
 
 
 def stream_asyncio(address: str, images: Sequence[Images]) -> list[tuple[str, Any]]:
-    """As `stream`, by `tritonclient.grpc.aio`."""
+    """Does the same as `stream` by `tritonclient.grpc.aio`."""
     import asyncio
 
     return asyncio.run(_stream_asyncio(address, images))
@@ -132,14 +132,14 @@ async def _infer_asyncio(address: str, images: Sequence[Images]) -> list[Any]:
 
 
 def infer_asyncio(address: str, images: Sequence[Images]) -> list[Any]:
-    """Features of requests sent at once by `tritonclient.grpc.aio`."""
+    """Returns the features of requests that `tritonclient.grpc.aio` sends at the same time."""
     import asyncio
 
     return asyncio.run(_infer_asyncio(address, images))
 
 
 def refusals(address: str) -> dict[str, tuple[str, str]]:
-    """Status and message of what is refused."""
+    """Returns the status and the message of calls that fail."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 

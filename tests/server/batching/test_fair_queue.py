@@ -20,7 +20,7 @@ class Image:
 
 CALLERS = st.builds(CallerIdentity, st.sampled_from("abc"), st.sampled_from(Priority))
 MOVES = st.lists(st.one_of(CALLERS, st.none()), max_size=200)
-"""A move is the sender of an image that arrives, or None for one image that is taken."""
+"""A move is the caller of an image that arrives, or None for one image that is taken."""
 
 
 def add_images(scheduler: FairScheduler[Image], *callers: CallerIdentity) -> list[Image]:
@@ -60,9 +60,8 @@ def test_the_order_is_fair(moves: list[CallerIdentity | None]) -> None:
     bulk waits one in eight is bulk. Of two waiting clients none is taken twice before the other is taken once."""
     scheduler, waiting, taken = FairScheduler[Image](), list[Image](), list[Image]()
     since_bulk = 0
-    since_taken = Counter[
-        tuple[CallerIdentity, CallerIdentity]
-    ]()  # times in a row that the first sender was taken while the second waited
+    # By (taken, waiting): the times in a row that the first caller was taken while the second waited.
+    since_taken: Counter[tuple[CallerIdentity, CallerIdentity]] = Counter()
     for number, caller in enumerate([*moves, *[None] * len(moves)]):
         if caller is not None:
             waiting.append(image := Image(caller, number))
