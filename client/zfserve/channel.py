@@ -22,12 +22,10 @@ from zfserve_protos.channel_options import (
 from zfserve_protos.limits import MAX_CLIENT_ID_LENGTH
 from zfserve_protos.metadata import AUTHORIZATION_KEY, CLIENT_ID_KEY, PRIORITY_KEY, Priority
 from zfserve_protos.methods import VISION_SERVICE
+from zfserve_protos.ports import SERVICE_PORT
 
-DEFAULT_ADDRESS = "localhost:8500"
+DEFAULT_ADDRESS = f"localhost:{SERVICE_PORT}"
 """The address of a service on this machine."""
-
-DEFAULT_PORT = 8500
-"""The port of an address that names none."""
 
 DEFAULT_TIMEOUT_S = 30.0
 """The timeout of a call, in seconds."""
@@ -219,4 +217,4 @@ def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None)
 
 def _with_port(address: str) -> str:
     last = address.rpartition("]")[2] if address.startswith("[") else address
-    return address if ":" in last else f"{address}:{DEFAULT_PORT}"
+    return address if ":" in last else f"{address}:{SERVICE_PORT}"

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from zfserve_protos.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
+from zfserve_protos.status_details import read_details
 
 
 class ZfserveError(Exception):
@@ -154,21 +155,16 @@ def from_call(call: grpc.RpcError) -> ZfserveError:
     code: grpc.StatusCode = call.code()
     # The metadata are pairs in both APIs, although the stubs declare other types.
     trailing = dict(cast("Iterable[tuple[str, Any]]", call.trailing_metadata() or ()))
-    info = error_details_pb2.ErrorInfo()
-    bad_request = error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
-    for detail in status_pb2.Status.FromString(trailing.get(STATUS_DETAILS_KEY, b"")).details:
-        for message in (info, bad_request, retry):
-            detail.Unpack(message)
-    details = call.details() or code.name
+    details = read_details(status_pb2.Status.FromString(trailing.get(STATUS_DETAILS_KEY, b"")).details)
+    message = call.details() or code.name
     for words, sentence in _TOO_LARGE.items():
-        if words in details and not info.reason:
-            return InvalidInput(f"{sentence} ({details})", code, request_id=trailing.get(REQUEST_ID_KEY))
+        if words in message and not details.reason:
+            return InvalidInput(f"{sentence} ({message})", code, request_id=trailing.get(REQUEST_ID_KEY))
     return _BY_CODE.get(code, ServerFailed)(
-        details,
+        message,
         code,
-        reason=info.reason,
-        field=bad_request.field_violations[0].field if bad_request.field_violations else None,
-        retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
-        request_id=info.metadata.get("request_id") or trailing.get(REQUEST_ID_KEY),
+        reason=details.reason,
+        field=details.field,
+        retry_after_s=details.retry_after_s,
+        request_id=details.request_id or trailing.get(REQUEST_ID_KEY),
     )

@@ -1,1 +1,1 @@
-"""Stubs generated from the .proto files beside them by `make protos`."""
+"""Holds the .proto files, the stubs that `make protos` generates from them, and the names that both sides use."""

@@ -13,7 +13,8 @@ PING_TIMEOUT_MS = 10_000
 """A client notices within the sum of both, 40 s, that a server has vanished without a word."""
 
 NO_HEALTH_CHECKING = ("grpc.inhibit_health_checking", 1)
-"""For a channel that asks about health, or tries again: its calls also reach servers whose health is NOT_SERVING."""
+"""A channel with this option also reaches servers whose health is NOT_SERVING. A channel that asks for health needs
+it."""
 
 RECONNECT_OPTIONS: Options = [
     ("grpc.initial_reconnect_backoff_ms", 100),

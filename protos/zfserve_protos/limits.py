@@ -5,4 +5,4 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 separate, and lower: by default a quarter of this."""
 
 MAX_CLIENT_ID_LENGTH = 64
-"""In characters. The server keeps an id for as long as its client has requests in flight."""
+"""The longest client id, in characters. The server keeps an id for as long as its client has requests in flight."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from zfserve_engines.contract import EngineName
 from zfserve_engines.images.input_image import ImageLimits
 from zfserve_engines.opening import InvalidEnginePolicy
+from zfserve_protos.ports import METRICS_PORT, SERVICE_PORT
 from zfserve_runtime.grpc.listener import LOOPBACK
 from zfserve_runtime.grpc.options import MAX_CONNECTIONS
 from zfserve_runtime.settings import Port, ProcessSettings
@@ -67,8 +68,8 @@ class ServerConfig(ProcessSettings):
         True, description="Start only if every model that was found can serve. When off, one model is enough."
     )
     host: str = Field(LOOPBACK, description="Address to listen on; 0.0.0.0 for all interfaces.")
-    port: Port = Field(8500, description="gRPC port; 0 takes a free port.")
-    metrics_port: Port = Field(9500, description="Port of the Prometheus HTTP endpoint; 0 takes a free port.")
+    port: Port = Field(SERVICE_PORT, description="gRPC port; 0 takes a free port.")
+    metrics_port: Port = Field(METRICS_PORT, description="Port of the Prometheus HTTP endpoint; 0 takes a free port.")
     engine: WantedEngine = Field(
         "auto",
         description=f"{', '.join(f'`{name}`' for name in get_args(EngineName))}, or `auto`: the best of these that "

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.images.codec import silence_decoders
+from zfserve_protos.ports import SERVICE_PORT
 from zfserve_runtime.access.callers_file import CallersFileError
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.bundle import BundleError
@@ -34,7 +35,7 @@ from zfserve_server.models.source import models_on_disk
 
 logger = logging.getLogger(__name__)
 
-CLIENTS_DEFAULT = "127.0.0.1:8500"
+CLIENTS_DEFAULT = f"127.0.0.1:{SERVICE_PORT}"
 """The address that `zfserve classify` calls if it is given none."""
 
 

@@ -61,7 +61,10 @@ async def guarded_probe(
     check: CallCheck | None = None,
     applies: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[GuardedProbe]:
-    """With `tls`, both sides show certificates. `check` runs before calls of the unary method are read."""
+    """Starts a server and a channel to it. `check` runs before calls of the unary method are read.
+
+    With `tls`, both sides show certificates.
+    """
     server, read = InterceptingServer(Metrics(), authorizer=authorizer), list[bytes]()
     if check is not None:
         server.check_before_read("/test.Probe/Unary", check, applies)

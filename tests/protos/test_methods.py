@@ -1,4 +1,4 @@
-"""The names in `methods` are those of the .proto files."""
+"""Tests that `methods` has the names of the .proto files, and that the names need no library."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.worker.v1 import worker_pb2
 
 
-def test_every_method_of_ours_has_its_name() -> None:
+def test_every_method_of_our_services_is_named() -> None:
     services = [zfserve_pb2.DESCRIPTOR.services_by_name["VisionService"]]
     services.append(worker_pb2.DESCRIPTOR.services_by_name["WorkerService"])
     named = {value for value in vars(methods).values() if isinstance(value, str)}
@@ -18,7 +18,7 @@ def test_every_method_of_ours_has_its_name() -> None:
 
 
 def test_the_names_of_the_open_inference_protocol_exist() -> None:
-    # In a process of its own: the protocol's other clients, in other tests, register messages of the same names.
+    # Another process, because other clients of the protocol, in other tests, register messages of the same names.
     program = (
         "from zfserve_protos import methods\n"
         "from zfserve_protos.inference import grpc_service_pb2 as stubs\n"

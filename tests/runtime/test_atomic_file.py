@@ -7,7 +7,7 @@ from fakes.engines import unprivileged
 from zfserve_runtime.atomic_file import ChecksummedFile, write_atomically
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "file"
     for content in (b"first, and longer", b"second"):
         write_atomically(file, content)
@@ -23,7 +23,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_sealed_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+def test_a_checksummed_file_returns_what_was_written(tmp_path: Path) -> None:
     cache = ChecksummedFile(tmp_path / "cache")
     assert cache.read() is None
     for content in (b"measurements", b""):
@@ -32,7 +32,7 @@ def test_a_sealed_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:9], lambda content: b""])
-def test_a_damaged_cache_is_left_aside(
+def test_a_damaged_cache_is_ignored(
     tmp_path: Path, change: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = ChecksummedFile(tmp_path / "cache")
@@ -42,7 +42,7 @@ def test_a_damaged_cache_is_left_aside(
     assert "is damaged" in caplog.text
 
 
-def test_a_cache_that_cannot_be_kept_or_read_is_no_failure(open_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_inaccessible_cache_is_no_failure(open_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cache = ChecksummedFile(open_folder / "cache")
     cache.write(b"measurements")

@@ -119,7 +119,7 @@ def test_refuses_a_manifest_it_cannot_trust(tmp_path: Path, text: str, complaint
     ("precision", "option"), [("fp16", "--fp16"), ("int8", "--int8"), ("int8-symmetric", "--int8")]
 )
 def test_names_the_option_that_writes_an_absent_artefact(tmp_path: Path, precision: Precision, option: str) -> None:
-    """A bundle of the first release has fp32, and perhaps int8; it is read as it is."""
+    """A bundle of the first release has fp32 and perhaps int8, and must stay readable."""
     with pytest.raises(BundleError, match=f"no {precision} artefact, only fp32; export it with {option}$"):
         load_bundle(write_bundle(tmp_path / "1")).artefact(precision)
 
@@ -139,6 +139,6 @@ def test_finds_the_newest_version(tmp_path: Path, versions: list[str], newest: s
     assert newest_version(tmp_path) == tmp_path / newest
 
 
-def test_says_how_to_get_a_bundle_where_there_is_none(tmp_path: Path) -> None:
+def test_the_error_says_how_to_get_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="`zfserve export` writes one"):
         load_bundle(tmp_path)

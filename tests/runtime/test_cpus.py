@@ -1,4 +1,4 @@
-"""cgroup layouts as the kernel writes them, in a temporary folder."""
+"""Tests the number of CPUs, with cgroup files as the kernel writes them in a temporary folder."""
 
 import os
 from pathlib import Path
@@ -74,6 +74,6 @@ def test_affinity_below_the_quota_counts(tmp_path: Path, monkeypatch: pytest.Mon
         ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", False),
     ],
 )
-def test_which_cpus_multiply_bytes(cpuinfo: str | None, expected: bool, tmp_path: Path) -> None:
+def test_int8_instructions_are_found_in_the_flags(cpuinfo: str | None, expected: bool, tmp_path: Path) -> None:
     root = layout(tmp_path, {} if cpuinfo is None else {"proc/cpuinfo": cpuinfo})
     assert has_int8_instructions(root) is expected

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 from zfserve_runtime.file_lock import exclusive_lock, is_in_use, is_locked, remove_unless_in_use, shared_lock
 
-# flock(2) excludes file descriptors, not processes, so that most is shown within one; test_engine_store has processes.
+# flock(2) excludes file descriptors, not processes. So one process suffices here; tests of the engine store use
+# several.
 
 
-def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+def test_only_one_holds_a_lock(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with exclusive_lock(file, on_wait=None):
         assert is_locked(file)
@@ -15,14 +16,14 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
             pytest.fail("two hold it")
 
 
-def test_nothing_stays_of_a_lock(tmp_path: Path) -> None:
+def test_a_released_lock_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path / "lock", on_wait=None):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 
 
-def test_those_who_wait_come_in_one_by_one(tmp_path: Path) -> None:
-    """Each holder removes the file that the others wait at, and none of them may take that for the lock."""
+def test_waiting_threads_get_the_lock_one_by_one(tmp_path: Path) -> None:
+    """Each holder removes the file that the others wait for. None of them may mistake the removed file for the lock."""
     waiting, inside, visits = threading.Semaphore(0), threading.Lock(), []
 
     def visit() -> None:
@@ -42,7 +43,7 @@ def test_those_who_wait_come_in_one_by_one(tmp_path: Path) -> None:
     assert len(visits) == 4
 
 
-def test_a_lock_file_that_somebody_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_lock_file_that_was_left_behind_does_no_harm(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     file.touch()
     assert not is_locked(file)

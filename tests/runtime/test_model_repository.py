@@ -1,4 +1,4 @@
-"""What is found in folders, and when it counts as changed."""
+"""Tests which versions a scan finds, and when a version counts as changed."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def test_a_folder_is_of_a_bundle_of_a_model_or_of_several(models: Path) -> None:
+def test_a_folder_holds_a_bundle_a_model_or_several_models(models: Path) -> None:
     several = ModelRepository([models]).scan()
     assert names(several) == [("birds", "10"), ("birds", "9"), ("fish", "1")]
     assert names(ModelRepository([models / "birds"]).scan()) == [("birds", "10"), ("birds", "9")]
@@ -59,24 +59,24 @@ def test_a_manifest_that_cannot_be_read_takes_its_name_from_its_neighbours(model
     assert repository.scan()[0].fingerprint == ""
 
 
-def test_what_changed_can_be_told_from_what_was_only_touched(models: Path) -> None:
+def test_a_changed_bundle_differs_from_one_that_was_only_touched(models: Path) -> None:
     repository, bundle = ModelRepository([models / "fish" / "1"]), models / "fish" / "1"
 
-    def look() -> FoundVersion:
+    def found() -> FoundVersion:
         return repository.scan()[0]
 
-    first = look()
-    assert look() == first
+    first = found()
+    assert found() == first
     os.utime(bundle / "manifest.json", ns=(1, 1))
-    touched = look()
+    touched = found()
     assert (touched.content, touched.files != first.files) == (first.content, True)
-    (bundle / "model.onnx").write_bytes(b"arrives while the folder is copied")
-    (bundle / "engines").mkdir()  # where compiled engines come and go
-    assert look().files != touched.files
+    (bundle / "model.onnx").write_bytes(b"arrives during the copy")
+    (bundle / "engines").mkdir()  # compiled engines come and go in it
+    assert found().files != touched.files
     manifest = MANIFEST.model_copy(update={"name": "fish", "version": "1", "fingerprint": "0" * 64})
     (bundle / "manifest.json").write_text(manifest.model_dump_json())
-    assert look().content != first.content
-    assert look().fingerprint == "0" * 64
+    assert found().content != first.content
+    assert found().fingerprint == "0" * 64
 
 
 def test_a_new_mode_counts_as_a_change(models: Path) -> None:
@@ -87,24 +87,24 @@ def test_a_new_mode_counts_as_a_change(models: Path) -> None:
     assert after.files != before.files
 
 
-def test_what_cannot_be_looked_at_stays_as_it_was_and_hides_nothing_else(
+def test_an_unreadable_folder_counts_as_unchanged_and_hides_no_other(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = ModelRepository([models])
     repository.scan()
     manifest = models / "birds" / "10" / "manifest.json"
     manifest.unlink()
-    manifest.symlink_to(manifest)  # which not even root can follow
+    manifest.symlink_to(manifest)  # not even root can follow it
     write(models / "fish" / "2", "fish", "2")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert names(repository.scan()) == [("birds", "10"), ("birds", "9"), ("fish", "2"), ("fish", "1")]
-    (told,) = [record for record in caplog.records if record.message == "a folder cannot be read"]
-    assert told.__dict__["folder"] == str(manifest.parent)
+    (logged,) = [record for record in caplog.records if record.message == "a folder cannot be read"]
+    assert logged.__dict__["folder"] == str(manifest.parent)
     assert names(ModelRepository([models]).scan()) == [("birds", "9"), ("fish", "2"), ("fish", "1")]
 
 
-def test_one_of_several_folders_may_go_once_it_was_there(models: Path) -> None:
+def test_one_of_several_folders_may_become_empty(models: Path) -> None:
     repository = ModelRepository([models / "fish", models / "birds"])
     repository.scan()
     shutil.rmtree(models / "fish")
@@ -117,7 +117,7 @@ def test_one_of_several_folders_may_go_once_it_was_there(models: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"schema_version": 1', ""])
-def test_whatever_a_manifest_holds_the_others_are_found(models: Path, text: str) -> None:
+def test_a_broken_manifest_does_not_hide_other_versions(models: Path, text: str) -> None:
     (models / "birds" / "10" / "manifest.json").write_text(text)
     assert names(ModelRepository([models]).scan()) == [("birds", "10"), ("birds", "9"), ("fish", "1")]
 

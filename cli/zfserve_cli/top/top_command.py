@@ -14,13 +14,14 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.live import Live
+from zfserve_protos.ports import METRICS_PORT
 
 from zfserve_cli.connection_arguments import seconds
 from zfserve_cli.exit_statuses import FAILED, OK, UNREACHABLE
 from zfserve_cli.top.replicas import Replicas, Snapshot
 from zfserve_cli.top.screen import draw
 
-DEFAULT_METRICS = "localhost:9500"
+DEFAULT_METRICS = f"localhost:{METRICS_PORT}"
 
 HISTORY = 60
 """The number of scrapes in the sparkline: one minute at the default interval."""

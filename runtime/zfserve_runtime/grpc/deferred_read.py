@@ -20,7 +20,8 @@ CallCheck = Callable[[Context, Metadata], None]
 gRPC would otherwise copy once more."""
 
 _CANCELLATION_S = 0.05
-"""When a caller goes away, gRPC first says that there is no more to read, and only then that the call is cancelled."""
+"""Seconds to wait for a cancellation. If a caller goes away, gRPC first reports the end of the requests, and only then
+the cancellation."""
 
 
 @dataclass(frozen=True)

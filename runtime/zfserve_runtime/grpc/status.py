@@ -15,10 +15,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from zfserve_protos.metadata import RETRY_PUSHBACK_KEY, STATUS_DETAILS_KEY
+from zfserve_protos.status_details import ERROR_DOMAIN, read_details
 
 from zfserve_runtime.errors import ServiceError
-
-DOMAIN = "zfserve"
 
 MAX_SENTENCE_BYTES, MAX_FIELD_BYTES = 1000, 200
 """Messages quote callers, and if the metadata of a status exceed 8 KiB, gRPC may drop even the code."""
@@ -78,7 +77,7 @@ def _details(status: ErrorStatus, request_id: str) -> bytes:
     """Returns a serialised google.rpc.Status. It has an ErrorInfo, and a BadRequest or RetryInfo if they apply."""
     number: int = status.code.value[0]
     message = status_pb2.Status(code=number, message=status.message)
-    info = error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"request_id": request_id})
+    info = error_details_pb2.ErrorInfo(reason=status.reason, domain=ERROR_DOMAIN, metadata={"request_id": request_id})
     message.details.add().Pack(info)
     if status.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=status.field, description=status.message)
@@ -107,22 +106,11 @@ def from_call_error(call_error: grpc.aio.AioRpcError) -> ServiceError | None:
         return None
     if status is None:
         return None
-    info, bad_request, retry = (
-        error_details_pb2.ErrorInfo(),
-        error_details_pb2.BadRequest(),
-        error_details_pb2.RetryInfo(),
-    )
-    for detail in status.details:
-        for message in (info, bad_request, retry):
-            detail.Unpack(message)
+    details = read_details(status.details)
     by_reason = {error.reason: error for error in error_classes()}
-    if info.domain != DOMAIN or info.reason not in by_reason:
+    if details.domain != ERROR_DOMAIN or details.reason not in by_reason:
         return None
-    return by_reason[info.reason](
-        status.message,
-        field=bad_request.field_violations[0].field if bad_request.field_violations else None,
-        retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
-    )
+    return by_reason[details.reason](status.message, field=details.field, retry_after_s=details.retry_after_s)
 
 
 def error_classes(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:

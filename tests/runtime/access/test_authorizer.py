@@ -1,4 +1,4 @@
-"""Who is let in, through real channels."""
+"""Tests authentication and authorization through real channels."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path, capl
         ((("authorization", "Bearer"),), "does not know the token"),
     ],
 )
-async def test_strangers_are_refused_and_their_requests_not_even_read(
+async def test_an_unknown_caller_is_refused_and_its_request_is_never_read(
     file: Path, metadata: tuple[tuple[str, str], ...], sentence: str
 ) -> None:
     write_callers(file, shop="all")
@@ -62,7 +62,7 @@ async def test_strangers_are_refused_and_their_requests_not_even_read(
         assert probe.read == []
 
 
-async def test_a_call_without_a_request_is_told_so(file: Path) -> None:
+async def test_a_call_without_a_request_is_refused(file: Path) -> None:
     token = write_callers(file, shop="all")["shop"]
     async with guarded_probe(Authorizer(file)) as probe:
         refused = await failure_of(probe.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
@@ -70,7 +70,7 @@ async def test_a_call_without_a_request_is_told_so(file: Path) -> None:
         assert refused.details() == "the call ended before its request was sent"
 
 
-async def test_the_digest_is_no_token(file: Path) -> None:
+async def test_the_digest_of_a_token_is_not_accepted(file: Path) -> None:
     write_callers(file, shop="all")
     digest = read_callers_file(file).callers[0].token_sha256
     assert digest is not None
@@ -89,38 +89,38 @@ async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
 
 
 async def test_health_is_open_and_reflection_is_not(file: Path) -> None:
-    tokens = write_callers(file, looker="describe", worker="classify")
+    tokens = write_callers(file, viewer="describe", worker="classify")
     async with guarded_probe(Authorizer(file)) as probe:
         answer = await health_pb2_grpc.HealthStub(probe.channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo
-        asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        (listed,) = [found async for found in reflection([asked], metadata=bearer(tokens["looker"]))]
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (listed,) = [found async for found in reflection([request], metadata=bearer(tokens["viewer"]))]
         assert "grpc.health.v1.Health" in {service.name for service in listed.list_services_response.service}
         for metadata, code in (((), "UNAUTHENTICATED"), (bearer(tokens["worker"]), "PERMISSION_DENIED")):
-            assert (await failure_of(reflection([asked], metadata=metadata).read())).code().name == code
+            assert (await failure_of(reflection([request], metadata=metadata).read())).code().name == code
 
 
-async def test_the_file_is_read_again_when_it_changed(file: Path) -> None:
+async def test_a_changed_file_is_read_again(file: Path) -> None:
     old, clock = write_callers(file, shop="all")["shop"], Clock()
     async with guarded_probe(Authorizer(file, clock)) as probe:
         new = write_callers(file, market="all")["market"]
-        assert await probe.unary(*bearer(old)) == "shop", "not looked at again this soon"
+        assert await probe.unary(*bearer(old)) == "shop", "the file is not checked again this soon"
         clock.now_s += RECHECK_INTERVAL_S
         assert (await failure_of(probe.unary(*bearer(old)))).code() is grpc.StatusCode.UNAUTHENTICATED
         assert await probe.unary(*bearer(new)) == "market"
 
 
-async def test_a_stream_that_is_open_ends_at_the_next_request_once_its_token_is_gone(file: Path) -> None:
-    token, clock = write_callers(file, looker="describe")["looker"], Clock()
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+async def test_an_open_stream_ends_at_the_next_request_after_its_token_was_removed(file: Path) -> None:
+    token, clock = write_callers(file, viewer="describe")["viewer"], Clock()
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
     async with guarded_probe(Authorizer(file, clock)) as probe:
         call = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo(metadata=bearer(token))
-        await call.write(asked)
+        await call.write(request)
         assert await call.read() is not grpc.aio.EOF
         write_callers(file, other="describe")
         clock.now_s += RECHECK_INTERVAL_S
-        await call.write(asked)
+        await call.write(request)
         assert (await failure_of(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -131,8 +131,8 @@ async def test_a_broken_file_leaves_the_old_one_in_force(file: Path, caplog: pyt
         for _ in range(3):
             clock.now_s += RECHECK_INTERVAL_S
             assert await probe.unary(*bearer(token)) == "shop"
-        told = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert [record.name for record in told] == ["zfserve_runtime.access.file_reloader"], (
+        logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert [record.name for record in logged] == ["zfserve_runtime.access.file_reloader"], (
             "one line for one broken file"
         )
         await asyncio.to_thread(file.unlink)
@@ -140,7 +140,7 @@ async def test_a_broken_file_leaves_the_old_one_in_force(file: Path, caplog: pyt
         assert await probe.unary(*bearer(token)) == "shop"
 
 
-def test_without_a_usable_file_nothing_starts(file: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_at_the_start(file: Path) -> None:
     with pytest.raises(CallersFileError, match="cannot be read: No such file"):
         Authorizer(file)
 
@@ -150,7 +150,7 @@ async def test_a_certificate_names_its_caller(file: Path) -> None:
     by_token = read_callers_file(file).callers
     by_certificate = CallerEntry(name="mesh", certificate="zfserve test client", allow=(UNARY,))
     async with guarded_probe(Authorizer(None), tls=True) as probe:
-        assert await probe.unary() == "localhost", "the first of its names"
+        assert await probe.unary() == "localhost", "the first name of the certificate"
     async with guarded_probe(Authorizer(file), tls=True) as probe:
         refused = await failure_of(probe.unary())
         assert (refused.code().name, (refused.details() or "")[:53]) == (
@@ -161,5 +161,5 @@ async def test_a_certificate_names_its_caller(file: Path) -> None:
     async with guarded_probe(Authorizer(file), tls=True) as probe:
         assert await probe.unary() == "mesh"
         assert (await failure_of(probe.stream())).code() is grpc.StatusCode.PERMISSION_DENIED
-        assert await probe.unary(*bearer(tokens["shop"])) == "shop", "a token says more than the connection"
+        assert await probe.unary(*bearer(tokens["shop"])) == "shop", "a token takes precedence over the certificate"
         assert (await failure_of(probe.unary(*bearer("wrong")))).code() is grpc.StatusCode.UNAUTHENTICATED

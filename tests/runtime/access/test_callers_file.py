@@ -19,7 +19,7 @@ DIGEST = "ab" * 32
 ENTRY = {"name": "shop", "token_sha256": DIGEST, "allow": ["classify"]}
 
 
-def test_what_is_written_is_read_and_is_for_the_owner_only(tmp_path: Path) -> None:
+def test_a_written_file_reads_back_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
     content = CallersFile(callers=(CallerEntry(name="shop", token_sha256=DIGEST, allow=("classify",)),))
     file = tmp_path / "tokens.json"
     write_callers_file(file, content)
@@ -53,7 +53,7 @@ def test_tokens_are_long_distinct_and_found_by_their_digest_only() -> None:
         ({"callers": [ENTRY, {**ENTRY, "token_sha256": "cd" * 32}]}, "callers: two callers have the same name"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, content: Any, fault: str) -> None:
+def test_an_error_names_the_faulty_field(tmp_path: Path, content: Any, fault: str) -> None:
     file = tmp_path / "tokens.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(CallersFileError) as refused:
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: Any, fault: str) -> Non
     assert fault in str(refused.value)
 
 
-def test_a_token_pasted_for_its_digest_is_not_repeated(tmp_path: Path) -> None:
+def test_the_error_does_not_quote_a_token_pasted_in_place_of_its_digest(tmp_path: Path) -> None:
     token, _ = new_token()
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps({"callers": [{**ENTRY, "token_sha256": token}]}))

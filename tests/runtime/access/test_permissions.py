@@ -1,4 +1,4 @@
-"""Every method that a server of ours has is open, or in a group that an operator can permit."""
+"""Every method of our services is public, or belongs to one group that an operator can permit."""
 
 import importlib
 import pkgutil
@@ -19,13 +19,13 @@ def methods() -> Iterator[str]:
 
 def test_a_method_is_public_or_in_one_group() -> None:
     places = {
-        method: [name for name, group in GROUPS.items() if method in group] + ["open"] * is_public(method)
+        method: [name for name, group in GROUPS.items() if method in group] + ["public"] * is_public(method)
         for method in methods()
     }
     assert {method: found for method, found in places.items() if len(found) != 1} == {}
 
 
-def test_the_methods_are_found() -> None:
+def test_the_search_finds_the_methods() -> None:
     assert {"/zfserve.v1.VisionService/Classify", "/zfserve.worker.v1.WorkerService/Project"} <= set(methods())
 
 

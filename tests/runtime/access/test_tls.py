@@ -94,7 +94,7 @@ def test_unusable_files_of_a_client_are_named(ca: str, certificate: str | None, 
 
 
 async def shown_at(address: str) -> bytes:
-    """The certificate, DER, that the server shows to whoever connects now."""
+    """Returns the certificate (DER) that the server shows to a new connection."""
 
     def connect() -> bytes:
         context = ssl.create_default_context(cafile=FILES / "ca.pem")
@@ -123,13 +123,13 @@ async def test_a_renewed_certificate_serves_the_next_connection(
     shutil.copy(FILES / "server.pem", files.certificate)
     shutil.copy(FILES / "server.key", files.key)
     async with serving(server_credentials(files)) as address:
-        gc.collect()  # gRPC holds but a pointer to what it calls
+        gc.collect()  # gRPC keeps only a pointer to the credentials
         assert await shown_at(address) == der("server.pem")
-        shutil.copy(FILES / "client.key", files.key)  # half of it is there yet
+        shutil.copy(FILES / "client.key", files.key)  # the certificate has not been renewed yet
         assert [await shown_at(address) for _ in range(3)] == [der("server.pem")] * 3
-        (told,) = [record for record in caplog.records if record.name == "zfserve_runtime.access.file_reloader"]
-        assert told.getMessage() == "the TLS certificate changed and cannot be used; the previous one stays in use"
-        assert "are not a pair" in vars(told)["error"]
+        (logged,) = [record for record in caplog.records if record.name == "zfserve_runtime.access.file_reloader"]
+        assert logged.getMessage() == "the TLS certificate changed and cannot be used; the previous one stays in use"
+        assert "are not a pair" in vars(logged)["error"]
         shutil.copy(FILES / "client.pem", files.certificate)
         assert await shown_at(address) == der("client.pem")
         assert await check(address, client_credentials(with_certificate=False)) == 2
@@ -139,12 +139,12 @@ async def test_a_renewed_certificate_serves_the_next_connection(
     ]
 
 
-async def test_a_renewed_client_authority_is_heeded(tmp_path: Path) -> None:
+async def test_a_renewed_client_authority_takes_effect(tmp_path: Path) -> None:
     files = replace(SERVER_PAIR, client_ca=tmp_path / "ca.pem")
     shutil.copy(FILES / "ca.pem", tmp_path / "ca.pem")
     async with serving(server_credentials(files)) as address:
         assert await check(address, client_credentials(with_certificate=True)) == 2
-        shutil.copy(FILES / "server.pem", tmp_path / "ca.pem")  # an authority that has signed nothing
+        shutil.copy(FILES / "server.pem", tmp_path / "ca.pem")  # this authority has signed no certificate
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await check(address, client_credentials(with_certificate=True))
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

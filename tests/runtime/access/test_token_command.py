@@ -1,4 +1,4 @@
-"""`zfserve token`, by the command line."""
+"""Tests `zfserve token` as the command line runs it."""
 
 import stat
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_token_is_printed_once_and_lets_its_caller_in(file: Path, capsys: pyte
     assert main(["token", "remove", "shop"]) == 0
     assert Callers(read_callers_file(file)).find_by_token(token) is None
     assert [entry.name for entry in read_callers_file(file).callers] == ["mesh"]
-    assert list(file.parent.iterdir()) == [file], "neither a lock nor half a file is left"
+    assert list(file.parent.iterdir()) == [file], "no lock and no partial file is left"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_token_is_printed_once_and_lets_its_caller_in(file: Path, capsys: pyte
         (["new", "other", "--tokens", "missing/tokens.json"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(
+def test_an_impossible_change_is_an_error_and_changes_nothing(
     file: Path, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["token", "new", "shop"]) == 0

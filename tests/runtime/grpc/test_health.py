@@ -1,4 +1,4 @@
-"""The standard protocol, by the stubs that every client uses."""
+"""Tests the standard health protocol with the stubs that every client uses."""
 
 import asyncio
 import logging
@@ -74,12 +74,12 @@ async def test_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> Non
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_watch_tells_every_change_and_ends_with_the_drain(health: Health, channel: grpc.aio.Channel) -> None:
+async def test_watch_reports_each_change_and_ends_with_the_drain(health: Health, channel: grpc.aio.Channel) -> None:
     watching = watch(channel, PROJECTION)
     assert (await watching.read()).status == NOT_SERVING
     health.serving(PROJECTION)
     assert (await watching.read()).status == SERVING
-    health.serving(SERVER)  # another service: nothing to tell
+    health.serving(SERVER)  # another service changes: no report
     health.drain()
     assert (await watching.read()).status == NOT_SERVING
     health.end_watches()
@@ -106,7 +106,7 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
     assert {VISION_SERVICE, "grpc.health.v1.Health"} <= listed
 
 
-async def test_a_connection_can_watch_only_so_much(health: Health, channel: grpc.aio.Channel) -> None:
+async def test_the_watches_of_a_connection_are_limited(health: Health, channel: grpc.aio.Channel) -> None:
     watches = [watch(channel, SERVER) for _ in range(MAX_WATCHES_PER_CONNECTION)]
     for each in watches:
         assert (await each.read()).status == NOT_SERVING

@@ -1,4 +1,5 @@
-"""What surrounds every call, however it ends: its id, its clock, its line in the log; and what is left of it."""
+"""Tests what the interceptor does for each call: its id, metrics, log line and status, and that it leaves no
+garbage."""
 
 import asyncio
 import gc
@@ -21,11 +22,12 @@ from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 @pytest.mark.parametrize("method", ["unary", "stream"])
 async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(probe: Probe, method: str) -> None:
-    """Its error refers to the request by its traceback. Under overload it would be much: collections took 30 ms."""
+    """The error refers to the request through its traceback. Under overload such garbage adds up: collections took 30
+    ms."""
     raised = []
 
     def remembered() -> errors.Overloaded:
-        error = errors.Overloaded("Many wait.", retry_after_s=1.0)
+        error = errors.Overloaded("The queue is full.", retry_after_s=1.0)
         raised.append(weakref.ref(error))
         return error
 
@@ -58,11 +60,11 @@ async def test_client_that_goes_away_ends_the_work(probe: Probe, method: str) ->
     call.cancel()
     await probe.finished.wait()
     await asyncio.wait([reading])
-    # The interceptor counts in the handler's own task, before anyone else runs again.
+    # The interceptor counts in the handler's own task, before any other task runs.
     assert probe.count("CANCELLED", method.capitalize()) == 1
 
 
-async def test_expired_deadline_is_counted_as_such(probe: Probe) -> None:
+async def test_an_expired_deadline_is_counted_as_deadline_exceeded(probe: Probe) -> None:
     await probe.unary(Empty())  # connects, so that the next call's time is spent in the service
     probe.finished.clear()
 
@@ -77,7 +79,7 @@ async def test_expired_deadline_is_counted_as_such(probe: Probe) -> None:
     assert probe.count("DEADLINE_EXCEEDED") == 1
 
 
-async def test_sane_request_id_is_kept_and_given_to_the_service(probe: Probe) -> None:
+async def test_a_valid_request_id_is_kept_and_given_to_the_service(probe: Probe) -> None:
     async def behaviour() -> str:
         return current_request_id()
 
@@ -87,15 +89,15 @@ async def test_sane_request_id_is_kept_and_given_to_the_service(probe: Probe) ->
     assert dict(await call.trailing_metadata())["x-request-id"] == "A.b_c-9"
 
 
-@pytest.mark.parametrize("insane", ["", "a b", "x" * 65, "id;drop"])
-async def test_other_request_ids_are_replaced(probe: Probe, insane: str) -> None:
+@pytest.mark.parametrize("invalid", ["", "a b", "x" * 65, "id;drop"])
+async def test_other_request_ids_are_replaced(probe: Probe, invalid: str) -> None:
     async def behaviour() -> str:
         return current_request_id()
 
     probe.behaviour = behaviour
-    call = probe.unary(Empty(), metadata=[("x-request-id", insane)])
+    call = probe.unary(Empty(), metadata=[("x-request-id", invalid)])
     made = (await call).value
-    assert made != insane
+    assert made != invalid
     assert len(made) == 16
     assert dict(await call.trailing_metadata())["x-request-id"] == made
 
@@ -112,9 +114,9 @@ async def test_one_log_line_per_call(probe: Probe, caplog: pytest.LogCaptureFixt
     assert record.exc_info is None
 
 
-async def test_a_call_that_has_ended_is_not_asked_for_its_peer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_peer_of_an_ended_call_is_not_read(caplog: pytest.LogCaptureFixture) -> None:
     class EndingContext:
-        """Like gRPC's own, but for the segmentation fault."""
+        """Fails where gRPC's own context would cause a segmentation fault."""
 
         ended = False
 

@@ -1,4 +1,4 @@
-"""Where a server listens, what it says of that, and how many connections it takes."""
+"""Tests where a server may listen, what it logs about the address, and how many connections it accepts."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -12,14 +12,14 @@ from zfserve_runtime.grpc.listener import find_exposure, host_and_port, is_local
 from zfserve_runtime.grpc.options import server_options
 
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
-"""Channels of one process share their connections otherwise."""
+"""Without this option the channels of a process share their connections."""
 
 
 @pytest.mark.parametrize(
     "address",
     ["localhost", "localhost:1", "127.0.0.1:1", "127.9.9.9", "::1", "[::1]:8500", "unix:/run/x", "unix-abstract:x"],
 )
-def test_local(address: str) -> None:
+def test_local_addresses_need_no_tls(address: str) -> None:
     assert is_local(address)
     assert find_exposure("--host", address, encrypted=False, allow_insecure=False) is None
 
@@ -38,7 +38,7 @@ def test_local(address: str) -> None:
         "",
     ],
 )
-def test_public(address: str) -> None:
+def test_public_addresses_need_tls_or_consent(address: str) -> None:
     assert not is_local(address)
     fault = find_exposure("--host", address, encrypted=False, allow_insecure=False)
     assert fault is not None
@@ -55,15 +55,15 @@ def test_public(address: str) -> None:
         ("[::1]:0", False, []),
     ],
 )
-async def test_strangers_ears_are_told_of(
+async def test_the_log_warns_of_a_public_address(
     address: str, callers_known: bool, warnings: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = grpc.aio.server()
     assert open_port(server, address, None, callers_known=callers_known, flag="--host") > 0
     await server.start()
     await server.stop(None)
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [message.partition(" on a public address")[0] for message in told] == warnings
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.partition(" on a public address")[0] for message in logged] == warnings
 
 
 async def check(channel: grpc.aio.Channel, **call: object) -> int:
@@ -87,7 +87,7 @@ async def limited_server(
         await server.stop(None)
 
 
-async def test_connections_over_the_limit_are_closed_until_one_of_the_others_is() -> None:
+async def test_connections_over_the_limit_are_closed_until_another_one_closes() -> None:
     async with limited_server(2) as address:
         first, second = (grpc.aio.insecure_channel(address, ALONE) for _ in range(2))
         assert [await check(channel) for channel in (first, second)] == [2, 2]
@@ -116,13 +116,13 @@ async def test_an_old_connection_takes_no_new_calls_and_loses_none() -> None:
     ):
         watch = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
         assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # the server asks to connect anew
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # the client must connect again
         assert await check(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
         health.serving(SERVER)
         assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_connection_ages_only_where_it_is_told_to() -> None:
+def test_connections_have_no_age_limit_by_default() -> None:
     assert "grpc.max_connection_age_ms" not in dict(server_options())
 
 

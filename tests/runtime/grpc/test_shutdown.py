@@ -19,7 +19,7 @@ LONG_S = 600.0
 
 
 class SlowServer:
-    """One method that begins, then answers when `release` is set."""
+    """A server with one method, which answers once `release` is set."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
@@ -72,7 +72,7 @@ async def test_drain_finishes_what_was_accepted_and_refuses_the_rest(
             await call(late)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     error = from_call_error(refused.value)
-    assert isinstance(error, ShuttingDown), "in the service's own words: gRPC's would be CANCELLED"
+    assert isinstance(error, ShuttingDown), "the service refuses the call itself: gRPC would answer CANCELLED"
     assert not draining.done()
 
     slow.release.set()
@@ -103,7 +103,7 @@ async def test_a_second_signal_ends_the_drain(slow: SlowServer, channel: grpc.ai
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_calls_are_taken_until_those_who_watch_health_have_gone_elsewhere(
+async def test_calls_are_accepted_until_clients_that_watch_health_have_gone_elsewhere(
     slow: SlowServer, channel: grpc.aio.Channel
 ) -> None:
     watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVER))
@@ -116,12 +116,12 @@ async def test_calls_are_taken_until_those_who_watch_health_have_gone_elsewhere(
     async with grpc.aio.insecure_channel(f"localhost:{slow.port}") as late:
         assert await call(late) == Empty()
     assert not draining.done()
-    stop.ask("the test is over")  # for a second time: nobody is waited for any more
+    stop.ask("the test is over")  # the second request: the drain waits no longer
     assert await watching.read() is grpc.aio.EOF
     await draining
 
 
-async def test_nobody_is_waited_for_where_nobody_asked_for_health(slow: SlowServer) -> None:
+async def test_there_is_no_delay_if_no_client_asked_for_health(slow: SlowServer) -> None:
     await drain(slow.server, slow.health, LONG_S, StopRequest(), delay_s=LONG_S)
 
 

@@ -1,4 +1,4 @@
-"""Every error class, and every other error a call can end with, through a real channel."""
+"""Tests the status of each error class, and of every other error that can end a call, through a real channel."""
 
 import asyncio
 import json
@@ -81,10 +81,10 @@ async def test_error_class_becomes_its_status_with_details(
     st.none() | st.text(max_size=10),
     st.none() | st.sampled_from([0.5, 2.0]),
 )
-def test_each_call_is_told_its_own_id(
+def test_each_call_gets_its_own_id(
     request_ids: list[str], message: str, field: str | None, retry_after_s: float | None
 ) -> None:
-    """In details that are written once for many calls."""
+    """The details are serialised once for many calls."""
     error = errors.Overloaded(message, field=field, retry_after_s=retry_after_s)
     for request_id in request_ids:
         details: Any = dict(to_status(error).metadata(request_id))[STATUS_DETAILS_KEY]
@@ -103,7 +103,7 @@ def unpacked(detail: AnyMessage, kind: type[M]) -> M:
     return message
 
 
-async def test_details_hold_nothing_that_the_error_does_not_say(probe: Probe) -> None:
+async def test_details_hold_only_what_the_error_says(probe: Probe) -> None:
     probe.behaviour = raising(errors.NotFound("There is no such layer."))
     assert details_of(await failure_of(probe.unary(Empty()))).keys() == {"ErrorInfo"}
 
@@ -138,7 +138,7 @@ async def test_error_after_some_messages_of_a_stream(probe: Probe) -> None:
 
 @pytest.mark.parametrize(("method", "attempts"), [("unary", 3), ("stream", 1)])
 async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, method: str, attempts: int) -> None:
-    """As they do only where nothing came before the status; the stream has sent a message."""
+    """gRPC retries only if no message came before the status. The stream has sent one."""
     policy = {
         "maxAttempts": 3,
         "initialBackoff": "0.01s",
@@ -147,7 +147,7 @@ async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, 
         "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
     }
     config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
-    probe.behaviour = raising(errors.Overloaded("Many wait.", retry_after_s=0.01))
+    probe.behaviour = raising(errors.Overloaded("The queue is full.", retry_after_s=0.01))
     async with grpc.aio.insecure_channel(probe.target, options=[("grpc.service_config", config)]) as channel:
         unary, stream = stubs(channel)
         await failure_at_the_end_of({"unary": unary, "stream": stream}[method](Empty()))
@@ -155,7 +155,7 @@ async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, 
 
 
 @pytest.mark.parametrize("method", ["unary_unary", "unary_stream"])
-async def test_what_is_no_message_is_the_callers_fault(
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
     probe: Probe, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "Unary" if method == "unary_unary" else "Stream"

@@ -1,4 +1,4 @@
-"""Which refusals have a line in the log, and what becomes of the others."""
+"""Tests which refused calls have a line in the log, and how the others are counted."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from zfserve_runtime import errors
 from zfserve_runtime.telemetry import log_limiter
 
 
-async def test_of_many_refusals_only_the_first_have_a_line_in_the_log(
+async def test_only_the_first_of_many_refused_calls_have_a_line_in_the_log(
     probe: Probe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -23,7 +23,7 @@ async def test_of_many_refusals_only_the_first_have_a_line_in_the_log(
     refused = log_limiter.LINES_PER_INTERVAL + 5
     await asyncio.gather(*(failure_of(probe.unary(Empty())) for _ in range(refused)))
     assert lines() == log_limiter.LINES_PER_INTERVAL
-    assert probe.count("RESOURCE_EXHAUSTED") == refused, "the metrics have them all"
+    assert probe.count("RESOURCE_EXHAUSTED") == refused, "the metrics count all of them"
     probe.behaviour = raising(errors.InvalidInput("Send an image."))
     await failure_of(probe.unary(Empty()))
     assert lines() == log_limiter.LINES_PER_INTERVAL + 1, "other errors have their lines"

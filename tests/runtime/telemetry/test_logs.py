@@ -11,7 +11,7 @@ from zfserve_runtime.telemetry.logs import LogFormat, configure_logging
 
 
 @pytest.fixture
-def _root_as_it_was() -> Iterator[None]:
+def _restored_root_logger() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -32,7 +32,7 @@ def logged(log_format: LogFormat) -> str:
     return stream.getvalue()
 
 
-@pytest.mark.usefixtures("_root_as_it_was")
+@pytest.mark.usefixtures("_restored_root_logger")
 def test_json_is_one_object_per_line() -> None:
     served, failed = [json.loads(line) for line in logged("json").splitlines()]
     assert served.pop("time").endswith("+00:00")
@@ -46,7 +46,7 @@ def test_json_is_one_object_per_line() -> None:
     assert failed["traceback"].endswith("ValueError: broken\nbadly")
 
 
-@pytest.mark.usefixtures("_root_as_it_was")
+@pytest.mark.usefixtures("_restored_root_logger")
 def test_console_shows_fields_beside_the_message() -> None:
     lines = logged("console").splitlines()
     assert lines[0].endswith("INFO    served 3  request_id=abc  duration_ms=1.5")
@@ -54,21 +54,21 @@ def test_console_shows_fields_beside_the_message() -> None:
     assert lines[2].startswith("Traceback")
 
 
-@pytest.mark.usefixtures("_root_as_it_was")
-def test_lines_of_a_call_carry_its_id_whoever_logs_them_and_in_threads_that_work_for_it() -> None:
+@pytest.mark.usefixtures("_restored_root_logger")
+def test_every_line_of_a_call_has_its_id_from_any_logger_and_any_thread_of_the_call() -> None:
     stream = io.StringIO()
     configure_logging("json", stream=stream)
 
     def serve() -> None:
         set_request_id("r1")
         logging.getLogger("somebody.elses").warning("odd")
-        logging.getLogger("ours").warning("told by hand", extra={"request_id": "r2"})
+        logging.getLogger("ours").warning("its own id", extra={"request_id": "r2"})
         thread = threading.Thread(target=copy_context().run, args=(logging.getLogger("deep").warning, "from a thread"))
         thread.start()
         thread.join()
 
     copy_context().run(serve)
-    logging.getLogger("ours").warning("of no call")
+    logging.getLogger("ours").warning("outside a call")
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line.get("request_id") for line in lines] == ["r1", "r2", "r1", None]
     assert all("trace_id" not in line for line in lines)

@@ -16,7 +16,7 @@ def scrape(port: int) -> str:
     return text.decode()
 
 
-def test_everything_measured_is_exposed() -> None:
+def test_all_metrics_are_served() -> None:
     metrics = Metrics()
     metrics.requests.labels("/zfserve.v1.VisionService/Classify", "OK").inc()
     model = metrics.of_model("zfnet", "1")
@@ -27,7 +27,7 @@ def test_everything_measured_is_exposed() -> None:
     with MetricsEndpoint(metrics, port=0, address="localhost") as endpoint:
         families = {family.name: family for family in text_string_to_metric_families(scrape(endpoint.port))}
 
-    # What this process takes, and the interpreter it is, too.
+    # The metrics of the process and of the interpreter are there too.
     assert {"zfserve_in_flight", "process_resident_memory_bytes", "python_info"} <= families.keys()
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
@@ -60,13 +60,13 @@ def test_the_series_of_a_retired_version_end() -> None:
     assert versions == {"2"}
 
 
-def test_two_processes_parts_do_not_share_a_registry() -> None:
+def test_two_metrics_objects_do_not_share_a_registry() -> None:
     first, second = Metrics(), Metrics()
     first.worker_restarts.inc()
     assert second.registry.get_sample_value("zfserve_worker_restarts_total") == 0
 
 
-def test_a_closed_endpoint_is_gone_and_a_taken_port_is_an_error() -> None:
+def test_a_closed_endpoint_frees_its_port_and_a_port_in_use_is_an_error() -> None:
     with MetricsEndpoint(Metrics(), port=0, address="localhost") as endpoint:
         with pytest.raises(OSError, match="in use"):
             MetricsEndpoint(Metrics(), port=endpoint.port, address="localhost")
@@ -75,7 +75,7 @@ def test_a_closed_endpoint_is_gone_and_a_taken_port_is_an_error() -> None:
         scrape(endpoint.port)
 
 
-def test_connections_that_say_nothing_are_few_and_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_are_limited_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_endpoint._Handler, "timeout", 0.2)
     with MetricsEndpoint(Metrics(), port=0, address="localhost") as endpoint, ExitStack() as stack:
         silent = [
@@ -83,5 +83,5 @@ def test_connections_that_say_nothing_are_few_and_do_not_last(monkeypatch: pytes
             for _ in range(metrics_endpoint.MAX_SCRAPES + 1)
         ]
         for each in silent:
-            assert each.recv(1) == b"", "closed by the server: the last at once, the others after a while"
+            assert each.recv(1) == b"", "the server closes the last at once, and the others after a while"
         assert "zfserve_" in scrape(endpoint.port)

@@ -1,4 +1,4 @@
-"""docs/metrics.md tells of every metric, and of none that is not there."""
+"""docs/metrics.md lists every metric, and no other."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Settings that switch traces on. The traces themselves are tested with the server, the worker and both together."""
+"""Tests the settings that switch traces on. Tests of the server, of the worker and of both test the traces
+themselves."""
 
 import builtins
 from typing import Any
@@ -20,11 +21,11 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
         (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http://collector:4317"),
     ],
 )
-def test_opentelemetrys_own_variables_say_where(environment: dict[str, str], endpoint: str | None) -> None:
+def test_opentelemetrys_own_variables_name_the_endpoint(environment: dict[str, str], endpoint: str | None) -> None:
     assert endpoint_in(environment) == endpoint
 
 
-def test_a_protocol_that_is_not_spoken_is_an_error_before_anything_is_lost() -> None:
+def test_a_protocol_other_than_grpc_is_an_error() -> None:
     with pytest.raises(TracingError, match=r"http/protobuf.*grpc only"):
         endpoint_in(ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"})
 
@@ -35,7 +36,7 @@ def test_an_endpoint_without_a_scheme_is_an_error(endpoint: str) -> None:
         pass
 
 
-def test_unusable_variables_are_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_variable_is_a_tracing_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
     with (
         pytest.raises(TracingError, match=r"cannot be set up.*soon"),

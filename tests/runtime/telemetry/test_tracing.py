@@ -1,4 +1,4 @@
-"""Calls that are not traced. The spans themselves are tested with the server, the worker and both together."""
+"""Tests calls that are not traced. Tests of the server, of the worker and of both test the spans themselves."""
 
 import asyncio
 
