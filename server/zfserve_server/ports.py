@@ -23,14 +23,14 @@ from zfserve_server.admission.rate_limit import RateLimit
 from zfserve_server.config import ServerConfig
 from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.requests.classification import ClassificationPipeline
-from zfserve_server.requests.decoding import Decoding
+from zfserve_server.requests.image_decoder import ImageDecoder
 from zfserve_server.requests.inference_service import InferenceService
-from zfserve_server.requests.references import References
+from zfserve_server.requests.photo_cache import PhotoCache
 from zfserve_server.requests.vision_service import VisionService
 from zfserve_server.worker.client import WorkerClient
 
-KEPT_PHOTOS = 256
-"""The largest number of photos that are kept for later requests: 38 MB at 224x224."""
+CACHED_PHOTOS = 256
+"""The largest number of photos that are cached for later requests: 38 MB at 224x224."""
 
 MESSAGE_SLACK_BYTES = 1024 * 1024
 """A request may be this much larger than the largest image. So it has room for other fields, and the server can read
@@ -60,8 +60,8 @@ def open_grpc_port(
     authorizer = _open_authorizer(config)
     server = _build_server(config, authorizer, metrics, stack)
     rate_limit = RateLimit(config.client_rate, config.client_burst)
-    decoding = stack.enter_context(_build_decoding(config))
-    pipeline = ClassificationPipeline(models, rate_limit, decoding, metrics)
+    decoder = stack.enter_context(_build_decoder(config))
+    pipeline = ClassificationPipeline(models, rate_limit, decoder, metrics)
     for method, check in early_checks(models).items():
         server.check_before_read(method, check, applies=partial(all_models_busy, models))
     add_VisionServiceServicer_to_server(VisionService(models, pipeline, worker), server)
@@ -101,6 +101,6 @@ def _build_server(
     return InterceptingServer(metrics, options, tracers, authorizer)
 
 
-def _build_decoding(config: ServerConfig) -> Decoding:
+def _build_decoder(config: ServerConfig) -> ImageDecoder:
     limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
-    return Decoding(limits, References(KEPT_PHOTOS, config.reference_ttl), available_cpus())
+    return ImageDecoder(limits, PhotoCache(CACHED_PHOTOS, config.reference_ttl), available_cpus())

@@ -29,7 +29,7 @@ from zfserve_server.admission.rate_limit import RateLimit
 from zfserve_server.batching.queue_entry import InferenceResult
 from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.models.served_model import ServedModel
-from zfserve_server.requests.decoding import Decoding, Image, Photo
+from zfserve_server.requests.image_decoder import Image, ImageDecoder, Photo
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class ClassifiedPhoto(NamedTuple):
 class ClassificationPipeline:
     """Takes requests through the steps that the module lists. Use it on the event loop only."""
 
-    def __init__(self, models: ModelRegistry, rate_limit: RateLimit, decoding: Decoding, metrics: Metrics) -> None:
+    def __init__(self, models: ModelRegistry, rate_limit: RateLimit, decoder: ImageDecoder, metrics: Metrics) -> None:
         self._models = models
         self._rate_limit = rate_limit
-        self._decoding = decoding
+        self._decoder = decoder
         self._metrics = metrics
 
     def find_model(self, name: str, version: str, reference: str = "") -> ServedModel:
@@ -79,7 +79,7 @@ class ClassificationPipeline:
             ServiceError: no model is ready yet.
         """
         if reference and not name and not version:
-            return self._models.find_equivalent(self._decoding.model_of(reference))
+            return self._models.find_equivalent(self._decoder.manifest_of(reference))
         return self._models.find(name, version)
 
     def identify_caller(self, context: Context) -> CallerIdentity:
@@ -97,10 +97,10 @@ class ClassificationPipeline:
         """Returns the photo as the model's input.
 
         Raises:
-            InvalidInput: see `Decoding.load`.
+            InvalidInput: see `ImageDecoder.load`.
             NotFound: its reference is unknown or has expired.
         """
-        return await self._decoding.load(image, model.manifest)
+        return await self._decoder.load(image, model.manifest)
 
     async def classify(self, request: AdmittedRequest, image: Image) -> ClassifiedPhoto:
         """Returns the photo of a request with its result.
@@ -135,7 +135,7 @@ class ClassificationPipeline:
 
     def keep(self, photo: Photo, model: ServedModel) -> str:
         """Keeps a photo for later requests to that model, and returns its reference."""
-        return self._decoding.keep(photo, model.manifest)
+        return self._decoder.keep(photo, model.manifest)
 
     async def _classify_row(self, request: AdmittedRequest, row: int, image: Image, field: str) -> ClassifiedPhoto:
         try:

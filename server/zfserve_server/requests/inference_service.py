@@ -105,33 +105,33 @@ class InferenceService(GRPCInferenceServiceServicer):
         requests that it has read and ends the stream.
         """
         deadline = Deadline.of(context)
-        begun: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(STREAM_DEPTH)
-        fault: DecodeError | ServiceError | None = None
+        pending: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
+        slots = asyncio.Semaphore(STREAM_DEPTH)
+        read_error: DecodeError | ServiceError | None = None
 
         async def read() -> None:
-            nonlocal fault
+            nonlocal read_error
             try:
                 async for request in request_iterator:
-                    await room.acquire()
-                    begun.put_nowait(tasks.create_task(self._answer_in_stream(request, context, deadline)))
+                    await slots.acquire()
+                    pending.put_nowait(tasks.create_task(self._answer_in_stream(request, context, deadline)))
             except (DecodeError, ServiceError) as error:  # a malformed request, or a permission that was revoked
-                fault = error
+                read_error = error
 
         async def read_until_drained() -> None:
             reading, draining = tasks.create_task(read()), tasks.create_task(self._health.wait_watches_ended())
             await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
             reading.cancel()
             draining.cancel()
-            begun.put_nowait(None)
+            pending.put_nowait(None)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(read_until_drained())
-            while (answering := await begun.get()) is not None:
-                await context.write(await answering)
-                room.release()
-        if fault is not None:
-            raise fault
+            while (answer := await pending.get()) is not None:
+                await context.write(await answer)
+                slots.release()
+        if read_error is not None:
+            raise read_error
         if self._health.watches_ended:
             raise ShuttingDown("the service is shutting down; open the stream anew, at another instance")
 

@@ -30,16 +30,16 @@ _SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass(frozen=True)
-class WantedOutput:
+class RequestedOutput:
     """Names one output that a request asks for.
 
     Attributes:
-        best: the number of largest values to answer as text "value:index:label" (Triton's classification extension);
+        top_k: the number of largest values to answer as text "value:index:label" (Triton's classification extension);
             0 to answer the tensor itself.
     """
 
     name: str
-    best: int
+    top_k: int
 
 
 def is_typed(request: pb.ModelInferRequest) -> bool:
@@ -176,7 +176,7 @@ def _split(raw: bytes, count: int, field: str) -> list[bytes]:
     return elements
 
 
-def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[WantedOutput]:
+def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[RequestedOutput]:
     """Returns the outputs that a request asks for, in its order; all outputs if it names none.
 
     Raises:
@@ -189,27 +189,27 @@ def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[Want
     outputs = [_read_output(output, widths) for output in request.outputs]
     if len({output.name for output in outputs}) < len(outputs):
         raise InvalidInput(f"the output {outputs[0].name!r} is asked for twice; ask once", field="outputs")
-    return outputs or [WantedOutput(name, 0) for name in widths]
+    return outputs or [RequestedOutput(name, 0) for name in widths]
 
 
-def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, widths: dict[str, int]) -> WantedOutput:
+def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, widths: dict[str, int]) -> RequestedOutput:
     field = f"outputs[{output.name}]"
     if output.name not in widths:
         raise InvalidInput(f"there is no output {output.name!r}, only {', '.join(widths)}", field=field)
     if _SHARED_MEMORY in output.parameters:
         raise Unimplemented("shared memory is not supported; read the tensor's values from the answer")
     if "classification" not in output.parameters:
-        return WantedOutput(output.name, 0)
+        return RequestedOutput(output.name, 0)
     parameter = output.parameters["classification"]
-    best = parameter.int64_param
-    if not parameter.HasField("int64_param") or best < 1:
+    top_k = parameter.int64_param
+    if not parameter.HasField("int64_param") or top_k < 1:
         raise InvalidInput("classification is how many classes, 1 or more, as int64_param", field=field)
-    return WantedOutput(output.name, min(best, widths[output.name]))
+    return RequestedOutput(output.name, min(top_k, widths[output.name]))
 
 
 def add_outputs(
     response: pb.ModelInferResponse,
-    wanted: Sequence[WantedOutput],
+    wanted: Sequence[RequestedOutput],
     answers: Sequence[InferenceResult],
     manifest: Manifest,
     typed: bool,
@@ -222,11 +222,11 @@ def add_outputs(
     for output in wanted:
         of_classes = output.name == "probabilities"
         rows = [answer.probabilities if of_classes else answer.features for answer in answers]
-        tensor = response.outputs.add(name=output.name, shape=(len(rows), output.best or len(rows[0])))
-        if output.best:
+        tensor = response.outputs.add(name=output.name, shape=(len(rows), output.top_k or len(rows[0])))
+        if output.top_k:
             tensor.datatype = "BYTES"
             classes = manifest.classes if of_classes else None
-            texts = [text for row in rows for text in _best(row, output.best, classes)]
+            texts = [text for row in rows for text in _top_values(row, output.top_k, classes)]
             if typed:
                 tensor.contents.bytes_contents.extend(texts)
             else:
@@ -239,7 +239,7 @@ def add_outputs(
                 response.raw_output_contents.append(b"".join(row.astype("<f4", copy=False).tobytes() for row in rows))
 
 
-def _best(row: npt.NDArray[np.float32], count: int, classes: Sequence[ClassEntry] | None) -> Iterator[bytes]:
+def _top_values(row: npt.NDArray[np.float32], count: int, classes: Sequence[ClassEntry] | None) -> Iterator[bytes]:
     """Yields the largest values as Triton writes them, the largest first. Of equal values the first comes first."""
     order = np.argsort(-row, kind="stable")[:count]
     for index, value in zip(order.tolist(), row[order].tolist(), strict=True):

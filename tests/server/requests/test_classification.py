@@ -22,8 +22,8 @@ from zfserve_server.models.engine_choice import EngineChoice
 from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.classification import AdmittedRequest, ClassificationPipeline
-from zfserve_server.requests.decoding import Decoding
-from zfserve_server.requests.references import References
+from zfserve_server.requests.image_decoder import ImageDecoder
+from zfserve_server.requests.photo_cache import PhotoCache
 
 
 class Pipeline:
@@ -39,8 +39,8 @@ class Pipeline:
             MANIFEST, EngineChoice("onnx-cpu", [engine]), self.batcher, admission, metrics, startup_s=0.0
         )
         self.models.add(self.model)
-        self.decoding = Decoding(ImageLimits(), References(4, 60.0), threads=1)
-        self.steps = ClassificationPipeline(self.models, RateLimit(0.001, 1), self.decoding, self.metrics)
+        self.decoder = ImageDecoder(ImageLimits(), PhotoCache(4, 60.0), threads=1)
+        self.steps = ClassificationPipeline(self.models, RateLimit(0.001, 1), self.decoder, self.metrics)
 
     async def request(self, *images: Any) -> list[float]:
         """Returns the first feature of each image."""
@@ -56,7 +56,7 @@ class Pipeline:
 @pytest.fixture
 async def pipeline(engine: FakeEngine) -> AsyncIterator[Pipeline]:
     made = Pipeline(engine)
-    with made.decoding:
+    with made.decoder:
         yield made
     await made.batcher.close()
 

@@ -16,7 +16,7 @@ from fakes.serving import CLASSES, MANIFEST, SIDE
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.errors import InvalidInput, Unimplemented
 from zfserve_server.batching.queue_entry import InferenceResult
-from zfserve_server.requests.inference_tensors import WantedOutput, add_outputs, check_input, read_outputs, read_rows
+from zfserve_server.requests.inference_tensors import RequestedOutput, add_outputs, check_input, read_outputs, read_rows
 
 MOST = 4
 ONE = (1, SIDE, SIDE, 3)
@@ -141,10 +141,13 @@ def test_shared_memory_is_refused() -> None:
 def test_outputs_are_read_in_the_order_of_the_request() -> None:
     wanted = [output("features"), output("probabilities", classification=Parameter(int64_param=99))]
     assert read_outputs(raw_request(1, outputs=wanted), MANIFEST) == [
-        WantedOutput("features", 0),
-        WantedOutput("probabilities", CLASSES),
+        RequestedOutput("features", 0),
+        RequestedOutput("probabilities", CLASSES),
     ]
-    assert read_outputs(raw_request(1), MANIFEST) == [WantedOutput("probabilities", 0), WantedOutput("features", 0)]
+    assert read_outputs(raw_request(1), MANIFEST) == [
+        RequestedOutput("probabilities", 0),
+        RequestedOutput("features", 0),
+    ]
 
 
 @pytest.mark.parametrize("typed", [False, True])
@@ -154,7 +157,9 @@ def test_equal_values_keep_the_models_order(typed: bool) -> None:
     probabilities[[0, 9]] = 0.0, 0.25
     answers = [InferenceResult(probabilities, np.array([-1, 2.5], np.float32), 0.0, 0.0, 1)] * 2
     response = pb.ModelInferResponse()
-    add_outputs(response, [WantedOutput("probabilities", 3), WantedOutput("features", 2)], answers, MANIFEST, typed)
+    add_outputs(
+        response, [RequestedOutput("probabilities", 3), RequestedOutput("features", 2)], answers, MANIFEST, typed
+    )
     assert [(each.datatype, list(each.shape)) for each in response.outputs] == [("BYTES", [2, 3]), ("BYTES", [2, 2])]
     expected = [
         [b"0.250000:9:class 9", b"0.125000:1:class 1", b"0.125000:2:class 2"] * 2,

@@ -18,7 +18,7 @@ from zfserve_engines.images.input_image import ImageLimits, InputImage, decode_i
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.telemetry.logs import configure_logging
-from zfserve_server.requests import decoding
+from zfserve_server.requests import image_decoder
 
 CLASSIFY = "zfserve.v1.VisionService/Classify"
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -174,7 +174,7 @@ async def test_every_line_of_a_call_carries_its_id_even_from_the_decoding_thread
         logging.getLogger("decoder").info("decoding")
         return decode_image(data, spec, limits)
 
-    monkeypatch.setattr(decoding, "decode_image", decode_aloud)
+    monkeypatch.setattr(image_decoder, "decode_image", decode_aloud)
     async with running_server(engine, otlp_endpoint=endpoint) as server:
         metadata = (*TRACED, ("x-request-id", "r1"))
         await server.vision.Classify(pb.ClassifyRequest(image=png()), metadata=metadata)

@@ -16,7 +16,7 @@ from zfserve_runtime.bundle import InputSpec, Manifest
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.telemetry.tracing import span
 
-from zfserve_server.requests.references import KeptPhoto, References
+from zfserve_server.requests.photo_cache import CachedPhoto, PhotoCache
 
 Image: TypeAlias = pb.Image | bytes | npt.NDArray[np.uint8]
 """An image as a request brings it: a message, an image file, or pixels of the model's input, uint8 (H, W, 3), RGB."""
@@ -36,16 +36,16 @@ class Photo:
     decode_s: float
 
 
-class Decoding:
+class ImageDecoder:
     """Decodes images in threads. Admission bounds the images that wait for a thread.
 
     Args:
         threads: the number of threads.
     """
 
-    def __init__(self, limits: ImageLimits, references: References, threads: int) -> None:
+    def __init__(self, limits: ImageLimits, cache: PhotoCache, threads: int) -> None:
         self._limits = limits
-        self._references = references
+        self._cache = cache
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     async def load(self, image: Image, manifest: Manifest) -> Photo:
@@ -64,7 +64,7 @@ class Decoding:
             return Photo(InputImage(image, spec.width, spec.height, whole), None, 0.0)
         match image.WhichOneof("source"):
             case "reference":
-                return self._find_kept(image.reference, manifest)
+                return self._find_cached(image.reference, manifest)
             case "encoded":
                 return await self._decode(image.encoded, spec)
             case "raw":
@@ -77,15 +77,15 @@ class Decoding:
         """Keeps a photo, and returns the reference by which later requests to that model find it."""
         if photo.reference is not None:
             return photo.reference
-        return self._references.add(KeptPhoto(photo.image, manifest))
+        return self._cache.add(CachedPhoto(photo.image, manifest))
 
-    def model_of(self, reference: str) -> Manifest:
+    def manifest_of(self, reference: str) -> Manifest:
         """Returns the manifest of the version that gave the reference out.
 
         Raises:
             NotFound: the reference is unknown or has expired.
         """
-        return self._references.get(reference).manifest
+        return self._cache.get(reference).manifest
 
     def __enter__(self) -> Self:
         return self
@@ -93,15 +93,15 @@ class Decoding:
     def __exit__(self, *exception: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _find_kept(self, reference: str, manifest: Manifest) -> Photo:
-        kept = self._references.get(reference)
-        if not _is_same_network(kept.manifest, manifest):
+    def _find_cached(self, reference: str, manifest: Manifest) -> Photo:
+        cached = self._cache.get(reference)
+        if not _is_same_network(cached.manifest, manifest):
             raise InvalidInput(
-                f"the image reference was given out by {kept.manifest.name} {kept.manifest.version}, and this "
+                f"the image reference was given out by {cached.manifest.name} {cached.manifest.version}, and this "
                 f"request goes to {manifest.name} {manifest.version}; send the image itself",
                 field="image.reference",
             )
-        return Photo(kept.image, reference, 0.0)
+        return Photo(cached.image, reference, 0.0)
 
     async def _decode(self, file: bytes, spec: InputSpec) -> Photo:
         return await self._in_thread(lambda: decode_image(file, spec, self._limits))

@@ -11,7 +11,7 @@ from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import NotFound
 
 
-class KeptPhoto(NamedTuple):
+class CachedPhoto(NamedTuple):
     """Holds a photo as the input of one model. Another model may need another input.
 
     Attributes:
@@ -22,7 +22,7 @@ class KeptPhoto(NamedTuple):
     manifest: Manifest
 
 
-class References:
+class PhotoCache:
     """A cache of decoded photos by unguessable references. It evicts the least recently used; unused photos expire.
 
     Args:
@@ -36,12 +36,12 @@ class References:
         self._ttl_s = ttl_s
         self._clock = clock
         # The least recently used photo is first. That is also the order in which they expire.
-        self._photos: OrderedDict[str, tuple[KeptPhoto, float]] = OrderedDict()
+        self._photos: OrderedDict[str, tuple[CachedPhoto, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._photos)
 
-    def add(self, photo: KeptPhoto) -> str:
+    def add(self, photo: CachedPhoto) -> str:
         """Keeps a photo and returns its reference, 128 random bits in base64."""
         self._drop_expired()
         if len(self._photos) >= self._limit:
@@ -50,7 +50,7 @@ class References:
         self._photos[reference] = (photo, self._clock() + self._ttl_s)
         return reference
 
-    def get(self, reference: str) -> KeptPhoto:
+    def get(self, reference: str) -> CachedPhoto:
         """Returns the photo of that reference, and extends its life by `ttl_s`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""References to photos: how long they are kept, and which requests keep one."""
+"""PhotoCache to photos: how long they are kept, and which requests keep one."""
 
 from collections.abc import AsyncIterator
 
@@ -10,61 +10,61 @@ from fakes.serving import MANIFEST, FakeEngine, Running, classify_request, runni
 from zfserve_engines.images.input_image import InputImage
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.errors import NotFound
-from zfserve_server.requests.references import KeptPhoto, References
+from zfserve_server.requests.photo_cache import CachedPhoto, PhotoCache
 
 
-def photo() -> KeptPhoto:
-    return KeptPhoto(InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0)), MANIFEST)
+def photo() -> CachedPhoto:
+    return CachedPhoto(InputImage(np.zeros((2, 2, 3), np.uint8), 2, 2, (0.0, 0.0, 2.0, 2.0)), MANIFEST)
 
 
 def test_a_reference_leads_to_its_own_photo() -> None:
-    references = References(4, 10.0)
+    cache = PhotoCache(4, 10.0)
     first, second = photo(), photo()
-    names = references.add(first), references.add(second)
+    names = cache.add(first), cache.add(second)
     assert len(set(names)) == 2
-    assert references.get(names[0]) is first
-    assert references.get(names[1]) is second
+    assert cache.get(names[0]) is first
+    assert cache.get(names[1]) is second
 
 
 def test_a_reference_is_unguessable() -> None:
-    references = References(100, 10.0)
-    names = {references.add(photo()) for _ in range(100)}
+    cache = PhotoCache(100, 10.0)
+    names = {cache.add(photo()) for _ in range(100)}
     assert len(names) == 100
     assert min(map(len, names)) >= 22  # 128 bits in base64
 
 
 def test_the_least_recently_used_makes_room() -> None:
-    references = References(2, 10.0)
-    oldest, other = references.add(photo()), references.add(photo())
-    references.get(oldest)
-    newest = references.add(photo())
-    assert len(references) == 2
+    cache = PhotoCache(2, 10.0)
+    oldest, other = cache.add(photo()), cache.add(photo())
+    cache.get(oldest)
+    newest = cache.add(photo())
+    assert len(cache) == 2
     with pytest.raises(NotFound):
-        references.get(other)
-    references.get(oldest)
-    references.get(newest)
+        cache.get(other)
+    cache.get(oldest)
+    cache.get(newest)
 
 
 def test_a_reference_expires_unless_it_is_used() -> None:
     clock = Clock()
-    references = References(4, 10.0, clock)
-    used, unused = references.add(photo()), references.add(photo())
+    cache = PhotoCache(4, 10.0, clock)
+    used, unused = cache.add(photo()), cache.add(photo())
     clock.now_s = 6.0
-    references.get(used)
+    cache.get(used)
     clock.now_s = 12.0
-    references.get(used)
+    cache.get(used)
     with pytest.raises(NotFound, match="expired"):
-        references.get(unused)
+        cache.get(unused)
     clock.now_s = 22.0
     with pytest.raises(NotFound):
-        references.get(used)
-    assert len(references) == 0
+        cache.get(used)
+    assert len(cache) == 0
 
 
 @pytest.fixture
 async def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     """A server that keeps one photo."""
-    monkeypatch.setattr("zfserve_server.ports.KEPT_PHOTOS", 1)
+    monkeypatch.setattr("zfserve_server.ports.CACHED_PHOTOS", 1)
     async with running_server(engine) as running:
         yield running
 
@@ -113,4 +113,4 @@ async def test_a_photo_takes_no_place_where_the_deadline_passes(server: Running,
 
 def test_an_unknown_reference_is_not_found() -> None:
     with pytest.raises(NotFound, match="send the image itself"):
-        References(4, 10.0).get("guess")
+        PhotoCache(4, 10.0).get("guess")
