@@ -20,6 +20,7 @@ from zfserve_bench.compute.decode import measure_decode
 from zfserve_bench.compute.engines import measure_engines
 from zfserve_bench.compute.gpu import measure_gpu
 from zfserve_bench.compute.projection import CaptumDisagrees, measure_projection
+from zfserve_bench.config import QUICK, THOROUGH, BenchmarkConfig, Effort
 from zfserve_bench.fleet.capacity import measure_capacity
 from zfserve_bench.fleet.rolling import measure_rolling
 from zfserve_bench.fleet.rolling_workers import measure_rolling_workers
@@ -34,9 +35,8 @@ from zfserve_bench.service.overload import measure_overload
 from zfserve_bench.service.soak import measure_soak
 from zfserve_bench.service.startup import measure_startup
 from zfserve_bench.service.throughput import measure_throughput
-from zfserve_bench.subject import QUICK, THOROUGH, Effort, Subject
 
-BENCHMARKS: dict[str, Callable[[Subject], Report]] = {
+BENCHMARKS: dict[str, Callable[[BenchmarkConfig], Report]] = {
     "throughput": measure_throughput,
     "latency": measure_latency,
     "decode": measure_decode,
@@ -58,7 +58,7 @@ ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "over
 DEFAULT_PHOTOS = Path("samples")
 
 SOAK_MINUTES, QUICK_SOAK_MINUTES = 20.0, 0.25
-CROWD_SECONDS, QUICK_CROWD_SECONDS = 60.0, 4.0
+OVERLOAD_SECONDS, QUICK_OVERLOAD_SECONDS = 60.0, 4.0
 """A quick crowd has to outlast its own deadline: before that none is late or refused."""
 REPEATS = 50
 
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        help=f"that `overload` lasts (default: {CROWD_SECONDS:g}, or {QUICK_CROWD_SECONDS:g} with --quick)",
+        help=f"that `overload` lasts (default: {OVERLOAD_SECONDS:g}, or {QUICK_OVERLOAD_SECONDS:g} with --quick)",
     )
     parser.add_argument("--repeats", type=int, help=f"that `drain` does (default: {REPEATS}, or 1 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
@@ -109,9 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         names = choose(arguments.names)
         with tempfile.TemporaryDirectory(prefix="zfserve-bench-") as folder:
-            subject = make_subject(arguments, Path(folder))
+            config = make_config(arguments, Path(folder))
             machine = describe_machine()
-            reports = measure(subject, names, Console(width=TABLE_WIDTH), messages, machine)
+            reports = measure(config, names, Console(width=TABLE_WIDTH), messages, machine)
         if arguments.json is not None:
             arguments.json.write_text(to_json(machine, reports), encoding="utf-8")
     except (UnknownBenchmark, BundleError, PhotoError, OSError) as error:
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     return exit_status(reports)
 
 
-def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
+def make_config(arguments: argparse.Namespace, folder: Path) -> BenchmarkConfig:
     """What the arguments ask for; what they leave open is short where it shall be quick.
 
     Raises:
@@ -132,7 +132,7 @@ def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
     def chosen(value: float | None, usual: float, short: float) -> float:
         return value if value is not None else short if quick else usual
 
-    return Subject(
+    return BenchmarkConfig(
         bundle=load_bundle(arguments.model),
         threads=arguments.threads,
         photos=tuple(list_photo_files(arguments.photos, recursive=False)),
@@ -141,7 +141,7 @@ def make_subject(arguments: argparse.Namespace, folder: Path) -> Subject:
         data=arguments.data,
         soak_s=60 * chosen(arguments.minutes, SOAK_MINUTES, QUICK_SOAK_MINUTES),
         samples=arguments.samples,
-        overload_s=chosen(arguments.seconds, CROWD_SECONDS, QUICK_CROWD_SECONDS),
+        overload_s=chosen(arguments.seconds, OVERLOAD_SECONDS, QUICK_OVERLOAD_SECONDS),
         repeats=int(chosen(arguments.repeats, REPEATS, 1)),
     )
 
@@ -168,21 +168,21 @@ def choose(names: Sequence[str]) -> list[str]:
 
 
 def measure(
-    subject: Subject, names: Sequence[str], console: Console, messages: Console, machine: Machine
+    config: BenchmarkConfig, names: Sequence[str], console: Console, messages: Console, machine: Machine
 ) -> dict[str, Report]:
     """Run the benchmarks one after the other; each is printed as soon as it is done."""
-    manifest = subject.bundle.manifest
+    manifest = config.bundle.manifest
     print_machine(console, machine)
     console.print(
         f"{manifest.name} {manifest.version}: {manifest.architecture}, hidden width {manifest.hidden_width}, "
-        f"{len(manifest.classes)} classes, {' and '.join(subject.precisions)}; {subject.threads} threads",
+        f"{len(manifest.classes)} classes, {' and '.join(config.precisions)}; {config.threads} threads",
         highlight=False,
         soft_wrap=True,
     )
     reports = {}
     for name in names:
         with messages.status(f"measuring {name}"):
-            reports[name] = BENCHMARKS[name](subject)
+            reports[name] = BENCHMARKS[name](config)
         print_report(console, reports[name])
     return reports
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from zfserve_bench.subject import QUICK, Subject
+from zfserve_bench.config import QUICK, BenchmarkConfig
 from zfserve_export.exporter import ExportPlan, export_bundle
 from zfserve_model.checkpoint import Checkpoint, Preprocessing
 from zfserve_model.networks import NetworkSpec, build_network
@@ -15,12 +15,12 @@ SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
 
 @pytest.fixture
-def subject_of(tmp_path: Path) -> Callable[[Bundle], Subject]:
-    """A quick subject for a bundle, with two sample photos."""
+def config_of(tmp_path: Path) -> Callable[[Bundle], BenchmarkConfig]:
+    """A quick config for a bundle, with two sample photos."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     photos = tuple(sorted(SAMPLES.glob("*.jpg"))[:2])
-    return lambda bundle: Subject(bundle, threads=1, photos=photos, effort=QUICK, folder=folder)
+    return lambda bundle: BenchmarkConfig(bundle, threads=1, photos=photos, effort=QUICK, folder=folder)
 
 
 @pytest.fixture(scope="session")

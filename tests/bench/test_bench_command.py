@@ -14,7 +14,7 @@ from zfserve_bench.bench_command import (
     add_arguments,
     choose,
     exit_status,
-    make_subject,
+    make_config,
     run,
 )
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
@@ -48,8 +48,8 @@ def test_all_benchmarks_unless_some_are_named() -> None:
 def test_quick_is_short_unless_told(
     flags: tuple[str, ...], lasting: tuple[float, float, int], network_bundle: Bundle, tmp_path: Path
 ) -> None:
-    subject = make_subject(parse("--model", network_bundle.folder, *flags), tmp_path)
-    assert (subject.soak_s, subject.overload_s, subject.repeats) == lasting
+    config = make_config(parse("--model", network_bundle.folder, *flags), tmp_path)
+    assert (config.soak_s, config.overload_s, config.repeats) == lasting
 
 
 @pytest.mark.parametrize(("value", "status"), [(0.93, HELD), (0.91, MISSED)])

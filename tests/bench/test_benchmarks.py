@@ -13,22 +13,23 @@ from zfserve_bench.compute.peaks import torch_threads
 from zfserve_bench.compute.projection import (
     CaptumDisagrees,
     captum_strongest,
-    find_ratios,
+    compare_rounds,
     measure_projection,
     project_strongest,
     require_agreement,
 )
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import jpeg_file
 from zfserve_bench.reports.findings import Report
 from zfserve_bench.service.latency import measure_latency
 from zfserve_bench.service.startup import measure_startup, resident_bytes, status_number
 from zfserve_bench.service.throughput import measure_throughput
-from zfserve_bench.subject import Subject, jpeg
 from zfserve_cli.service_process import ServiceFailed, running_service
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_runtime.bundle import Bundle
 
 ColourBundle = Callable[..., Bundle]
-SubjectOf = Callable[[Bundle], Subject]
+ConfigOf = Callable[[Bundle], BenchmarkConfig]
 
 
 def children() -> set[int]:
@@ -59,8 +60,8 @@ def figures(report: Report) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("_leaves_nothing_running")
-def test_throughput(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
-    report = measure_throughput(subject_of(colour_bundle()))
+def test_throughput(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
+    report = measure_throughput(config_of(colour_bundle()))
     assert list(figures(report)) == ["fp32, 32 clients", "fp32, 8 clients"]
     for finding in report.findings:
         assert finding.reference is not None
@@ -69,32 +70,32 @@ def test_throughput(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
 
 
 @pytest.mark.usefixtures("_leaves_nothing_running")
-def test_latency(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
-    report = measure_latency(subject_of(colour_bundle()))
+def test_latency(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
+    report = measure_latency(config_of(colour_bundle()))
     assert list(figures(report)) == ["fp32, zfserve, median", "fp32, a bare server, median"]
     for finding in report.findings:
         assert finding.reference is not None
         assert finding.measured.value > finding.reference.value > 0, "a mean over three channels is no match for a call"
 
 
-def test_decode(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
-    subject = subject_of(colour_bundle())
-    assert list(figures(measure_decode(subject))) == ["decode and resize"]
-    skipped = measure_decode(replace(subject, photos=()))
+def test_decode(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
+    config = config_of(colour_bundle())
+    assert list(figures(measure_decode(config))) == ["decode and resize"]
+    skipped = measure_decode(replace(config, photos=()))
     assert not skipped.findings
     assert skipped.notes[0].startswith("skipped: no photos")
 
 
-def test_the_jpeg_has_the_size_asked_for(subject_of: SubjectOf, colour_bundle: ColourBundle) -> None:
-    (photo, _) = subject_of(colour_bundle()).photos
-    smaller, larger = jpeg(photo, 50, 40, 50), jpeg(photo, 50, 40, 95)
+def test_the_jpeg_has_the_size_asked_for(config_of: ConfigOf, colour_bundle: ColourBundle) -> None:
+    (photo, _) = config_of(colour_bundle()).photos
+    smaller, larger = jpeg_file(photo, 50, 40, 50), jpeg_file(photo, 50, 40, 95)
     assert smaller[:3] == larger[:3] == b"\xff\xd8\xff"
     assert len(smaller) < len(larger)
 
 
-def test_projection(network_bundle: Bundle, subject_of: SubjectOf) -> None:
+def test_projection(network_bundle: Bundle, config_of: ConfigOf) -> None:
     before = torch.get_num_threads()
-    report = measure_projection(subject_of(network_bundle))
+    report = measure_projection(config_of(network_bundle))
     assert list(figures(report)) == [
         "in forward passes",
         "for a class, in forward passes",
@@ -120,20 +121,20 @@ def test_projection_ratios_are_medians_over_rounds() -> None:
         {"forward": 20.0, "project": 50.0, "class": 80.0, "captum": 300.0},
         {"forward": 10.0, "project": 90.0, "class": 90.0, "captum": 90.0},
     ]
-    passes, for_class, speedup = find_ratios(rounds, judged=True)
+    passes, for_class, speedup = compare_rounds(rounds, judged=True)
     assert passes.figure.value == 2.5
     assert passes.holds
     assert (for_class.figure.value, for_class.limit) == (4, None)
     assert speedup.figure.value == 6
     assert speedup.holds
     without_captum = [{"forward": 10.0, "project": 40.0, "class": 50.0}]
-    alone, _ = find_ratios(without_captum, judged=True)
+    alone, _ = compare_rounds(without_captum, judged=True)
     assert alone.holds is False
 
 
 @pytest.mark.usefixtures("_leaves_nothing_running")
-def test_startup(network_bundle: Bundle, subject_of: SubjectOf) -> None:
-    found = figures(measure_startup(subject_of(network_bundle)))
+def test_startup(network_bundle: Bundle, config_of: ConfigOf) -> None:
+    found = figures(measure_startup(config_of(network_bundle)))
     assert found["start to Project"] > 0
     assert found["resident memory, server"] < found["resident memory, worker"], "only the worker holds torch"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 from processes import Service, running_service
+from zfserve_bench.inputs import raw_request
 from zfserve_bench.service.drain import Outcome, drain_once, report
-from zfserve_bench.subject import raw_request
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Bundle

@@ -9,23 +9,24 @@ import numpy as np
 from PIL import Image
 from zfserve_engines.images.input_image import ImageLimits, decode_image
 
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import JPEG_HEIGHT, JPEG_QUALITY, JPEG_WIDTH, jpeg_files
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
-from zfserve_bench.subject import HEIGHT, QUALITY, WIDTH, Subject, jpeg_files
 
-MOST_CPU = Limit("at most", 2.5)
+MAX_CPU = Limit("at most", 2.5)
 """Milliseconds of one core."""
 
 REPEATS = 20
 """Of each photo in a round: the clock of CPU time may tick in whole milliseconds."""
 
 
-def measure_decode(subject: Subject) -> Report:
-    title = f"Decoding: a JPEG of {WIDTH} x {HEIGHT} into the network's input, CPU time of one core"
-    if not subject.photos:
+def measure_decode(config: BenchmarkConfig) -> Report:
+    title = f"Decoding: a JPEG of {JPEG_WIDTH} x {JPEG_HEIGHT} into the network's input, CPU time of one core"
+    if not config.photos:
         return Report(title, "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
-    spec, limits, effort = subject.bundle.manifest.input, ImageLimits(), subject.effort
-    files = jpeg_files(subject)
+    spec, limits, effort = config.bundle.manifest.input, ImageLimits(), config.effort
+    files = jpeg_files(config)
 
     def plain(file: bytes) -> object:
         with Image.open(io.BytesIO(file)) as opened:
@@ -42,11 +43,11 @@ def measure_decode(subject: Subject) -> Report:
         took,
         Quantity(statistics.median(plain_ms), "ms"),
         took,
-        MOST_CPU if effort.judged else None,
+        MAX_CPU if effort.judged else None,
     )
     size_kb = statistics.mean(map(len, files)) / 1e3
     notes = (
-        f"{len(files)} photos of {size_kb:.0f} KB on average, JPEG quality {QUALITY}.",
+        f"{len(files)} photos of {size_kb:.0f} KB on average, JPEG quality {JPEG_QUALITY}.",
         f"Time beside plain Pillow (open, convert, resize the whole picture): {median_ratio(plain_ms, decode_ms):.2f}.",
     )
     return Report(title, "plain Pillow", "CPU time", (finding,), notes)

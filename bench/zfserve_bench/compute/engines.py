@@ -25,10 +25,11 @@ from zfserve_runtime.bundle import BundleError, Precision
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_bench.compute.gpu import DTYPES, TorchClassifier, check_torch, without_tf32
-from zfserve_bench.compute.graph_cost import Work, count_work
-from zfserve_bench.compute.peaks import Arithmetic, CpuLimits, GpuLimits, Limits, times_per_s
+from zfserve_bench.compute.graph_cost import GraphCost, count_cost
+from zfserve_bench.compute.peaks import Arithmetic, CpuPeaks, GpuPeaks, Peaks, times_per_s
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images
 from zfserve_bench.reports.findings import Finding, Quantity, Report
-from zfserve_bench.subject import Subject, noise
 
 BATCH_SIZES = (1, 8, 32)
 
@@ -71,19 +72,19 @@ class Round:
     bytes_per_s: float
 
 
-def measure_engines(subject: Subject) -> Report:
+def measure_engines(config: BenchmarkConfig) -> Report:
     notes = [
         "Roofline: the batch's multiplications at the speed of a large matrix product, or its weights, photos and "
         "outputs at that of a large copy, whichever takes longer; compute and memory are the shares of these two.",
         "Off by: largest difference of a probability to the recorded fp32 outputs. Top-1: "
-        + ("of the graph, as measured at export." if subject.data is None else f"measured on {subject.data.name}."),
+        + ("of the graph, as measured at export." if config.data is None else f"measured on {config.data.name}."),
     ]
     findings: list[Finding] = []
-    with closing(CpuLimits(subject.threads)) as limits:
-        findings += _measure(subject, limits, notes, on_gpu=False)
+    with closing(CpuPeaks(config.threads)) as limits:
+        findings += _measure(config, limits, notes, on_gpu=False)
     if (reason := _no_gpu()) is None:
-        with without_tf32(), closing(GpuLimits()) as limits_of_gpu:
-            findings += _measure(subject, limits_of_gpu, notes, on_gpu=True)
+        with without_tf32(), closing(GpuPeaks()) as gpu_peaks:
+            findings += _measure(config, gpu_peaks, notes, on_gpu=True)
     else:
         compared = ", ".join((*(kind.name for kind in engine_kinds(on_gpu=True)), "torch eager", "torch.compile"))
         notes.append(f"Not measured: {compared}: {reason}.")
@@ -108,15 +109,13 @@ def _no_gpu() -> str | None:
     return None
 
 
-def _measure(subject: Subject, limits: Limits, notes: list[str], *, on_gpu: bool) -> list[Finding]:
-    works = {
-        precision: count_work(subject.bundle.artefact(precision)) for precision in subject.bundle.manifest.artefacts
-    }
-    precisions = GPU_PRECISIONS if on_gpu else subject.precisions
+def _measure(config: BenchmarkConfig, limits: Peaks, notes: list[str], *, on_gpu: bool) -> list[Finding]:
+    works = {precision: count_cost(config.bundle.artefact(precision)) for precision in config.bundle.manifest.artefacts}
+    precisions = GPU_PRECISIONS if on_gpu else config.precisions
     with ExitStack() as stack:
-        contenders = [*_open_engines(subject, engine_kinds(on_gpu=on_gpu), precisions, stack, notes)]
-        contenders += _open_torch(subject) if on_gpu else ()
-        rounds = take_rounds(contenders, limits, noise(subject.bundle.manifest.input), subject)
+        contenders = [*_open_engines(config, engine_kinds(on_gpu=on_gpu), precisions, stack, notes)]
+        contenders += _open_torch(config) if on_gpu else ()
+        rounds = take_rounds(contenders, limits, random_images(config.bundle.manifest.input), config)
     return [
         find(place, contender, size, works[contender.precision], rounds)
         for place, contender in enumerate(contenders)
@@ -125,10 +124,10 @@ def _measure(subject: Subject, limits: Limits, notes: list[str], *, on_gpu: bool
 
 
 def take_rounds(
-    contenders: Sequence[Contender], limits: Limits, images: npt.NDArray[np.uint8], subject: Subject
+    contenders: Sequence[Contender], limits: Peaks, images: npt.NDArray[np.uint8], config: BenchmarkConfig
 ) -> list[Round]:
     """Each measures everything once, one thing after the other."""
-    seconds = subject.effort.try_s
+    seconds = config.effort.try_s
     batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
     arithmetics = {contender.arithmetic for contender in contenders}
     return [
@@ -141,11 +140,11 @@ def take_rounds(
             flops_per_s={each: limits.flops_per_s(each, seconds) for each in sorted(arithmetics)},
             bytes_per_s=limits.bytes_per_s(seconds),
         )
-        for _ in range(subject.effort.rounds)
+        for _ in range(config.effort.rounds)
     ]
 
 
-def find(place: int, contender: Contender, size: int, work: Work, rounds: Sequence[Round]) -> Finding:
+def find(place: int, contender: Contender, size: int, work: GraphCost, rounds: Sequence[Round]) -> Finding:
     """The line of a contender with batches of `size`: medians over the rounds."""
 
     def median(of: Callable[[Round], float]) -> float:
@@ -176,15 +175,15 @@ def find(place: int, contender: Contender, size: int, work: Work, rounds: Sequen
 
 
 def _open_engines(
-    subject: Subject,
+    config: BenchmarkConfig,
     kinds: Sequence[EngineKind],
     precisions: Sequence[Precision],
     stack: ExitStack,
     notes: list[str],
 ) -> Iterator[Contender]:
     """Those that open and give the golden outputs; notes say why others do not."""
-    bundle = subject.bundle
-    options = EngineOptions(bundle, max(BATCH_SIZES), subject.threads)
+    bundle = config.bundle
+    options = EngineOptions(bundle, max(BATCH_SIZES), config.threads)
     for kind in kinds:
         for precision in precisions:
             if precision not in bundle.manifest.artefacts or precision not in kind.precisions:
@@ -197,35 +196,35 @@ def _open_engines(
                 notes.append(f"Not measured: {kind.name}, {precision}: {error}.")
                 continue
             arithmetic: Arithmetic = "bf16" if engine.info.bf16 else precision
-            yield _contender(kind.name, precision, partial(_probabilities, engine), subject, arithmetic)
+            yield _contender(kind.name, precision, partial(_probabilities, engine), config, arithmetic)
 
 
 def _probabilities(engine: Engine, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return engine.run(pixels).probabilities
 
 
-def _open_torch(subject: Subject) -> Iterator[Contender]:
+def _open_torch(config: BenchmarkConfig) -> Iterator[Contender]:
     """The network in PyTorch, on the card, in the floats that the bundle has graphs of."""
     for precision in GPU_PRECISIONS[:2]:
-        if precision in subject.bundle.manifest.artefacts:
+        if precision in config.bundle.manifest.artefacts:
             for compiled, name in ((False, "torch eager"), (True, "torch.compile")):
-                classifier = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=compiled)
-                check_torch(classifier, subject.bundle)
-                yield _contender(name, precision, classifier.run, subject, precision)
+                classifier = TorchClassifier(config.bundle, torch.device("cuda"), DTYPES[precision], compiled=compiled)
+                check_torch(classifier, config.bundle)
+                yield _contender(name, precision, classifier.run, config, precision)
 
 
 def _contender(
-    name: str, precision: Precision, classify: Classify, subject: Subject, arithmetic: Arithmetic
+    name: str, precision: Precision, classify: Classify, config: BenchmarkConfig, arithmetic: Arithmetic
 ) -> Contender:
-    golden = load_golden(subject.bundle)
+    golden = load_golden(config.bundle)
     found = np.concatenate([classify(row[None]) for row in golden.pixels])
     off_by = float(np.abs(found - golden.probabilities["fp32"]).max())
-    return Contender(name, precision, classify, off_by, _top1(classify, arithmetic, subject), arithmetic)
+    return Contender(name, precision, classify, off_by, _top1(classify, arithmetic, config), arithmetic)
 
 
-def _top1(classify: Classify, arithmetic: Arithmetic, subject: Subject) -> float | None:
-    manifest = subject.bundle.manifest
-    if subject.data is None:
+def _top1(classify: Classify, arithmetic: Arithmetic, config: BenchmarkConfig) -> float | None:
+    manifest = config.bundle.manifest
+    if config.data is None:
         return next((entry.top1 for entry in manifest.accuracy if entry.precision == arithmetic), None)
-    photos = list_labelled_photos(subject.data, [entry.class_id for entry in manifest.classes])
+    photos = list_labelled_photos(config.data, [entry.class_id for entry in manifest.classes])
     return evaluate(classify, manifest.input, photos, max(BATCH_SIZES)).top1

@@ -22,9 +22,10 @@ from zfserve_model.checkpoint import load_checkpoint
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, Precision
 from zfserve_runtime.errors import EngineFailed
 
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images
 from zfserve_bench.reports.findings import Finding, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
-from zfserve_bench.subject import Subject, noise
 
 BATCH_SIZES = (1, 8, 32)
 
@@ -84,26 +85,26 @@ class Rival:
     run: Run
 
 
-def measure_gpu(subject: Subject) -> Report:
+def measure_gpu(config: BenchmarkConfig) -> Report:
     gpu = detect_gpu()
     if gpu is None:
         return _nothing("There is no NVIDIA GPU here: these figures await one.")
     if not torch.cuda.is_available():
         return _nothing(f"This PyTorch cannot use the {gpu.name}: install one with CUDA (make TORCH_INDEX=...).")
     notes = [_describe(gpu), "TF32 is off everywhere; int8 is compared with PyTorch's fp16."]
-    images = noise(subject.bundle.manifest.input)
+    images = random_images(config.bundle.manifest.input)
     batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
     findings: list[Finding] = []
     with without_tf32():
         for precision in DTYPES:
-            if precision not in subject.bundle.manifest.artefacts:
+            if precision not in config.bundle.manifest.artefacts:
                 notes.append(f"The bundle has no {precision} graph.")
                 continue
-            baseline = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=True)
-            check_torch(baseline, subject.bundle)
+            baseline = TorchClassifier(config.bundle, torch.device("cuda"), DTYPES[precision], compiled=True)
+            check_torch(baseline, config.bundle)
             with ExitStack() as stack:
-                for rival in _rivals(subject, precision, stack, notes):
-                    findings += [_compare(rival, baseline.run, batch, subject) for batch in batches.values()]
+                for rival in _rivals(config, precision, stack, notes):
+                    findings += [_compare(rival, baseline.run, batch, config) for batch in batches.values()]
     return Report(_TITLE, "torch.compile", "times", tuple(findings), tuple(notes))
 
 
@@ -120,28 +121,28 @@ def check_torch(classifier: TorchClassifier, bundle: Bundle) -> None:
             raise EngineFailed(f"PyTorch in {classifier.dtype} differs from the bundle's outputs by {difference:.3g}")
 
 
-def _rivals(subject: Subject, precision: Precision, stack: ExitStack, notes: list[str]) -> Iterator[Rival]:
+def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, notes: list[str]) -> Iterator[Rival]:
     """PyTorch without a compiler, and every engine that opens and gives the golden outputs; notes say why others do
     not. An engine is closed before the next is opened."""
     if precision != "int8-symmetric":
-        eager = TorchClassifier(subject.bundle, torch.device("cuda"), DTYPES[precision], compiled=False)
-        check_torch(eager, subject.bundle)
+        eager = TorchClassifier(config.bundle, torch.device("cuda"), DTYPES[precision], compiled=False)
+        check_torch(eager, config.bundle)
         yield Rival("torch eager", precision, eager.run)
-    options = EngineOptions(subject.bundle, max(BATCH_SIZES), subject.threads)
+    options = EngineOptions(config.bundle, max(BATCH_SIZES), config.threads)
     for kind in engine_kinds(on_gpu=True):
         with ExitStack() as opened:
             try:
                 (engine,) = kind.open(options, precision, lambda step: None)
                 opened.callback(engine.close)
-                verify_engine(engine, subject.bundle)
+                verify_engine(engine, config.bundle)
             except (EngineUnavailable, EngineFailed, BundleError) as error:
                 notes.append(f"{kind.name}, {precision}, is not measured: {error}")
                 continue
             yield Rival(kind.name, precision, engine.run)
 
 
-def _compare(rival: Rival, baseline: Run, batch: Pixels, subject: Subject) -> Finding:
-    effort = subject.effort
+def _compare(rival: Rival, baseline: Run, batch: Pixels, config: BenchmarkConfig) -> Finding:
+    effort = config.effort
     for run in (baseline, rival.run):
         images_per_s(run, batch, effort.try_s)  # compile for this batch size, and warm up
     baselines, values = alternate(

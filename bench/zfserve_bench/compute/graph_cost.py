@@ -10,7 +10,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Work:
+class GraphCost:
     """What cannot be avoided.
 
     Attributes:
@@ -35,7 +35,7 @@ class Work:
         return max(self.batch_flops(size) / flops_per_s, self.batch_bytes(size) / bytes_per_s)
 
 
-def count_work(file: Path) -> Work:
+def count_cost(file: Path) -> GraphCost:
     """Of a graph with a dynamic first axis."""
     model = onnx.load(file)
     for value in (*model.graph.input, *model.graph.output):
@@ -47,7 +47,7 @@ def count_work(file: Path) -> Work:
         name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim) for name, value in values.items()
     }
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    return Work(
+    return GraphCost(
         image_flops=sum(2 * _multiplications(node, shapes) for node in graph.node),
         image_bytes=sum(
             math.prod(shapes[value.name]) * _item_bytes(value.type.tensor_type.elem_type)

@@ -19,7 +19,7 @@ COPIED_BYTES = 2**28
 Arithmetic: TypeAlias = Precision | Literal["bf16"]
 
 
-class Limits(Protocol):
+class Peaks(Protocol):
     """Of the processor that engines run on."""
 
     def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
@@ -31,7 +31,7 @@ class Limits(Protocol):
     def close(self) -> None: ...
 
 
-class CpuLimits:
+class CpuPeaks:
     """ONNX Runtime's matrix products, which its engine is built on, in bf16 PyTorch's, as ONNX Runtime has none, and
     numpy's copy, each on `threads` threads.
 
@@ -76,7 +76,7 @@ class CpuLimits:
         self._pool.shutdown()
 
 
-class GpuLimits:
+class GpuPeaks:
     """PyTorch's matrix products (cuBLAS) and its copy within the card's memory. Runs where there is a GPU only."""
 
     SIDE = 8192

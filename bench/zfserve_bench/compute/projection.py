@@ -17,13 +17,14 @@ from zfserve_protos.extras import not_installed
 from zfserve_runtime.bundle import WEIGHTS, InputSpec
 
 from zfserve_bench.compute.peaks import torch_threads
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
-from zfserve_bench.subject import Subject, noise
 
 LAYER = "conv5"
 MAPS = 9
-MOST_FORWARD_PASSES = Limit("at most", 3.0)
-LEAST_SPEEDUP = Limit("at least", 5.0)
+MAX_FORWARD_PASSES = Limit("at most", 3.0)
+MIN_SPEEDUP = Limit("at least", 5.0)
 CAPTUM_TOLERANCE = 1e-4
 """Largest difference to captum, relative to the largest value of a projection."""
 
@@ -32,9 +33,9 @@ class CaptumDisagrees(RuntimeError):
     """The two do not compute the same, so their times cannot be compared."""
 
 
-def measure_projection(subject: Subject) -> Report:
-    network = load_checkpoint(subject.bundle.folder / WEIGHTS).network.requires_grad_(False)
-    image = _image(subject.bundle.manifest.input)
+def measure_projection(config: BenchmarkConfig) -> Report:
+    network = load_checkpoint(config.bundle.folder / WEIGHTS).network.requires_grad_(False)
+    image = _image(config.bundle.manifest.input)
     ways: dict[str, Callable[[], object]] = {
         "forward": lambda: _forward(network, image),
         "project": lambda: project_strongest(network, image),
@@ -45,22 +46,22 @@ def measure_projection(subject: Subject) -> Report:
         ways["captum"] = lambda: captum_strongest(network, image)
     else:
         notes.append(f"the comparison with captum was left out: {not_installed('it', 'dev')}")
-    with torch_threads(subject.threads):
+    with torch_threads(config.threads):
         if "captum" in ways:
             require_agreement(project_strongest(network, image), captum_strongest(network, image))
         for way in ways.values():
             way()
-        times = [{name: _time_ms(way) for name, way in ways.items()} for _ in range(subject.effort.rounds)]
+        times = [{name: _time_ms(way) for name, way in ways.items()} for _ in range(config.effort.rounds)]
     return Report(
         f"Projection: the {MAPS} strongest maps of {LAYER}",
         "reference",
         "ratio",
-        tuple(find_ratios(times, subject.effort.judged)),
+        tuple(compare_rounds(times, config.effort.judged)),
         tuple(notes),
     )
 
 
-def find_ratios(times: list[dict[str, float]], judged: bool) -> Iterator[Finding]:
+def compare_rounds(times: list[dict[str, float]], judged: bool) -> Iterator[Finding]:
     """Args:
     times: milliseconds by way, a dictionary for each round.
     """
@@ -69,13 +70,13 @@ def find_ratios(times: list[dict[str, float]], judged: bool) -> Iterator[Finding
         return Quantity(statistics.median(one[name] for one in times), "ms")
 
     passes = statistics.median(one["project"] / one["forward"] for one in times)
-    limit = MOST_FORWARD_PASSES if judged else None
+    limit = MAX_FORWARD_PASSES if judged else None
     yield Finding("in forward passes", median_ms("project"), median_ms("forward"), Quantity(passes), limit)
     for_class = statistics.median(one["class"] / one["forward"] for one in times)
     yield Finding("for a class, in forward passes", median_ms("class"), median_ms("forward"), Quantity(for_class))
     if "captum" in times[0]:
         speedup = statistics.median(one["captum"] / one["project"] for one in times)
-        limit = LEAST_SPEEDUP if judged else None
+        limit = MIN_SPEEDUP if judged else None
         yield Finding(
             f"{MAPS} captum calls, times as fast", median_ms("project"), median_ms("captum"), Quantity(speedup), limit
         )
@@ -129,7 +130,7 @@ def _forward(network: Network, image: Tensor) -> Tensor:
 
 def _image(spec: InputSpec) -> Tensor:
     """float32 (3, H, W), normalised."""
-    pixels = torch.from_numpy(noise(spec, 1)[0]).float() / 255
+    pixels = torch.from_numpy(random_images(spec, 1)[0]).float() / 255
     return ((pixels - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(2, 0, 1).contiguous()
 
 

@@ -15,28 +15,28 @@ import numpy as np
 from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import Bundle, Precision, load_bundle
 
+from zfserve_bench.inputs import random_images
 from zfserve_bench.service.in_process import InProcess
-from zfserve_bench.subject import noise
 
 BATCH = 16
-"""The largest that a server makes unless told."""
+"""The default of the largest batch of a server."""
 
 
 class PinnedEngine:
-    """The process. Leaving the block ends it."""
+    """The process, as the benchmark that starts it sees it. Leaving the block ends the process."""
 
     def __init__(self, bundle: Bundle, precision: Precision, cpu: int) -> None:
         command = [sys.executable, "-m", "zfserve_bench.fleet.pinned_engine", str(bundle.folder), precision, str(cpu)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def begin(self, seconds: float) -> None:
-        """Run for about so long. `result` follows."""
+        """Starts a run of about `seconds`. Call `result` next."""
         assert self._process.stdin is not None, "opened above"
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
 
     def result(self) -> float:
-        """Images a second. Raises RuntimeError where the process died."""
+        """Waits for the end of the run and returns images per second. Raises RuntimeError if the process died."""
         assert self._process.stdout is not None, "opened above"
         answer = self._process.stdout.readline()
         if not answer:
@@ -47,27 +47,27 @@ class PinnedEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()  # it holds nothing
+        self._process.kill()  # it holds nothing that needs a clean end
         self._process.communicate()
 
 
 def images_per_s(engines: Sequence[PinnedEngine], seconds: float) -> float:
-    """Of all of them, side by side."""
+    """Runs all engines at the same time and returns the sum of their images per second."""
     for engine in engines:
         engine.begin(seconds)
     return sum(engine.result() for engine in engines)
 
 
-def _obey(model: Path, precision: Precision, cpu: int) -> None:
+def _run(model: Path, precision: Precision, cpu: int) -> None:
     os.sched_setaffinity(0, {cpu})
     bundle = load_bundle(model)
     engine = OnnxEngine(bundle, precision, threads=1, max_batch_size=BATCH)
-    images = noise(bundle.manifest.input)
-    way = InProcess(engine, spinning=False, batch=np.resize(images, (BATCH, *images.shape[1:])))
+    images = random_images(bundle.manifest.input)
+    measured = InProcess(engine, spinning=False, batch=np.resize(images, (BATCH, *images.shape[1:])))
     for line in sys.stdin:
-        sys.stdout.write(f"{way.images_per_s(float(line))}\n")
+        sys.stdout.write(f"{measured.images_per_s(float(line))}\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    _obey(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))  # type: ignore[arg-type]
+    _run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))  # type: ignore[arg-type]

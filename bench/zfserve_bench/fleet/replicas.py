@@ -1,4 +1,4 @@
-"""Several replicas of the service or of its worker on this machine, each a process on a CPU of its own."""
+"""Runs several replicas of the service or of its worker on this machine, each as a process on its own CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -10,28 +10,31 @@ from zfserve_cli.top.metrics_text import Series
 from zfserve_cli.top.replicas import fetch_metrics
 from zfserve_protos.methods import CLASSIFY, WORKER_PROJECT
 
-from zfserve_bench.fleet.worker_process import running_worker
-from zfserve_bench.subject import Subject
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.fleet.worker_service import running_worker
 
-LOOK_S = 10.0
-"""The longest that a replica's metrics may take."""
+METRICS_TIMEOUT_S = 10.0
+"""The longest time that a replica may take to answer with its metrics."""
 
-Starting: TypeAlias = Callable[[str, str], AbstractContextManager[ServiceProcess]]
-"""Given the name of a new folder and a port, "0" for a free one."""
+Start: TypeAlias = Callable[[str, str], AbstractContextManager[ServiceProcess]]
+"""Starts the process, given the name of a new folder and a port. The port "0" stands for a free one."""
 
 
 class Replica:
-    """A process that keeps its port when it is stopped and started again.
+    """A replica that keeps its port when it is stopped and started again.
 
     Args:
-        name: unique in this run of the benchmarks; of the folders of its logs.
-        starting: how it is started.
-        method: whose calls `answered` counts.
+        name: the prefix of the names of its log folders, unique in this run of the benchmarks.
+        start: starts the process.
+        method: the full name of the gRPC method whose calls `answered` counts.
+
+    Attributes:
+        starts: the processes so far, the running one last.
     """
 
-    def __init__(self, name: str, starting: Starting, method: str) -> None:
+    def __init__(self, name: str, start: Start, method: str) -> None:
         self._name = name
-        self._starting = starting
+        self._start = start
         self._answered = Series("zfserve_requests_total", frozenset({("method", method), ("status", "OK")}))
         self._running = ExitStack()
         self._port = "0"
@@ -42,39 +45,44 @@ class Replica:
         return self.starts[-1].address
 
     def start(self) -> None:
-        """Raises ServiceFailed where it does not get ready."""
-        starting = self._starting(f"{self._name}-{len(self.starts)}", self._port)
-        self.starts.append(self._running.enter_context(starting))
+        """Starts the process and waits until it is ready. Raises ServiceFailed if it does not become ready."""
+        process = self._start(f"{self._name}-{len(self.starts)}", self._port)
+        self.starts.append(self._running.enter_context(process))
         self._port = self.address.rpartition(":")[2]
 
     def stop(self) -> None:
-        """SIGTERM, and wait until it has ended."""
+        """Sends SIGTERM and waits until the process has ended."""
         self._running.close()
 
     def answered(self) -> float:
-        """Calls that it answered since it started, by its own metrics."""
-        return fetch_metrics(self.starts[-1].metrics_address, LOOK_S).get(self._answered, 0.0)
+        """Returns the number of calls that the running process has answered with OK, by its own metrics."""
+        return fetch_metrics(self.starts[-1].metrics_address, METRICS_TIMEOUT_S).get(self._answered, 0.0)
 
 
 @contextmanager
-def running_fleet(subject: Subject, name: str, cpus: Sequence[int], *flags: str) -> Iterator[list[Replica]]:
-    """For each of `cpus`, which may name a CPU twice, one `zfserve serve` with a single thread and without a worker;
-    all are stopped when the block ends."""
+def running_fleet(config: BenchmarkConfig, name: str, cpus: Sequence[int], *flags: str) -> Iterator[list[Replica]]:
+    """Runs `zfserve serve` with one thread and without a worker on each CPU, until the block ends.
+
+    Args:
+        name: the prefix of the replicas' names.
+        cpus: the CPU of each replica. A CPU may occur more than once.
+        flags: further flags of `zfserve serve`.
+    """
     flags = (*flags, "--no-worker", "--engine", "onnx-cpu", "--threads", "1")
 
     def start(cpu: int, folder: str, port: str) -> AbstractContextManager[ServiceProcess]:
-        return running_service(subject.bundle.folder, subject.scratch(folder), *flags, "--port", port, cpus=[cpu])
+        return running_service(config.bundle.folder, config.scratch(folder), *flags, "--port", port, cpus=[cpu])
 
     with _started([Replica(f"{name}-{at}", partial(start, cpu), CLASSIFY) for at, cpu in enumerate(cpus)]) as replicas:
         yield replicas
 
 
 @contextmanager
-def running_workers(subject: Subject, name: str, cpus: Sequence[int]) -> Iterator[list[Replica]]:
-    """The same of workers with a single thread."""
+def running_workers(config: BenchmarkConfig, name: str, cpus: Sequence[int]) -> Iterator[list[Replica]]:
+    """Runs `zfserve worker` with one thread on each of `cpus`, until the block ends."""
 
     def start(cpu: int, folder: str, port: str) -> AbstractContextManager[ServiceProcess]:
-        return running_worker(subject.bundle.folder, subject.scratch(folder), port, "--threads", "1", cpus=[cpu])
+        return running_worker(config.bundle.folder, config.scratch(folder), port, "--threads", "1", cpus=[cpu])
 
     with _started(
         [Replica(f"{name}-{at}", partial(start, cpu), WORKER_PROJECT) for at, cpu in enumerate(cpus)]
@@ -92,5 +100,5 @@ def _started(replicas: list[Replica]) -> Iterator[list[Replica]]:
 
 
 def address_of(replicas: Sequence[Replica]) -> str:
-    """All of them, as a client is told."""
+    """Returns the address of all replicas together, as a client takes it."""
     return ",".join(replica.address for replica in replicas)

@@ -1,5 +1,7 @@
-"""A rolling restart under load: replicas behind client-side round robin are stopped and started one after the other,
-and no call may fail."""
+"""Benchmark `rolling`: restarts replicas one after the other under load. No call may fail.
+
+The replicas are behind client-side round robin.
+"""
 
 import json
 import statistics
@@ -9,30 +11,39 @@ from typing import NamedTuple
 
 from zfserve_cli.service_process import ServiceFailed
 
+from zfserve_bench.config import BenchmarkConfig, Effort
 from zfserve_bench.fleet.replicas import Replica, address_of, running_fleet
+from zfserve_bench.inputs import random_images, raw_request
 from zfserve_bench.load.generator import LoadGenerator
 from zfserve_bench.load.protocol import Call, ClosedLoop, Kind, OpenLoop, tally
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
-from zfserve_bench.subject import Effort, Subject, available, noise, raw_request
+from zfserve_bench.services import usable_cpus
 
 REPLICAS = 3
 
 SHARE_OF_CAPACITY = 0.4
-"""That is asked for: one replica is away, and another's start takes a core meanwhile."""
+"""The load over the capacity. One replica is always down, and its start takes a core."""
 
-MOST_PER_S = 100.0
-"""Of a tiny network more could be asked for, and would measure the load generator."""
+MAX_CALLS_PER_S = 100.0
+"""More calls would measure the load generator, if the network is tiny."""
 
 PROBE = ClosedLoop(Kind.RAW, clients=8, warm_up=8, calls=64)
 
-LOOK_EVERY_S = 0.2
-CALLED_AGAIN_S = 60.0
+POLL_INTERVAL_S = 0.2
+CALLED_AGAIN_TIMEOUT_S = 60.0
 
 NONE_FAILED = Limit("at most", 0)
 
 
 class Restart(NamedTuple):
-    """By `time.monotonic`: asked to stop, ended, ready again, called again by the client."""
+    """One restart. All times are by `time.monotonic`.
+
+    Attributes:
+        asked_s: SIGTERM was sent.
+        ended_s: the old process had ended.
+        ready_s: the new process was ready.
+        called_s: the client had called the new process.
+    """
 
     asked_s: float
     ended_s: float
@@ -40,61 +51,63 @@ class Restart(NamedTuple):
     called_s: float
 
 
-def measure_rolling(subject: Subject, count: int = REPLICAS) -> Report:
-    folder = subject.scratch("rolling-load")
-    requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
-    cpus = available()
+def measure_rolling(config: BenchmarkConfig, count: int = REPLICAS) -> Report:
+    folder = config.scratch("rolling-load")
+    requests = [raw_request(image) for image in random_images(config.bundle.manifest.input)]
+    cpus = usable_cpus()
     with running_fleet(
-        subject, "rolling", [cpus[number % len(cpus)] for number in range(count)], "--log-format", "json"
+        config, "rolling", [cpus[number % len(cpus)] for number in range(count)], "--log-format", "json"
     ) as replicas:
         with LoadGenerator(address_of(replicas), {Kind.RAW: requests}, folder) as generator:
-            per_s = min(MOST_PER_S, SHARE_OF_CAPACITY * generator.closed_loop(PROBE).calls_per_s)
+            per_s = min(MAX_CALLS_PER_S, SHARE_OF_CAPACITY * generator.closed_loop(PROBE).calls_per_s)
             generator.start(OpenLoop.steady({Kind.RAW: per_s}))
-            restarts = restart_in_turn(replicas, subject.effort)
+            restarts = restart_in_turn(replicas, config.effort)
             records = generator.finish().calls
-        again = sum(earlier_attempts(start.log.read_text()) for replica in replicas for start in replica.starts)
+        again = sum(count_retries(start.log.read_text()) for replica in replicas for start in replica.starts)
     return describe(
         f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls a second",
-        find(records, restarts, again, subject.effort.judged),
+        find(records, restarts, again, config.effort.judged),
         f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
-        "The next one waits until this one is called again, as `minReadySeconds` has Kubernetes wait.",
-        f"The load is at most {SHARE_OF_CAPACITY:.0%} of what all do at best, sent at a steady rate whatever comes "
-        "back, through one channel with the options of `zfserve.Client`.",
+        "The next restart waits until the client has called the new process, "
+        "as Kubernetes does with `minReadySeconds`.",
+        f"The load is at most {SHARE_OF_CAPACITY:.0%} of the capacity, in an open loop with equal intervals, on one "
+        "channel with the options of `zfserve.Client`.",
         f"Calls: {tally(records)}.",
-        "Tried again: calls that servers saw for a second time, by the channel's retry policy.",
+        "Tried again: calls that servers saw more than once, because the channel's policy retried them.",
     )
 
 
 def describe(title: str, findings: Sequence[Finding], *notes: str) -> Report:
+    """Returns the report of a rolling restart."""
     return Report(title, "otherwise", "figure", tuple(findings), notes, measured="during a restart")
 
 
 def restart_in_turn(replicas: Sequence[Replica], effort: Effort) -> list[Restart]:
-    """Each of them, as often as there are rounds. Raises ServiceFailed."""
+    """Restarts all replicas in turn, in each round. Raises ServiceFailed if one does not come back."""
     return [_restart(replica, effort.round_s) for _ in range(effort.rounds) for replica in replicas]
 
 
 def _restart(replica: Replica, pause_s: float) -> Restart:
-    """Stop, start, wait until calls come again, and let all rest for a while. Raises ServiceFailed."""
+    """Stops and starts a replica, and waits until it is called again and for `pause_s`. Raises ServiceFailed."""
     asked_s = time.monotonic()
     replica.stop()
     ended_s = time.monotonic()
     replica.start()
     ready_s = time.monotonic()
     while not replica.answered():
-        if time.monotonic() - ready_s > CALLED_AGAIN_S:
-            raise ServiceFailed(f"a restarted replica was not called within {CALLED_AGAIN_S:.0f} s")
-        time.sleep(LOOK_EVERY_S)
+        if time.monotonic() - ready_s > CALLED_AGAIN_TIMEOUT_S:
+            raise ServiceFailed(f"a restarted replica was not called within {CALLED_AGAIN_TIMEOUT_S:.0f} s")
+        time.sleep(POLL_INTERVAL_S)
     called_s = time.monotonic()
     time.sleep(pause_s)
     return Restart(asked_s, ended_s, ready_s, called_s)
 
 
 def find(records: Sequence[Call], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
-    """What became of the calls, apart for those that began during a restart and those that did not.
+    """Returns the findings on calls that began during a restart, beside those on all other calls.
 
     Args:
-        again: calls that were tried again.
+        again: the number of retries that the servers saw.
     """
     during = [one for one in records if any(each.asked_s <= one.began_s <= each.called_s for each in restarts)]
     apart = set(during)
@@ -123,11 +136,11 @@ def _counted(name: str, during: int, otherwise: int, limit: Limit | None = None)
 
 
 def percentile_ms(records: Sequence[Call], percent: int) -> float:
-    """Of two calls or more, whatever became of them."""
+    """Returns a percentile of the durations of at least two calls, whatever their status."""
     return statistics.quantiles([one.seconds * 1e3 for one in records], n=100)[percent - 1]
 
 
-def earlier_attempts(log: str) -> int:
-    """Calls in a server's log that gRPC's retries had made before."""
+def count_retries(log: str) -> int:
+    """Returns the number of calls in a server's log that were retries of gRPC."""
     calls = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
     return sum("earlier_attempts" in call for call in calls)

@@ -22,6 +22,9 @@ from zfserve_bench.load.protocol import (
     write_requests,
 )
 
+BURST = 32
+"""The number of counted calls is a multiple of this, and so a whole number of batches of any size that divides it."""
+
 
 class LoadGenerator:
     """Starts a load process and sends it orders. Leaving the block ends the process.
@@ -49,6 +52,11 @@ class LoadGenerator:
     def closed_loop(self, order: ClosedLoop) -> ClosedLoopResult:
         """Runs a closed loop to its end. Raises LoadFailed if a call fails."""
         return ClosedLoopResult(**self._send("closed_loop", asdict(order)))
+
+    def saturating_loop(self, kind: Kind, clients: int, seconds: float) -> ClosedLoop:
+        """Runs a short closed loop, and returns an order for one that takes about `seconds`. Raises LoadFailed."""
+        guess = self.closed_loop(ClosedLoop(kind, clients, warm_up=clients, calls=max(clients, BURST)))
+        return ClosedLoop(kind, clients, warm_up=2 * clients, calls=whole_bursts(guess.calls_per_s * seconds))
 
     def open_loop(self, order: OpenLoop, seconds: float) -> OpenLoopResult:
         """Runs an open loop for `seconds`, then waits for the calls in flight. Raises LoadFailed."""
@@ -94,3 +102,8 @@ class LoadGenerator:
             self._process.communicate()
         except BrokenPipeError:  # the process had ended before an order was flushed
             self._process.wait()
+
+
+def whole_bursts(calls: float) -> int:
+    """Returns the nearest multiple of `BURST`, at least one."""
+    return max(1, round(calls / BURST)) * BURST

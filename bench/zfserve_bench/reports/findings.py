@@ -1,5 +1,7 @@
-"""What a benchmark found: quantities, the limits they are held to, and whether they hold. Every benchmark returns a
-`Report`; `tables` shows it."""
+"""The results of benchmarks: quantities, their limits, and whether they hold.
+
+Every benchmark returns a `Report`, which `tables` prints.
+"""
 
 import math
 from collections.abc import Iterable
@@ -9,8 +11,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit; "" where it has none, as a ratio. What is counted is an int; a NaN is the figure of
-    something that did not happen, as the time of refusals where none was refused."""
+    """A number with a unit.
+
+    Attributes:
+        value: an int for a count. NaN if there was nothing to measure, for example no refusal.
+        unit: "" for a ratio or a plain count.
+    """
 
     value: float
     unit: str = ""
@@ -27,26 +33,26 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound, in the unit of the figure that is held to it."""
+    """A bound for a figure, in the figure's unit."""
 
     sense: Literal["at least", "at most"]
     bound: float
 
     def holds(self, value: float) -> bool:
-        """Written so that a NaN fails."""
+        """Returns True if `value` keeps to the bound. NaN does not."""
         return value >= self.bound if self.sense == "at least" else value <= self.bound
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a report.
+    """One row of a report.
 
     Attributes:
-        measured: of zfserve.
-        reference: of what it is compared with; None where it stands alone.
-        figure: what the limit is about: `measured` itself, its ratio to `reference`, or the difference.
-        limit: None where the figure is for information.
-        details: further figures, one for each of the report's; None where one is not known.
+        measured: the quantity of zfserve.
+        reference: the quantity it is compared with; None if it stands alone.
+        figure: the quantity that the limit bounds: `measured` itself, its ratio to `reference`, or the difference.
+        limit: the limit; None if the figure is for information.
+        details: further quantities, one for each heading in `Report.details`; None if one is unknown.
     """
 
     name: str
@@ -58,20 +64,21 @@ class Finding:
 
     @property
     def holds(self) -> bool | None:
-        """None where there is no limit."""
+        """Returns True if the figure keeps to its limit; None without a limit."""
         return None if self.limit is None else self.limit.holds(self.figure.value)
 
 
 @dataclass(frozen=True)
 class Report:
-    """One benchmark.
+    """The result of one benchmark.
 
     Attributes:
-        reference: what the findings' references are.
-        measured: what is measured.
-        details: what the findings' details are.
-        figure: what their figures are.
-        notes: sentences on how it was measured, and on what could not be.
+        title: the title of the table.
+        reference: the heading of the findings' references.
+        figure: the heading of their figures.
+        notes: sentences on how it was measured, and on what was left out.
+        measured: the heading of the measured quantities.
+        details: the headings of the details.
     """
 
     title: str
@@ -84,5 +91,5 @@ class Report:
 
 
 def missed(reports: Iterable[Report]) -> list[Finding]:
-    """The findings that do not keep to their limit."""
+    """Returns the findings that miss their limit."""
     return [finding for report in reports for finding in report.findings if finding.holds is False]

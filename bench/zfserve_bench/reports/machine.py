@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran: without that, its figures say nothing. Linux only, like the benchmarks."""
+"""Describes the machine and the libraries of a benchmark run, without which its figures mean nothing. Linux only."""
 
 import os
 import platform
@@ -14,11 +14,14 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino", "torch", 
 
 @dataclass(frozen=True)
 class Machine:
-    """Attributes:
-    cores: that this process may use, of `cores_in_all`.
-    versions: of Python and of the libraries that do the work.
-    load: of the last minute, when the benchmarks began: processes that wanted a core.
-    date: ISO 8601, UTC.
+    """A machine and its software.
+
+    Attributes:
+        cpu: the name of the CPU model.
+        cores: the number of logical CPUs that this process may use, of `cores_in_all`.
+        versions: the versions of Python and of the libraries that do the work.
+        load: the load average of the minute before the benchmarks began.
+        date: the start of the benchmarks, ISO 8601, UTC.
     """
 
     cpu: str
@@ -31,12 +34,13 @@ class Machine:
 
 
 def describe_machine() -> Machine:
+    """Returns the description of this machine."""
     versions = {"Python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            continue  # onnxruntime-gpu, for one, brings the module under another name
+            continue  # for example, onnxruntime-gpu replaces onnxruntime
     return Machine(
         cpu=cpu_model(Path("/proc/cpuinfo").read_text()),
         cores=available_cpus(),
@@ -49,7 +53,7 @@ def describe_machine() -> Machine:
 
 
 def cpu_model(cpuinfo: str) -> str:
-    """The first processor's name in the text of /proc/cpuinfo, where it has one."""
+    """Returns the name of the first processor in the text of /proc/cpuinfo, or the architecture if it has no name."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model"):

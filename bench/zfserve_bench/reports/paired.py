@@ -1,6 +1,7 @@
-"""Comparing two things on a machine whose speed wanders: measure them in turn, and compare neighbours.
+"""Paired measurements: alternates a baseline and a measurement, and compares each measurement with its neighbours.
 
-A disturbance that lasts longer than a round meets both, and the median passes over those that do not.
+The speed of a machine drifts. A disturbance that outlasts a round affects both sides, and the median ignores a shorter
+one.
 """
 
 import statistics
@@ -11,7 +12,7 @@ from itertools import pairwise
 def alternate(
     baseline: Callable[[], float], measured: Callable[[], float], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Measure A B A B ... A: `rounds` of `measured`, each between two of `baseline`."""
+    """Measures A B A B ... A: `measured` in each round, between two measurements of `baseline`."""
     baselines, values = [baseline()], []
     for _ in range(rounds):
         values.append(measured())
@@ -19,17 +20,21 @@ def alternate(
     return baselines, values
 
 
-def neighbours(baselines: Sequence[float]) -> list[float]:
-    """For each measurement, the mean of the baselines before and after it: what the baseline was at that time, where
-    the machine grew steadily faster or slower."""
+def surrounding_baselines(baselines: Sequence[float]) -> list[float]:
+    """Returns, for each measurement, the mean of the baselines before and after it.
+
+    This is the baseline at the time of the measurement if the speed of the machine changes steadily.
+    """
     return [(before + after) / 2 for before, after in pairwise(baselines)]
 
 
 def median_ratio(baselines: Sequence[float], values: Sequence[float]) -> float:
-    """Median of each value over the baseline around it; `baselines` has one more entry."""
-    return statistics.median(value / around for value, around in zip(values, neighbours(baselines), strict=True))
+    """Returns the median ratio of a value to the baseline around it. `baselines` has one more entry than `values`."""
+    return statistics.median(
+        value / around for value, around in zip(values, surrounding_baselines(baselines), strict=True)
+    )
 
 
 def differences(baselines: Sequence[float], values: Sequence[float]) -> list[float]:
     """Each value less the baseline around it; `baselines` has one more entry."""
-    return [value - around for value, around in zip(values, neighbours(baselines), strict=True)]
+    return [value - around for value, around in zip(values, surrounding_baselines(baselines), strict=True)]

@@ -1,4 +1,4 @@
-"""Reports as tables in Markdown, to be pasted into the README as they are."""
+"""Prints reports as Markdown tables, which can be pasted into documents."""
 
 from rich import box
 from rich.console import Console
@@ -10,6 +10,7 @@ from zfserve_bench.reports.machine import Machine
 
 
 def print_machine(console: Console, machine: Machine) -> None:
+    """Prints the machine and the versions in two lines."""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     cores = f"{machine.cores} of {machine.cores_in_all} cores"
     console.print(f"{machine.date}: {machine.cpu}, {cores}, {machine.system}", highlight=False, soft_wrap=True)
@@ -17,8 +18,10 @@ def print_machine(console: Console, machine: Machine) -> None:
 
 
 def print_report(console: Console, report: Report) -> None:
-    """One row a finding. `of limit` is the figure over its limit: at least 1 is wanted of a floor, at most 1 of a
-    ceiling. Where nothing has a limit, those columns are left out."""
+    """Prints a table with one row for each finding, then the notes.
+
+    The column `of limit` is the figure over its limit. Without any limit in the report its columns are left out.
+    """
     console.print(f"\n[bold]{report.title}[/]", highlight=False, soft_wrap=True)
     judged = any(finding.limit for finding in report.findings)
     table = Table(box=box.MARKDOWN)
@@ -37,6 +40,7 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def row(finding: Finding) -> tuple[str, ...]:
+    """Returns the cells of a finding: name, measured, reference, figure, limit, figure over limit, and verdict."""
     reference = "" if finding.reference is None else str(finding.reference)
     cells = (escape(finding.name), str(finding.measured), reference, str(finding.figure))
     limit = finding.limit

@@ -21,13 +21,17 @@ from zfserve_protos.methods import CLASSIFY
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Precision, load_bundle
 
-from zfserve_bench.subject import Subject
+from zfserve_bench.config import BenchmarkConfig
 
 
 @contextmanager
-def bare_server(subject: Subject, precision: Precision) -> Iterator[str]:
-    """The server's address, once it listens. Leaving the block ends it."""
-    arguments = [str(subject.bundle.folder), precision, str(subject.threads)]
+def bare_server(config: BenchmarkConfig, precision: Precision) -> Iterator[str]:
+    """Starts the server and yields its address. Leaving the block ends it.
+
+    Raises:
+        RuntimeError: the server ended at once.
+    """
+    arguments = [str(config.bundle.folder), precision, str(config.threads)]
     command = [sys.executable, "-m", "zfserve_bench.service.bare_server", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None, "opened above"
@@ -37,11 +41,11 @@ def bare_server(subject: Subject, precision: Precision) -> Iterator[str]:
                 raise RuntimeError(f"the bare server ended with status {process.wait()}")
             yield f"127.0.0.1:{port}"
         finally:
-            process.kill()  # it holds nothing
+            process.kill()  # it holds nothing that needs a clean end
 
 
 async def serve(engine: OnnxEngine) -> None:
-    """Serve on a free port, which is printed, until the process is ended."""
+    """Serves on a free port and prints the port. Runs until the process is killed."""
     loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1)
 
     def run(request: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Drain: a service is asked to stop under load, over and over. What it accepted it must answer.
+"""Benchmark `drain`: stops a service under load many times. The service must answer all calls that it accepted.
 
-Who calls keeps calling, without retries, until the process is gone. A call is lost if the service's log knows it and
-its caller got no answer of the service's own; what never reached the service is counted apart.
+The callers call without retries until the process is gone. A call is lost if the service's log has it and its caller
+got no answer by the service itself. Calls that never reached the service are counted separately.
 """
 
 import asyncio
@@ -22,19 +22,20 @@ from zfserve_cli.service_process import running_service
 from zfserve_protos.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 from zfserve_protos.methods import CLASSIFY
 
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images, raw_request
 from zfserve_bench.load.closed_loop import UnaryCall
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
-from zfserve_bench.subject import Subject, noise, raw_request
 
 CALLERS = 16
 GRACE_S = 30.0
 
 
 class Outcome(enum.Enum):
-    """What a caller heard."""
+    """How a call ended for its caller."""
 
     ANSWERED = enum.auto()
-    REFUSED = enum.auto()  # by the service, in its own words
+    REFUSED = enum.auto()  # by the service itself
     UNAVAILABLE = enum.auto()  # by gRPC
     CANCELLED = enum.auto()  # by gRPC
 
@@ -44,18 +45,18 @@ class Drain:
     """One stop under load.
 
     Attributes:
-        outcomes: by request id.
-        seconds: from SIGTERM to the end of the process.
+        outcomes: the outcome of each call by request id.
+        seconds: the time from SIGTERM to the end of the process.
         status: its exit status.
-        told_s, refused_s: from SIGTERM until health said NOT_SERVING, and until the first call was not answered; None
-            where nobody asked for health, or none was refused.
-        lost: calls that the service knew of, whose callers heard nothing from it.
+        not_serving_s: the time from SIGTERM until health reported NOT_SERVING; None if nobody watched health.
+        refused_s: the time from SIGTERM until the first call was not answered; None if all were answered.
+        lost: the request ids of calls that the service logged and did not answer.
     """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     status: int = -1
-    told_s: float | None = None
+    not_serving_s: float | None = None
     refused_s: float | None = None
     lost: list[str] = field(default_factory=list)
 
@@ -63,14 +64,14 @@ class Drain:
         return Counter(self.outcomes.values())[outcome]
 
 
-def measure_drain(subject: Subject) -> Report:
-    requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
-    flags = ("--engine", "onnx-cpu", "--precision", subject.precisions[-1], "--threads", str(subject.threads))
+def measure_drain(config: BenchmarkConfig) -> Report:
+    requests = [raw_request(image) for image in random_images(config.bundle.manifest.input)]
+    flags = ("--engine", "onnx-cpu", "--precision", config.precisions[-1], "--threads", str(config.threads))
     drains = [
-        drain_once(subject.bundle.folder, subject.scratch(f"drain-{number}"), requests, bool(number % 2), *flags)
-        for number in range(subject.repeats)
+        drain_once(config.bundle.folder, config.scratch(f"drain-{number}"), requests, bool(number % 2), *flags)
+        for number in range(config.repeats)
     ]
-    return report(drains, judged=subject.effort.judged)
+    return report(drains, judged=config.effort.judged)
 
 
 def report(drains: Sequence[Drain], judged: bool = True) -> Report:
@@ -82,9 +83,9 @@ def report(drains: Sequence[Drain], judged: bool = True) -> Report:
 
     findings = (
         finding("accepted and not answered", Quantity(sum(len(drain.lost) for drain in drains), "calls"), 0),
-        finding("slowest end", Quantity(max(drain.seconds for drain in drains), "s"), GRACE_S),
-        finding("ends with another status than 0", Quantity(sum(drain.status != 0 for drain in drains)), 0),
-        finding("refused before health said so", Quantity(sum(_refused_early(drain) for drain in drains)), 0),
+        finding("slowest stop", Quantity(max(drain.seconds for drain in drains), "s"), GRACE_S),
+        finding("exit status other than 0", Quantity(sum(drain.status != 0 for drain in drains)), 0),
+        finding("refused before health said NOT_SERVING", Quantity(sum(_refused_early(drain) for drain in drains)), 0),
         finding("answered", total(Outcome.ANSWERED)),
         finding("refused by the service, UNAVAILABLE", total(Outcome.REFUSED)),
         finding("refused by gRPC, UNAVAILABLE", total(Outcome.UNAVAILABLE)),
@@ -95,25 +96,29 @@ def report(drains: Sequence[Drain], judged: bool = True) -> Report:
         "",
         "figure",
         findings,
-        ("Every other time nobody asks for health, so the service does not wait for anybody to turn elsewhere.",),
+        ("Every other time nobody watches health, so the service does not wait for clients to leave.",),
     )
 
 
 def _refused_early(drain: Drain) -> bool:
-    return drain.told_s is not None and drain.refused_s is not None and drain.refused_s < drain.told_s
+    return drain.not_serving_s is not None and drain.refused_s is not None and drain.refused_s < drain.not_serving_s
 
 
 def drain_once(model: Path, folder: Path, requests: Sequence[bytes], watched: bool, *flags: str) -> Drain:
-    """Start a service, stop it under load, and compare what it logged with what its callers heard.
+    """Starts a service, stops it under load, and compares its log with what its callers received.
 
     Args:
-        watched: whether somebody follows the service's health.
+        model: the folder of the bundle.
+        folder: the folder of the log.
+        requests: serialised `ClassifyRequest`s.
+        watched: True if a client watches the service's health.
+        flags: further flags of `zfserve serve`.
     """
     plain = ("--no-worker", "--log-format", "json", "--drain-grace", str(GRACE_S))
     with running_service(model, folder, *plain, *flags) as service:
         drain = asyncio.run(_stop_under_load(service.address, service.pid, requests, watched))
-    own = (Outcome.ANSWERED, Outcome.REFUSED)
-    drain.lost = [name for name in _logged_calls(folder / "service.log") if drain.outcomes.get(name) not in own]
+    by_service = (Outcome.ANSWERED, Outcome.REFUSED)
+    drain.lost = [name for name in _logged_calls(folder / "service.log") if drain.outcomes.get(name) not in by_service]
     return drain
 
 
@@ -147,7 +152,7 @@ async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], wa
                 if health.status == health_pb2.HealthCheckResponse.SERVING:
                     answered.release()
                     continue
-                drain.told_s = time.monotonic() - stopped_s
+                drain.not_serving_s = time.monotonic() - stopped_s
                 return
 
     tasks = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
@@ -165,7 +170,7 @@ async def _stop_under_load(address: str, pid: int, requests: Sequence[bytes], wa
         task.cancel()
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     for end in ends:
-        if isinstance(end, Exception):  # none ends but by being cancelled
+        if isinstance(end, Exception):  # a task that was only cancelled ends with CancelledError
             raise end
     return drain
 
@@ -179,7 +184,7 @@ def _outcome(error: grpc.aio.AioRpcError) -> Outcome:
 
 
 def _logged_calls(log: Path) -> Iterator[str]:
-    """The ids of all calls that reached their handler and ended there, however they did."""
+    """Yields the request ids of all calls that a handler received and ended, whatever their status."""
     for line in log.read_text().splitlines():
         if not line.startswith("{"):
             continue  # the greeting

@@ -1,4 +1,4 @@
-"""ONNX Runtime without a service around it: what throughput and latency are compared with."""
+"""Runs ONNX Runtime in this process, without a service, as the baseline for throughput."""
 
 import time
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ import numpy.typing as npt
 from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import Precision
 
-from zfserve_bench.subject import Subject
+from zfserve_bench.config import BenchmarkConfig
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, eq=False)
 class InProcess:
-    """An engine and the batch it is given.
+    """An engine and the batch that it runs.
 
     Attributes:
-        spinning: whether idle threads wait in a busy loop, as ONNX Runtime's do unless told otherwise.
-        batch: uint8 (N, H, W, 3).
+        spinning: True if idle threads wait in a busy loop, which is ONNX Runtime's default.
+        batch: uint8 (N, H, W, 3), RGB.
     """
 
     engine: OnnxEngine
@@ -29,7 +29,7 @@ class InProcess:
     batch: npt.NDArray[np.uint8]
 
     def images_per_s(self, seconds: float) -> float:
-        """Run for about `seconds`, at least once."""
+        """Runs the batch for about `seconds`, at least once, and returns images per second."""
         began = time.perf_counter()
         runs = 0
         while (elapsed := time.perf_counter() - began) < seconds or not runs:
@@ -38,26 +38,33 @@ class InProcess:
         return runs * len(self.batch) / elapsed
 
     def describe(self) -> str:
+        """Returns the batch size and the kind of threads in words."""
         return f"batches of {len(self.batch)}, {'spinning' if self.spinning else 'sleeping'} threads"
 
 
 @contextmanager
-def best_in_process(subject: Subject, precision: Precision, images: npt.NDArray[np.uint8]) -> Iterator[InProcess]:
-    """The quickest way to run many images: each of `BATCH_SIZES`, with and without spinning threads, is tried several
-    times, and its best try counts, for a disturbance only ever slows.
+def fastest_in_process(
+    config: BenchmarkConfig, precision: Precision, images: npt.NDArray[np.uint8]
+) -> Iterator[InProcess]:
+    """Yields the fastest combination of one of `BATCH_SIZES` and spinning or sleeping threads.
+
+    Each combination is tried several times. Its fastest try counts, because a disturbance can only slow it down.
 
     Args:
-        images: uint8 (n, H, W, 3), repeated as often as a batch needs.
+        images: uint8 (n, H, W, 3), RGB, repeated to fill a batch.
     """
     batches = [np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES]
     with ExitStack() as stack:
-        ways = []
+        candidates = []
         for spinning in (True, False):
             engine = OnnxEngine(
-                subject.bundle, precision, threads=subject.threads, max_batch_size=max(BATCH_SIZES), spinning=spinning
+                config.bundle, precision, threads=config.threads, max_batch_size=max(BATCH_SIZES), spinning=spinning
             )
             stack.callback(engine.close)
-            ways += [InProcess(engine, spinning, batch) for batch in batches]
-        speeds = [[way.images_per_s(subject.effort.try_s) for way in ways] for _ in range(subject.effort.tries)]
+            candidates += [InProcess(engine, spinning, batch) for batch in batches]
+        speeds = [
+            [candidate.images_per_s(config.effort.try_s) for candidate in candidates]
+            for _ in range(config.effort.tries)
+        ]
         fastest = np.max(speeds, axis=0).argmax()
-        yield ways[fastest]
+        yield candidates[fastest]

@@ -1,4 +1,4 @@
-"""Latency: what one lonely client waits longer than a caller in the same process would."""
+"""Benchmark `latency`: the time that the service adds to in-process inference, for one client."""
 
 import statistics
 import time
@@ -13,55 +13,57 @@ from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_protos.methods import CLASSIFY
 from zfserve_runtime.bundle import Precision
 
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images, raw_request
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, differences
 from zfserve_bench.service.bare_server import bare_server
-from zfserve_bench.subject import Subject, classifying_service, noise, raw_request
+from zfserve_bench.services import classifying_service
 
-MOST_ADDED = Limit("at most", 1.5)
+MAX_ADDED = Limit("at most", 1.5)
 """Milliseconds."""
 
 CALLS = 10
-"""In a block: a few in a row, as each first one meets cold caches."""
+"""The number of calls in a block. There are several, because the first of a block meets cold caches."""
 
 BLOCKS_A_ROUND = 2
 
 WARM_UP = 256
-"""Calls before the first block: the service keeps so many photos for a later Project, and until then takes new memory
-for each."""
+"""The number of calls before the first block. The service keeps this many photos for a later `Project` call, and
+allocates new memory for each of them."""
 
 Classify: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"  # generic in the stubs only
 
 
-def measure_latency(subject: Subject) -> Report:
-    findings = tuple(finding for precision in subject.precisions for finding in _compare(subject, precision))
+def measure_latency(config: BenchmarkConfig) -> Report:
+    findings = tuple(finding for precision in config.precisions for finding in _compare(config, precision))
     notes = (
-        f"Blocks of {CALLS} calls and {CALLS} in-process runs take turns, on the same engine with the same settings; "
-        "the figure is the median over blocks of the difference between a block's median and those around it.",
-        "The bare server is grpc.aio with uvloop around one thread that runs the engine, and nothing else: the least "
-        "that gRPC costs in Python on this machine.",
+        f"Blocks of {CALLS} calls and of {CALLS} in-process runs alternate, with the same engine settings. The figure "
+        "is the median over blocks of the difference between a block's median and the medians around it.",
+        "The bare server is grpc.aio with uvloop and one thread that runs the engine, and nothing else. It shows the "
+        "least that gRPC costs in Python on this machine.",
     )
     title = "Latency: Classify with raw pixels, one client, beside in-process inference of one image"
     return Report(title, "in process", "added", findings, notes, measured="served")
 
 
-def _compare(subject: Subject, precision: Precision) -> tuple[Finding, Finding]:
-    images = noise(subject.bundle.manifest.input)
+def _compare(config: BenchmarkConfig, precision: Precision) -> tuple[Finding, Finding]:
+    images = random_images(config.bundle.manifest.input)
     requests = [raw_request(image) for image in images]
-    engine = OnnxEngine(subject.bundle, precision, threads=subject.threads, max_batch_size=1)
-    folder = subject.scratch(f"latency-{precision}")
+    engine = OnnxEngine(config.bundle, precision, threads=config.threads, max_batch_size=1)
+    folder = config.scratch(f"latency-{precision}")
     with (
         closing(engine),
-        classifying_service(subject, precision, folder) as service,
-        bare_server(subject, precision) as bare,
+        classifying_service(config, precision, folder) as service,
+        bare_server(config, precision) as bare,
         grpc.insecure_channel(service.address) as channel,
         grpc.insecure_channel(bare) as bare_channel,
     ):
         servers = cycle([channel, bare_channel])
-        for each in (channel, bare_channel):
-            warming: Classify = each.unary_unary(CLASSIFY)
-            for request in islice(cycle(requests), WARM_UP if subject.effort.judged else 1):
-                warming(request, timeout=10)
+        for opened in (channel, bare_channel):
+            warm_up: Classify = opened.unary_unary(CLASSIFY)
+            for request in islice(cycle(requests), WARM_UP if config.effort.judged else 1):
+                warm_up(request, timeout=10)
 
         def call() -> float:
             classify: Classify = next(servers).unary_unary(CLASSIFY)
@@ -70,10 +72,10 @@ def _compare(subject: Subject, precision: Precision) -> tuple[Finding, Finding]:
         in_process, served = alternate(
             lambda: _median_ms([partial(engine.run, image[None]) for image in images]),
             call,
-            2 * BLOCKS_A_ROUND * subject.effort.rounds,
+            2 * BLOCKS_A_ROUND * config.effort.rounds,
         )
     added = differences(in_process, served)
-    limit = MOST_ADDED if subject.effort.judged else None
+    limit = MAX_ADDED if config.effort.judged else None
 
     def finding(name: str, first: int, limit: Limit | None) -> Finding:
         figures = served[first::2], in_process, added[first::2]

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from zfserve_protos.metadata import Priority
-from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import InputSpec, Precision
 
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import jpeg_file, jpeg_requests
 from zfserve_bench.load.generator import LoadGenerator
 from zfserve_bench.load.protocol import (
     LATE,
@@ -20,7 +21,6 @@ from zfserve_bench.load.protocol import (
     REFUSED,
     THROTTLED,
     Call,
-    ClosedLoop,
     Kind,
     OpenLoop,
     OpenLoopResult,
@@ -28,8 +28,7 @@ from zfserve_bench.load.protocol import (
     Stream,
 )
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
-from zfserve_bench.service.throughput import whole_bursts
-from zfserve_bench.subject import Subject, available, classifying_service, jpeg
+from zfserve_bench.services import classifying_service, usable_cpus
 
 OVERLOAD = 4.0
 """The offered load over the capacity."""
@@ -40,14 +39,14 @@ CLIENTS = 32
 DEADLINE_IMAGES = 64
 """The deadline is the time that this many images take, a few of the largest batches, but at least 1 s."""
 
-LEAST_GOODPUT = 0.90
-LEAST_GOODPUT_INT8_ANY_CALLER = 0.85
+MIN_GOODPUT = 0.90
+MIN_GOODPUT_INT8_ANY_CALLER = 0.85
 """INT8 answers up to three times as fast as fp32, so each refusal takes the time of more answers."""
 
-LEAST_KEPT = 0.99
-LEAST_BULK = 0.10
-LEAST_OF_MOST = Limit("at least", 0.8)
-LONGEST_REFUSAL_MS = 50.0
+MIN_KEPT = 0.99
+MIN_BULK = 0.10
+MIN_FAIRNESS = Limit("at least", 0.8)
+MAX_REFUSAL_MS = 50.0
 
 JPEG_QUALITY = 80
 
@@ -71,19 +70,19 @@ CLIENT_MIX: tuple[tuple[str, Priority, float], ...] = (
 its share of the engine."""
 
 
-def measure_overload(subject: Subject) -> Report:
-    if not subject.photos:
+def measure_overload(config: BenchmarkConfig) -> Report:
+    if not config.photos:
         return Report("Overload", "", "", (), ("skipped: no photos to send; name a folder with --photos",))
     findings: list[Finding] = []
     notes: list[str] = []
-    service_cpus, load_cpus = split_cpus(available())
+    service_cpus, load_cpus = split_cpus(usable_cpus())
     where = "on the same CPU" if service_cpus == load_cpus else f"on CPU {load_cpus[0]}, which the service does not use"
-    for precision in subject.precisions:
-        for run in _runs(subject, precision, service_cpus, load_cpus):
+    for precision in config.precisions:
+        for run in _runs(config, precision, service_cpus, load_cpus):
             result, name = run.result, f"{precision}, {run.sender}"
             if run.is_overload:
-                least = least_goodput(precision, run.sender)
-                findings += find(name, run.capacity, result, least, judged=subject.effort.judged)
+                least = min_goodput(precision, run.sender)
+                findings += find(name, run.capacity, result, least, judged=config.effort.judged)
             else:
                 findings.append(goodput(name, run.capacity, result))
             throttled = sum(call.status == THROTTLED for call in result.calls)
@@ -119,18 +118,16 @@ class Run(NamedTuple):
 
 
 def _runs(
-    subject: Subject, precision: Precision, service_cpus: Sequence[int], load_cpus: Sequence[int]
+    config: BenchmarkConfig, precision: Precision, service_cpus: Sequence[int], load_cpus: Sequence[int]
 ) -> Iterator[Run]:
     """Runs the same mix of clients with each of `SENDERS`."""
-    spec, effort = subject.bundle.manifest.input, subject.effort
-    requests, folder = {Kind.JPEG: photo_requests(subject, spec)}, subject.scratch(f"overload-{precision}")
+    spec, effort = config.bundle.manifest.input, config.effort
+    requests, folder = {Kind.JPEG: photo_requests(config, spec)}, config.scratch(f"overload-{precision}")
     with (
-        classifying_service(subject, precision, folder, service_cpus) as service,
+        classifying_service(config, precision, folder, service_cpus) as service,
         LoadGenerator(service.address, requests, folder, load_cpus) as generator,
     ):
-        guess = generator.closed_loop(ClosedLoop(Kind.JPEG, CLIENTS, warm_up=CLIENTS, calls=CLIENTS)).calls_per_s
-        calls = whole_bursts(guess * effort.round_s * effort.rounds)
-        saturation = ClosedLoop(Kind.JPEG, CLIENTS, warm_up=CLIENTS, calls=calls)
+        saturation = generator.saturating_loop(Kind.JPEG, CLIENTS, effort.round_s * effort.rounds)
         before = generator.closed_loop(saturation).calls_per_s
         for name, sender, times in SENDERS:
             deadline_s = max(1.0, DEADLINE_IMAGES / before)
@@ -138,7 +135,7 @@ def _runs(
                 Stream(client, Kind.JPEG, share * times * before, priority) for client, priority, share in CLIENT_MIX
             )
             load = OpenLoop(streams, sender, random_arrivals=True, deadline_s=deadline_s)
-            result = generator.open_loop(load, subject.overload_s)
+            result = generator.open_loop(load, config.overload_s)
             after = generator.closed_loop(saturation).calls_per_s
             yield Run(name, times > 1, (before + after) / 2, deadline_s, result)
             before = after
@@ -153,19 +150,19 @@ def split_cpus(cpus: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     return (cpus[:-1], cpus[-1:]) if len(cpus) > 1 else (cpus, cpus)
 
 
-def photo_requests(subject: Subject, spec: InputSpec) -> list[bytes]:
+def photo_requests(config: BenchmarkConfig, spec: InputSpec) -> list[bytes]:
     """Returns requests with JPEG files of the network's input size. Clients that know the network send small files."""
-    files = [jpeg(photo, spec.width, spec.height, JPEG_QUALITY) for photo in subject.photos]
-    return [pb.ClassifyRequest(image=pb.Image(encoded=file)).SerializeToString() for file in files]
+    files = [jpeg_file(photo, spec.width, spec.height, JPEG_QUALITY) for photo in config.photos]
+    return jpeg_requests(files)
 
 
-def least_goodput(precision: Precision, sender: str) -> float:
+def min_goodput(precision: Precision, sender: str) -> float:
     """Returns the least goodput over capacity that `sender` must get."""
-    return LEAST_GOODPUT_INT8_ANY_CALLER if (precision, sender) == ("int8", ANY_CALLER) else LEAST_GOODPUT
+    return MIN_GOODPUT_INT8_ANY_CALLER if (precision, sender) == ("int8", ANY_CALLER) else MIN_GOODPUT
 
 
 def find(
-    name: str, capacity: float, result: OpenLoopResult, least: float = LEAST_GOODPUT, *, judged: bool = True
+    name: str, capacity: float, result: OpenLoopResult, least: float = MIN_GOODPUT, *, judged: bool = True
 ) -> list[Finding]:
     """Returns the findings on an overloaded service, as its clients see it.
 
@@ -188,11 +185,11 @@ def find(
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
         goodput(name, capacity, result, Limit("at least", least) if judged else None),
-        finding("accepted that kept their deadline", Quantity(kept), Limit("at least", LEAST_KEPT)),
-        finding("the least of three clients", _rate(min(interactive)), LEAST_OF_MOST, _rate(max(interactive))),
-        finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", LEAST_BULK)),
+        finding("accepted that kept their deadline", Quantity(kept), Limit("at least", MIN_KEPT)),
+        finding("the least of three clients", _rate(min(interactive)), MIN_FAIRNESS, _rate(max(interactive))),
+        finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", MIN_BULK)),
         finding("neither answered, refused nor late", Quantity(_others(by_status), "calls"), Limit("at most", 0)),
-        finding("refusal, median", _percentile(refusals, 0.5), Limit("at most", LONGEST_REFUSAL_MS)),
+        finding("refusal, median", _percentile(refusals, 0.5), Limit("at most", MAX_REFUSAL_MS)),
         finding("refusal, 99 %", _percentile(refusals, 0.99)),
         finding("answer, interactive, median", _latency(result.calls, "interactive")),
         finding("answer, bulk, median", _latency(result.calls, "bulk")),

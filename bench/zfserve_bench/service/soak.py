@@ -1,5 +1,7 @@
-"""A soak: all kinds of calls, good and bad, for a long while. Memory, file descriptors and threads must not grow, and
-nothing may fail that should not."""
+"""Benchmark `soak`: calls of all kinds, good and bad, for a long time.
+
+Memory, file descriptors and threads must not grow, and every call must end as expected.
+"""
 
 import csv
 import io
@@ -15,14 +17,14 @@ import numpy as np
 from zfserve_cli.service_process import ServiceProcess, running_service
 from zfserve_cli.top.metrics_text import Samples
 from zfserve_cli.top.replicas import fetch_metrics
-from zfserve_protos.v1 import zfserve_pb2 as pb
 
-from zfserve_bench.fleet.replicas import LOOK_S
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.fleet.replicas import METRICS_TIMEOUT_S
+from zfserve_bench.inputs import jpeg_files, jpeg_requests, projection_requests, random_images, raw_request
 from zfserve_bench.load.generator import LoadGenerator
 from zfserve_bench.load.protocol import Call, ClosedLoop, Kind, OpenLoop, tally
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.service.startup import await_projection, status_number, worker_pid
-from zfserve_bench.subject import Subject, jpeg_files, noise, projection_requests, raw_request
 
 RATES = {
     Kind.RAW: 10.0,
@@ -34,16 +36,16 @@ RATES = {
     Kind.CANCELLED_PROJECT: 0.2,
     Kind.HEALTH_WATCH: 1.0,
 }
-"""Calls a second, or less where that is more than `SHARE_OF_CAPACITY`: it is not load that a leak needs."""
+"""The rates in calls per second. They are reduced if they exceed `SHARE_OF_CAPACITY`: leaks show without high load."""
 
 SHARE_OF_CAPACITY = 0.3
 PROBE = ClosedLoop(Kind.RAW, clients=8, warm_up=8, calls=64)
 
 SAMPLE_S = 10.0
-FEWEST_SAMPLES = 12
+MIN_SAMPLES = 12
 
-MOST_GROWTH = Limit("at most", 0.2)
-"""MB a minute over the last half: some 120 bytes a call."""
+MAX_GROWTH = Limit("at most", 0.2)
+"""MB per minute over the last half. 0.2 is some 120 bytes a call."""
 
 NO_MORE = Limit("at most", 0)
 BARS = "▁▂▃▄▅▆▇█"
@@ -51,12 +53,13 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at one moment.
+    """The state of both processes at one moment.
 
     Attributes:
-        elapsed_s: since the load began.
-        server_mb, worker_mb: memory of their own, `held_bytes`.
-        calls, unexpected: ended so far, and how many of them otherwise than they should.
+        elapsed_s: the time since the load began.
+        server_mb, worker_mb: the memory by `anonymous_bytes`.
+        server_files, worker_files: the numbers of open file descriptors.
+        calls, unexpected: the number of calls that have ended so far, and of those with an unexpected status.
     """
 
     elapsed_s: float
@@ -71,28 +74,28 @@ class Sample:
     unexpected: int
 
 
-def measure_soak(subject: Subject) -> Report:
-    if not subject.photos:
+def measure_soak(config: BenchmarkConfig) -> Report:
+    if not config.photos:
         return Report("Soak", "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
-    folder = subject.scratch("soak")
-    with running_service(subject.bundle.folder, folder, "--threads", str(subject.threads)) as service:
+    folder = config.scratch("soak")
+    with running_service(config.bundle.folder, folder, "--threads", str(config.threads)) as service:
         with grpc.insecure_channel(service.address) as channel:
             await_projection(channel)
-        requests = _requests(subject)
+        requests = _requests(config)
         rates = _rates(service, requests, folder)
         with LoadGenerator(service.address, requests, folder) as generator:
             generator.start(OpenLoop.steady(rates))
-            every_s = min(SAMPLE_S, subject.soak_s / FEWEST_SAMPLES)
-            samples = list(_watch(service, generator.ended_calls, subject.soak_s, every_s))
+            every_s = min(SAMPLE_S, config.soak_s / MIN_SAMPLES)
+            samples = list(_watch(service, generator.ended_calls, config.soak_s, every_s))
             records = generator.finish().calls
-    if subject.samples is not None:
-        subject.samples.write_text(to_csv(samples), encoding="utf-8")
+    if config.samples is not None:
+        config.samples.write_text(to_csv(samples), encoding="utf-8")
     return Report(
-        f"Soak: {subject.soak_s / 60:g} minutes of {sum(rates.values()):.1f} calls a second of {len(rates)} kinds",
+        f"Soak: {config.soak_s / 60:g} minutes of {sum(rates.values()):.1f} calls a second of {len(rates)} kinds",
         "at the middle",
         "figure",
-        tuple(find(samples, records, subject.effort.judged)),
-        (*drawn(samples), f"Calls: {tally(records)}."),
+        tuple(find(samples, records, config.effort.judged)),
+        (*sparklines(samples), f"Calls: {tally(records)}."),
         measured="at the end",
     )
 
@@ -103,15 +106,14 @@ def _rates(service: ServiceProcess, requests: dict[Kind, list[bytes]], folder: P
     return {kind: per_s * min(1.0, share) for kind, per_s in RATES.items()}
 
 
-def _requests(subject: Subject) -> dict[Kind, list[bytes]]:
-    files = jpeg_files(subject)
-    images = [pb.Image(encoded=file) for file in files]
+def _requests(config: BenchmarkConfig) -> dict[Kind, list[bytes]]:
+    files = jpeg_files(config)
     return {
-        Kind.RAW: [raw_request(image) for image in noise(subject.bundle.manifest.input)],
-        Kind.JPEG: [pb.ClassifyRequest(image=image).SerializeToString() for image in images],
-        Kind.PROJECT: projection_requests(subject, files),
-        # A photo that breaks off before its size is told.
-        Kind.BAD_INPUT: [pb.ClassifyRequest(image=pb.Image(encoded=file[:100])).SerializeToString() for file in files],
+        Kind.RAW: [raw_request(image) for image in random_images(config.bundle.manifest.input)],
+        Kind.JPEG: jpeg_requests(files),
+        Kind.PROJECT: projection_requests(config, files),
+        # Files that end before the size of the photo.
+        Kind.BAD_INPUT: jpeg_requests(file[:100] for file in files),
     }
 
 
@@ -124,11 +126,11 @@ def _watch(
     while (due_s := due_s + every_s) <= began_s + seconds + every_s / 2:
         time.sleep(max(0.0, due_s - time.monotonic()))
         ended = records()
-        shown = fetch_metrics(service.metrics_address, LOOK_S)
+        shown = fetch_metrics(service.metrics_address, METRICS_TIMEOUT_S)
         yield Sample(
             time.monotonic() - began_s,
-            held_bytes(service.pid) / 1e6,
-            held_bytes(worker) / 1e6,
+            anonymous_bytes(service.pid) / 1e6,
+            anonymous_bytes(worker) / 1e6,
             open_files(service.pid),
             open_files(worker),
             threads(service.pid),
@@ -139,29 +141,32 @@ def _watch(
         )
 
 
-def held_bytes(pid: int) -> int:
-    """Of memory that no file backs, in RAM or swapped out. Resident memory also changes as the system drops and reads
-    again the pages of libraries and weights."""
+def anonymous_bytes(pid: int) -> int:
+    """Returns the bytes of memory without a backing file, in RAM or swapped out.
+
+    Resident memory would also change when the kernel drops and reloads pages of libraries and weights.
+    """
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * (status_number(status, "RssAnon") + status_number(status, "VmSwap"))
 
 
 def open_files(pid: int) -> int:
-    """File descriptors."""
+    """Returns the number of open file descriptors."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def threads(pid: int) -> int:
+    """Returns the number of threads."""
     return status_number(Path(f"/proc/{pid}/status").read_text(), "Threads")
 
 
 def queue_depth(shown: Samples) -> float:
-    """Of all models, whatever labels the metric has."""
+    """Returns the queue depth of all models together."""
     return sum(value for series, value in shown.items() if series.name == "zfserve_queue_depth")
 
 
 def find(samples: Sequence[Sample], records: Sequence[Call], judged: bool) -> list[Finding]:
-    """The verdict: over the last half of the time."""
+    """Returns the findings. They are judged over the last half of the time."""
     half = samples[len(samples) // 2 :]
     findings = []
     for name, seen in (
@@ -170,7 +175,7 @@ def find(samples: Sequence[Sample], records: Sequence[Call], judged: bool) -> li
     ):
         growth = slope([sample.elapsed_s / 60 for sample in half], seen)
         growing = Quantity(growth, "MB/min")
-        limit = MOST_GROWTH if judged else None
+        limit = MAX_GROWTH if judged else None
         findings.append(Finding(name, Quantity(seen[-1], "MB"), Quantity(seen[0], "MB"), growing, limit))
     for name, column in (
         ("open files, server", "server_files"),
@@ -189,20 +194,24 @@ def find(samples: Sequence[Sample], records: Sequence[Call], judged: bool) -> li
 
 
 def _parts(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """The second quarter of the time, when all has been used once, and the last half. Connections come and go, so what
-    is compared is the fewest that were seen: a leak raises that too."""
+    """Returns the samples of the second quarter, when everything has been used once, and those of the last half.
+
+    Connections come and go, so the minima of both parts are compared. A leak raises the minimum too.
+    """
     quarter = len(samples) // 4
     return samples[quarter : 2 * quarter], samples[2 * quarter :]
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Of the straight line through the points: the median of the slopes between all pairs (Theil and Sen). Unlike least
-    squares it passes over a single step, as an allocator takes one at a new peak."""
+    """Returns the slope of a line through the points: the median slope between all pairs (Theil and Sen).
+
+    Unlike least squares, it ignores a single step, such as an allocator takes at a new peak.
+    """
     return statistics.median((y - v) / (x - u) for (u, v), (x, y) in combinations(zip(xs, ys, strict=True), 2))
 
 
-def drawn(samples: Sequence[Sample]) -> list[str]:
-    """Memory over time, one line for each process."""
+def sparklines(samples: Sequence[Sample]) -> list[str]:
+    """Returns a line for each process that draws its memory over time."""
     lines = []
     for name, seen in (("server", [one.server_mb for one in samples]), ("worker", [one.worker_mb for one in samples])):
         lines.append(f"Memory of the {name}, {min(seen):.0f} to {max(seen):.0f} MB: {sparkline(seen)}")
@@ -210,7 +219,7 @@ def drawn(samples: Sequence[Sample]) -> list[str]:
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """Bars from the least to the greatest value; of more than `width` values, means of neighbours."""
+    """Returns a bar for each value, scaled from the least to the greatest. More than `width` values are averaged."""
     parts = np.array_split(np.asarray(values, float), min(width, len(values)))
     means = [float(part.mean()) for part in parts]
     least, most = min(means), max(means)
@@ -219,6 +228,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
 
 
 def to_csv(samples: Sequence[Sample]) -> str:
+    """Returns the samples as CSV with a header."""
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Sample)], lineterminator="\n")
     table.writeheader()

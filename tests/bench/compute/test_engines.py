@@ -7,19 +7,20 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from zfserve_bench.compute.engines import BATCH_SIZES, Contender, Round, find, measure_engines, take_rounds
-from zfserve_bench.compute.graph_cost import Work
+from zfserve_bench.compute.graph_cost import GraphCost
 from zfserve_bench.compute.peaks import Arithmetic
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images
 from zfserve_bench.reports.findings import Quantity
-from zfserve_bench.subject import Subject, noise
 from zfserve_runtime.bundle import AccuracyEntry, Bundle
 
 ColourBundle = Callable[..., Bundle]
-SubjectOf = Callable[[Bundle], Subject]
+ConfigOf = Callable[[Bundle], BenchmarkConfig]
 
-WORK = Work(image_flops=100, image_bytes=10, weight_bytes=1000)
+WORK = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
 
 
-class FakeLimits:
+class FakePeaks:
     """Remembers what it was asked for."""
 
     def __init__(self, order: list[str]) -> None:
@@ -74,9 +75,9 @@ def test_accuracy_that_nobody_measured_is_left_open() -> None:
     assert find(0, replace(contender(), top1=None), 1, WORK, rounds).details[-1] is None
 
 
-def test_every_round_measures_everything(colour_bundle: ColourBundle, subject_of: SubjectOf) -> None:
-    subject = subject_of(colour_bundle())
-    subject = replace(subject, effort=replace(subject.effort, rounds=2))
+def test_every_round_measures_everything(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
+    config = config_of(colour_bundle())
+    config = replace(config, effort=replace(config.effort, rounds=2))
     order: list[str] = []
 
     def run_as(name: str) -> Contender:
@@ -86,7 +87,9 @@ def test_every_round_measures_everything(colour_bundle: ColourBundle, subject_of
 
         return contender(classify)
 
-    rounds = take_rounds([run_as("a"), run_as("b")], FakeLimits(order), noise(subject.bundle.manifest.input), subject)
+    rounds = take_rounds(
+        [run_as("a"), run_as("b")], FakePeaks(order), random_images(config.bundle.manifest.input), config
+    )
     one = [f"{name}{size}" for size in BATCH_SIZES for name in "ab"] + ["fp32", "copy"]
     assert order == one * 2
     assert [set(entry.batch_s) for entry in rounds] == [{(place, size) for place in (0, 1) for size in BATCH_SIZES}] * 2
@@ -94,11 +97,9 @@ def test_every_round_measures_everything(colour_bundle: ColourBundle, subject_of
     assert rounds[0].bytes_per_s == 20.0
 
 
-def test_engines_that_open_are_measured_and_others_are_named(
-    colour_bundle: ColourBundle, subject_of: SubjectOf
-) -> None:
+def test_engines_that_open_are_measured_and_others_are_named(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
     accuracy = (AccuracyEntry(precision="fp32", count=4, top1=0.75, top5=1.0),)
-    report = measure_engines(subject_of(colour_bundle(accuracy=accuracy)))
+    report = measure_engines(config_of(colour_bundle(accuracy=accuracy)))
     names = [f"{name}, fp32, batch {size}" for name in ("openvino", "onnx-cpu") for size in BATCH_SIZES]
     assert [finding.name for finding in report.findings][: len(names)] == names
     for finding in report.findings:
@@ -113,7 +114,7 @@ def test_engines_that_open_are_measured_and_others_are_named(
 
 
 def test_an_engine_that_computes_something_else_is_not_measured(
-    colour_bundle: ColourBundle, subject_of: SubjectOf
+    colour_bundle: ColourBundle, config_of: ConfigOf
 ) -> None:
     """Its outputs are compared with those of other photos."""
     bundle = colour_bundle()
@@ -121,18 +122,18 @@ def test_an_engine_that_computes_something_else_is_not_measured(
         pixels, probabilities = held["pixels"], held["probabilities_fp32"]
     with (bundle.folder / "golden.npz").open("wb") as file:
         np.savez(file, pixels=pixels, probabilities_fp32=probabilities[::-1])
-    report = measure_engines(subject_of(bundle))
+    report = measure_engines(config_of(bundle))
     assert not report.findings
     assert any("Not measured: onnx-cpu, fp32: the fp32 engine" in note for note in report.notes)
 
 
 def test_accuracy_is_measured_where_there_are_photos(
-    colour_bundle: ColourBundle, subject_of: SubjectOf, tmp_path: Path
+    colour_bundle: ColourBundle, config_of: ConfigOf, tmp_path: Path
 ) -> None:
     """One red photo is filed under green."""
     for folder, colour in (("c-red", "red"), ("c-green", "lime"), ("c-blue", "blue"), ("c-green", "red")):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), colour).save(tmp_path / "data" / folder / f"{colour}.png")
-    report = measure_engines(replace(subject_of(colour_bundle()), data=tmp_path / "data"))
+    report = measure_engines(replace(config_of(colour_bundle()), data=tmp_path / "data"))
     assert {finding.details[-1] for finding in report.findings} == {Quantity(75.0, "%")}
     assert any("measured on data" in note for note in report.notes)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from zfserve_bench.compute.gpu import TorchClassifier, check_torch, measure_gpu
-from zfserve_bench.subject import Subject
+from zfserve_bench.config import BenchmarkConfig
 from zfserve_engines.cuda.gpu import detect_gpu
 from zfserve_engines.golden import load_golden
 from zfserve_runtime.bundle import Bundle
@@ -36,7 +36,9 @@ def test_a_pytorch_that_computes_something_else_is_found(network_bundle: Bundle)
 
 
 @pytest.mark.skipif(detect_gpu() is not None, reason="there is a GPU here")
-def test_without_a_gpu_the_report_says_so(network_bundle: Bundle, subject_of: Callable[[Bundle], Subject]) -> None:
-    report = measure_gpu(subject_of(network_bundle))
+def test_without_a_gpu_the_report_says_so(
+    network_bundle: Bundle, config_of: Callable[[Bundle], BenchmarkConfig]
+) -> None:
+    report = measure_gpu(config_of(network_bundle))
     assert report.findings == ()
     assert report.notes == ("There is no NVIDIA GPU here: these figures await one.",)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from zfserve_bench.compute.graph_cost import Work, count_work
+from zfserve_bench.compute.graph_cost import GraphCost, count_cost
 
 
 def weights(name: str, *shape: int, dtype: type[np.generic] = np.float32) -> onnx.TensorProto:
@@ -43,7 +43,7 @@ def save_graph(file: Path) -> Path:
 
 
 def test_counts_what_one_can_count_by_hand(tmp_path: Path) -> None:
-    work = count_work(save_graph(tmp_path / "tiny.onnx"))
+    work = count_cost(save_graph(tmp_path / "tiny.onnx"))
     convolution = (8 * 3 * 3) * (2 * 3 * 3)  # 6 x 6 with padding 1 and stride 2 becomes 3 x 3; 4 channels in 2 groups
     assert work.image_flops == 2 * (convolution + 72 * 5 + 5 * 3)
     assert work.image_bytes == 4 * 6 * 6 + 4 * (3 + 5)
@@ -51,7 +51,7 @@ def test_counts_what_one_can_count_by_hand(tmp_path: Path) -> None:
 
 
 def test_weights_are_read_once_a_batch_and_photos_once_each() -> None:
-    work = Work(image_flops=100, image_bytes=10, weight_bytes=1000)
+    work = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
     assert work.batch_flops(4) == 400
     assert work.batch_bytes(4) == 1040
 
@@ -62,5 +62,5 @@ def test_weights_are_read_once_a_batch_and_photos_once_each() -> None:
     ids=["one photo waits for the weights", "twenty wait for the multiplications"],
 )
 def test_the_slower_of_arithmetic_and_memory_decides(size: int, least_s: float) -> None:
-    work = Work(image_flops=100, image_bytes=10, weight_bytes=1000)
+    work = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
     assert work.least_s(size, flops_per_s=10, bytes_per_s=10) == least_s

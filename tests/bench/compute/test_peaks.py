@@ -3,7 +3,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from zfserve_bench.compute.peaks import CpuLimits, times_per_s
+from zfserve_bench.compute.peaks import CpuPeaks, times_per_s
 
 
 def ticking(*times: float) -> Iterator[float]:
@@ -26,7 +26,7 @@ def test_runs_once_even_where_there_is_no_time() -> None:
 
 def test_the_cpu_has_limits_in_every_arithmetic() -> None:
     before = torch.get_num_threads()
-    with closing(CpuLimits(threads=1)) as limits:
+    with closing(CpuPeaks(threads=1)) as limits:
         found = [limits.flops_per_s("fp32", 0), limits.flops_per_s("int8", 0), limits.bytes_per_s(0)]
         if torch.cpu.get_capabilities().get("avx512_bf16"):  # elsewhere it takes seconds
             found.append(limits.flops_per_s("bf16", 0))

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-from zfserve_bench.fleet.rolling import Restart, earlier_attempts, find, measure_rolling
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.fleet.rolling import Restart, count_retries, find, measure_rolling
 from zfserve_bench.load.protocol import Call, Kind
 from zfserve_bench.reports.findings import Finding
-from zfserve_bench.subject import Subject
 from zfserve_runtime.bundle import Bundle
 
 RESTARTS = [Restart(10.0, 12.0, 14.5, 15.0), Restart(20.0, 20.5, 28.0, 29.0)]
@@ -54,13 +54,13 @@ def test_retries_are_counted_in_the_servers_log() -> None:
         "a line of another library\n"
         '{"message": "call"}\n{"message": "call", "earlier_attempts": "2"}\n'
     )
-    assert earlier_attempts(log) == 2
+    assert count_retries(log) == 2
 
 
 def test_no_call_fails_while_replicas_are_restarted(
-    colour_bundle: Callable[..., Bundle], subject_of: Callable[[Bundle], Subject]
+    colour_bundle: Callable[..., Bundle], config_of: Callable[[Bundle], BenchmarkConfig]
 ) -> None:
-    report = measure_rolling(subject_of(colour_bundle()), count=2)
+    report = measure_rolling(config_of(colour_bundle()), count=2)
     found = by_name(list(report.findings))
     assert found["calls"].measured.value > 0
     assert found["failed calls"].figure.value == 0, report.notes

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from zfserve_bench.config import BenchmarkConfig
 from zfserve_bench.fleet.rolling_workers import measure_rolling_workers
-from zfserve_bench.subject import Subject
 from zfserve_runtime.bundle import Bundle
 
 
 def test_no_projection_fails_while_workers_are_restarted(
-    network_bundle: Bundle, subject_of: Callable[[Bundle], Subject]
+    network_bundle: Bundle, config_of: Callable[[Bundle], BenchmarkConfig]
 ) -> None:
-    subject = subject_of(network_bundle)
-    report = measure_rolling_workers(subject, per_s=5.0)
+    config = config_of(network_bundle)
+    report = measure_rolling_workers(config, per_s=5.0)
     found = {finding.name: finding for finding in report.findings}
     assert found["calls"].measured.value > 0
     assert found["failed calls"].figure.value == 0, report.notes
-    (note,) = measure_rolling_workers(replace(subject, photos=())).notes
+    (note,) = measure_rolling_workers(replace(config, photos=())).notes
     assert note.startswith("skipped: no photos")

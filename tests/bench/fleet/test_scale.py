@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 from zfserve_bench.fleet.pinned_engine import PinnedEngine, images_per_s
-from zfserve_bench.fleet.scale import least_share
-from zfserve_bench.subject import available
+from zfserve_bench.fleet.scale import evenness
+from zfserve_bench.services import usable_cpus
 from zfserve_runtime.bundle import Bundle
 
 
@@ -14,12 +14,12 @@ from zfserve_runtime.bundle import Bundle
     ("answered", "share"), [([50.0, 50.0], 1.0), ([25.0, 75.0], 0.5), ([0.0, 10.0], 0.0), ([7.0], 1.0)]
 )
 def test_the_least_share_is_1_where_all_answer_alike(answered: list[float], share: float) -> None:
-    assert least_share(answered) == share
+    assert evenness(answered) == share
 
 
 def test_engines_run_side_by_side_in_processes_of_their_own(colour_bundle: Callable[..., Bundle]) -> None:
     bundle = colour_bundle()
     with ExitStack() as stack:
-        engines = [stack.enter_context(PinnedEngine(bundle, "fp32", available()[0])) for _ in range(2)]
+        engines = [stack.enter_context(PinnedEngine(bundle, "fp32", usable_cpus()[0])) for _ in range(2)]
         for _ in range(2):
             assert images_per_s(engines, 0.0) > 0

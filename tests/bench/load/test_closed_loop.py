@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 from zfserve_bench.load.closed_loop import AnswerCounter, run_closed_loop
+from zfserve_bench.load.generator import whole_bursts
 from zfserve_bench.load.protocol import ClosedLoop, ClosedLoopResult, Kind
-from zfserve_bench.service.throughput import whole_bursts
 
 
 def test_the_clock_runs_from_the_last_answer_of_the_warm_up_to_the_last_one_wanted() -> None:

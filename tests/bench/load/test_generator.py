@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService, listening
+from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.inputs import random_images, raw_request
 from zfserve_bench.load.generator import LoadGenerator
 from zfserve_bench.load.protocol import (
     OK,
@@ -21,7 +23,7 @@ from zfserve_bench.load.protocol import (
     Stream,
 )
 from zfserve_bench.service.overload import split_cpus
-from zfserve_bench.subject import Subject, available, classifying_service, noise, raw_request
+from zfserve_bench.services import classifying_service, usable_cpus
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Bundle
 
@@ -41,17 +43,17 @@ def test_a_load_process_that_dies_fails_the_measurement(tmp_path: Path) -> None:
 
 
 def test_an_open_loop_offers_its_calls_whatever_becomes_of_them(
-    colour_bundle: Callable[..., Bundle], subject_of: Callable[[Bundle], Subject], tmp_path: Path
+    colour_bundle: Callable[..., Bundle], config_of: Callable[[Bundle], BenchmarkConfig], tmp_path: Path
 ) -> None:
-    subject = subject_of(colour_bundle())
-    requests = [raw_request(image) for image in noise(subject.bundle.manifest.input)]
+    config = config_of(colour_bundle())
+    requests = [raw_request(image) for image in random_images(config.bundle.manifest.input)]
     streams = (
         Stream("one", Kind.RAW, 100.0, "interactive"),
         Stream("two", Kind.RAW, 50.0, "bulk"),
         Stream("three", Kind.RAW, 20.0, "urgent"),  # type: ignore[arg-type]
     )
-    service_cpus, load_cpus = split_cpus(available())
-    with classifying_service(subject, "fp32", tmp_path, service_cpus) as service:
+    service_cpus, load_cpus = split_cpus(usable_cpus())
+    with classifying_service(config, "fp32", tmp_path, service_cpus) as service:
         assert os.sched_getaffinity(service.pid) == set(service_cpus)
         assert os.getsid(service.pid) == service.pid
         order = OpenLoop(streams, Sender.BARE, random_arrivals=True, deadline_s=30.0)

@@ -6,7 +6,13 @@ from zfserve_bench.service.drain import Drain, Outcome, report
 
 def drained(**changes: object) -> Drain:
     outcomes = {"1": Outcome.ANSWERED, "2": Outcome.REFUSED, "3": Outcome.CANCELLED}
-    fields: dict[str, object] = {"outcomes": outcomes, "seconds": 1.0, "status": 0, "told_s": 0.1, "refused_s": 0.5}
+    fields: dict[str, object] = {
+        "outcomes": outcomes,
+        "seconds": 1.0,
+        "status": 0,
+        "not_serving_s": 0.1,
+        "refused_s": 0.5,
+    }
     return Drain(**fields | changes)  # type: ignore[arg-type]
 
 
@@ -15,10 +21,10 @@ def drained(**changes: object) -> Drain:
     [
         ({}, []),
         ({"lost": ["7"]}, ["accepted and not answered"]),
-        ({"seconds": 31.0}, ["slowest end"]),
-        ({"status": 3}, ["ends with another status than 0"]),
-        ({"refused_s": 0.05}, ["refused before health said so"]),
-        ({"refused_s": 0.05, "told_s": None}, []),
+        ({"seconds": 31.0}, ["slowest stop"]),
+        ({"status": 3}, ["exit status other than 0"]),
+        ({"refused_s": 0.05}, ["refused before health said NOT_SERVING"]),
+        ({"refused_s": 0.05, "not_serving_s": None}, []),
     ],
 )
 def test_a_stop_under_load_is_judged_by_what_was_accepted(changes: dict[str, object], missed: list[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from zfserve_bench.load.protocol import Call, Kind, tally
 from zfserve_bench.reports.findings import Finding
-from zfserve_bench.service.soak import BARS, Sample, find, held_bytes, queue_depth, slope, sparkline, to_csv
+from zfserve_bench.service.soak import BARS, Sample, anonymous_bytes, find, queue_depth, slope, sparkline, to_csv
 from zfserve_cli.top.metrics_text import parse_metrics
 
 FLAT = Sample(0.0, 200.0, 500.0, 30, 20, 15, 12, 0.0, 0, 0)
@@ -74,7 +74,7 @@ def test_the_slope_is_that_of_most_pairs() -> None:
 
 
 def test_reads_the_memory_of_a_process() -> None:
-    assert 1e6 < held_bytes(os.getpid()) < 1e11
+    assert 1e6 < anonymous_bytes(os.getpid()) < 1e11
 
 
 def test_bars_from_the_least_to_the_greatest() -> None:
