@@ -1,4 +1,4 @@
-"""The command `zfserve serve`. Prepares gRPC, then reads the settings and runs the server.
+"""Defines the command `zfserve serve`.
 
 gRPC reads its environment variable when it is first imported. So `add_arguments`, which is called first, sets it
 before it imports the settings, which import grpc.

@@ -1,4 +1,4 @@
-"""The server as a process: reads its settings, tunes itself, serves until a signal, and reports faults.
+"""Runs the server process: reads the settings, tunes the process, serves until a signal, and reports faults.
 
 Called by `serve_command`.
 """

@@ -1,1 +1,1 @@
-"""The companion process: a gRPC service around the deconvnet."""
+"""Holds the worker: the process that computes projections with PyTorch and serves them to servers over gRPC."""

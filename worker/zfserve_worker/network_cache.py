@@ -1,4 +1,4 @@
-"""The cache of networks that a worker holds, by the fingerprint of their weights. Built by `app`, used by the service.
+"""Caches the networks of a worker by the fingerprint of their weights. Built by `app`, used by `service`.
 
 The cache loads a network that it lacks from the model folders. Projections of other networks wait only while the load
 occupies the torch thread. When the cache is full, it evicts the least recently used network. A projection in flight

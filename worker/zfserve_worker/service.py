@@ -1,4 +1,4 @@
-"""The gRPC service of the worker: checks each request and streams its projections from the torch thread."""
+"""Serves gRPC in the worker: checks each request and streams its projections from the torch thread."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

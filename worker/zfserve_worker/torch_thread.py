@@ -1,4 +1,4 @@
-"""The one thread that runs PyTorch, and the limit on the calls that may use it. The event loop never blocks on it.
+"""Runs PyTorch in one thread, and limits the calls that may use it. The event loop never blocks on the thread.
 
 Calls take turns, one result each. So a long call cannot starve a short one, and a client that reads slowly delays only
 itself.

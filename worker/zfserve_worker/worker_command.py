@@ -1,4 +1,4 @@
-"""The command `zfserve worker`, also started as `python -m zfserve_worker`. Prepares gRPC, then runs the worker.
+"""Defines the command `zfserve worker`, which `python -m zfserve_worker` starts too.
 
 gRPC reads its environment variable when it is first imported. So `add_arguments`, which is called first, sets it
 before it imports the settings, which import grpc.
