@@ -17,7 +17,7 @@ from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatu
 logger = logging.getLogger(__name__)
 
 _DIRECTORIES = re.compile(r"(?<![\w.:/-])(?:/[\w.@+-]+)+/(?=[\w.@+-])")
-"""Matches the directories of absolute paths. Answers to callers must not reveal where files lie."""
+"""Matches the directories of absolute paths. Answers to callers must not reveal where files are."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class _Failure:
 
 
 class FailedVersions:
-    """Use from the event loop's thread only.
+    """Holds the failed versions, by their folders. Use from the event loop's thread only.
 
     Args:
         models: gets the status of each failed version.

@@ -36,7 +36,13 @@ class ServingPolicy:
 
 
 class ModelLoader:
-    """Loads one version at a time. Use from the event loop's thread only."""
+    """Loads one version at a time. Use from the event loop's thread only.
+
+    Args:
+        open_version: opens a version's engine; blocks. It runs in a thread.
+        policy: the settings that apply to every version.
+        metrics: gets the metrics of each version.
+    """
 
     def __init__(
         self, open_version: Callable[[FoundVersion, Report], OpenedVersion], policy: ServingPolicy, metrics: Metrics
@@ -77,5 +83,9 @@ class ModelLoader:
         self._thread.cancel()
 
     async def close(self, grace_s: float) -> None:
-        """Cancels the current load and waits for its end. See `OpeningThread.close`."""
+        """Cancels the current load and waits for its end.
+
+        Raises:
+            StillOpening: it did not end within `grace_s` seconds. The process must not wait for it.
+        """
         await self._thread.close(grace_s)

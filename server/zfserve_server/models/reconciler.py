@@ -1,4 +1,4 @@
-"""The reconciler serves the versions that lie in the model folders: it loads new ones and retires old ones.
+"""The reconciler serves the versions that are in the model folders: it loads new ones and retires old ones.
 
 For each model it serves the newest versions that can serve, up to the number to keep, and the pinned versions, whose
 own folders were named. A new version is loaded beside the others and then takes over (`serving_set`). A version that
@@ -32,7 +32,7 @@ OnStep = Callable[[FoundVersion, Step], None]
 
 
 class Reconciler:
-    """Use from the event loop's thread only.
+    """Brings what is served in line with what a scan finds. Use from the event loop's thread only.
 
     Args:
         scan: returns all versions that exist now; blocks.
@@ -68,7 +68,7 @@ class Reconciler:
         Args:
             found: the versions.
             on_step: called with each step of each load.
-            strict: fail if any model has no version that can serve. Else fail only if no model has one.
+            strict: if True, each model needs a version that can serve. If False, one model is enough.
 
         Raises:
             BundleError, EngineUnavailable: versions cannot serve (see `strict`).
@@ -145,7 +145,7 @@ class Reconciler:
                 continue
             if (same := kept.get(key_of(found))) is not None:
                 if found.files != same.files and not self._failed.blocks(found):  # equal files: a link to that folder
-                    self._failed.add(found, BundleError(f"it lies in two folders; only {same.folder.name} is served"))
+                    self._failed.add(found, BundleError(f"it is in two folders; only {same.folder.name} is served"))
             elif await self._ensure_served(found):
                 kept[key_of(found)] = found
                 newest += not found.pinned

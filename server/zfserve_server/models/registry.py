@@ -36,7 +36,7 @@ class ModelStatus:
 
     Attributes:
         reason: a sentence for callers. FAILED: why it failed. LOADING: the current step. READY: why the present
-            content of its folder does not replace it. Else empty.
+            content of its folder does not replace it. Empty in all other cases.
         fingerprint: empty until the manifest was read.
         is_default: True if a request that names no model gets this version.
     """

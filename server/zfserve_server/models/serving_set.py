@@ -35,7 +35,7 @@ class _Served:
 
 
 class ServingSet:
-    """Use from the event loop's thread only.
+    """Holds the versions that serve, by name and version. Use from the event loop's thread only.
 
     Args:
         models: the registry in which the services find the versions.

@@ -42,7 +42,7 @@ def describe_step(step: Step) -> str:
 
 
 class StartupProgress:
-    """Use from the event loop's thread only."""
+    """Tracks the phase of the start. Use from the event loop's thread only."""
 
     def __init__(self, metrics: Metrics, health: Health) -> None:
         self._metrics = metrics

@@ -182,7 +182,8 @@ class WorkerClient:
                 self._set_up(True)
             elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 self._set_up(False)
-            # In any other state it reconnects, as a worker asks for now and then. Calls wait meanwhile.
+            # In any other state the channel reconnects, because a worker limits the age of its connections. Calls wait
+            # for that, and the pairing stays.
             # gRPC's own wait for a state cannot be cancelled: it ends with the channel, in a loop that may be closed.
             while channel.get_state(try_to_connect=True) is state:  # noqa: ASYNC110
                 await asyncio.sleep(_STATE_POLL_S)

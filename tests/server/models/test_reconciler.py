@@ -177,14 +177,14 @@ async def test_a_version_replaced_in_place_takes_over_from_itself(repository: Fa
         assert not after.closed
 
 
-async def test_a_version_that_lies_in_two_folders_is_served_from_one(repository: FakeModelRepository) -> None:
+async def test_a_version_in_two_folders_is_served_from_one(repository: FakeModelRepository) -> None:
     repository.put(version("1"), FakeEngine())
     repository.put(version("1"), FakeEngine(), folder="2")  # a copy whose manifest was not changed
     async with running_server(repository=repository, keep_versions=2) as server:
         assert repository.opened == [("fake", "1")]
         (status,) = (await server.vision.ListModels(pb.ListModelsRequest())).models
         assert (status.state, status.is_default) == (pb.MODEL_STATE_READY, True)
-        assert "lies in two folders" in status.reason
+        assert "is in two folders" in status.reason
 
 
 async def test_projections_in_flight_keep_their_version(repository: FakeModelRepository, tmp_path: Path) -> None:
