@@ -28,7 +28,7 @@ from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflectio
 from zfserve_runtime.grpc.status import from_call_error
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.worker.probe import probe_worker
-from zfserve_server.worker.supervisor import Supervisor
+from zfserve_server.worker.supervisor import ProbePolicy, RestartPolicy, Supervisor
 
 TESTS = Path(__file__).parent.parent
 REQUEST = pb.ProjectRequest(image=raw_image(1), layer="conv1", strongest=3)
@@ -62,9 +62,8 @@ async def supervised(address: str, folder: Path) -> AsyncIterator[asyncio.Event]
         return alive
 
     command = [sys.executable, str(TESTS / "fakes" / "worker_process.py"), address, str(folder), FINGERPRINT]
-    supervisor = Supervisor(
-        command, Metrics(), first_delay_s=0.01, probe=probe, probe_timeout_s=2.0, probe_interval_s=0.05
-    )
+    probing = ProbePolicy(probe, timeout_s=2.0, interval_s=0.05)
+    supervisor = Supervisor(command, Metrics(), restart=RestartPolicy(first_delay_s=0.01), probing=probing)
     task = asyncio.create_task(supervisor.run())
     try:
         yield answered

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 
 import grpc
 from zfserve_protos.metadata import REQUEST_ID_KEY
@@ -29,18 +30,27 @@ _RETRY_S = 1.0
 _STATE_POLL_S = 0.1
 """Seconds between two reads of the channel's state."""
 
-_RENEW_INTERVAL_S = 60.0
-"""Seconds between two checks for a new channel while a worker serves. Without a worker they come every `_RETRY_S`."""
-
-_REPLACE_AFTER_S = 10.0
-"""The channel is replaced after this many seconds without a worker. Its resolver backs off from a name that does not
-exist, up to two minutes; the resolver of a new channel asks at once."""
-
 _MAX_ATTEMPTS = 3
 """Attempts at a projection that meets workers without its network. Other workers may hold it."""
 
 _DESCRIBE_TIMEOUT_S = 60.0
 """A Describe call may take this long, because the worker first loads the weights that it lacks."""
+
+
+@dataclass(frozen=True)
+class WorkerIntervals:
+    """Holds the intervals of the client's background work, in seconds.
+
+    Attributes:
+        describe_s: between two Describe calls while the worker lacks weights.
+        renew_s: between two calls of `renew_channel` while a worker serves. Without a worker they come every second.
+        replace_after_s: time without a worker after which the channel is replaced. Its resolver backs off from a name
+            that does not exist, up to two minutes; the resolver of a new channel asks at once.
+    """
+
+    describe_s: float = 5.0
+    renew_s: float = 60.0
+    replace_after_s: float = 10.0
 
 
 class WorkerClient:
@@ -55,11 +65,9 @@ class WorkerClient:
         metrics: shows the pairing.
         max_call_s: the longest time of one projection request, in seconds. It bounds callers without a deadline.
         on_change: called after each change of the pairing, with True if the worker can project all served networks.
-        describe_interval_s: seconds between two Describe calls while the worker lacks weights.
-        renew_interval_s: seconds between two calls of `renew_channel` while a worker serves.
-        replace_after_s: seconds without a worker after which the channel is replaced.
         renew_channel: returns a channel to use from now on, or None to keep the current one. Its argument is True if
             the channel must be replaced.
+        intervals: the intervals of the background work.
     """
 
     def __init__(
@@ -68,17 +76,13 @@ class WorkerClient:
         metrics: Metrics,
         max_call_s: float,
         on_change: Callable[[bool], None],
-        describe_interval_s: float = 5.0,
-        renew_interval_s: float = _RENEW_INTERVAL_S,
-        replace_after_s: float = _REPLACE_AFTER_S,
         renew_channel: Callable[[bool], grpc.aio.Channel | None] = lambda force: None,
+        intervals: WorkerIntervals | None = None,
     ) -> None:
         self._pairing = Pairing(metrics, on_change)
         self._max_call_s = max_call_s
-        self._describe_interval_s = describe_interval_s
-        self._renew_interval_s = renew_interval_s
-        self._replace_after_s = replace_after_s
         self._renew_channel = renew_channel
+        self._intervals = intervals or WorkerIntervals()
         self._describing = asyncio.Lock()
         self._described_at = -math.inf
         self._use(channel)
@@ -194,23 +198,23 @@ class WorkerClient:
         self._pairing.set_up(up)
 
     def _is_stale(self) -> bool:
-        """Returns True if the channel has found no worker for `replace_after_s` seconds."""
+        """Returns True if the channel has found no worker for `intervals.replace_after_s` seconds."""
         failing = self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
-        return failing and time.monotonic() - self._down_since >= self._replace_after_s
+        return failing and time.monotonic() - self._down_since >= self._intervals.replace_after_s
 
     async def _until_next_renewal(self) -> None:
         if not self._pairing.up:
-            await asyncio.sleep(min(self._renew_interval_s, _RETRY_S))
+            await asyncio.sleep(min(self._intervals.renew_s, _RETRY_S))
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._renew_interval_s):
+            async with asyncio.timeout(self._intervals.renew_s):
                 await self._pairing.is_down.wait()
 
     async def _describe_while_mismatched(self) -> None:
         """Asks again for weights that the worker lacks. Its volume may be behind the server's. Runs until cancelled."""
         while True:
             await self._pairing.is_mismatched.wait()
-            await asyncio.sleep(self._describe_interval_s)
+            await asyncio.sleep(self._intervals.describe_s)
             if self._pairing.is_mismatched.is_set():
                 await self.announce(self._pairing.served)
 

@@ -14,7 +14,7 @@ from zfserve_server.config import ServerConfig
 from zfserve_server.worker.channel import WorkerChannel
 from zfserve_server.worker.client import WorkerClient
 from zfserve_server.worker.probe import probe_worker
-from zfserve_server.worker.supervisor import Supervisor
+from zfserve_server.worker.supervisor import ProbePolicy, Supervisor
 
 LONGEST_PROJECTION_S = 120.0
 
@@ -61,7 +61,9 @@ def connect_companion(
     client = WorkerClient(channel.current, metrics, LONGEST_PROJECTION_S, on_change, renew_channel=channel.renew)
     if config.worker_address is not None:
         return Companion(client, [client.watch])
-    supervisor = Supervisor(worker_command(config, address), metrics, probe=partial(probe_worker, address))
+    supervisor = Supervisor(
+        worker_command(config, address), metrics, probing=ProbePolicy(partial(probe_worker, address))
+    )
     return Companion(client, [client.watch, supervisor.run])
 
 

@@ -7,10 +7,43 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from zfserve_runtime.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """Says how long to wait before a restart. The delay doubles with each restart (exponential backoff).
+
+    Attributes:
+        first_delay_s: seconds before the first restart.
+        max_delay_s: the longest delay, in seconds.
+        stable_s: after a process has lived this many seconds, the next delay is the first one again.
+    """
+
+    first_delay_s: float = 0.5
+    max_delay_s: float = 30.0
+    stable_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class ProbePolicy:
+    """Says how to find out that a process hangs or is stopped (SIGSTOP). Such a process is killed and restarted.
+
+    Attributes:
+        probe: waits for a sign of life for at most the given seconds. Returns False if there was none.
+        startup_timeout_s: seconds that the first probe may take.
+        timeout_s: seconds that each later probe may take.
+        interval_s: seconds between two probes.
+    """
+
+    probe: Callable[[float], Awaitable[bool]]
+    startup_timeout_s: float = 300.0
+    timeout_s: float = 20.0
+    interval_s: float = 5.0
 
 
 class Supervisor:
@@ -19,15 +52,9 @@ class Supervisor:
     Args:
         command: the process and its arguments.
         metrics: counts the restarts.
-        first_delay_s: seconds before the first restart. The delay doubles with each further restart.
-        max_delay_s: the longest delay, in seconds.
-        stable_s: after a process has lived this many seconds, the next delay is the first one again.
-        grace_s: seconds from SIGTERM to SIGKILL when stopped.
-        probe: waits for a sign of life for at most the given seconds. Returns False if there was none; then the
-            process, which is stopped (SIGSTOP) or hangs, is killed and restarted. None: no probes.
-        startup_timeout_s: seconds that the first probe may take.
-        probe_timeout_s: seconds that each later probe may take.
-        probe_interval_s: seconds between two probes.
+        restart: the delays before restarts.
+        probing: the probes of the process; None: no probes.
+        grace_s: seconds from SIGTERM to SIGKILL when the process is stopped.
         sleep: waits for the given seconds.
     """
 
@@ -36,40 +63,30 @@ class Supervisor:
         command: Sequence[str],
         metrics: Metrics,
         *,
-        first_delay_s: float = 0.5,
-        max_delay_s: float = 30.0,
-        stable_s: float = 60.0,
+        restart: RestartPolicy | None = None,
+        probing: ProbePolicy | None = None,
         grace_s: float = 10.0,
-        probe: Callable[[float], Awaitable[bool]] | None = None,
-        startup_timeout_s: float = 300.0,
-        probe_timeout_s: float = 20.0,
-        probe_interval_s: float = 5.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._command = tuple(command)
         self._metrics = metrics
-        self._first_delay_s = first_delay_s
-        self._max_delay_s = max_delay_s
-        self._stable_s = stable_s
+        self._restart = restart or RestartPolicy()
+        self._probing = probing
         self._grace_s = grace_s
-        self._probe = probe
-        self._startup_timeout_s = startup_timeout_s
-        self._probe_timeout_s = probe_timeout_s
-        self._probe_interval_s = probe_interval_s
         self._sleep = sleep
 
     async def run(self) -> None:
         """Runs until cancelled. It stops the process before it returns."""
-        delay_s = self._first_delay_s
+        delay_s = self._restart.first_delay_s
         while True:
             began = time.monotonic()
             status = await self._run_once()
-            if time.monotonic() - began >= self._stable_s:
-                delay_s = self._first_delay_s
+            if time.monotonic() - began >= self._restart.stable_s:
+                delay_s = self._restart.first_delay_s
             logger.warning("the worker ended; it is restarted", extra={"status": status, "delay_s": delay_s})
             await self._sleep(delay_s)
             self._metrics.worker_restarts.inc()
-            delay_s = min(2 * delay_s, self._max_delay_s)
+            delay_s = min(2 * delay_s, self._restart.max_delay_s)
 
     async def _run_once(self) -> int:
         # The worker has a session of its own, so that Ctrl-C in a terminal reaches only the server, which stops the
@@ -79,7 +96,9 @@ class Supervisor:
             *self._command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         logger.info("started the worker", extra={"worker_pid": process.pid})
-        probing = None if self._probe is None else asyncio.create_task(self._kill_if_silent(process, self._probe))
+        probing = None
+        if self._probing is not None:
+            probing = asyncio.create_task(self._kill_if_silent(process, self._probing))
         try:
             return await process.wait()
         finally:
@@ -90,13 +109,11 @@ class Supervisor:
             if process.stdin is not None:
                 process.stdin.close()
 
-    async def _kill_if_silent(
-        self, process: asyncio.subprocess.Process, probe: Callable[[float], Awaitable[bool]]
-    ) -> None:
-        timeout_s = self._startup_timeout_s
-        while await probe(timeout_s):
-            timeout_s = self._probe_timeout_s
-            await asyncio.sleep(self._probe_interval_s)
+    async def _kill_if_silent(self, process: asyncio.subprocess.Process, probing: ProbePolicy) -> None:
+        timeout_s = probing.startup_timeout_s
+        while await probing.probe(timeout_s):
+            timeout_s = probing.timeout_s
+            await asyncio.sleep(probing.interval_s)
         logger.error("the worker does not answer and is killed", extra={"silence_s": timeout_s})
         process.kill()
 

@@ -12,7 +12,7 @@ from zfserve_runtime.access.tls import ClientTlsFiles, TlsFiles
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.worker.channel import WorkerChannel
-from zfserve_server.worker.client import WorkerClient
+from zfserve_server.worker.client import WorkerClient, WorkerIntervals
 
 WORKER_FILES = TlsFiles(TLS / "server.pem", TLS / "server.key", TLS / "ca.pem")
 
@@ -30,7 +30,12 @@ async def test_the_worker_is_found_once_the_files_are_replaced(tmp_path: Path) -
     async with FakeWorker().listening("localhost:0", WORKER_FILES) as port:
         channel = WorkerChannel(f"localhost:{port}", files, grace_s=60)
         client = WorkerClient(
-            channel.current, Metrics(), 60.0, changes.put_nowait, renew_interval_s=0.2, renew_channel=channel.renew
+            channel.current,
+            Metrics(),
+            60.0,
+            changes.put_nowait,
+            renew_channel=channel.renew,
+            intervals=WorkerIntervals(renew_s=0.2),
         )
         watching = asyncio.create_task(client.watch())
         while (state := channel.current.get_state()) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:

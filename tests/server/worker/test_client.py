@@ -18,7 +18,7 @@ from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.health import SERVER, Health
 from zfserve_runtime.grpc.options import server_options, worker_channel_options
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_server.worker.client import WorkerClient
+from zfserve_server.worker.client import WorkerClient, WorkerIntervals
 
 
 async def test_a_call_to_a_worker_that_never_answers_ends_even_without_a_deadline(tmp_path: Path) -> None:
@@ -92,7 +92,9 @@ async def test_a_worker_that_lacks_weights_is_asked_again_until_it_has_them(tmp_
     address = f"unix:{tmp_path}/worker.sock"
     worker, changes = FakeWorker(fingerprint="e" * 64), asyncio.Queue[bool]()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, describe_interval_s=0.01)
+        client = WorkerClient(
+            channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, intervals=WorkerIntervals(describe_s=0.01)
+        )
         await client.announce([FINGERPRINT])
         watching = asyncio.create_task(client.watch())
         assert not await changes.get()
@@ -201,7 +203,11 @@ async def test_a_projection_that_meets_a_worker_without_its_network_is_tried_at_
         target = f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}"
         async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
             client = WorkerClient(
-                channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, describe_interval_s=0.01
+                channel,
+                Metrics(),
+                max_call_s=60,
+                on_change=changes.put_nowait,
+                intervals=WorkerIntervals(describe_s=0.01),
             )
             await client.announce([FINGERPRINT])
             watching = asyncio.create_task(client.watch())
@@ -219,7 +225,9 @@ async def test_a_projection_that_no_worker_can_make_is_a_mismatch_and_is_retried
     request = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", strongest=1)
     worker = FakeWorker()
     async with worker.listening(address), grpc.aio.insecure_channel(address, worker_channel_options()) as channel:
-        client = WorkerClient(channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, describe_interval_s=0.01)
+        client = WorkerClient(
+            channel, Metrics(), max_call_s=60, on_change=changes.put_nowait, intervals=WorkerIntervals(describe_s=0.01)
+        )
         await client.announce([FINGERPRINT])
         watching = asyncio.create_task(client.watch())
         assert await changes.get()
@@ -245,8 +253,7 @@ async def test_a_channel_without_a_worker_for_long_is_replaced(tmp_path: Path) -
             Metrics(),
             max_call_s=60,
             on_change=changes.put_nowait,
-            renew_interval_s=0.02,
-            replace_after_s=0.1,
+            intervals=WorkerIntervals(renew_s=0.02, replace_after_s=0.1),
             renew_channel=lambda force: second if force else None,
         )
         watching = asyncio.create_task(client.watch())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_server.worker.supervisor import Supervisor
+from zfserve_server.worker.supervisor import ProbePolicy, RestartPolicy, Supervisor
 
 STAY = "import signal; signal.pause()"
 
@@ -47,7 +47,7 @@ async def stop(task: "asyncio.Task[None]") -> None:
 
 async def test_a_process_that_ends_is_restarted(tmp_path: Path) -> None:
     metrics = Metrics()
-    supervisor = Supervisor(marking(tmp_path / "marks", STAY), metrics, first_delay_s=0.01)
+    supervisor = Supervisor(marking(tmp_path / "marks", STAY), metrics, restart=RestartPolicy(first_delay_s=0.01))
     task = asyncio.create_task(supervisor.run())
     [first] = await marks(tmp_path / "marks", 1)
     os.kill(first, signal.SIGKILL)
@@ -71,9 +71,7 @@ async def test_delays_double_up_to_a_limit_and_restart_after_a_stable_run(stable
     supervisor = Supervisor(
         [sys.executable, "-S", "-c", ""],
         Metrics(),
-        first_delay_s=1.0,
-        max_delay_s=5.0,
-        stable_s=stable_s,
+        restart=RestartPolicy(first_delay_s=1.0, max_delay_s=5.0, stable_s=stable_s),
         sleep=sleep,
     )
     with pytest.raises(asyncio.CancelledError):
@@ -97,11 +95,8 @@ async def test_a_process_that_does_not_answer_is_killed_and_restarted(tmp_path: 
     supervisor = Supervisor(
         marking(tmp_path / "marks", STAY),
         Metrics(),
-        first_delay_s=0.01,
-        probe=probe,
-        startup_timeout_s=300.0,
-        probe_timeout_s=20.0,
-        probe_interval_s=0.0,
+        restart=RestartPolicy(first_delay_s=0.01),
+        probing=ProbePolicy(probe, startup_timeout_s=300.0, timeout_s=20.0, interval_s=0.0),
     )
     task = asyncio.create_task(supervisor.run())
     first, second = await marks(tmp_path / "marks", 2)
