@@ -1,1 +1,1 @@
-"""The command line. Its commands call the service through `zfserve`. It finds the commands of other rooms by name."""
+"""Holds the command line. Its commands call the service through `zfserve`. It finds other rooms' commands by name."""

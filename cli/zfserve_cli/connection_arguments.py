@@ -1,4 +1,4 @@
-"""The command line arguments that name a service, and the client that they open. Every command that calls uses them."""
+"""Defines the arguments that name a service, and opens its client. Every command that calls a service uses them."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""The exit statuses of every command. `zfserve --help` prints them, and docs/errors.md explains them."""
+"""Defines the exit statuses of every command. `zfserve --help` prints them, and docs/errors.md explains them."""
 
 OK, FAILED, UNUSABLE, ENGINE_LOST, NOT_INSTALLED, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 

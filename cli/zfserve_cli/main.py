@@ -1,4 +1,4 @@
-"""The command `zfserve`. It holds the table of commands, and imports the module of the one command that it runs."""
+"""Runs the command `zfserve`. It has the table of commands, and imports only the module of the command to run."""
 
 import argparse
 import difflib
@@ -17,7 +17,7 @@ from zfserve_cli.exit_statuses import FAILED, INTERRUPTED, MEANINGS, NOT_INSTALL
 
 
 class Command(NamedTuple):
-    """One command.
+    """Describes one command.
 
     Attributes:
         summary: the command's line in `zfserve --help`.

@@ -11,7 +11,7 @@ from zfserve.results import Projection
 from zfserve_photos.contact_sheet import Tile, contact_sheet
 
 COLUMNS = 3
-"""The number of projections in a row of a contact sheet."""
+"""A row of a contact sheet has this many projections."""
 
 
 class NotSaved(Exception):
@@ -20,7 +20,7 @@ class NotSaved(Exception):
 
 @dataclass(frozen=True)
 class SavedProjection:
-    """A projection and its files.
+    """Holds a projection and the names of its files.
 
     Attributes:
         projection: the projection.

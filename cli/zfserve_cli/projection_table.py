@@ -1,4 +1,4 @@
-"""The table that `zfserve project` prints."""
+"""Draws the table that `zfserve project` prints."""
 
 from rich.bar import Bar
 from rich.console import JustifyMethod

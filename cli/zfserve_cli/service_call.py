@@ -25,7 +25,7 @@ _CALLER_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthen
 """A retry with the same arguments fails in the same way."""
 
 _BACKEND_UNHEALTHY = "backend unhealthy"
-"""gRPC's words if no server serves by its own health."""
+"""gRPC says this if no server serves by its own health."""
 
 _TLS_FAULTS = {
     "CERTIFICATE_VERIFY_FAILED": "no authority that is trusted here has signed its certificate; name that authority's "
@@ -33,13 +33,14 @@ _TLS_FAULTS = {
     "Hostname Verification Check failed": "its certificate has another name; give that with --tls-server-name",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the --tls options out",
 }
-"""gRPC's words for a connection that fails in the TLS handshake, and the sentence to print for each."""
+"""Maps gRPC's words for a failed TLS handshake to the sentence that the user gets."""
 
 
 def call_service(arguments: argparse.Namespace, call: Callable[[Client], int]) -> int:
     """Opens a client, returns the exit status of `call`, and closes the client.
 
-    If the client cannot be opened or a call fails, prints one line to standard error and returns its exit status.
+    If the client cannot be opened or a call fails, it prints one line to standard error and returns the exit status of
+    that error.
     """
     try:
         client = open_client(arguments)

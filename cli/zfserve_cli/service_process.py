@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 120.0
-"""The longest time for a service to get ready, and then for its worker. On an idle machine it takes some seconds."""
+"""A service, and then its worker, must be ready within this many seconds. An idle machine needs some seconds."""
 
 STOP_TIMEOUT_S = 45.0
-"""The time after which a service that should stop is killed. It is longer than the service's own grace period."""
+"""A service that does not stop within this many seconds is killed. Its own grace period is shorter."""
 
 POLL_INTERVAL_S = 0.01
 
@@ -28,7 +28,7 @@ class ServiceFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class ServiceProcess:
-    """A service that is ready.
+    """Describes a service that is ready.
 
     Attributes:
         pid: the id of the process.

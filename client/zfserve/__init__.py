@@ -1,4 +1,4 @@
-"""The Python client of zfserve. `Client` is for ordinary code, and `AsyncClient` has the same methods for asyncio.
+"""Calls a zfserve service from Python. `Client` is for ordinary code, and `AsyncClient` does the same for asyncio.
 
     from zfserve import Client
 

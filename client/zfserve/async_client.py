@@ -1,4 +1,4 @@
-"""The async client, over grpc.aio. It has the methods of `client`."""
+"""Defines the async client, over grpc.aio. It has the methods of the sync client."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The code that `Client` and `AsyncClient` share: their settings, and the surroundings of each call."""
+"""Holds the code that `Client` and `AsyncClient` share: their settings, and what surrounds each call."""
 
 import math
 import time
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 THROTTLES = 64
-"""The number of throttles that a client keeps: one for each method of each model, the most recently used ones."""
+"""A client keeps this many throttles, one for each method of each model, and drops the least recently used one."""
 
 
 class BaseClient(ABC):

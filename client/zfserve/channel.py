@@ -1,4 +1,4 @@
-"""The gRPC channel to the service: addresses, balancing, retries, keepalive, message sizes, TLS and metadata.
+"""Sets up the gRPC channel to the service: addresses, balancing, retries, keepalive, message sizes, TLS and metadata.
 
 Sources: grpc/include/grpc/impl/channel_arg_names.h; gRFC A6 (retries), A17 (health checking).
 """
@@ -25,10 +25,10 @@ from zfserve_protos.methods import VISION_SERVICE
 from zfserve_protos.ports import SERVICE_PORT
 
 DEFAULT_ADDRESS = f"localhost:{SERVICE_PORT}"
-"""The address of a service on this machine."""
+"""A client without an address calls the service on this machine."""
 
 DEFAULT_TIMEOUT_S = 30.0
-"""The timeout of a call, in seconds."""
+"""A call may take this many seconds if neither it nor its client has another timeout."""
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
@@ -57,7 +57,9 @@ _SERVICE_CONFIG = {
 
 @dataclass(frozen=True)
 class TlsOptions:
-    """The options of an encrypted connection. Without files, the client trusts the system's certificate authorities.
+    """Holds the options of an encrypted connection.
+
+    Without files, the client trusts the system's certificate authorities.
 
     Attributes:
         ca: a PEM file with the certificate authorities to trust instead of the system's.

@@ -1,4 +1,4 @@
-"""The sync client. `async_client` has the same methods over grpc.aio."""
+"""Defines the sync client. `async_client` has the same methods over grpc.aio."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -31,11 +31,10 @@ from zfserve.retrying_call import Call, RetryingCall
 from zfserve.tracing import CallSpan
 
 STRONGEST = 9
-"""The number of maps that `project` returns by default."""
+"""`project` returns this many maps by default."""
 
 IN_FLIGHT = 16
-"""The number of photos that `classify_many` has in flight by default. It fills a server's batch while the next photo is
-read."""
+"""`classify_many` has this many photos in flight by default. They fill a batch while the next photo is read."""
 
 _Started: TypeAlias = RetryingCall | ZfserveError
 

@@ -1,4 +1,4 @@
-"""The errors of the clients. Each class stands for a gRPC status, and docs/errors.md says when the service sends it.
+"""Defines the errors of the clients. Each class stands for a gRPC status. docs/errors.md lists the causes.
 
 ZfserveError
 ├── InvalidInput            INVALID_ARGUMENT      a value in the request is wrong, or the message is too large

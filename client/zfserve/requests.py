@@ -16,7 +16,7 @@ from zfserve.errors import InvalidInput
 from zfserve.results import ImageReference, Position
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageReference | Any
-"""A photo in one of these forms:
+"""The methods take a photo in one of these forms:
 
 - a path to a JPEG, PNG, WebP, BMP, TIFF or GIF file, as `str` or `Path`. The file is sent as it is.
 - `bytes`: the content of such a file.
@@ -27,12 +27,16 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageRef
 """
 
 UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
-"""The unit of a feature map to project: "strongest" is the unit with the highest activation (or, for maps that were
-chosen for a class, the unit that adds most to its score), "whole" is all units together, and a `Position` is the unit
-at that place."""
+"""Chooses the unit of a feature map to project.
+
+- "strongest" is the unit with the highest activation. If the map was chosen for a class, it is the unit that adds most to
+  the score of the class.
+- "whole" is all units together.
+- a `Position` is the unit at that place.
+"""
 
 PictureFormat: TypeAlias = Literal["png", "float32"]
-"""The format of a projection: "png" is a picture that is scaled for the eye, "float32" is the unscaled values."""
+"""Chooses the format of a projection: "png" is a picture scaled for the eye, and "float32" is the unscaled values."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ForClass:
 
 
 Maps: TypeAlias = int | Sequence[int] | ForClass
-"""The maps to project: an int is a number of strongest maps, a sequence lists the maps, and `ForClass` chooses them."""
+"""Selects the maps to project: so many strongest maps (an int), the listed maps, or the maps for a class."""
 
 _FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
 

@@ -1,4 +1,4 @@
-"""The results of the clients' methods, as frozen dataclasses made from the service's messages.
+"""Defines the results of the clients' methods as frozen dataclasses. They are made from the service's messages.
 
 Each field has the name that it has in `zfserve.proto`. Results compare by value and need neither numpy nor torch.
 """
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class of the model, with the probability that a photo shows it.
+    """Describes one class of the model, with the probability that a photo shows it.
 
     Attributes:
         label: the name for people, such as "French horn".
@@ -37,7 +37,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The exact model that answered.
+    """Identifies the exact model that answered.
 
     Attributes:
         name: the model's name, such as "zfnet".
@@ -52,7 +52,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Timings:
-    """The time that the server spent on one photo.
+    """Tells how much time the server spent on one photo.
 
     Attributes:
         decode_ms: decoding and resizing the photo, in milliseconds.
@@ -83,7 +83,7 @@ class ImageReference:
 
 @dataclass(frozen=True)
 class Classification:
-    """The most probable classes of one photo.
+    """Holds the most probable classes of one photo.
 
     Attributes:
         classes: the classes, most probable first. There are `top_k` of them.
@@ -103,7 +103,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Position:
-    """The place of a unit in a feature map.
+    """Names the place of a unit in a feature map.
 
     Attributes:
         row: the row, from 0 at the top.
@@ -116,7 +116,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of pixels: the columns left <= x < right and the rows top <= y < bottom.
+    """Describes a rectangle of pixels: the columns left <= x < right and the rows top <= y < bottom.
 
     Attributes:
         left: the first column.
@@ -133,7 +133,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Float32Picture:
-    """A projection that is not scaled for the eye. Its values lie in the space of the normalised input.
+    """Holds a projection that is not scaled for the eye. Its values lie in the space of the normalised input.
 
     Attributes:
         height: the number of rows.
@@ -159,7 +159,7 @@ class Float32Picture:
 
 @dataclass(frozen=True)
 class Projection:
-    """The pixels that drove one feature map.
+    """Holds the pixels that drove one feature map.
 
     Attributes:
         map: the feature map, from 0.
@@ -198,7 +198,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input of a model, and the rule by which the server turns a photo into it.
+    """Describes the input of a model, and the rule by which the server turns a photo into it.
 
     Attributes:
         height: the height of the input in pixels.
@@ -220,7 +220,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose feature maps can be projected.
+    """Describes a layer whose feature maps can be projected.
 
     Attributes:
         name: the name that `project` takes, such as "conv5".
@@ -246,7 +246,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ParityFigure:
-    """A comparison of the exported network with the network that it was exported from, measured at export.
+    """Compares the exported network with the network that it was exported from, as measured at export.
 
     Attributes:
         precision: the precision of the exported network, such as "fp32" or "int8".
@@ -265,7 +265,7 @@ class ParityFigure:
 
 @dataclass(frozen=True)
 class AccuracyFigure:
-    """The accuracy on a validation set, measured at export.
+    """Holds the accuracy on a validation set, as measured at export.
 
     Attributes:
         precision: the precision of the exported network, such as "fp32" or "int8".
@@ -282,7 +282,7 @@ class AccuracyFigure:
 
 @dataclass(frozen=True)
 class EngineNotTaken:
-    """An engine that the server considered and did not choose.
+    """Names an engine that the server considered and did not choose.
 
     Attributes:
         name: the engine's name as `zfserve serve --engine` takes it.
@@ -295,7 +295,7 @@ class EngineNotTaken:
 
 @dataclass(frozen=True)
 class Engine:
-    """The engine that runs the model.
+    """Describes the engine that runs the model.
 
     Attributes:
         runtime: the library, such as "onnxruntime".
@@ -325,7 +325,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version of a model and its state on the server.
+    """Describes one version of a model and its state on the server.
 
     Attributes:
         name: the model's name.
@@ -349,7 +349,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """One version of a model: its input, its layers, its classes, its engine and the figures measured at export.
+    """Describes one version of a model: its input, its layers, its classes, its engine and its figures.
 
     Attributes:
         model: the name, version and fingerprint.

@@ -1,4 +1,4 @@
-"""One `Classify` call that is sent again while the server is busy. `Client.classify_many` uses it."""
+"""Sends one `Classify` call again while the server is busy. `Client.classify_many` uses it."""
 
 import time
 from collections.abc import Callable

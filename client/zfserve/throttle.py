@@ -16,8 +16,8 @@ import grpc
 from zfserve.errors import Overloaded
 
 ACCEPTS_MULTIPLIER = 2.0
-"""The K of the chapter. The client sends this many times the calls that the service accepted recently, so that it
-notices a service that accepts more."""
+"""The chapter calls this number K. The client sends this many times the calls that the service accepted recently, so
+that it notices a service that accepts more."""
 
 ALLOWANCE = 10.0
 """This many recent calls are always sent, even if the service refuses all of them."""
@@ -26,7 +26,7 @@ MEMORY_S = 5.0
 """A call that ended this many seconds ago counts for 1/e of a call."""
 
 THROTTLED = "THROTTLED"
-"""The `reason` of the error for a call that was not sent."""
+"""This is the `reason` of the error for a call that was not sent."""
 
 
 class Throttle:

@@ -22,7 +22,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class CallSpan:
-    """The span of one call, which begins now. Its parent is the current span of the application.
+    """Begins the span of one call. Its parent is the current span of the application.
 
     Args:
         method: the gRPC method, without a leading slash.

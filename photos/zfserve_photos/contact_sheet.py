@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Colours, RGB.
 PAPER = (250, 250, 248)
 SLOT = (238, 238, 235)
-"""The colour around a picture that is smaller than its neighbours."""
+"""A picture that is smaller than its neighbours has this colour around it."""
 TITLE_INK = (34, 34, 34)
 CAPTION_INK = (96, 96, 96)
 

@@ -1,4 +1,4 @@
-"""The sentence for a library that is not installed. It is here because every room may need it."""
+"""Builds the sentence for a library that is not installed. It is here because every room may need it."""
 
 
 def not_installed(what: str, extra: str, index: str | None = None) -> str:

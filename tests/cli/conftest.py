@@ -1,4 +1,4 @@
-"""Fixtures that run `zfserve` against a fake service."""
+"""Provides fixtures that run `zfserve` against a fake service."""
 
 from collections.abc import Callable
 

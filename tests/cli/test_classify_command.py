@@ -1,4 +1,4 @@
-"""`zfserve classify`: its output and exit status."""
+"""Tests the output and the exit status of `zfserve classify`."""
 
 import json
 import os

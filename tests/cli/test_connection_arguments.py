@@ -1,4 +1,4 @@
-"""The arguments that all commands which call a service share, and their errors if no service answers."""
+"""Tests the arguments of all commands that call a service, and their errors if no service answers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`zfserve health` and `is_serving`, against the standard health service of gRPC."""
+"""Tests `zfserve health` and `is_serving` against the standard health service of gRPC."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`zfserve info`: its output."""
+"""Tests the output of `zfserve info`."""
 
 import json
 from collections.abc import Callable

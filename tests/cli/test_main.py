@@ -1,4 +1,4 @@
-"""The command line itself: help, command names, exit statuses, imports, missing extras, and output that is lost."""
+"""Tests the command line itself: help, command names, exit statuses, imports, missing extras, and lost output."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""`zfserve project`: its pictures, output and exit status."""
+"""Tests the pictures, the output and the exit status of `zfserve project`."""
 
 import json
 from collections.abc import Callable

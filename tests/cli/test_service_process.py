@@ -1,4 +1,4 @@
-"""Starting and stopping a service as a process. A stand-in replaces `zfserve serve`."""
+"""Tests starting and stopping a service as a process. A stand-in replaces `zfserve serve`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A fake service on a port of its own, and both clients as ways of calling it."""
+"""Provides a fake service on its own port, and a fixture that calls it with each client."""
 
 import asyncio
 from collections.abc import Callable, Generator

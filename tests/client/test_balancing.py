@@ -1,4 +1,4 @@
-"""Several servers behind one client: every server that serves gets calls, and a server that stops gets none."""
+"""Tests one client with several servers. Each server that serves gets calls, and a server that stops gets none."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

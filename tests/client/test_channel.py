@@ -1,3 +1,5 @@
+"""Tests the addresses and the TLS options of both clients."""
+
 from pathlib import Path
 
 import pytest

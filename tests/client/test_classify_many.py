@@ -1,4 +1,4 @@
-"""`classify_many` of both clients. A test with `ask` runs once for each client."""
+"""Tests `classify_many` of both clients. A test with `ask` runs once for each client."""
 
 import threading
 from contextlib import closing

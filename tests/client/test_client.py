@@ -1,4 +1,4 @@
-"""Both clients against a fake service. A test with `ask` runs once for each client."""
+"""Tests both clients against a fake service. A test with `ask` runs once for each client."""
 
 import asyncio
 from dataclasses import asdict

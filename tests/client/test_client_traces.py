@@ -1,4 +1,4 @@
-"""The spans of both clients, in an application that traces. The tests of the server cover its spans."""
+"""Tests the spans of both clients in an application that traces. The tests of the server cover its spans."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ Ask = Any
 
 
 class Application:
-    """An application that traces. It keeps the spans that have ended."""
+    """Stands for an application that traces. It keeps the spans that have ended."""
 
     def __init__(self) -> None:
         self.provider = TracerProvider(shutdown_on_exit=False)

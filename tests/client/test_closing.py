@@ -1,4 +1,4 @@
-"""Clients and streams that are closed during their calls."""
+"""Tests clients and streams that are closed during their calls."""
 
 import asyncio
 import threading

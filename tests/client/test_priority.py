@@ -1,4 +1,4 @@
-"""The client id and the priority that the clients send with each call."""
+"""Tests the client id and the priority that the clients send with each call."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Tests the requests that both clients build from their arguments."""
+
 import io
 from pathlib import Path
 from typing import Any

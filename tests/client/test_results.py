@@ -1,4 +1,4 @@
-"""The results have every field of the service's messages, and each field is explained."""
+"""Tests that the results have every field of the service's messages, and each field is explained."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Adaptive throttling: its rule with values computed by hand, its behaviour over time, and its use in both clients."""
+"""Tests adaptive throttling: its rule by hand-computed values, its behaviour over time, and its use in both clients."""
 
 import asyncio
 import itertools

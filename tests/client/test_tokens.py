@@ -1,4 +1,4 @@
-"""Tokens of both clients: they are sent with every call, over TLS or to this machine, and nowhere else."""
+"""Tests that both clients send a token with every call, over TLS or to this machine, and nowhere else."""
 
 from collections.abc import Callable
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the client and the command line: a fake service on its own port, and photos."""
+"""Provides fixtures for the tests of the client and the command line: a fake service on its own port, and photos."""
 
 from collections.abc import Iterator
 from pathlib import Path

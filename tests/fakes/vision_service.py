@@ -1,4 +1,4 @@
-"""A fake VisionService with fixed answers. It can hold, fail and count calls. The tests of the client use it."""
+"""Fakes the VisionService with fixed answers. It can hold, fail and count calls. The tests of the client use it."""
 
 import threading
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ DESCRIPTION = pb.DescribeModelResponse(
 
 @dataclass(frozen=True)
 class Failure:
-    """The error that one call answers.
+    """Describes the error with which one call ends.
 
     Attributes:
         code: the gRPC status.

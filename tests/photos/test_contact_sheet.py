@@ -1,4 +1,4 @@
-"""Contact sheets: the place of every picture and text, to the pixel."""
+"""Tests the place of every picture and text on a contact sheet, to the pixel."""
 
 import pytest
 from PIL import Image

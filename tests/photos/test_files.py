@@ -1,3 +1,5 @@
+"""Tests which files are photos, in every room that looks for them."""
+
 import io
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The sentence for a library that is not installed. This checkout can run the command in it."""
+"""Tests the sentence for a library that is not installed. This checkout can run the command in it."""
 
 import re
 import tomllib

@@ -14,9 +14,9 @@ from zfserve_cli.demo.photo_truth import Verdict
 
 STYLE = Path(__file__).with_name("page.css")
 LONGEST_SIDE = 720
-"""The longest side of an embedded picture, in pixels."""
+"""An embedded picture has at most this many pixels on its longest side."""
 ZERO = (128, 128, 128)
-"""The colour of zero in a projection, RGB."""
+"""A projection shows zero in this colour, RGB."""
 
 _FEATURES = {
     "conv1": "edges and colours",
@@ -25,12 +25,12 @@ _FEATURES = {
     "conv4": "parts typical of a class",
     "conv5": "whole objects",
 }
-"""The features that Zeiler & Fergus found in each layer (ECCV 2014, section 4, figure 2)."""
+"""Zeiler & Fergus found these features in each layer (ECCV 2014, section 4, figure 2)."""
 
 
 @dataclass(frozen=True)
 class ExplainedPhoto:
-    """A photo with its classes and projections.
+    """Holds a photo with its classes and projections.
 
     Attributes:
         photo: the file of the photo.

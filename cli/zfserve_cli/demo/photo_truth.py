@@ -12,7 +12,7 @@ FILE = "truth.toml"
 
 @dataclass(frozen=True)
 class Truth:
-    """The truth about one photo.
+    """Holds the truth about one photo.
 
     Attributes:
         shows: the object that the photo shows.

@@ -1,4 +1,4 @@
-"""The steps of the demo, in order: the bundle, the calls, the contact sheets and the page. `__main__` calls them."""
+"""Runs the steps of the demo: the bundle, the calls, the contact sheets and the page. `__main__` calls them."""
 
 import shutil
 import time
@@ -24,7 +24,7 @@ VERDICT_STYLES = {"right": "green", "near": "yellow", "wrong": "red"}
 
 
 Answer = tuple[Path, Classification, Verdict | None]
-"""A photo, what the network says of it, and whether that is right. The verdict is None if no truth is known."""
+"""Holds a photo, its classes, and the verdict on them. The verdict is None if no truth is known."""
 
 
 class DemoFailed(Exception):

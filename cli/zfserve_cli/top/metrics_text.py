@@ -13,7 +13,7 @@ Labels: TypeAlias = frozenset[tuple[str, str]]
 
 
 class Series(NamedTuple):
-    """The name and labels of a sample, such as `zfserve_requests_total{status="OK"}`."""
+    """Identifies a sample by its name and labels, such as `zfserve_requests_total{status="OK"}`."""
 
     name: str
     labels: Labels

@@ -14,7 +14,7 @@ from zfserve_cli.top.metrics_text import NotMetrics, Samples, difference, merged
 from zfserve_cli.top.traffic import Traffic, count_calls, summarise
 
 SCRAPE_THREADS = 16
-"""The number of replicas that are scraped at the same time."""
+"""At most this many replicas are scraped at the same time."""
 
 
 class Unreachable(Exception):
@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 
 class Scrape(NamedTuple):
-    """The samples of one replica at one time.
+    """Holds the samples of one replica at one time.
 
     Attributes:
         at_s: the time in seconds, on the clock of `Replicas`.
@@ -35,7 +35,7 @@ class Scrape(NamedTuple):
 
 @dataclass(frozen=True)
 class Replica:
-    """The state of one replica.
+    """Describes the state of one replica.
 
     Attributes:
         address: the address of its metrics.
@@ -50,7 +50,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of all replicas at one time.
+    """Describes the state of all replicas at one time.
 
     Attributes:
         replicas: the state of each replica.

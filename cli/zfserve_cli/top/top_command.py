@@ -24,7 +24,7 @@ from zfserve_cli.top.screen import draw
 DEFAULT_METRICS = f"localhost:{METRICS_PORT}"
 
 HISTORY = 60
-"""The number of scrapes in the sparkline: one minute at the default interval."""
+"""The sparkline shows this many scrapes: one minute at the default interval."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,12 +11,12 @@ from zfserve_protos.methods import is_probe
 from zfserve_cli.top.metrics_text import Samples, Series, quantile
 
 STEPS = {"decode": "decode", "queue": "queue", "engine": "inference", "projection": "projection"}
-"""The steps of a request. The value is the name in the step's metric, `zfserve_<name>_seconds`."""
+"""Lists the steps of a request. The value is the name in the step's metric, `zfserve_<name>_seconds`."""
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Percentiles of a duration, in seconds. They are None if nothing happened.
+    """Holds percentiles of a duration, in seconds. They are None if nothing happened.
 
     Attributes:
         p50: the median.
@@ -31,7 +31,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class MethodTraffic:
-    """The calls of one method.
+    """Describes the calls of one method.
 
     Attributes:
         method: the gRPC method, without the leading slash.
@@ -50,7 +50,7 @@ class MethodTraffic:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The traffic between two scrapes, without health checks and reflection.
+    """Describes the traffic between two scrapes, without health checks and reflection.
 
     Attributes:
         seconds: the time between the two scrapes. It is 0 for a single scrape, and then every rate is 0.

@@ -1,4 +1,4 @@
-"""The truth about photos, and the verdicts on the network's answers."""
+"""Tests the truth about photos, and the verdicts on the network's answers."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The steps of the demo, against a fake service."""
+"""Tests the steps of the demo against a fake service."""
 
 import base64
 import io

@@ -1,3 +1,5 @@
+"""Tests the parser of metrics and the figures that are computed from them."""
+
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""`zfserve top` with replicas whose metrics are written by hand and served over HTTP."""
+"""Tests `zfserve top` with replicas whose metrics are written by hand and served over HTTP."""
 
 import argparse
 import io
