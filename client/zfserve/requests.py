@@ -29,8 +29,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageRef
 UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
 """Chooses the unit of a feature map to project.
 
-- "strongest" is the unit with the highest activation. If the map was chosen for a class, it is the unit that adds most to
-  the score of the class.
+- "strongest" is the unit with the highest activation. If the map was chosen for a class, it is the unit that adds most
+  to the score of the class.
 - "whole" is all units together.
 - a `Position` is the unit at that place.
 """

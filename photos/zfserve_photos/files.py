@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PHOTO_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""A photo file has one of these suffixes, in any case. They name the formats that `zfserve_engines.images.codec` decodes."""
+"""A photo file has one of these suffixes, in any case. `zfserve_engines.images.codec` decodes their formats."""
 
 
 def list_photo_files(folder: Path, *, recursive: bool = True) -> list[Path]:

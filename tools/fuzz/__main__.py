@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import __version__ as pillow_version
 from PIL import features
+from zfserve_photos.files import list_photo_files
 
 from tools.fuzz.corpus import make_corpus
 from tools.fuzz.driver import Fault, decode_in_processes
@@ -28,9 +29,9 @@ HELD, FAULTS, UNUSABLE = 0, 1, 2
 
 def main() -> int:
     arguments = parse_arguments()
-    photos = sorted(arguments.photos.glob("*.jpg"))
+    photos = list_photo_files(arguments.photos, recursive=False)
     if not photos:
-        sys.stderr.write(f"error: there are no JPEG files in {arguments.photos}\n")
+        sys.stderr.write(f"error: there are no photos in {arguments.photos}\n")
         return UNUSABLE
     corpus = make_corpus(photos)
     indices = range(arguments.first, arguments.first + arguments.inputs)
@@ -61,9 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=100_000, help="number of files (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="names the sequence of files (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="index of the first file (default: %(default)s)")
-    parser.add_argument(
-        "--photos", type=Path, default=Path("samples"), help="folder of JPEG files (default: %(default)s)"
-    )
+    parser.add_argument("--photos", type=Path, default=Path("samples"), help="folder of photos (default: %(default)s)")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write each faulty file to this folder")
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)  # the process that may crash
     return parser.parse_args()

@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +17,7 @@ from zfserve.results import Box
 from zfserve_cli.demo.page import ExplainedPhoto, render_page
 from zfserve_cli.demo.photo_truth import Verdict
 from zfserve_cli.demo.steps import DemoFailed, check_names, ensure_bundle, explain_photos
+from zfserve_cli.exit_statuses import UNUSABLE
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = sorted((ROOT / "samples").glob("*.jpg"))
@@ -23,6 +26,13 @@ SAMPLES = sorted((ROOT / "samples").glob("*.jpg"))
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
+
+
+def test_the_demo_is_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zfserve_cli.demo", "--photos", str(tmp_path / "none"), "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == UNUSABLE, done.stderr
+    assert done.stdout.startswith("error: ")
 
 
 def test_an_existing_bundle_is_not_exported_again(tmp_path: Path, console: Console) -> None:
