@@ -55,16 +55,19 @@ class Metrics:
         def seconds(name: str, meaning: str, *labels: str) -> Histogram:
             return Histogram(f"zfserve_{name}_seconds", meaning, labels, buckets=_SECONDS, registry=registry)
 
-        self.requests = Counter("zfserve_requests", "Calls ended.", ["method", "status"], registry=registry)
+        self.requests = Counter("zfserve_requests", "Calls that have ended.", ["method", "status"], registry=registry)
         self.refusals = Counter(
-            "zfserve_refusals", "Calls answered by an error.", ["method", "reason"], registry=registry
+            "zfserve_refusals",
+            "Calls that were answered by one of the service's errors.",
+            ["method", "reason"],
+            registry=registry,
         )
-        self.request_seconds = seconds("request", "From arrival to the end of a call.", "method")
-        self.in_flight = Gauge("zfserve_in_flight", "Calls being served.", ["method"], registry=registry)
-        self.decode_seconds = seconds("decode", "Decoding and resizing one image.")
-        self.queue_seconds = seconds("queue", "From admission until the work began.", *_MODEL_LABELS)
-        self.inference_seconds = seconds("inference", "One run of the engine.", *_MODEL_LABELS)
-        self.projection_seconds = seconds("projection", "Projecting and rendering one feature map.", *_MODEL_LABELS)
+        self.request_seconds = seconds("request", "Time from the arrival to the end of a call.", "method")
+        self.in_flight = Gauge("zfserve_in_flight", "Calls in flight.", ["method"], registry=registry)
+        self.decode_seconds = seconds("decode", "Time to decode and resize one image.")
+        self.queue_seconds = seconds("queue", "Time from admission until the work began.", *_MODEL_LABELS)
+        self.inference_seconds = seconds("inference", "Time of one run of the engine.", *_MODEL_LABELS)
+        self.projection_seconds = seconds("projection", "Time to project and render one feature map.", *_MODEL_LABELS)
         self.batch_size = Histogram(
             "zfserve_batch_size",
             "Images in one run of the engine.",
@@ -74,7 +77,7 @@ class Metrics:
         )
         self.batch_fill = Histogram(
             "zfserve_batch_fill_ratio",
-            "Images in one run of the engine, as a share of the most it takes.",
+            "Images in one run of the engine, as a share of the largest batch.",
             _MODEL_LABELS,
             buckets=_SHARES,
             registry=registry,
@@ -83,17 +86,28 @@ class Metrics:
             "zfserve_engine_failures", "Runs of the engine that failed.", _MODEL_LABELS, registry=registry
         )
         self.queue_expired = Counter(
-            "zfserve_queue_expired", "Dropped from the queue after their deadline.", _MODEL_LABELS, registry=registry
+            "zfserve_queue_expired",
+            "Images dropped from the queue after their deadline.",
+            _MODEL_LABELS,
+            registry=registry,
         )
-        self.queue_depth = Gauge("zfserve_queue_depth", "Accepted and not yet begun.", _MODEL_LABELS, registry=registry)
+        self.queue_depth = Gauge(
+            "zfserve_queue_depth", "Images that are accepted and not begun.", _MODEL_LABELS, registry=registry
+        )
         self.worker_pairing = Gauge(
-            "zfserve_worker_pairing", "Whether server and worker are in this state.", ["state"], registry=registry
+            "zfserve_worker_pairing",
+            "1 for the present state of the pairing with the worker, 0 for the others.",
+            ["state"],
+            registry=registry,
         )
         self.worker_restarts = Counter(
             "zfserve_worker_restarts", "Times a dead worker was restarted.", registry=registry
         )
         self.model_info = Gauge(
-            "zfserve_model_info", "What is served.", [*_MODEL_LABELS, "fingerprint"], registry=registry
+            "zfserve_model_info",
+            "Always 1. The labels say what is served.",
+            [*_MODEL_LABELS, "fingerprint"],
+            registry=registry,
         )
         self.model_loads = Counter(
             "zfserve_model_loads", "Versions found and loaded, or refused.", ["model", "result"], registry=registry
@@ -102,13 +116,19 @@ class Metrics:
             "zfserve_model_refused", "Versions that were found and refused.", _MODEL_LABELS, registry=registry
         )
         self.startup_phase = Gauge(
-            "zfserve_startup_phase", "Whether the start is in this phase.", ["phase"], registry=registry
+            "zfserve_startup_phase",
+            "1 for the present phase of the start, 0 for the others.",
+            ["phase"],
+            registry=registry,
         )
         self.startup_seconds = Gauge(
-            "zfserve_startup_seconds", "Spent in each phase of the start.", ["phase"], registry=registry
+            "zfserve_startup_seconds", "Seconds spent in each phase of the start.", ["phase"], registry=registry
         )
         self.startup_progress = Gauge(
-            "zfserve_startup_progress", "Share of this phase that is done.", ["phase"], registry=registry
+            "zfserve_startup_progress",
+            "Share of this phase of the start that is done, in [0, 1].",
+            ["phase"],
+            registry=registry,
         )
 
     def of_model(self, name: str, version: str) -> "ModelMetrics":

@@ -25,10 +25,12 @@ class MetricsEndpoint:
     Each connection holds a thread and a file, even if it is silent, so their number and their age are limited.
 
     Args:
+        metrics: the metrics to serve.
         port: the port to listen on. 0 takes a free one.
+        address: the host to listen on.
 
     Attributes:
-        port: the port that is listened on.
+        port: the port that the endpoint listens on.
 
     Raises:
         OSError: the address cannot be bound.

@@ -1,4 +1,4 @@
-"""Sends spans to a collector. `app` of the server and of the worker opens it, where traces are wanted.
+"""Sends spans to a collector. Server and worker open it if traces are wanted.
 
 Only this module imports OpenTelemetry's SDK and its OTLP exporter, and only when `open_tracing` is called: they come
 with the extra `tracing`. docs/tracing.md is for operators.
