@@ -1,4 +1,4 @@
-"""Takes gRPC's handler of a method apart and makes another like it, for all four kinds of methods. Used by `server`."""
+"""Takes apart gRPC's handler of a method, and makes another like it. `server` uses it for all four kinds of methods."""
 
 import inspect
 from collections.abc import Sequence

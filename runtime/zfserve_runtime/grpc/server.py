@@ -69,6 +69,7 @@ class InterceptingServer(grpc.aio.Server):
 
         Args:
             method: its full name, "/package.Service/Method".
+            check: raises an error to refuse the call.
             applies: returns True when the next call must be checked; see `ConditionalCheck`.
         """
         self._early_checks[method] = ConditionalCheck(check, applies)
@@ -144,8 +145,8 @@ class InterceptingServer(grpc.aio.Server):
                 serve = self._authorizer.check_each_request(serve, method)
         begin_call, defers_read = partial(Call, self._method(method)), bool(checks) and not takes_stream
 
-        # A coroutine that writes serves a stream of responses, and not a generator: a client that goes away cancels the
-        # write, but a generator suspended at its yield would learn of it only when it is collected.
+        # This coroutine writes a stream of responses itself. If a client goes away, gRPC cancels the write. A generator
+        # that is suspended at its yield would learn of that only when it is collected.
         async def answer(request: Any, context: Context) -> Any:
             with begin_call(context) as call:
                 call.check(checks)
@@ -160,7 +161,7 @@ class InterceptingServer(grpc.aio.Server):
         return wrapped(handler, answer, _deserializer(handler), request_streaming=defers_read or takes_stream)
 
     def _method(self, name: str) -> Method:
-        """Returns what all calls of one method share, with an early check or without."""
+        """Returns what all calls of one method share, whether they are checked early or not."""
         if name not in self._methods:
             tracers, calls = (NO_TRACERS, CallTracker()) if is_probe(name) else (self._tracers, self._calls)
             self._methods[name] = Method(name, calls, self._metrics, tracers, self._log_limiter)
@@ -168,7 +169,7 @@ class InterceptingServer(grpc.aio.Server):
 
 
 class _InterceptedHandlers(grpc.GenericRpcHandler):
-    """The handlers of `inner`, each wrapped when its method is called first."""
+    """Holds the handlers of `inner`, and wraps each when its method is first called."""
 
     def __init__(self, inner: grpc.GenericRpcHandler, choose: Callable[[MethodHandler, str], ChooseHandler]) -> None:
         self._inner = inner
