@@ -1,4 +1,4 @@
-"""`zfserve compile`: a bundle in, a TensorRT engine in its store out."""
+"""The command `zfserve compile`: builds a TensorRT engine of a bundle and keeps it in a store."""
 
 import argparse
 import logging
@@ -34,28 +34,30 @@ DEFAULT_MODEL = Path("models/zfnet")
 UNUSABLE, NOT_INSTALLED, INTERRUPTED = 2, 4, 130
 
 _GRAPHS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8-symmetric"}
-"""What `--precision` compiles. TensorRT takes INT8 with zero points of 0 alone."""
+"""The graph that each value of `--precision` compiles. TensorRT takes int8 with zero points of 0 only."""
 _FLAGS: dict[Precision, str] = {"fp16": " --fp16", "int8-symmetric": " --int8 --calibration PHOTOS"}
+"""The flags of `zfserve export` that write each graph."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command to `parser`."""
     parser.add_argument(
-        "bundle", type=Path, nargs="?", default=DEFAULT_MODEL, help=f"or a model's folder (default: {DEFAULT_MODEL})"
+        "bundle", type=Path, nargs="?", default=DEFAULT_MODEL, help=f"or a folder of a model (default: {DEFAULT_MODEL})"
     )
     parser.add_argument(
         "--runtime",
         choices=get_args(TensorRTLibrary),
         default="tensorrt-rtx",
-        help="tensorrt builds on the card at hand, tensorrt-rtx needs none (default: tensorrt-rtx)",
+        help="tensorrt builds on the GPU that runs the engine, tensorrt-rtx needs no GPU (default: tensorrt-rtx)",
     )
-    parser.add_argument("--precision", choices=tuple(_GRAPHS), default="fp32", help="(default: fp32)")
+    parser.add_argument("--precision", choices=tuple(_GRAPHS), default="fp32", help="graph to compile (default: fp32)")
     parser.add_argument(
         "--batches",
         type=_numbers,
         default=BuildSettings.batches,
         metavar="N,N,...",
-        help="sizes to tune for, one optimisation profile each; the last is the most photos in one run "
+        help="batch sizes to tune for, each with one optimisation profile; the last is the largest batch "
         f"(default: {','.join(map(str, BuildSettings.batches))})",
     )
     parser.add_argument(
@@ -63,28 +65,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=(),
         metavar="X.Y,...",
-        help="cards to build for, such as 8.6,8.9 (default: the card at hand; without one, all from Ampere on)",
+        help="GPUs to build for, such as 8.6,8.9 (default: this machine's GPU; without a GPU, all from Ampere on)",
     )
     parser.add_argument(
-        "--workspace", type=_bytes, metavar="BYTES", help="most scratch memory on the card, such as 512M or 2G"
+        "--workspace", type=_bytes, metavar="BYTES", help="largest scratch memory on the GPU, such as 512M or 2G"
     )
     parser.add_argument(
         "--optimization-level",
         type=int,
         default=BuildSettings.optimization_level,
         metavar="0-5",
-        help=f"more takes longer and may run faster (default: {BuildSettings.optimization_level})",
+        help=f"a higher level builds longer and may run faster (default: {BuildSettings.optimization_level})",
     )
     parser.add_argument(
-        "--tf32", action="store_true", help="let fp32 multiplications round their inputs to 11 bits: faster, less exact"
+        "--tf32", action="store_true", help="round inputs of fp32 multiplications to 11 bits: faster, less exact"
     )
     parser.add_argument(
-        "--engine-cache", type=Path, metavar="DIR", help="folder of engines (default: `engines` in the bundle's)"
+        "--engine-cache", type=Path, metavar="DIR", help="folder of engines (default: `engines` in the bundle)"
     )
-    parser.add_argument("--verbose", action="store_true", help="show what TensorRT logs")
+    parser.add_argument("--verbose", action="store_true", help="show TensorRT's log")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     messages = Console(stderr=True)
     _configure_logging(verbose=arguments.verbose)
     try:
@@ -96,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         request = make_request(bundle, read_settings(arguments, bundle), library)
         store = EngineStore.of(bundle, arguments.engine_cache)
         with sigterm_as_exit(), _progress_bar(messages) as on_progress:
-            engine, built = _obtain(store, bundle, request, on_progress)
+            engine, built = _find_or_build(store, bundle, request, on_progress)
     except (BuildFailed, BundleError, EngineUnavailable, ValueError) as error:
         return _fail(messages, str(error), UNUSABLE)
     except KeyboardInterrupt:
@@ -106,10 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_settings(arguments: argparse.Namespace, bundle: Bundle) -> BuildSettings:
-    """The settings that the arguments ask for.
+    """Returns the settings that the arguments give.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: a setting is out of range.
         BundleError: the bundle holds no graph of that precision.
     """
     precision = _GRAPHS[arguments.precision]
@@ -117,7 +120,7 @@ def read_settings(arguments: argparse.Namespace, bundle: Bundle) -> BuildSetting
         held = ", ".join(bundle.manifest.artefacts)
         raise BundleError(
             f"{bundle.folder} holds no graph for {arguments.precision} engines, only {held}; "
-            f"write a version that does: zfserve export WEIGHTS{_FLAGS.get(precision, '')}"
+            f"export a version that does: zfserve export WEIGHTS{_FLAGS.get(precision, '')}"
         )
     return BuildSettings(
         library=arguments.runtime,
@@ -131,11 +134,12 @@ def read_settings(arguments: argparse.Namespace, bundle: Bundle) -> BuildSetting
 
 
 def make_request(bundle: Bundle, settings: BuildSettings, library: Library) -> EngineRequest:
-    """Ask for the card at hand where no cards are named, and where there is none, for all that the library builds for.
+    """Returns the request for an engine. Where no GPUs are named, it is for the GPU of this machine. Where the machine
+    has none, it is for all default targets of the library.
 
     Raises:
-        BuildFailed: the library cannot build for one of them.
-        EngineUnavailable: it needs a card and there is none.
+        BuildFailed: the library cannot build for a compute capability.
+        EngineUnavailable: the library needs a GPU and there is none.
     """
     host = Host.here(detect_gpu())
     if not settings.compute_capabilities and host.gpu is None:
@@ -146,7 +150,7 @@ def make_request(bundle: Bundle, settings: BuildSettings, library: Library) -> E
 
 
 def print_summary(console: Console, engine: StoredEngine, *, built: bool) -> None:
-    """What is in an engine, by layers, precision, bytes and seconds, and where it is."""
+    """Prints the layers, precisions, size and build time of an engine, and its file."""
     record, summary = engine.record, BuildSummary.from_json(engine.record.summary)
     layers = Table(box=SIMPLE_HEAD)
     layers.add_column("layers that compute")
@@ -160,7 +164,7 @@ def print_summary(console: Console, engine: StoredEngine, *, built: bool) -> Non
         for tensor in tensors:
             facts.add_row(role, _describe(tensor))
     facts.add_row("batches", ", ".join(map(_describe_profile, summary.profiles)))
-    facts.add_row("for", ", ".join(summary.compute_capabilities) or "the card at hand")
+    facts.add_row("for", ", ".join(summary.compute_capabilities) or "this machine's GPU")
     facts.add_row("size", f"{summary.plan_bytes / 1e6:.1f} MB")
     if built:
         peak = summary.peak_memory_bytes
@@ -175,10 +179,10 @@ def print_summary(console: Console, engine: StoredEngine, *, built: bool) -> Non
     console.print(f"engine   {escape(str(engine.file))}", highlight=False, soft_wrap=True)
 
 
-def _obtain(
+def _find_or_build(
     store: EngineStore, bundle: Bundle, request: EngineRequest, on_progress: OnProgress
 ) -> tuple[StoredEngine, bool]:
-    """An engine, and whether it was built just now."""
+    """Returns an engine, and whether it was built just now."""
     settings, built = request.build_settings, False
 
     def build(timing_cache: bytes) -> BuiltEngine:
@@ -192,12 +196,13 @@ def _obtain(
 
 def _configure_logging(*, verbose: bool) -> None:
     configure_logging("console", logging.DEBUG if verbose else logging.WARNING)
-    # Whatever TensorRT logs as an error ends the build, and its sentence says the same.
+    # An error that TensorRT logs ends the build, and the command's message repeats it.
     logging.getLogger("zfserve_engines.tensorrt.library").setLevel(logging.NOTSET if verbose else logging.CRITICAL)
 
 
 @contextmanager
 def _progress_bar(console: Console) -> Iterator[OnProgress]:
+    """Shows the progress of a build while the block runs."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("reading the graph", total=None)
@@ -225,6 +230,7 @@ def _fail(messages: Console, sentence: str, status: int) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
+    """Parses names with commas between them, and drops repetitions."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
@@ -232,10 +238,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them, such as 1,8,32") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 1,8,32") from error
 
 
 def _bytes(text: str) -> int:
+    """Parses a size such as 512M or 2G to bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:iB|B)?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 512M or 2G")

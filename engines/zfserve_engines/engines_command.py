@@ -1,4 +1,4 @@
-"""`zfserve engines`: which compiled engines there are, whether they are sound, and which can go."""
+"""The command `zfserve engines`: lists, verifies and removes compiled engines."""
 
 import argparse
 from dataclasses import dataclass
@@ -20,24 +20,28 @@ from zfserve_engines.tensorrt.library import load_library
 from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
 DEFAULT_MODEL = Path("models/zfnet")
-KEY_SHOWN = 12
-"""Digits of a key that tell engines apart for a reader."""
+SHOWN_DIGITS = 12
+"""The number of digits of a key that are shown; they are enough to tell engines apart."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command to `parser`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|verify|prune")
-    _add_action(actions, "list", "show all engines, and which can be used on this machine")
-    _add_action(actions, "verify", "check every engine against its digest; exit with 1 where one is damaged")
+    _add_action(actions, "list", "list all engines, and whether this machine can use each")
+    _add_action(actions, "verify", "check every engine against its digest; exit with status 1 if one is damaged")
     prune = _add_action(
-        actions, "prune", "remove what is damaged, and what any one of the options names; never what is in use"
+        actions, "prune", "remove damaged engines, and those that an option names; never one that is in use"
     )
-    prune.add_argument("--unusable", action="store_true", help="what this machine cannot use, though another might")
-    prune.add_argument("--older-than", type=_days, metavar="DAYS", help="what was built longer ago")
-    prune.add_argument("--old-versions", action="store_true", help="all but the newest version of each library")
-    prune.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    prune.add_argument("--unusable", action="store_true", help="engines that this machine cannot use; another may")
+    prune.add_argument("--older-than", type=_days, metavar="DAYS", help="engines that are older than DAYS")
+    prune.add_argument(
+        "--old-versions", action="store_true", help="engines of all but the newest version of each library"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     console = Console()
     try:
         view = open_view(arguments.bundle or DEFAULT_MODEL, arguments.engine_cache)
@@ -57,11 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class StoreView:
-    """A store as this machine sees it.
+    """A store, and the facts of this machine that decide which of its engines can be used.
 
     Attributes:
-        installed: the libraries that built its engines, as far as they are installed here.
-        graphs: digests of the bundle's files; None for a folder that belongs to no bundle.
+        store: the store.
+        entries: the entries of the store.
+        host: this machine.
+        installed: the versions of the libraries that built the engines, where they are installed here.
+        graphs: the digests of the bundle's files; None for a folder that belongs to no bundle.
     """
 
     store: EngineStore
@@ -71,7 +78,8 @@ class StoreView:
     graphs: frozenset[str] | None
 
     def faults(self, entry: StoreEntry) -> list[str]:
-        """Why this machine cannot use an engine that is sound, the weightiest first."""
+        """Returns why this machine cannot use an undamaged engine: sentences without a full stop, the most important
+        first."""
         if entry.record is None:
             return []
         identity = entry.record.identity
@@ -83,7 +91,7 @@ class StoreView:
 
 
 def open_view(bundle: Path, engine_cache: Path | None) -> StoreView:
-    """Raises BundleError where the bundle or the folder cannot be used."""
+    """Opens the store of a bundle, or the one in `engine_cache`. Raises BundleError where it cannot be used."""
     graphs = None
     if engine_cache is None:
         loaded = load_bundle(bundle)
@@ -98,8 +106,9 @@ def open_view(bundle: Path, engine_cache: Path | None) -> StoreView:
 
 
 def print_engines(console: Console, view: StoreView) -> int:
+    """Prints a table of all engines, and why this machine cannot use some of them. Returns the exit status."""
     if not view.entries:
-        _say(console, "there are no engines", f"in {view.store.folder}")
+        _print_line(console, "there are no engines", f"in {view.store.folder}")
         return 0
     table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("engine", no_wrap=True)
@@ -111,18 +120,21 @@ def print_engines(console: Console, view: StoreView) -> int:
     table.add_column("here")
     notes = []
     for entry in view.entries:
-        verdict, note = _judge(entry, view)
-        table.add_row(entry.key[:KEY_SHOWN], *_cells(entry), verdict)
+        verdict, note = _usability(entry, view)
+        table.add_row(entry.key[:SHOWN_DIGITS], *_cells(entry), verdict)
         if note:
-            notes.append((f"{entry.key[:KEY_SHOWN]}:", note))
+            notes.append((f"{entry.key[:SHOWN_DIGITS]}:", note))
     console.print(table, highlight=False)
     for key, note in notes:
-        _say(console, key, note)
+        _print_line(console, key, note)
     return 0
 
 
 def verify_engines(console: Console, view: StoreView) -> int:
-    """Exit status 1 where one is damaged. One that is being built is neither sound nor damaged."""
+    """Checks every engine against its digest. Returns the exit status, which is 1 where an engine is damaged.
+
+    An engine that is being built is neither sound nor damaged.
+    """
     damaged = 0
     for entry in view.entries:
         try:
@@ -135,12 +147,12 @@ def verify_engines(console: Console, view: StoreView) -> int:
                 damaged += 1
                 verdict, note = "[bold red]damaged[/]", f": {damage}"
         console.print(verdict, escape(_name(entry) + note), highlight=False, soft_wrap=True)
-    _say(console, f"{damaged} of {len(view.entries)} engines damaged in {view.store.folder}")
+    _print_line(console, f"{damaged} of {len(view.entries)} engines damaged in {view.store.folder}")
     return 1 if damaged else 0
 
 
 def prune_engines(console: Console, view: StoreView, rule: PruneRule, *, dry_run: bool) -> int:
-    """Raises OSError where the folder cannot be written."""
+    """Removes engines and returns the exit status. Raises OSError where the folder cannot be written."""
     store, now = view.store, datetime.now(UTC)
     newest = newest_versions(view.entries, view.installed)
     removed = "would remove" if dry_run else "removed"
@@ -149,13 +161,13 @@ def prune_engines(console: Console, view: StoreView, rule: PruneRule, *, dry_run
         if reason is None:
             continue
         gone = not store.is_in_use(entry) if dry_run else store.remove(entry)
-        _say(console, removed if gone else "kept", f"{_name(entry)}: {reason if gone else 'it is in use'}")
+        _print_line(console, removed if gone else "kept", f"{_name(entry)}: {reason if gone else 'it is in use'}")
     caches = store.timing_caches() if rule.old_versions else {}
     old = [file for file, version in caches.items() if is_older(version, newest.get("tensorrt", ""))]
     for file in [*store.partial_files(), *old]:
         if not dry_run:
             file.unlink(missing_ok=True)
-        _say(console, removed, file.name)
+        _print_line(console, removed, file.name)
     return 0
 
 
@@ -164,12 +176,13 @@ def _add_action(
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("bundle", type=Path, nargs="?", help=f"whose engines (default: {DEFAULT_MODEL})")
-    where.add_argument("--engine-cache", type=Path, metavar="DIR", help="a folder of engines outside of any bundle")
+    where.add_argument("bundle", type=Path, nargs="?", help=f"bundle that holds the engines (default: {DEFAULT_MODEL})")
+    where.add_argument("--engine-cache", type=Path, metavar="DIR", help="folder of engines outside of any bundle")
     return parser
 
 
 def _installed(libraries: set[TensorRTLibrary]) -> dict[TensorRTLibrary, str]:
+    """Returns the versions of those libraries that are installed."""
     versions: dict[TensorRTLibrary, str] = {}
     for library in libraries:
         try:
@@ -179,8 +192,8 @@ def _installed(libraries: set[TensorRTLibrary]) -> dict[TensorRTLibrary, str]:
     return versions
 
 
-def _judge(entry: StoreEntry, view: StoreView) -> tuple[str, str | None]:
-    """Whether it can be used here, in a word, and why not."""
+def _usability(entry: StoreEntry, view: StoreView) -> tuple[str, str | None]:
+    """Returns one word that says whether this machine can use an engine, and a sentence that says why not."""
     if entry.damage:
         if view.store.is_building(entry):
             return "being built", None
@@ -190,10 +203,11 @@ def _judge(entry: StoreEntry, view: StoreView) -> tuple[str, str | None]:
 
 
 def _cells(entry: StoreEntry) -> tuple[str, ...]:
+    """Returns the cells of an engine's row between its key and its usability."""
     if entry.record is None:
         return ("?",) * 5
     record, identity, settings = entry.record, entry.record.identity, entry.record.identity.settings
-    return (  # two lines an engine, so that it fits 80 columns
+    return (  # two lines for each engine, so that the table fits 80 columns
         f"{escape(record.model)} {escape(record.version)}\n{settings.precision}",
         f"{settings.library}\n{identity.library_version}",
         escape(str(identity.card)) if identity.card else ", ".join(settings.compute_capabilities),
@@ -203,7 +217,8 @@ def _cells(entry: StoreEntry) -> tuple[str, ...]:
 
 
 def _name(entry: StoreEntry) -> str:
-    key = entry.key[:KEY_SHOWN]
+    """Returns a name of an engine for messages."""
+    key = entry.key[:SHOWN_DIGITS]
     if entry.record is None:
         return key
     record, settings = entry.record, entry.record.identity.settings
@@ -228,5 +243,5 @@ def _days(text: str) -> timedelta:
     return timedelta(days=days)
 
 
-def _say(console: Console, *words: str) -> None:
+def _print_line(console: Console, *words: str) -> None:
     console.print(*map(escape, words), highlight=False, soft_wrap=True)

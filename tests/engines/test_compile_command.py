@@ -103,7 +103,7 @@ def test_a_bundle_without_the_precision_says_how_to_export_it(
     assert compile_bundle(bundle, "--precision", precision) == 2
     assert capsys.readouterr().err.strip() == (
         f"error: {bundle.folder} holds no graph for {precision} engines, only fp32; "
-        f"write a version that does: {command}"
+        f"export a version that does: {command}"
     )
 
 

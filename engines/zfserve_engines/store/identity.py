@@ -93,7 +93,7 @@ def request_engine(
         if host.gpu is None:
             raise EngineUnavailable("tensorrt builds and runs on an NVIDIA GPU only, and there is none here")
         if settings.compute_capabilities not in ((), (host.gpu.compute_capability,)):
-            raise EngineUnavailable("tensorrt builds for the card at hand only; tensorrt-rtx can build for others")
+            raise EngineUnavailable("tensorrt builds for this machine's GPU only; tensorrt-rtx can build for others")
     elif host.gpu is None and not settings.compute_capabilities:
         raise EngineUnavailable("there is no NVIDIA GPU here; name the cards to build for with --compute-capability")
     manifest, file = bundle.manifest, bundle.artefact(settings.precision)

@@ -1,6 +1,6 @@
-"""Which engine serves: the one asked for, or the best of those that open here and agree with the golden inputs.
+"""Chooses the engine that serves: the wanted one, or the first that opens here and gives the golden outputs.
 
-Run once, in a thread of its own, while the server starts; built by `server_process`, called by `app`.
+`source` calls it in a thread whenever a version of a model is opened.
 """
 
 import logging
@@ -21,7 +21,7 @@ from zfserve_runtime.errors import EngineFailed, EngineLost
 logger = logging.getLogger(__name__)
 
 TOLERATED_LOSS = 0.01
-"""Share of top-1 accuracy that the precision `auto` gives up for speed."""
+"""The loss of top-1 accuracy, as a fraction, that the precision `auto` accepts for speed."""
 
 WantedEngine = Literal["auto"] | EngineName
 WantedPrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -29,7 +29,12 @@ WantedPrecision = Literal["auto", "fp32", "fp16", "int8"]
 
 @dataclass(frozen=True)
 class NotTaken:
-    """Why `engine` does not serve, in one sentence."""
+    """An engine that does not serve.
+
+    Attributes:
+        engine: the name of its kind.
+        reason: one sentence that says why.
+    """
 
     engine: EngineName
     reason: str
@@ -40,9 +45,11 @@ class EngineChoice:
     """The engine that serves, warm and verified.
 
     Attributes:
-        instances: at least one; each takes a thread of its own.
-        not_taken: in the order of preference; empty where the engine was asked for by name.
-        reopen: opens one more like them, in place of one that hangs; blocks. None on a GPU, which it may hold for good.
+        name: the name of its kind.
+        instances: the engines, at least one; each runs in its own thread.
+        not_taken: the other kinds, in `auto`'s order; empty where the engine was wanted by name.
+        reopen: opens another engine like them, in place of one that hangs. Blocks. None on a GPU, because the hanging
+            engine may occupy the GPU for ever.
     """
 
     name: EngineName
@@ -132,6 +139,7 @@ def _choose_best(
 
 
 def _taken(name: EngineName, engines: list[Engine]) -> EngineChoice:
+    """Logs and returns the choice of that kind."""
     info = engines[0].info
     logger.info("engine taken", extra={"engine": name, "precision": info.precision, "device": info.device})
     return EngineChoice(name, engines)
@@ -160,10 +168,11 @@ def choose_precision(wanted: WantedPrecision, manifest: Manifest, kind: EngineKi
 def _open_verified(
     name: EngineName, open_engines: Callable[[Report], list[Engine]], bundle: Bundle, report: Report
 ) -> list[Engine]:
-    """Engines whose golden outputs are those recorded.
+    """Opens engines and checks that they give the golden outputs.
 
     Raises:
-        EngineUnavailable: whatever keeps them from serving, except EngineLost, which is raised as it is.
+        EngineUnavailable: the engines cannot serve, for any reason except a lost device.
+        EngineLost: a device was lost.
     """
     try:
         with ExitStack() as stack:
@@ -180,8 +189,8 @@ def _open_verified(
     except (EngineFailed, BundleError) as error:
         raise EngineUnavailable(str(error)) from error
     except Exception as error:
-        # A foreign library that breaks must not keep the next engine from serving.
+        # A broken library must not keep the next engine from serving.
         logger.exception("the engine cannot be opened", extra={"engine": name})
         raise EngineUnavailable(
-            f"it failed in a way nobody foresaw ({type(error).__name__}); the log says more"
+            f"it failed with an unexpected error ({type(error).__name__}); the log says more"
         ) from error

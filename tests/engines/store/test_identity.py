@@ -189,7 +189,7 @@ def test_a_request_takes_from_the_bundle_what_it_is_for(colour_bundle: ColourBun
     ("settings", "gpu", "sentence"),
     [
         ({"library": "tensorrt"}, None, "tensorrt builds and runs on an NVIDIA GPU only"),
-        ({"library": "tensorrt", "compute_capabilities": ("9.0",)}, L4, "builds for the card at hand only"),
+        ({"library": "tensorrt", "compute_capabilities": ("9.0",)}, L4, "builds for this machine's GPU only"),
         ({"library": "tensorrt-rtx"}, None, "name the cards to build for with --compute-capability"),
     ],
 )
