@@ -1,4 +1,4 @@
-"""What each opener says where its engine cannot be had, and how compiled engines come to be."""
+"""Tests the records of all kinds of engines, and what each opener says where its engine is unavailable."""
 
 import subprocess
 import sys
@@ -58,9 +58,7 @@ def test_without_onnx_runtime_its_engines_name_the_extra(
 
 
 @pytest.mark.parametrize("name", ["onnx-cpu", "openvino"])
-def test_a_cpu_opens_as_many_instances_as_asked_for_and_tells_its_steps(
-    options: EngineOptions, name: EngineName
-) -> None:
+def test_engines_on_the_cpu_open_all_instances_and_report_their_steps(options: EngineOptions, name: EngineName) -> None:
     steps: list[Step] = []
     engines = ENGINE_KINDS[name].open(options, "fp32", steps.append)
     assert [(engine.info.threads, engine.info.max_batch_size) for engine in engines] == [(1, 2), (1, 2)]
@@ -70,7 +68,7 @@ def test_a_cpu_opens_as_many_instances_as_asked_for_and_tells_its_steps(
         engine.close()
 
 
-def test_bf16_is_for_the_fp32_graph_alone(options: EngineOptions) -> None:
+def test_bf16_runs_only_the_fp32_graph(options: EngineOptions) -> None:
     with pytest.raises(EngineUnavailable, match="leave --precision out, or take openvino for int8"):
         ENGINE_KINDS["openvino-bf16"].open(options, "int8", lambda step: None)
 
@@ -85,6 +83,6 @@ def test_bf16_opens_where_the_cpu_has_it(options: EngineOptions) -> None:
 
 @pytest.mark.skipif(detect_gpu() is not None, reason="there is a GPU, and tests/gpu opens the engines on it")
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda"])
-def test_without_a_gpu_each_engine_for_one_says_what_is_missing(options: EngineOptions, name: EngineName) -> None:
+def test_without_a_gpu_each_engine_on_a_gpu_says_what_is_missing(options: EngineOptions, name: EngineName) -> None:
     with pytest.raises(EngineUnavailable, match=r"no NVIDIA driver|no GPU|has no \w+ExecutionProvider|cannot start"):
         ENGINE_KINDS[name].open(options, "fp32", lambda step: None)

@@ -1,4 +1,4 @@
-"""`zfserve compile` with TensorRT for RTX, and every way it can end without an engine."""
+"""Tests `zfserve compile` with TensorRT for RTX, and every way in which it ends without an engine."""
 
 import argparse
 import importlib.util
@@ -72,7 +72,7 @@ def test_compiles_once_and_says_what_was_built(bundle: Bundle, capsys: pytest.Ca
     assert len(stored(bundle)) == 2, "the plan and its record"
 
 
-def test_without_a_card_it_compiles_for_all_from_ampere_on_into_another_folder(bundle: Bundle, tmp_path: Path) -> None:
+def test_without_a_gpu_it_compiles_for_all_gpus_from_ampere_on(bundle: Bundle, tmp_path: Path) -> None:
     from zfserve_engines.cuda.gpu import detect_gpu
 
     assert compile_bundle(bundle, "--engine-cache", str(tmp_path / "shared")) == 0
@@ -123,21 +123,19 @@ def test_settings_that_cannot_be_built(
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ")
     assert sentence in said
-    assert "\n" not in said, "what TensorRT logs is not repeated"
+    assert "\n" not in said, "TensorRT's log is not repeated"
     assert stored(bundle) == []
 
 
 @pytest.mark.parametrize("arguments", [("--workspace", "1.5X"), ("--workspace", "-1"), ("--batches", "1,,8")])
-def test_arguments_that_mean_nothing(
-    bundle: Bundle, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_arguments(bundle: Bundle, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         compile_bundle(bundle, *arguments)
     assert refused.value.code == 2
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_bundle(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_bundle(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle.folder / "manifest.json").unlink()
     assert compile_bundle(bundle) == 2
     assert "there is no bundle at" in capsys.readouterr().err
@@ -152,7 +150,7 @@ def test_a_library_that_is_not_installed(bundle: Bundle, capsys: pytest.CaptureF
 
 
 class _Sender(logging.Handler):
-    """Sends a signal to this process at the first message of TensorRT's, so while it builds."""
+    """Sends a signal to this process at TensorRT's first message, so during the build."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__()

@@ -56,13 +56,13 @@ def listing(seen: StoreView) -> str:
 
 
 def row(text: str, file: Path) -> list[str]:
-    """The cells of the engine's two lines."""
+    """Returns the cells of the two lines of an engine."""
     lines = text.splitlines()
     (first,) = (number for number, line in enumerate(lines) if line.strip().startswith(f"{key(file)} "))
     return [cell for line in lines[first : first + 2] for cell in re.split(r"\s{2,}", line.strip())]
 
 
-def test_lists_what_there_is(store: EngineStore) -> None:
+def test_lists_all_engines(store: EngineStore) -> None:
     tuned, ahead = keep(store), keep(store, AHEAD)
     text = listing(view(store))
     assert row(text, tuned) == [
@@ -89,7 +89,7 @@ def test_lists_why_an_engine_cannot_be_used(
     assert f"{key(file)}: {note}\n" in listing(view(store, gpu, graphs))
 
 
-def test_lists_what_is_damaged_and_what_is_being_built(store: EngineStore) -> None:
+def test_lists_damaged_engines_and_engines_that_are_being_built(store: EngineStore) -> None:
     file = keep(store)
     file.with_suffix(".json").unlink()
     text = listing(view(store))
@@ -101,7 +101,7 @@ def test_lists_what_is_damaged_and_what_is_being_built(store: EngineStore) -> No
     assert "missing" not in text
 
 
-def test_an_empty_folder_lists_as_such(store: EngineStore) -> None:
+def test_an_empty_folder_is_reported(store: EngineStore) -> None:
     assert listing(view(store)) == f"there are no engines in {store.folder}\n"
 
 
@@ -112,7 +112,7 @@ def test_ages_are_rounded_down(age: dict[str, float], shown: str) -> None:
     assert engines_command._age(timedelta(**age)) == shown
 
 
-def test_verify_passes_what_is_sound(store: EngineStore) -> None:
+def test_verify_passes_sound_engines(store: EngineStore) -> None:
     file = keep(store)
     out, text = console()
     assert verify_engines(out, view(store)) == 0
@@ -124,7 +124,7 @@ def test_verify_passes_what_is_sound(store: EngineStore) -> None:
 def test_verify_reads_every_plan(store: EngineStore) -> None:
     sound, changed = keep(store), keep(store, AHEAD)
     changed.write_bytes(b"nalp")
-    assert "damaged" not in listing(view(store))  # a listing is quick: it looks at sizes only
+    assert "damaged" not in listing(view(store))  # a listing is fast, because it compares sizes only
     out, text = console()
     assert verify_engines(out, view(store)) == 1
     assert f"sound {key(sound)}" in text.getvalue()
@@ -140,7 +140,7 @@ def test_verify_waits_for_no_build(store: EngineStore) -> None:
     assert f"being built {key(file)}\n" in text.getvalue()
 
 
-def test_prune_removes_what_a_rule_names_and_says_why(store: EngineStore) -> None:
+def test_prune_removes_the_engines_of_a_rule_and_says_why(store: EngineStore) -> None:
     stays, goes = keep(store), keep(store, on_card(TUNED, H100))
     out, text = console()
     assert prune_engines(out, view(store), PruneRule(unusable=True), dry_run=False) == 0
@@ -151,7 +151,7 @@ def test_prune_removes_what_a_rule_names_and_says_why(store: EngineStore) -> Non
     assert [entry.file for entry in store.entries()] == [stays]
 
 
-def test_prune_by_itself_removes_only_what_is_broken(store: EngineStore) -> None:
+def test_prune_without_options_removes_only_damaged_engines(store: EngineStore) -> None:
     foreign, broken = keep(store, on_card(TUNED, H100)), keep(store)
     broken.unlink()
     leftover = store.folder / f".{broken.name}.1-1.partial"
@@ -162,7 +162,7 @@ def test_prune_by_itself_removes_only_what_is_broken(store: EngineStore) -> None
     assert f"removed {leftover.name}\n" in text.getvalue()
 
 
-def test_prune_removes_what_old_versions_measured(store: EngineStore) -> None:
+def test_prune_removes_timing_caches_of_old_versions(store: EngineStore) -> None:
     for version in ("10.9", "11.0.0.114"):
         store.find_or_build(replace(TUNED, library_version=version), Builder(timing_cache=b"measured"), quiet)
     out, _ = console()
@@ -172,7 +172,7 @@ def test_prune_removes_what_old_versions_measured(store: EngineStore) -> None:
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_prune_keeps_what_is_in_use(store: EngineStore, dry_run: bool) -> None:
+def test_prune_keeps_engines_that_are_in_use(store: EngineStore, dry_run: bool) -> None:
     engine = store.find_or_build(on_card(TUNED, L4), Builder(), quiet)
     out, text = console()
     engine.hold_lock_for(store)
@@ -211,7 +211,7 @@ def test_the_engines_of_a_bundle_and_of_a_folder(
     assert not file.exists()
 
 
-def test_what_cannot_be_opened_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_bundle_or_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert zfserve_engines("list", tmp_path) == 2
     assert zfserve_engines("verify", "--engine-cache", tmp_path / "none") == 2
     assert capsys.readouterr().err == (
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_written_is_not_pruned(open_folder: Path, capsys
 
 
 @pytest.mark.parametrize("argv", [[], ["list", "x", "--engine-cache", "y"], ["prune", "--older-than", "soon"]])
-def test_arguments_that_make_no_sense_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         zfserve_engines(*argv)
     assert ended.value.code == 2

@@ -14,7 +14,7 @@ ColourBundle = Callable[..., Bundle]
 
 
 class SlyEngine:
-    """Right, but for what `spoil` does to the probabilities of a batch."""
+    """A correct engine, except that `spoil` changes the probabilities of a batch."""
 
     def __init__(
         self, bundle: Bundle, spoil: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], max_batch_size: int
@@ -50,7 +50,7 @@ def test_rows_are_run_alone_and_together(colour_bundle: ColourBundle, max_batch_
     assert engine.batch_sizes == sizes
 
 
-def test_the_sentence_tells_the_difference_and_the_tolerance(colour_bundle: ColourBundle) -> None:
+def test_the_error_gives_the_difference_and_the_tolerance(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     engine = SlyEngine(bundle, lambda probabilities: probabilities + np.float32(0.25), 4)
     with pytest.raises(EngineDisagrees, match=r"by 0\.25 at batch size 1, and 1e-05 is allowed"):
@@ -63,7 +63,7 @@ def test_rows_mixed_up_in_a_batch_are_found(colour_bundle: ColourBundle) -> None
         verify_engine(SlyEngine(bundle, lambda probabilities: probabilities[::-1], 4), bundle)
 
 
-def test_bfloat16_has_a_tolerance_of_its_own_or_may_not_serve(colour_bundle: ColourBundle) -> None:
+def test_bfloat16_needs_its_own_tolerance(colour_bundle: ColourBundle) -> None:
     def coarse(bundle: Bundle) -> SlyEngine:
         engine = SlyEngine(bundle, lambda probabilities: probabilities + np.float32(0.01), 4)
         engine.info = replace(engine.info, bf16=True)
@@ -79,7 +79,7 @@ def test_bfloat16_has_a_tolerance_of_its_own_or_may_not_serve(colour_bundle: Col
             verify_engine(coarse(bundle), bundle)
 
 
-def test_numbers_that_are_none_are_found(colour_bundle: ColourBundle) -> None:
+def test_nan_is_found(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     with pytest.raises(EngineDisagrees, match="by nan"):
         verify_engine(SlyEngine(bundle, lambda probabilities: probabilities * np.float32("nan"), 4), bundle)
@@ -91,7 +91,7 @@ def test_another_shape_is_found(colour_bundle: ColourBundle) -> None:
         verify_engine(SlyEngine(bundle, lambda probabilities: probabilities[:, :2], 4), bundle)
 
 
-def test_what_is_written_is_read_and_written_the_same_again(colour_bundle: ColourBundle) -> None:
+def test_golden_inputs_survive_a_round_trip(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle(
         artefacts={name: Artefact(file="model.onnx", golden_tolerance=0.1) for name in ("fp32", "int8")}
     )
@@ -131,7 +131,7 @@ def test_golden_inputs_of_another_network_are_refused(colour_bundle: ColourBundl
             load_golden(bundle)
 
 
-def test_a_precision_that_was_not_recorded_is_missed(colour_bundle: ColourBundle) -> None:
+def test_a_precision_that_was_not_recorded_is_an_error(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle(artefacts={"int8": Artefact(file="model.onnx", golden_tolerance=0.1)})
     with pytest.raises(BundleError, match="incomplete"):
         load_golden(bundle)

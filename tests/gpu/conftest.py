@@ -1,4 +1,4 @@
-"""What only a GPU can show. Every test here carries the marker `gpu`, and is skipped where there is none."""
+"""Fixtures of the tests that need a GPU. Each test has the marker `gpu` and is skipped on a machine without a GPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,7 +28,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 CLASSES = tuple("abcdefghij")
 PROFILES = (1, 4, 8)
-"""Largest batch of each optimisation profile that these tests compile."""
+"""The largest batch of each optimisation profile that these tests compile."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,8 +47,8 @@ def gpu() -> GpuFacts:
 
 @pytest.fixture(scope="session")
 def gpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The figure-3 network with random weights and a narrow head, in every precision. Its logits differ by about 1
-    between photos, so that a wrong answer is far from a right one."""
+    """Returns the figure-3 network with random weights and a narrow head, in every precision. Its logits differ by
+    about 1 between photos, so a wrong output is far from the correct one."""
     network = build_network(NetworkSpec("zfnet-fig3", len(CLASSES), 64), torch.Generator().manual_seed(0)).eval()
     file = tmp_path_factory.mktemp("weights") / "random.safetensors"
     save_checkpoint(Checkpoint(network, CLASSES, CLASSES, Preprocessing()), file)
@@ -60,7 +60,7 @@ def gpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session")
 def photos(gpu_bundle: Bundle) -> Pixels:
-    """Eight different images, uint8 (8, 224, 224, 3): the golden photos and their mirror images."""
+    """Returns eight different images, uint8 (8, 224, 224, 3): the golden photos and their mirror images."""
     golden = load_golden(gpu_bundle).pixels
     return np.concatenate([golden, golden[:, :, ::-1], golden[:, ::-1]])[: PROFILES[-1]]
 
@@ -70,7 +70,8 @@ Compile: TypeAlias = Callable[[TensorRTLibrary, Precision], bytes]
 
 @pytest.fixture(scope="session")
 def compiled(gpu: GpuFacts, gpu_bundle: Bundle) -> Compile:
-    """Compiles for the card at hand, each once; skips where the library is missing or does not know the card."""
+    """Compiles each engine once for this machine's GPU. Skips where the library is missing or does not support the
+    GPU."""
     plans: dict[tuple[TensorRTLibrary, Precision], bytes] = {}
 
     def compile_once(kind: TensorRTLibrary, precision: Precision) -> bytes:
@@ -98,7 +99,7 @@ class Open(Protocol):
 
 @pytest.fixture
 def open_tensorrt(gpu: GpuFacts, gpu_bundle: Bundle, compiled: Compile) -> Iterator[Open]:
-    """Opens engines that share one plan; they are closed when the test ends."""
+    """Opens engines that share one plan, and closes them when the test ends."""
     with ExitStack() as stack:
 
         def open_engines_of(

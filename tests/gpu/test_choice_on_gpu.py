@@ -1,4 +1,4 @@
-"""What `auto` chooses where there is a card."""
+"""Tests what `auto` chooses on a machine with a GPU."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from zfserve_server.models.engine_choice import choose_engine
 pytestmark = pytest.mark.gpu
 
 
-def test_auto_takes_the_card_and_accounts_for_every_other_engine(
+def test_auto_takes_the_gpu_and_gives_a_reason_for_every_other_engine(
     gpu: GpuFacts, gpu_bundle: Bundle, tmp_path: Path
 ) -> None:
     options = EngineOptions(gpu_bundle, 8, threads=4, cache=tmp_path)

@@ -1,4 +1,4 @@
-"""Every engine that the server can choose, opened as the server opens it."""
+"""Tests every kind of engine on a GPU, opened as the server opens it."""
 
 import itertools
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_it_gives_the_golden_outputs(
     precision: Precision,
     instances: int,
 ) -> None:
-    cache = tmp_path_factory.getbasetemp() / "engines"  # one for all, so that each is compiled once
+    cache = tmp_path_factory.getbasetemp() / "engines"  # shared by all tests, so that each engine is compiled once
     options = EngineOptions(gpu_bundle, 8, threads=4, instances=instances, cache=cache)
     steps: list[Step] = []
     require_engine(name, gpu)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's providers on a card."""
+"""Tests ONNX Runtime's providers on a GPU."""
 
 from pathlib import Path
 
@@ -22,8 +22,10 @@ def open_engine(bundle: Bundle, provider: GpuProvider, gpu: GpuFacts) -> OnnxEng
 
 
 @pytest.mark.parametrize("provider", [CudaProvider(), TensorRTProvider()])
-def test_every_batch_size_answers_as_the_cpu_does(gpu_bundle: Bundle, gpu: GpuFacts, provider: GpuProvider) -> None:
-    """Those that are filled up among them; and the rows are not mixed up."""
+def test_every_batch_size_gives_the_outputs_of_the_cpu(
+    gpu_bundle: Bundle, gpu: GpuFacts, provider: GpuProvider
+) -> None:
+    """Some sizes are padded. Each row of the output belongs to its row of the input."""
     engine = open_engine(gpu_bundle, provider, gpu)
     assert engine.info.device == gpu.name
     golden = load_golden(gpu_bundle)
@@ -42,7 +44,7 @@ def test_without_tf32_cuda_computes_what_the_cpu_computes(gpu_bundle: Bundle, gp
     engine.close()
 
 
-def test_a_tensorrt_engine_is_kept_and_taken_again(gpu_bundle: Bundle, gpu: GpuFacts, tmp_path: Path) -> None:
+def test_a_tensorrt_engine_is_stored_and_used_again(gpu_bundle: Bundle, gpu: GpuFacts, tmp_path: Path) -> None:
     def engines() -> dict[Path, int]:
         return {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.engine")}
 

@@ -1,4 +1,4 @@
-"""TensorRT's engines as they run: right, for every batch size, with and without CUDA graphs, and side by side."""
+"""Tests the outputs of engines on TensorRT: every batch size, with and without CUDA graphs, and two at a time."""
 
 import gc
 import itertools
@@ -36,15 +36,16 @@ EVERY_ENGINE = pytest.mark.parametrize(("kind", "precision"), list(itertools.pro
 EVERY_LIBRARY = pytest.mark.parametrize("kind", LIBRARIES)
 
 FEATURE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8-symmetric": 0.1}
-"""Largest difference to ONNX Runtime on the CPU, as a share of the largest feature. A bound on blunders such as a row
-or channel out of place, which are of the order of 1; the golden inputs, at the manifest's tolerance, are the judge."""
+"""The largest difference to ONNX Runtime on the CPU, as a fraction of the largest feature. It finds gross errors, such
+as a row or channel in the wrong place, whose differences are about 1. The golden inputs check the manifest's
+tolerance."""
 
 MEMORY_SLACK_BYTES = 16 * 2**20
-"""What the driver may keep of a closed engine, and other processes change meanwhile."""
+"""The memory that the driver may keep of a closed engine, and that other processes may change meanwhile."""
 
 
 def same(left: EngineOutputs, right: EngineOutputs) -> bool:
-    """Bit for bit."""
+    """Returns whether two outputs are equal bit for bit."""
     return bool(
         np.array_equal(left.probabilities, right.probabilities) and np.array_equal(left.features, right.features)
     )
@@ -62,10 +63,10 @@ def test_golden_inputs(
 
 
 @EVERY_ENGINE
-def test_every_batch_size_answers_as_onnx_runtime_does(
+def test_every_batch_size_gives_the_outputs_of_onnx_runtime(
     open_tensorrt: Open, gpu_bundle: Bundle, photos: Pixels, kind: TensorRTLibrary, precision: Precision
 ) -> None:
-    """Sizes 1 to 8 over profiles up to 1, 4 and 8: at, before and after every edge, and some that are filled up."""
+    """Sizes 1 to 8 with profiles up to 1, 4 and 8 are on both sides of each profile's limit, and some are padded."""
     (engine,) = open_tensorrt(kind, precision)
     reference = OnnxEngine(gpu_bundle, precision, threads=4, max_batch_size=len(photos), optimised=False)
     expected = reference.run(photos)
@@ -85,14 +86,14 @@ def test_every_batch_size_answers_as_onnx_runtime_does(
 def test_a_batch_does_not_depend_on_the_one_before_it(
     open_tensorrt: Open, photos: Pixels, kind: TensorRTLibrary, precision: Precision
 ) -> None:
-    """Three are filled up to four with what the buffer held before."""
+    """A batch of three is padded to four with the old content of the buffer."""
     (engine,) = open_tensorrt(kind, precision)
     engine.run(np.zeros_like(photos))
     first = engine.run(photos[:3])
     kept = EngineOutputs(first.probabilities.copy(), first.features.copy())
     engine.run(np.full_like(photos, 255))
     assert same(engine.run(photos[:3]), kept)
-    assert same(first, kept), "answers are the caller's own: no later batch may change them"
+    assert same(first, kept), "no later batch may change the outputs of an earlier one"
 
 
 @EVERY_ENGINE
@@ -101,7 +102,7 @@ def test_cuda_graphs_change_no_bit(
 ) -> None:
     (with_graphs,) = open_tensorrt(kind, precision, cuda_graphs=True)
     (without,) = open_tensorrt(kind, precision, cuda_graphs=False)
-    if kind == "tensorrt":  # the other library captures by itself, and does not tell
+    if kind == "tensorrt":  # the other library captures graphs itself, and does not report it
         assert with_graphs.captured == (1, 2, 3, 4, 6, 8)
     assert without.captured == ()
     for size in range(1, len(photos) + 1):
@@ -110,7 +111,9 @@ def test_cuda_graphs_change_no_bit(
 
 
 @EVERY_LIBRARY
-def test_two_side_by_side_answer_as_one_does(open_tensorrt: Open, photos: Pixels, kind: TensorRTLibrary) -> None:
+def test_two_engines_at_a_time_give_the_outputs_of_one(
+    open_tensorrt: Open, photos: Pixels, kind: TensorRTLibrary
+) -> None:
     engines = open_tensorrt(kind, "fp32", instances=2)
     expected = [engines[0].run(photos[:size]) for size in range(1, len(photos) + 1)]
     wrong: list[int] = []
@@ -130,14 +133,15 @@ def test_two_side_by_side_answer_as_one_does(open_tensorrt: Open, photos: Pixels
 
 
 @EVERY_LIBRARY
-def test_memory_comes_back_when_closed_and_instances_share_the_weights(
+def test_closed_engines_free_their_memory_and_instances_share_the_weights(
     compiled: Compile, gpu: GpuFacts, gpu_bundle: Bundle, kind: TensorRTLibrary
 ) -> None:
     plan_bytes = compiled(kind, "fp32")
     start_cuda()
 
     def held_bytes(instances: int) -> tuple[int, int]:
-        """On the card while that many are open, and once they are closed."""
+        """Returns the memory that this many open engines use on the GPU, and what remains in use after they are
+        closed."""
         before = free_memory_bytes()
         plan = LoadedPlan(plan_bytes, gpu_bundle.manifest, load_library(kind), gpu)
         engines = open_engines(plan, gpu_bundle.manifest, "fp32", max_batch_size=8, instances=instances)
@@ -148,11 +152,11 @@ def test_memory_comes_back_when_closed_and_instances_share_the_weights(
         gc.collect()
         return before - opened, before - free_memory_bytes()
 
-    held_bytes(1)  # the first time, kernels are loaded, and stay
+    held_bytes(1)  # the first engine loads kernels, which stay loaded
     one, left_by_one = held_bytes(1)
     three, left_by_three = held_bytes(3)
     weights_bytes = (gpu_bundle.folder / "weights.safetensors").stat().st_size
-    assert one > weights_bytes / 2, "or else this test measures nothing"
+    assert one > weights_bytes / 2, "an engine uses more memory than half its weights"
     assert left_by_one < MEMORY_SLACK_BYTES
     assert left_by_three < MEMORY_SLACK_BYTES
     assert three < 3 * one
@@ -222,11 +226,11 @@ print("closed")
 
 
 @EVERY_LIBRARY
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="it takes a PyTorch with CUDA to break CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA here, and the test breaks CUDA with it")
 def test_a_sticky_error_is_a_lost_engine(
     compiled: Compile, gpu_bundle: Bundle, tmp_path: Path, kind: TensorRTLibrary
 ) -> None:
-    """In a process of its own, which is of no use afterwards."""
+    """Runs in another process, because the process cannot use CUDA afterwards."""
     file = tmp_path / "plan.engine"
     file.write_bytes(compiled(kind, "fp32"))
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Projections computed on a card. Not run yet: the deconvnet itself was, on an H200, without the worker around it."""
+"""Tests projections on a GPU. They have not run yet: only the deconvnet ran on an H200, without the worker."""
 
 import subprocess
 import sys

@@ -22,7 +22,7 @@ def test_sizes_that_are_prepared() -> None:
 
 @settings(max_examples=50)
 @given(st.sets(st.integers(1, 200), min_size=1, max_size=4), st.integers(1, 300), st.data())
-def test_a_third_of_a_batch_is_idle_at_most_and_it_keeps_its_profile(
+def test_padding_is_at_most_a_third_of_a_batch_and_keeps_its_profile(
     batches: set[int], most: int, data: st.DataObject
 ) -> None:
     profiles = plan_profiles(sorted(batches))

@@ -1,4 +1,4 @@
-"""The table against cuda-bindings' own list of errors and what NVIDIA says of each."""
+"""Compares the table of sticky errors with the errors of cuda-bindings and their documentation."""
 
 import pytest
 from cuda.bindings import runtime as cudart
@@ -16,7 +16,7 @@ def test_every_error_whose_documentation_asks_for_a_new_process_is_sticky() -> N
         for error in ERRORS
         if "the process must be terminated and relaunched" in " ".join((error.__doc__ or "").split())
     }
-    assert len(documented) > 10, "or else the documentation is worded differently now"
+    assert len(documented) > 10, "the wording of the documentation has not changed"
     assert documented.items() <= STICKY.items()
 
 
@@ -32,7 +32,7 @@ def test_every_error_is_translated() -> None:
         assert error.name not in raised.value.message, "the name is for the log, not for the caller"
 
 
-def test_a_call_that_went_well_gives_its_value() -> None:
+def test_a_successful_call_returns_its_value() -> None:
     assert check((cudart.cudaError_t.cudaSuccess, 7)) == 7
     assert check((cudart.cudaError_t.cudaSuccess,)) is None
 

@@ -8,14 +8,14 @@ from zfserve_engines.cuda.gpu import detect_gpu
 NO_SUCH_CARD = 4096
 
 
-def test_where_there_is_no_card_the_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """With a driver or without one: no machine has this many cards. tests/gpu looks at a card that is there."""
+def test_without_such_a_gpu_the_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Asks for a device number that no machine has, so it runs with a driver and without one."""
     with caplog.at_level(logging.DEBUG, "zfserve_engines.cuda.gpu"):
         assert detect_gpu(NO_SUCH_CARD) is None
     assert "no GPU can be used: " in caplog.text
 
 
-def test_without_cuda_bindings_there_is_no_card() -> None:
+def test_without_cuda_bindings_no_gpu_is_found() -> None:
     program = (
         "import logging, sys; sys.modules['cuda.bindings'] = None; logging.basicConfig(level=logging.DEBUG)\n"
         "from zfserve_engines.cuda.gpu import detect_gpu; print(detect_gpu())"

@@ -1,4 +1,4 @@
-"""What comes out of files and raw pixels, and where in the photo it lies."""
+"""Tests the pixels that files and raw pixels are turned to, and their place in the photo."""
 
 import io
 import struct
@@ -35,13 +35,13 @@ def difference(one: npt.ArrayLike, other: npt.ArrayLike | Image.Image) -> npt.ND
 
 
 def one_colour(data: bytes) -> tuple[int, ...]:
-    """The colour of a picture that has but one."""
+    """Returns the colour of a picture that has only one."""
     pixels = squashed(data)
     assert (pixels == pixels[0, 0]).all()
     return tuple(pixels[0, 0].tolist())
 
 
-# What comes out
+# Decoded pixels
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -58,7 +58,7 @@ def test_every_format_is_decoded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG", "MPO"])
-def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+def test_the_first_of_several_frames_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "lime", "blue")]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     assert difference(squashed(data), np.full((8, 8, 3), (255, 0, 0))).max() <= 2
@@ -76,12 +76,12 @@ def test_exif_orientation_is_honoured(kind: str, exif: int, resize: Literal["squ
     with Image.open(io.BytesIO(data)) as stored:
         upright = ImageOps.exif_transpose(stored).convert("RGB")
     assert (decoded.source_width, decoded.source_height) == upright.size
-    # Turned before or after the resize: only the rounding between its two passes differs.
+    # A picture that is turned after the resize differs only by the rounding between the two passes of the resize.
     expected = decode_image(encode(upright, "PNG"), small, LIMITS).pixels
     assert difference(decoded.pixels, expected).max() <= 1
 
 
-def test_broken_exif_makes_no_photo_undecodable() -> None:
+def test_a_photo_with_broken_exif_is_decoded() -> None:
     assert one_colour(encode(Image.new("RGB", (9, 9), "white"), "JPEG", exif=b"Exif\0\0II*\0\xff")) == (255, 255, 255)
 
 
@@ -186,7 +186,7 @@ def test_a_large_jpeg_decoded_reduced_agrees_with_full_decoding(resize: Literal[
     data = encode(scene(1001, 803).convert(mode), "JPEG", quality=90)
     with Image.open(io.BytesIO(data)) as image:
         full = encode(image.convert("RGB"), "PNG")
-    # So small an input leaves room for a reduction to 1/4, with sides that are no multiple of 4.
+    # An input this small allows a reduction to 1/4, and the sides are no multiple of 4.
     small = spec(resize, side=80, shorter_side=92)
     limits = ImageLimits(max_bytes=20_000_000)
     reduced = decode_image(data, small, limits)
@@ -271,7 +271,7 @@ def test_the_region_lies_in_the_photo_and_around_its_centre(image: InputImage) -
     left, top, right, bottom = image.region
     assert 0 <= left < right <= image.source_width
     assert 0 <= top < bottom <= image.source_height
-    # Off centre by at most one pixel of the scaled photo: it is rounded once for the size and once for the place.
+    # The region is at most one pixel of the scaled photo off the centre, because its size and its place are rounded.
     scale = max(right - left, bottom - top) / len(image.pixels)
     assert abs((left + right) - image.source_width) <= 2 * scale + 1e-6
     assert abs((top + bottom) - image.source_height) <= 2 * scale + 1e-6
@@ -296,7 +296,7 @@ def test_a_source_box_lies_in_the_photo_and_covers_what_it_should(data: st.DataO
     assert outer[3] >= found[3]
 
 
-def test_a_crop_larger_than_what_it_is_cut_from_is_no_spec() -> None:
+def test_a_crop_larger_than_the_scaled_photo_is_refused() -> None:
     with pytest.raises(ValidationError, match="shorter_side"):
         spec("crop", side=224, shorter_side=223)
     assert spec("squash", side=224, shorter_side=223).shorter_side == 223
@@ -305,7 +305,7 @@ def test_a_crop_larger_than_what_it_is_cut_from_is_no_spec() -> None:
 def test_source_boxes_by_hand() -> None:
     squash = InputImage(np.zeros((10, 10, 3), np.uint8), 40, 20, (0, 0, 40, 20))
     assert squash.source_box(1, 1, 2, 3) == (4, 2, 8, 6)
-    # 40 x 20 scaled to 24 x 12, of which the central 10 x 10 is columns 7 to 17 and rows 1 to 11.
+    # 40 x 20 is scaled to 24 x 12. Its central 10 x 10 pixels are columns 7 to 17 and rows 1 to 11.
     region = input_region(40, 20, spec("crop", side=10, shorter_side=12))
     assert region == pytest.approx((7 / 0.6, 1 / 0.6, 17 / 0.6, 11 / 0.6))
     crop = InputImage(np.zeros((10, 10, 3), np.uint8), 40, 20, region)

@@ -1,4 +1,4 @@
-"""What is refused: files that are no image, damaged, or too large."""
+"""Tests that files are refused that are no image, damaged, or too large."""
 
 import random
 import zlib
@@ -58,7 +58,7 @@ def test_a_truncated_progressive_jpeg() -> None:
 
 @pytest.mark.parametrize("sides", [(60_000, 60_000), (8_000_001, 1), (1, 70_000)])
 def test_a_bomb_is_refused_by_its_header(sides: tuple[int, int]) -> None:
-    # The pixels are missing: had they been asked for, the file would have been called damaged.
+    # The file has no pixels. If the decoder had read them, the error would say that the file is damaged.
     assert "pixels" in assert_refused(png_file(*sides, rows=b""), ImageTooLarge)
 
 
@@ -92,7 +92,7 @@ def test_a_png_without_width() -> None:
     assert_refused(png_file(0, 5, rows=b""), ImageUndecodable)
 
 
-def test_mutated_files_raise_nothing_but_service_errors() -> None:
+def test_mutated_files_raise_only_service_errors() -> None:
     chance = random.Random(7)
     seeds = [encode(scene(24, 18), kind) for kind in FORMATS]
     seeds += [encode(scene(24, 18).convert("P"), "PNG"), encode(scene(24, 18), "TIFF", compression="tiff_lzw")]
@@ -107,12 +107,12 @@ def test_mutated_files_raise_nothing_but_service_errors() -> None:
         else:
             assert image.pixels.shape == (8, 8, 3)
     assert {error.field for error in errors} == {"image.encoded"}
-    # Some damage is harmless; a test in which nothing, or everything, is refused would test nothing.
+    # Some damage is harmless. If no file or every file were refused, this test would check nothing.
     assert 100 < len(errors) < 450
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
-    """A few bytes changed or cut out; half of the damage goes to the header."""
+    """Returns a file with a few bytes changed or removed. Half of the damage is in the header."""
     mutated = bytearray(data)
     for _ in range(chance.choice((1, 3, 12))):
         place = chance.randrange(len(mutated) if chance.random() < 0.5 else min(len(mutated), 60))

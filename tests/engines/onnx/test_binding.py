@@ -1,4 +1,4 @@
-"""The way of a batch through bound tensors, in the CPU's memory: all but the card."""
+"""Tests bound sessions with tensors in the CPU's memory, so without a GPU."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -29,7 +29,7 @@ def bind(bundle: Bundle, largest: int, sessions: int = 1) -> BoundSessions:
 @pytest.mark.parametrize("count", [1, 5, 7])
 @pytest.mark.parametrize("sessions", [1, 6])
 def test_gives_what_an_unbound_session_gives(bundle: Bundle, count: int, sessions: int) -> None:
-    """Five are filled up to six."""
+    """A batch of five is padded to six."""
     assert bound_sizes(7) == (1, 2, 3, 4, 6, 7)
     bound = bind(bundle, 7, sessions)
     pixels = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)

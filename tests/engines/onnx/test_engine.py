@@ -55,7 +55,7 @@ def test_a_provider_that_is_missing_is_named(colour_bundle: ColourBundle, provid
 
 
 class TensorRTOfOurOwn(TensorRTProvider):
-    """What this ONNX Runtime has, with a library that nobody has."""
+    """A provider that this ONNX Runtime has, with a library that no machine has."""
 
     name = "CPUExecutionProvider"
     library = "libnvinfer.so.0"
@@ -87,7 +87,7 @@ def test_a_precision_that_is_missing_is_named(colour_bundle: ColourBundle) -> No
         OnnxEngine(colour_bundle(), "int8", threads=1, max_batch_size=2)
 
 
-def test_a_file_that_is_no_graph(colour_bundle: ColourBundle) -> None:
+def test_a_file_that_is_not_a_graph(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     (bundle.folder / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"cannot load model\.onnx") as caught:
@@ -152,7 +152,7 @@ def test_a_manifest_that_does_not_fit(colour_bundle: ColourBundle) -> None:
 
 def test_a_width_the_graph_leaves_open_is_measured(colour_bundle: ColourBundle) -> None:
     def cut_features(model: onnx.ModelProto) -> None:
-        """Two features by a mask, so that nothing but a run shows their number."""
+        """The graph makes two features with a mask, so only a run shows their number."""
         _, mean, divide, _ = model.graph.node
         mean.output[0] = divide.input[0] = "means"
         model.graph.node.insert(2, onnx.helper.make_node("Compress", ["means", "mask"], ["features"], axis=1))
@@ -167,7 +167,8 @@ def test_a_failure_of_the_runtime_is_translated_and_logged(
     colour_bundle: ColourBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     def look_up_the_brightest(model: onnx.ModelProto) -> None:
-        """The brightest value becomes an index into a table of one: black works, and all else is out of bounds."""
+        """The graph uses the brightest value as an index into a table of one entry, so only black photos are in
+        bounds."""
         added = [
             onnx.helper.make_node("ReduceMax", ["values"], ["brightest"], keepdims=0),
             onnx.helper.make_node("Cast", ["brightest"], ["index"], to=onnx.TensorProto.INT64),
@@ -189,7 +190,7 @@ def test_a_failure_of_the_runtime_is_translated_and_logged(
     assert len(engine.run(black).probabilities) == 3, "one failed batch must not spoil the next"
 
 
-def test_a_closed_engine_answers_no_more(colour_bundle: ColourBundle) -> None:
+def test_a_closed_engine_does_not_run(colour_bundle: ColourBundle) -> None:
     engine = open_engine(colour_bundle())
     engine.close()
     with pytest.raises(EngineFailed):

@@ -1,4 +1,4 @@
-"""What the providers are told. That their libraries take it is seen on a machine with a GPU only: tests/gpu."""
+"""Tests the options of the providers. tests/gpu checks on a GPU that the libraries accept them."""
 
 import logging
 from dataclasses import replace
@@ -51,7 +51,9 @@ def test_tensorrt_has_one_profile_for_all_batches(workload: Workload) -> None:
     ("precision", "fp16", "int8"),
     [("fp32", "False", "False"), ("fp16", "True", "False"), ("int8-symmetric", "False", "True")],
 )
-def test_tensorrt_may_use_what_the_graph_is_in(workload: Workload, precision: Precision, fp16: str, int8: str) -> None:
+def test_tensorrt_may_use_the_precision_of_the_graph(
+    workload: Workload, precision: Precision, fp16: str, int8: str
+) -> None:
     options = TensorRTProvider().options(replace(workload, precision=precision), None)
     assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == (fp16, int8)
 

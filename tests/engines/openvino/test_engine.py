@@ -40,7 +40,7 @@ def test_outputs_outlive_the_next_batch(colour_bundle: ColourBundle) -> None:
 
 
 def test_rows_of_a_larger_array_may_be_run_in_any_layout(colour_bundle: ColourBundle) -> None:
-    """It reads the pixels where they are: those that are not one block must not be misread."""
+    """OpenVINO reads the pixels in place, so it must read rows correctly that are not contiguous."""
     engine = open_engine(colour_bundle())
     pixels = np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), np.uint8)
     every_other = engine.run(pixels[::2])
@@ -81,7 +81,7 @@ def test_bf16_is_said_to_run(colour_bundle: ColourBundle) -> None:
     )
 
 
-def test_a_file_that_is_no_graph(colour_bundle: ColourBundle) -> None:
+def test_a_file_that_is_not_a_graph(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     (bundle.folder / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"OpenVINO .* cannot load model\.onnx") as caught:
@@ -100,7 +100,7 @@ def test_a_width_that_the_manifest_does_not_say(colour_bundle: ColourBundle) -> 
         open_engine(colour_bundle(feature_width=4))
 
 
-def test_a_closed_engine_answers_no_more(colour_bundle: ColourBundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_closed_engine_does_not_run(colour_bundle: ColourBundle, caplog: pytest.LogCaptureFixture) -> None:
     engine = open_engine(colour_bundle())
     engine.close()
     with caplog.at_level(logging.ERROR), pytest.raises(EngineFailed, match="failed on this batch"):

@@ -1,4 +1,4 @@
-"""A process in which OpenVINO was opened and closed still hears signals."""
+"""Tests that a process handles signals after it opened and closed OpenVINO."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 @pytest.mark.parametrize("order", ["oldest first", "newest first"])
 def test_signals_are_heard_after_engines_were_closed(colour_bundle: Callable[..., Bundle], order: str) -> None:
-    # In a process of its own: what must not happen is its end.
+    # The program runs in another process, because a fault would end the process.
     command = [sys.executable, "-c", PROGRAM, str(colour_bundle().folder), order]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

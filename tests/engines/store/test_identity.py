@@ -64,7 +64,7 @@ OTHERS: dict[str, tuple[EngineRequest, str]] = {
         "features: float32 (N, 3), not pixels: float32 (N, 3, 8, 8)",
     ),
 }
-"""What differs from TUNED, and the sentence for it."""
+"""Requests that differ from TUNED, each with the sentence that says how."""
 
 
 @pytest.mark.parametrize(("wanted", "sentence"), OTHERS.values(), ids=OTHERS)
@@ -168,7 +168,7 @@ def test_an_identity_survives_its_record() -> None:
     assert read.key == identity.key
 
 
-def test_a_request_takes_from_the_bundle_what_it_is_for(colour_bundle: ColourBundle) -> None:
+def test_a_request_describes_its_bundle(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     settings = BuildSettings("tensorrt-rtx", "fp32")
     request = request_engine(bundle, settings, "1.7", Host.here(L4), min_batch_size=4)
@@ -193,7 +193,7 @@ def test_a_request_takes_from_the_bundle_what_it_is_for(colour_bundle: ColourBun
         ({"library": "tensorrt-rtx"}, None, "name the cards to build for with --compute-capability"),
     ],
 )
-def test_a_request_that_nobody_can_build_is_refused(
+def test_a_request_that_cannot_be_built_is_refused(
     colour_bundle: ColourBundle, settings: dict[str, Any], gpu: GpuFacts | None, sentence: str
 ) -> None:
     with pytest.raises(EngineUnavailable, match=sentence):

@@ -34,14 +34,14 @@ def entry_of(folder: Path, request: EngineRequest = TUNED) -> StoreEntry:
         (PruneRule(older_than=timedelta(days=0)), [], "12.0", 0.5, "it was built 0 days ago"),
     ],
 )
-def test_a_rule_removes_what_it_names(
+def test_a_rule_removes_the_engines_that_it_names(
     tmp_path: Path, rule: PruneRule, faults: list[str], newest: str, days: float, reason: str | None
 ) -> None:
     entry, now = entry_of(tmp_path), datetime.now(UTC) + timedelta(days=days)
     assert reason_to_remove(entry, rule, faults, NEWEST | {"tensorrt": newest}, now) == reason
 
 
-def test_what_is_damaged_goes_under_every_rule(tmp_path: Path) -> None:
+def test_every_rule_removes_damaged_engines(tmp_path: Path) -> None:
     entry = entry_of(tmp_path)
     entry.file.unlink()
     damaged = StoreEntry.read(entry.file)

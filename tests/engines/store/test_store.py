@@ -87,7 +87,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("wanted", "sentence"), OTHERS.values(), ids=OTHERS)
-def test_an_engine_for_another_is_refused_and_another_built_beside_it(
+def test_an_engine_for_another_request_is_refused_and_a_new_one_is_built(
     store: EngineStore, wanted: EngineRequest, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.find_or_build(TUNED, Builder(b"for the A10"), quiet)
@@ -99,17 +99,17 @@ def test_an_engine_for_another_is_refused_and_another_built_beside_it(
 
 
 @pytest.mark.parametrize(("wanted", "sentence"), OTHERS.values(), ids=OTHERS)
-def test_what_is_refused_is_not_rebuilt_where_that_is_not_wished(
+def test_the_policy_refuse_does_not_rebuild_an_invalid_engine(
     store: EngineStore, wanted: EngineRequest, sentence: str
 ) -> None:
-    store.find_or_build(TUNED, Builder(), quiet, on_invalid="refuse")  # nothing was refused: there was nothing
+    store.find_or_build(TUNED, Builder(), quiet, on_invalid="refuse")  # the store is empty, so no engine is refused
     builder = Builder()
     with pytest.raises(NoValidEngine, match=sentence.replace("(", r"\(").replace(")", r"\)")):
         store.find_or_build(wanted, builder, quiet, on_invalid="refuse")
     assert not builder.given
 
 
-def test_one_that_is_being_built_is_waited_for_even_so(store: EngineStore) -> None:
+def test_the_policy_refuse_waits_for_an_engine_that_is_being_built(store: EngineStore) -> None:
     store.find_or_build(on_card(TUNED, H100), Builder(), quiet)  # is refused
     waits = threading.Event()
 
@@ -127,7 +127,7 @@ def test_one_that_is_being_built_is_waited_for_even_so(store: EngineStore) -> No
     assert waiting_for[0].result().plan == b"plan"
 
 
-def test_of_several_the_nearest_says_why_not(store: EngineStore) -> None:
+def test_the_error_explains_the_nearest_of_several_engines(store: EngineStore) -> None:
     for request in (with_settings(TUNED, tf32=True), replace(on_card(TUNED, H100), graph_sha256="cd" * 32)):
         store.find_or_build(request, Builder(), quiet)
     assert (reason(store, TUNED) or "").endswith("it was built with tf32 on, not off")
@@ -138,7 +138,7 @@ def test_of_several_the_nearest_says_why_not(store: EngineStore) -> None:
 def test_one_store_serves_many_models(store: EngineStore) -> None:
     other = replace(TUNED, model="alexnet", graph_sha256="cd" * 32)
     store.find_or_build(TUNED, Builder(b"zfnet"), quiet)
-    assert reason(store, other) is None  # another model's engine is nothing to complain about
+    assert reason(store, other) is None  # another model's engine is no reason to refuse
     store.find_or_build(other, Builder(b"alexnet"), quiet, on_invalid="refuse")
     assert (store.find(TUNED).plan, store.find(other).plan) == (b"zfnet", b"alexnet")
 
@@ -148,7 +148,7 @@ def test_two_models_of_one_graph_share_its_engine(store: EngineStore) -> None:
     assert store.find(replace(TUNED, model="copy")).plan == b"plan"
 
 
-def test_an_engine_built_ahead_is_found_by_every_card_that_it_is_for(store: EngineStore) -> None:
+def test_an_engine_built_ahead_of_time_is_found_on_every_gpu_that_it_supports(store: EngineStore) -> None:
     ahead = store.find_or_build(AHEAD, Builder(), quiet)
     assert store.find(on_card(AHEAD, A10)) == store.find(on_card(AHEAD, RTX_4090)) == ahead
     assert store.find(with_settings(AHEAD, compute_capabilities=("8.9",))) == ahead
@@ -157,20 +157,20 @@ def test_an_engine_built_ahead_is_found_by_every_card_that_it_is_for(store: Engi
     )
 
 
-def test_the_newest_of_those_that_serve_is_taken(store: EngineStore) -> None:
+def test_the_newest_valid_engine_is_taken(store: EngineStore) -> None:
     for letter, capabilities in ((b"a", ("8.6", "8.9")), (b"b", ("8.9", "12.0")), (b"c", ("8.6",))):
         store.find_or_build(with_settings(AHEAD, compute_capabilities=capabilities), Builder(letter), quiet)
     assert store.find(on_card(AHEAD, L4)).plan == b"b"
 
 
-def test_who_has_enough_with_any_settings_takes_the_newest(store: EngineStore) -> None:
+def test_a_request_with_a_minimum_batch_takes_the_newest_with_any_settings(store: EngineStore) -> None:
     for letter, level in ((b"a", 3), (b"b", 5), (b"c", 1)):
         store.find_or_build(with_settings(TUNED, optimization_level=level), Builder(letter), quiet)
     assert store.find(replace(TUNED, min_batch_size=8)).plan == b"c"
     assert store.find(TUNED).plan == b"a"
 
 
-def test_a_build_starts_from_what_was_measured_on_that_card(store: EngineStore) -> None:
+def test_a_build_starts_from_the_timings_of_that_gpu(store: EngineStore) -> None:
     first, second = Builder(timing_cache=b"one"), Builder(timing_cache=b"one and two")
     store.find_or_build(TUNED, first, quiet)
     store.find_or_build(with_settings(TUNED, batches=(1,)), second, quiet)
@@ -184,14 +184,14 @@ def test_a_build_starts_from_what_was_measured_on_that_card(store: EngineStore) 
     "other",
     [on_card(TUNED, H100), on_card(TUNED, replace(A10, driver_version="9")), replace(TUNED, library_version="11.1")],
 )
-def test_what_was_measured_elsewhere_is_not_used(store: EngineStore, other: EngineRequest) -> None:
+def test_timings_of_another_gpu_are_not_used(store: EngineStore, other: EngineRequest) -> None:
     store.find_or_build(TUNED, Builder(timing_cache=b"measured"), quiet)
     builder = Builder()
     store.find_or_build(other, builder, quiet)
     assert builder.given == [b""]
 
 
-def test_a_damaged_timing_cache_is_left_aside(store: EngineStore) -> None:
+def test_a_damaged_timing_cache_is_ignored(store: EngineStore) -> None:
     store.find_or_build(TUNED, Builder(timing_cache=b"measured"), quiet)
     truncate(next(iter(store.timing_caches())))
     builder = Builder()
@@ -208,7 +208,7 @@ def test_a_runtime_cache_belongs_to_an_engine_and_a_card(store: EngineStore) -> 
     assert engine.runtime_cache(replace(L4, driver_version="591.10")) == cache  # TensorRT itself judges the driver
 
 
-def test_files_of_others_in_the_folder_are_left_alone(store: EngineStore) -> None:
+def test_other_files_in_the_folder_are_left_alone(store: EngineStore) -> None:
     store.find_or_build(TUNED, Builder(), quiet)
     for name in ("TensorrtExecutionProvider_graph_1_0_sm86.engine", "notes.json", f".{KEY}.json", "README.md"):
         (store.folder / name).touch()
@@ -216,7 +216,7 @@ def test_files_of_others_in_the_folder_are_left_alone(store: EngineStore) -> Non
     assert store.partial_files() == []
 
 
-def test_an_engine_is_removed_with_all_that_belongs_to_it(store: EngineStore) -> None:
+def test_an_engine_is_removed_with_all_its_files(store: EngineStore) -> None:
     engine, other = (store.find_or_build(request, Builder(), quiet) for request in (AHEAD, TUNED))
     engine.runtime_cache(L4).write(b"kernels")
     (entry,) = (entry for entry in store.entries() if entry.file == engine.file)
@@ -257,7 +257,7 @@ def test_the_store_is_in_the_bundle_unless_another_is_named(colour_bundle: Colou
     assert EngineStore.of(bundle, tmp_path).folder == tmp_path
 
 
-def test_a_first_build_warns_of_nothing(store: EngineStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_first_build_logs_no_warning(store: EngineStore, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     store.find_or_build(TUNED, Builder(), quiet)
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Engines that are damaged, that cannot be read or written, and builds that fail."""
+"""Tests engines that are damaged, folders that cannot be read or written, and builds that fail."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,11 +62,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a digest that lies": (lambda plan: change_record(plan, '"sha256": "', '"sha256": "0'), "differs from its digest"),
 }
-"""What can happen to an engine with the plan `plan`, and the sentence for it."""
+"""Kinds of damage to an engine with the plan `plan`, each with the sentence that reports it."""
 
 
 @pytest.mark.parametrize(("do", "sentence"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_engine_is_refused_and_built_anew(
+def test_a_damaged_engine_is_refused_and_built_again(
     store: EngineStore, do: Callable[[Path], None], sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     do(store.find_or_build(TUNED, Builder(b"plan"), quiet).file)
@@ -79,12 +79,12 @@ def test_a_damaged_engine_is_refused_and_built_anew(
     assert store.find(TUNED).plan == b"anew"
 
 
-def test_a_damaged_engine_of_another_is_nobodys_concern(store: EngineStore) -> None:
+def test_a_damaged_engine_of_another_request_is_ignored(store: EngineStore) -> None:
     store.find_or_build(on_card(TUNED, H100), Builder(), quiet).file.with_suffix(".json").write_text("{")
     assert reason(store, TUNED) is None
 
 
-def test_the_plan_that_was_verified_is_the_plan_that_is_given(store: EngineStore) -> None:
+def test_the_verified_plan_is_the_returned_plan(store: EngineStore) -> None:
     store.find_or_build(TUNED, Builder(b"plan"), quiet)
     found = store.find(TUNED)
     found.file.write_bytes(b"evil")
@@ -100,7 +100,7 @@ def test_a_build_that_fails_leaves_nothing_behind(store: EngineStore, error: Bas
     assert store.find_or_build(TUNED, Builder(b"plan"), quiet).plan == b"plan"
 
 
-def test_a_folder_that_can_only_be_read_is_enough_to_read(open_folder: Path) -> None:
+def test_a_read_only_folder_can_be_read(open_folder: Path) -> None:
     store = EngineStore(open_folder)
     built = store.find_or_build(TUNED, Builder(b"plan"), quiet)
     open_folder.chmod(0o555)
@@ -113,7 +113,7 @@ def test_a_folder_that_can_only_be_read_is_enough_to_read(open_folder: Path) -> 
 
 
 @pytest.mark.parametrize("folder", [".", "below/it"])
-def test_a_folder_that_can_only_be_read_is_not_built_into(open_folder: Path, folder: str) -> None:
+def test_a_build_into_a_read_only_folder_is_an_error(open_folder: Path, folder: str) -> None:
     store, builder = EngineStore(open_folder / folder), Builder()
     open_folder.chmod(0o555)
     with unprivileged(), pytest.raises(EngineUnavailable) as refused:
@@ -125,7 +125,7 @@ def test_a_folder_that_can_only_be_read_is_not_built_into(open_folder: Path, fol
     assert not builder.given
 
 
-def test_an_engine_that_may_not_be_read_is_refused(open_folder: Path) -> None:
+def test_an_unreadable_engine_is_refused(open_folder: Path) -> None:
     store = EngineStore(open_folder)
     file = store.find_or_build(TUNED, Builder(), quiet).file
     file.chmod(0)

@@ -1,4 +1,4 @@
-"""The engine store with several processes at it, real ones."""
+"""Tests the engine store with several real processes."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ SIZE_BYTES = 1 << 20
 
 
 class BuilderProcess:
-    """tests/fakes/builder_process.py, whose plan consists of `letter`."""
+    """Runs tests/fakes/builder_process.py, whose plan consists of `letter`."""
 
     def __init__(self, folder: Path, letter: str) -> None:
         command = [sys.executable, "-m", "fakes.builder_process", str(folder), letter, str(SIZE_BYTES)]
@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
 
 
-def test_of_two_who_need_it_one_builds_and_both_have_it(store: EngineStore) -> None:
+def test_of_two_processes_one_builds_and_both_get_the_engine(store: EngineStore) -> None:
     with building(store.folder, "a") as first, building(store.folder, "b") as second:
         starts = {first.says(): first, second.says(): second}
         assert set(starts) == {"building", "waiting"}
@@ -61,7 +61,7 @@ def test_of_two_who_need_it_one_builds_and_both_have_it(store: EngineStore) -> N
     assert len(list(store.folder.iterdir())) == 2
 
 
-def test_who_waits_for_a_builder_that_is_killed_builds(store: EngineStore) -> None:
+def test_a_process_that_waits_builds_when_the_builder_is_killed(store: EngineStore) -> None:
     with building(store.folder, "a") as first:
         assert first.says() == "building"
         with building(store.folder, "b") as second:
@@ -85,7 +85,7 @@ def test_a_builder_that_dies_while_it_writes_leaves_no_engine_and_no_lock(store:
     assert store.partial_files() == []
 
 
-def test_a_disk_that_is_full_is_said_and_nothing_stays(store: EngineStore) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_files(store: EngineStore) -> None:
     with building(store.folder, "a") as builder:
         assert builder.says() == "building"
         builder.told("full")

@@ -1,4 +1,4 @@
-"""Phases within phases as TensorRT reports them, and what becomes of an error in the callback."""
+"""Tests the progress of nested phases, as TensorRT reports them, and errors in the callback."""
 
 import pytest
 from zfserve_engines.tensorrt.build_progress import TOTAL, BuildProgress
@@ -30,7 +30,7 @@ def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, 
     ]
 
 
-def test_it_never_goes_back_until_the_next_outermost_phase(progress: BuildProgress, told: Told) -> None:
+def test_progress_never_decreases_within_an_outermost_phase(progress: BuildProgress, told: Told) -> None:
     progress.phase_start("Building", None, 2)
     for name in ("Cloning", "Timing", "Timing"):  # three phases in one step, two of one name
         progress.phase_start(name, "Building", 2)
@@ -47,13 +47,13 @@ def test_it_never_goes_back_until_the_next_outermost_phase(progress: BuildProgre
     assert told == [("Serializing", 0, TOTAL)]
 
 
-def test_a_phase_that_was_never_announced_is_passed_over(progress: BuildProgress, told: Told) -> None:
+def test_an_unknown_phase_is_ignored(progress: BuildProgress, told: Told) -> None:
     assert progress.step_complete("Unknown", 3)
     progress.phase_finish("Unknown")
     assert told == []
 
 
-def test_stop_ends_the_build_at_its_next_step_and_nothing_more_is_told(progress: BuildProgress, told: Told) -> None:
+def test_stop_ends_the_build_at_its_next_step_and_its_reports(progress: BuildProgress, told: Told) -> None:
     progress.phase_start("Building", None, 3)
     assert progress.step_complete("Building", 0)
     progress.stop()
@@ -63,7 +63,7 @@ def test_stop_ends_the_build_at_its_next_step_and_nothing_more_is_told(progress:
     assert progress.failure is None
 
 
-def test_what_the_callback_raises_is_kept_and_ends_the_build() -> None:
+def test_an_error_of_the_callback_is_stored_and_ends_the_build() -> None:
     def fail(phase: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 

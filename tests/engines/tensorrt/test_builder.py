@@ -1,4 +1,4 @@
-"""Real builds by TensorRT for RTX, which needs no card, of graphs small enough for a fraction of a second.
+"""Tests real builds by TensorRT for RTX, which needs no GPU. The graphs are small enough for a fraction of a second.
 
 Our networks are compiled in tests/export/test_compiled_networks.py.
 """
@@ -36,7 +36,7 @@ def graph(colour_bundle: ColourBundle) -> Path:
 
 
 def write_graph(file: Path, operator: str, batch: int | str = "N", domain: str = "", **attributes: Any) -> Path:
-    """A graph of a Cast and one `operator`, which is named `odd_one`."""
+    """Writes a graph of a Cast and one `operator`, whose node is named `odd_one`."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -73,7 +73,7 @@ def test_builds_and_reads_back_what_was_built(graph: Path) -> None:
     assert built.timing_cache == b""
 
 
-def test_a_summary_outlives_json(graph: Path) -> None:
+def test_a_summary_survives_json(graph: Path) -> None:
     summary = build_engine(graph, settings()).summary
     document = summary.to_json()
     assert document["inputs"] == [{"name": "pixels", "dtype": "uint8", "shape": [-1, 8, 8, 3]}]
@@ -81,12 +81,12 @@ def test_a_summary_outlives_json(graph: Path) -> None:
     assert isinstance(BuildSummary.from_json(document).layers[0], LayerSummary)
 
 
-def test_without_targets_it_builds_for_every_card_from_ampere_on(graph: Path) -> None:
+def test_without_targets_it_builds_for_every_gpu_from_ampere_on(graph: Path) -> None:
     summary = build_engine(graph, settings(compute_capabilities=())).summary
     assert summary.compute_capabilities == load_library("tensorrt-rtx").default_targets
 
 
-def test_progress_only_grows_and_ends_with_the_whole(graph: Path) -> None:
+def test_progress_never_decreases_and_ends_at_the_total(graph: Path) -> None:
     told: list[tuple[str, int, int]] = []
     build_engine(graph, settings(), lambda *step: told.append(step))
     shares = [done for _, done, _ in told]
@@ -131,7 +131,7 @@ def test_an_operator_that_is_not_supported(tmp_path: Path) -> None:
     )
 
 
-def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
+def test_an_unknown_operator(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx", "Frobnicate", domain="somebodys.own")
     assert fails(graph, settings()).startswith(
         "TensorRT does not support the operator Frobnicate of model.onnx as odd_one has it ("
@@ -158,13 +158,13 @@ def test_too_little_workspace(graph: Path) -> None:
     )
 
 
-def test_a_card_that_the_library_does_not_know(graph: Path) -> None:
+def test_a_compute_capability_that_the_library_does_not_support(graph: Path) -> None:
     sentence = fails(graph, settings(compute_capabilities=("8.9", "9.0", "0.1")))
     assert sentence.startswith("TensorRT cannot build for compute capability 9.0, 0.1, only for 7.5, 8.0, ")
 
 
-def test_a_layer_that_the_card_has_no_kernel_for(tmp_path: Path) -> None:
-    """Turing has none for fp32 matrix products; the reason is TensorRT's own, without places in its source."""
+def test_a_layer_without_a_kernel_for_the_gpu(tmp_path: Path) -> None:
+    """Turing has no kernel for fp32 matrix products. The error quotes TensorRT without the places in its source."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -190,7 +190,7 @@ def test_a_layer_that_the_card_has_no_kernel_for(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_stops_the_build(graph: Path) -> None:
-    """The signal comes while TensorRT builds, and strikes here, not in a callback."""
+    """A signal during a build raises KeyboardInterrupt in this thread, not in a callback."""
     phases: list[str] = []
 
     def interrupt(phase: str, done: int, total: int) -> None:
@@ -200,10 +200,10 @@ def test_an_interrupt_stops_the_build(graph: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build_engine(graph, settings(), interrupt)
-    assert build_engine(graph, settings()).plan, "the library is as good as before"
+    assert build_engine(graph, settings()).plan, "the library still builds"
 
 
-def test_what_the_callback_raises_stops_the_build_and_comes_out(graph: Path) -> None:
+def test_an_error_of_the_callback_stops_the_build_and_is_raised(graph: Path) -> None:
     told: list[int] = []
 
     def give_up(phase: str, done: int, total: int) -> None:
@@ -214,7 +214,7 @@ def test_what_the_callback_raises_stops_the_build_and_comes_out(graph: Path) -> 
     with pytest.raises(TimeoutError, match="the start takes too long"):
         build_engine(graph, settings(), give_up)
     assert TOTAL // 4 < told[-1] < TOTAL
-    assert [done for done in told if done > TOTAL // 4] == told[-1:], "it was not asked again"
+    assert [done for done in told if done > TOTAL // 4] == told[-1:], "the callback was not called again"
 
 
 STAND_IN = """
@@ -230,9 +230,11 @@ print(first.summary.library, len(first.timing_cache) > 0, len(second.plan) > 0)
 """
 
 
-def test_the_calls_that_only_tensorrt_gets(graph: Path) -> None:
-    """TensorRT for RTX under the name of TensorRT, which cannot be installed here, in a process of its own: that they
-    are calls of its API, and that the targets are left alone. Not that TensorRT builds."""
+def test_the_calls_that_only_tensorrt_receives(graph: Path) -> None:
+    """Runs TensorRT for RTX under the name of TensorRT, which cannot be installed here, in another process.
+
+    It checks that the calls exist in the API and that no targets are set. It does not check that TensorRT builds.
+    """
     done = subprocess.run(
         [sys.executable, "-c", STAND_IN, graph], capture_output=True, text=True, check=False, timeout=100
     )

@@ -1,4 +1,4 @@
-"""Tests how the engines on TensorRT come to a compiled engine."""
+"""Tests how the opener of the engines on TensorRT gets a compiled engine."""
 
 import importlib.util
 from collections.abc import Callable
@@ -31,9 +31,9 @@ def test_an_engine_is_tuned_for_the_usual_batches_and_the_largest(
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 class TestCompiled:
-    """Compiled in earnest by TensorRT for RTX, for a card that need not be here."""
+    """Compiles with TensorRT for RTX, for a GPU that this machine need not have."""
 
-    def test_once_and_then_found(self, options: EngineOptions) -> None:
+    def test_an_engine_is_compiled_once_and_then_found(self, options: EngineOptions) -> None:
         steps: list[Step] = []
         stored = find_or_compile(load_library("tensorrt-rtx"), L4, options, "fp32", steps.append)
         assert stored.record.identity.settings.batches == (1, 2)
@@ -58,7 +58,7 @@ class TestCompiled:
             find_or_compile(load_library("tensorrt-rtx"), L4, options, "fp32", report)
         assert list((options.bundle.folder / "engines").iterdir()) == []
 
-    def test_a_graph_that_cannot_be_compiled_is_a_reason_and_no_crash(
+    def test_a_graph_that_cannot_be_compiled_makes_the_engine_unavailable(
         self, options: EngineOptions, tmp_path: Path
     ) -> None:
         options.bundle.artefact("fp32").write_bytes(b"no graph")

@@ -1,4 +1,4 @@
-"""Both libraries by name: TensorRT for RTX as it is, TensorRT where it is missing or broken."""
+"""Tests loading both libraries: TensorRT for RTX as installed, and TensorRT missing or broken."""
 
 import importlib.util
 import logging
@@ -14,7 +14,7 @@ from zfserve_engines.tensorrt.library import load_library
 
 @pytest.fixture
 def _no_tensorrt_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As before its first import."""
+    """Restores the state before the first import of TensorRT."""
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     yield
     sys.modules.pop("tensorrt", None)
@@ -69,7 +69,7 @@ def test_messages_pass_on_to_logging_by_their_severity(caplog: pytest.LogCapture
 
 
 def test_a_build_collects_the_errors_of_its_own_thread() -> None:
-    """Two servers' builds in one process must not explain each other's failures."""
+    """A failure of one build must not show the errors of another build in the same process."""
     library = load_library("tensorrt-rtx")
     severity = library.module.ILogger.Severity
     with library.logger.collect_errors() as errors:

@@ -1,4 +1,4 @@
-"""The outside of an engine, on a network that TensorRT for RTX parsed; and which batch sizes are prepared."""
+"""Tests the check of an engine's inputs, outputs and profiles, on a network that TensorRT for RTX parsed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ PROFILES = plan_profiles((1, 8, 32))
 
 
 def parsed_signature(graph: Path) -> Signature:
-    """What TensorRT for RTX makes of the inputs and outputs of an ONNX file."""
+    """Returns the inputs and outputs of an ONNX file as TensorRT for RTX parses them."""
     library = load_library("tensorrt-rtx")
     builder = library.module.Builder(library.logger)
     network = builder.create_network(1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

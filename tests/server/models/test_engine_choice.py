@@ -1,4 +1,4 @@
-"""The order in which engines are tried, and why each that is not taken is not."""
+"""Tests the order in which engines are tried, and the reasons for those that are not taken."""
 
 import logging
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from zfserve_server.models.engine_choice import EngineChoice, NotTaken, choose_e
 
 @pytest.fixture
 def options(tmp_path: Path) -> EngineOptions:
-    """A bundle whose golden outputs are those of FakeEngine."""
+    """Returns options for a bundle whose golden outputs are those of FakeEngine."""
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
     write_golden(Golden(pixels, {"fp32": FakeEngine().run(pixels).probabilities}), tmp_path)
     return EngineOptions(Bundle(tmp_path, MANIFEST), 4, threads=1)
@@ -29,12 +29,12 @@ def options(tmp_path: Path) -> EngineOptions:
 
 @dataclass
 class Openers:
-    """An opener for every engine: by default each says that it cannot be had.
+    """Has an opener for every kind of engine. By default each raises EngineUnavailable.
 
     Attributes:
-        engines: those that can be opened.
-        failures: raised by the others.
-        tried: in order.
+        engines: the engines that can be opened.
+        failures: the errors that the other openers raise.
+        tried: the kinds that were tried, in order.
     """
 
     engines: dict[EngineName, list[FakeEngine]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Openers:
 
 
 def wrong_engine() -> FakeEngine:
-    """Agrees with no golden output."""
+    """Returns an engine that gives no golden output."""
     engine = FakeEngine()
     engine.info = EngineInfo("fake", "Wrong", "fp32", 4, 1)
     answer = engine.run
@@ -73,7 +73,7 @@ def wrong_engine() -> FakeEngine:
     return engine
 
 
-def test_auto_takes_the_first_that_can_serve_and_says_why_not_the_others(
+def test_auto_takes_the_first_that_can_serve_and_gives_a_reason_for_the_others(
     options: EngineOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -114,7 +114,7 @@ def test_an_engine_that_disagrees_with_the_golden_outputs_is_closed_and_the_next
     assert not right.closed
 
 
-def test_steps_are_told_in_order(options: EngineOptions) -> None:
+def test_steps_are_reported_in_order(options: EngineOptions) -> None:
     steps: list[Step] = []
     Openers({"tensorrt": [wrong_engine()], "onnx-cpu": [FakeEngine()]}).choose(options, report=steps.append)
     assert steps == [
@@ -123,13 +123,13 @@ def test_steps_are_told_in_order(options: EngineOptions) -> None:
     ]
 
 
-def test_an_engine_asked_for_by_name_is_taken_and_no_other_tried(options: EngineOptions) -> None:
+def test_an_engine_wanted_by_name_is_taken_and_no_other_is_tried(options: EngineOptions) -> None:
     openers = Openers({"tensorrt": [FakeEngine()], "onnx-cpu": [FakeEngine()]})
     choice = openers.choose(options, "onnx-cpu")
     assert (choice.name, choice.not_taken, openers.tried) == ("onnx-cpu", (), ["onnx-cpu"])
 
 
-def test_an_engine_asked_for_by_name_that_cannot_be_had_is_an_error_that_says_why(options: EngineOptions) -> None:
+def test_an_unavailable_engine_wanted_by_name_is_an_error_that_says_why(options: EngineOptions) -> None:
     openers = Openers({"onnx-cpu": [FakeEngine()]})
     with pytest.raises(EngineUnavailable, match="the engine tensorrt cannot serve: no tensorrt here"):
         openers.choose(options, "tensorrt")
@@ -154,7 +154,7 @@ def test_auto_takes_openvino_for_int8_on_cpus_that_multiply_bytes(options: Engin
         assert (other in openers.tried) is False
         assert choice.reopen is not None
     asked = Openers({"openvino": [FakeEngine()]}).choose(options, "openvino")
-    assert asked.name == "openvino", "by name it is taken anywhere"
+    assert asked.name == "openvino", "an engine wanted by name is taken on any CPU"
 
 
 def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable[..., Bundle]) -> None:
@@ -174,14 +174,14 @@ def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable
     choice.close()
 
 
-def test_where_none_can_serve_every_reason_is_told(options: EngineOptions) -> None:
+def test_if_no_engine_can_serve_every_reason_is_given(options: EngineOptions) -> None:
     with pytest.raises(EngineUnavailable) as refused:
         Openers(failures={"onnx-cpu": EngineFailed("the CPU is tired")}).choose(options)
     for reason in ("tensorrt: no tensorrt here", "onnx-cpu: the CPU is tired"):
         assert reason in str(refused.value)
 
 
-def test_a_library_that_breaks_keeps_no_other_engine_out(
+def test_a_broken_library_does_not_disable_other_engines(
     options: EngineOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     openers = Openers({"onnx-cpu": [FakeEngine()]}, {"tensorrt": MemoryError("/secret")})
@@ -210,7 +210,7 @@ def test_a_start_that_is_cancelled_closes_what_was_opened(options: EngineOptions
 
 
 def bundle_with(int8: float | None = None, fp16: float | None = None) -> Manifest:
-    """fp32 has a top-1 of 0.875; the others are there, and measured where a figure is given."""
+    """Returns a manifest with all graphs. fp32 has a top-1 of 0.875; the others have the given figures, or none."""
     names: tuple[Precision, ...] = ("int8", "fp16", "int8-symmetric")
     artefacts = {name: Artefact(file=f"model.{name}.onnx", golden_tolerance=0.01) for name in names}
     figures: dict[Precision, float | None] = {"int8": int8, "fp16": fp16}
