@@ -17,6 +17,7 @@ from zfserve_runtime.grpc.health import Health
 from zfserve_runtime.grpc.shutdown import StopRequest, drain
 from zfserve_runtime.model_repository import group_by_model
 from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 
 from zfserve_server.config import ServerConfig
 from zfserve_server.models.loader import ModelLoader, ServingPolicy
@@ -27,7 +28,7 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.serving_set import ServingSet
 from zfserve_server.models.source import ModelSource
 from zfserve_server.models.startup_progress import StartupProgress, phase_service
-from zfserve_server.ports import open_grpc_port, open_metrics_port
+from zfserve_server.ports import open_grpc_port
 from zfserve_server.worker.companion import connect_companion
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ async def serve(
         stack.push_async_callback(serving.close)
         reconciler = Reconciler(source.scan, loader, serving, models, metrics, config.keep_versions)
         server, port = open_grpc_port(config, models, companion.client, health, metrics, stack)
-        endpoint = stack.enter_context(open_metrics_port(config, metrics))
+        endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
 
         async def start() -> None:
             await reconciler.start(found, startup.enter, config.strict_readiness)

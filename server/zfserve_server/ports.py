@@ -1,4 +1,4 @@
-"""Opens the two ports of the server: gRPC, with both services, and metrics. Called by `app`."""
+"""Opens the gRPC port of the server, with both services. Called by `app`."""
 
 from contextlib import AsyncExitStack
 from functools import partial
@@ -14,7 +14,6 @@ from zfserve_runtime.grpc.listener import host_and_port, open_port
 from zfserve_runtime.grpc.options import server_options
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 from zfserve_runtime.telemetry.otlp import open_tracing
 from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
@@ -70,15 +69,6 @@ def open_grpc_port(
     address = host_and_port(config.host, config.port)
     port = open_port(server, address, config.tls, callers_known=authorizer is not None, flag="--port")
     return server, port
-
-
-def open_metrics_port(config: ServerConfig, metrics: Metrics) -> MetricsEndpoint:
-    """Opens the port that serves the metrics. Raises OSError if the address cannot be listened on."""
-    try:
-        return MetricsEndpoint(metrics, config.metrics_port, config.metrics_host.strip("[]"))
-    except OSError as error:
-        address = host_and_port(config.metrics_host, config.metrics_port)
-        raise OSError(f"cannot listen on {address}; is it in use? choose another with --metrics-port") from error
 
 
 def _open_authorizer(config: ServerConfig) -> Authorizer | None:

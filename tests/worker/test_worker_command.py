@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import signal
+import socket
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
@@ -138,3 +139,15 @@ def test_an_unusable_setting_is_one_line_and_status_2(
     assert run(parser.parse_args(["--model", str(bundle.folder), "--listen", "localhost:0", *flags])) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
     assert message in line
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_metrics_port_in_use_is_named_with_its_flag(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        flags = ["--model", str(bundle.folder), "--listen", "localhost:0", "--metrics-port", port]
+        assert run(parser.parse_args(flags)) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
+    assert line == f"error: cannot listen on 127.0.0.1:{port}; is it in use? choose another with --metrics-port"

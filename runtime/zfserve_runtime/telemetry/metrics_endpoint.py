@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from zfserve_runtime.grpc.listener import host_and_port
 from zfserve_runtime.telemetry.metrics import Metrics
 
 MAX_SCRAPES = 16
@@ -27,18 +28,22 @@ class MetricsEndpoint:
     Args:
         metrics: the metrics to serve.
         port: the port to listen on. 0 takes a free one.
-        address: the host to listen on.
+        address: the host to listen on. An IPv6 address may have brackets.
 
     Attributes:
         port: the port that the endpoint listens on.
 
     Raises:
-        OSError: the address cannot be bound.
+        OSError: the address cannot be bound. The message names the address and the flag.
     """
 
     def __init__(self, metrics: Metrics, port: int, address: str = "127.0.0.1") -> None:
-        self._address = address
-        self._server = _Server((address, port), _Handler)
+        self._address = address.strip("[]")
+        try:
+            self._server = _Server((self._address, port), _Handler)
+        except OSError as error:
+            place = host_and_port(address, port)
+            raise OSError(f"cannot listen on {place}; is it in use? choose another with --metrics-port") from error
         self._server.set_app(make_wsgi_app(metrics.registry))
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
