@@ -12,7 +12,7 @@ _DEFAULT_COUNT = 9
 """The number of maps if the request does not say it."""
 
 MAX_LISTED_CLASSES = 20
-"""An error names at most so many classes."""
+"""The largest number of classes that an error names."""
 
 AnyProjectRequest = pb.ProjectRequest | worker_pb2.ProjectRequest
 

@@ -6,8 +6,10 @@ from zfserve_runtime.errors import ShuttingDown
 from zfserve_runtime.grpc.in_flight import InFlight
 
 _QUIET_S = 0.2
+"""Seconds without a new call after which no more are expected."""
+
 _MAX_WAITS = 10
-"""A drained server waits until no call has arrived for `_QUIET_S` seconds, but at most so many times."""
+"""The largest number of such waits, so that a client that keeps calling cannot delay the drain for ever."""
 
 
 class CallTracker:

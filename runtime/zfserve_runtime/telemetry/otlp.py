@@ -106,7 +106,7 @@ def _build_pipeline(service: str, endpoint: str, ratio: float | None) -> _Pipeli
     sampler = None if ratio is None else ParentBased(TraceIdRatioBased(ratio))
     exporter = OTLPSpanExporter(endpoint)
     calls = TracerProvider(sampler, resource, shutdown_on_exit=False)
-    # A batch is the root of its own trace, so a ratio would decide about it anew. It is traced if one of its rows is.
+    # A batch is the root of its own trace, so a ratio would decide about it again. It is traced if one of its rows is.
     batches = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
     processor = BatchSpanProcessor(exporter)
     for provider in (calls, batches):
