@@ -1,8 +1,8 @@
-"""Lets a server check a call before it reads the call's request. Used by `server`; `access` and admission make checks.
+"""Lets a server check a call before it reads the call's request. `server` uses it.
 
 A request may have megabytes. A method with one request is served as if it took a stream of requests, which is the same
 on the wire. So the server reads the request itself, after the checks, and receives only the metadata of a call that a
-check refuses.
+check refuses. The authorizer and early shedding make such checks.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The classification pipeline: the steps of every request that brings an image, in order. Both services call it.
 
 1. `find_model` finds the model that the request names.
-2. `identify_caller` tells who calls, and counts the request for the caller's rate limit.
+2. `identify` tells who calls, and counts the request for the caller's rate limit.
 3. `model.admission.admit` accepts or refuses the request. Steps 1 to 3 run without an `await`, so that the version
    cannot be retired between them.
 4. `decode` turns the image into the model's input, in a thread.
@@ -23,8 +23,7 @@ from zfserve_runtime.grpc.method_handlers import Context, metadata_of
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.model_statistics import CountedRequest
 
-from zfserve_server.admission import caller_identity
-from zfserve_server.admission.caller_identity import CallerIdentity
+from zfserve_server.admission.caller_identity import CallerIdentity, identify_caller
 from zfserve_server.admission.rate_limit import RateLimit
 from zfserve_server.batching.queue_entry import InferenceResult
 from zfserve_server.models.registry import ModelRegistry
@@ -82,14 +81,14 @@ class ClassificationPipeline:
             return self._models.find_equivalent(self._decoder.manifest_of(reference))
         return self._models.find(name, version)
 
-    def identify_caller(self, context: Context) -> CallerIdentity:
+    def identify(self, context: Context) -> CallerIdentity:
         """Returns the identity of the caller, and counts one request for its rate limit.
 
         Raises:
             InvalidInput: the metadata name no valid caller.
             RateExceeded: the client sends more requests than it may.
         """
-        caller = caller_identity.identify_caller(context, metadata_of(context))
+        caller = identify_caller(context, metadata_of(context))
         self._rate_limit.take(caller.client)
         return caller
 

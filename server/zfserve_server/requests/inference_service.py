@@ -79,7 +79,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         model = self._find_model(request.model_name, request.model_version)
         with model.metrics.statistics.request() as counted:
-            caller = choose_priority(request, self._pipeline.identify_caller(context))
+            caller = choose_priority(request, self._pipeline.identify(context))
             deadline = narrow_deadline(request, call_deadline)
             refuse_sequences(request)
             manifest = model.manifest

@@ -45,7 +45,7 @@ class VisionService(VisionServiceServicer):
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
         deadline = Deadline.of(context)
         model = self._find_model(request)
-        caller = self._pipeline.identify_caller(context)
+        caller = self._pipeline.identify(context)
         with model.metrics.statistics.request() as counted, model.admission.admit(caller, deadline):
             top_k = choose_top_k(request, len(model.manifest.classes))
             admitted = AdmittedRequest(model, caller, deadline, counted)
@@ -70,7 +70,7 @@ class VisionService(VisionServiceServicer):
         deadline = Deadline.of(context)
         model = self._find_model(request)
         manifest = model.manifest
-        caller = self._pipeline.identify_caller(context)
+        caller = self._pipeline.identify(context)
         with model.projecting, self._projection_admission.admit(caller):
             began, in_flight = time.monotonic(), self._projection_admission.in_flight
             validate_projection_request(request, manifest)

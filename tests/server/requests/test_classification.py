@@ -106,6 +106,6 @@ async def test_a_failed_run_records_no_times(pipeline: Pipeline, engine: FakeEng
 
 async def test_each_identification_counts_for_the_rate_limit(pipeline: Pipeline) -> None:
     call: Any = MetadataOnly(("x-client-id", "shop"))
-    assert pipeline.steps.identify_caller(call) == CallerIdentity("shop")
+    assert pipeline.steps.identify(call) == CallerIdentity("shop")
     with pytest.raises(RateExceeded):
-        pipeline.steps.identify_caller(call)
+        pipeline.steps.identify(call)
