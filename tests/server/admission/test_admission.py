@@ -197,7 +197,7 @@ def test_waiting_bulk_hardly_delays_interactive_requests() -> None:
 
 
 def test_bulk_expects_its_share_while_many_interactive_requests_are_in_flight() -> None:
-    """With many, nine bulk images and its own take eighty turns. With few, only the images in flight precede it."""
+    """Nine bulk images and its own take eighty turns then. With few, only the images in flight precede it."""
     admission = Admission(1000, measured(1.0))
     with ExitStack() as stack:
         for _ in range(9):
