@@ -1,4 +1,4 @@
-"""One real service for all end-to-end tests. `zfserve serve` serves an exported tiny network with its worker."""
+"""Starts one real service for all end-to-end tests: `zfserve serve` with its worker and an exported tiny network."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole path from weights to answers, with the real commands, the real service and its real worker."""
+"""Tests the whole path from weights to answers, with the real commands, the real service and its real worker."""
 
 import json
 import os

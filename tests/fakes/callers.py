@@ -1,4 +1,4 @@
-"""A callers file with known tokens, and a server with access control whose methods return the caller's name."""
+"""Writes a callers file with known tokens, and runs a server with access control whose methods return the caller."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -35,7 +35,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 
 class GuardedProbe:
-    """A server whose methods answer with the caller's name, and a channel to it.
+    """Holds a channel to a server whose methods answer with the caller's name.
 
     Attributes:
         read: each request that the server has read.

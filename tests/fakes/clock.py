@@ -1,4 +1,4 @@
-"""A clock that stands still, for code that takes its clock as an argument."""
+"""This clock stands still. It is for code that takes its clock as an argument."""
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps the spans it receives, so that tests see traces as an operator does."""
+"""This OpenTelemetry collector keeps the spans it receives, so that tests see traces as an operator does."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The context of a call whose metadata has arrived and whose request has not."""
+"""This context stands for a call whose metadata has arrived and whose request has not."""
 
 
 class MetadataOnly:

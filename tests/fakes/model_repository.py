@@ -1,4 +1,4 @@
-"""A model repository in memory, in place of model folders. A test puts versions there and removes them."""
+"""This model repository in memory replaces model folders. A test puts versions there and removes them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

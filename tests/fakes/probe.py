@@ -1,4 +1,4 @@
-"""A server with the real interceptor whose methods run what a test gives them, and the errors that callers get."""
+"""Runs a server with the real interceptor whose methods do what a test gives them, and reads its errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +17,7 @@ Behaviour = Callable[[], Awaitable[str]]
 
 
 class Probe:
-    """A server with one unary and one streaming method, which run what a test gives them, and a channel to it."""
+    """Runs a server with one unary and one streaming method, which do what a test gives them, and a channel to it."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()

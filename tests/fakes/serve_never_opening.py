@@ -1,4 +1,4 @@
-"""The command line with a CPU engine that compiles for ever and never reports, as a library may.
+"""Runs the command line with a CPU engine that compiles for ever and never reports, as a library may.
 
 Run as a program, in a process of its own.
 """

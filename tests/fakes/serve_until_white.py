@@ -1,4 +1,4 @@
-"""The command line with a CPU engine that is lost for good at a white photo, as a GPU is after an illegal access.
+"""Runs the command line with a CPU engine that is lost at a white photo, as a GPU is after an illegal access.
 
 Run as a program, in a process of its own.
 """

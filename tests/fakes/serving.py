@@ -1,4 +1,4 @@
-"""A real server on port 0 with a fake engine and a fake worker."""
+"""Runs a real server on port 0 with a fake engine and a fake worker."""
 
 import asyncio
 import threading
@@ -227,7 +227,7 @@ class FakeWorker(WorkerServiceServicer):
 
 @dataclass
 class Running:
-    """A server that is ready. Set `rescan` to let it scan the model repository at once."""
+    """Holds a server that is ready. Set `rescan` to let it scan the model repository at once."""
 
     ports: Ports
     channel: grpc.aio.Channel

@@ -1,4 +1,4 @@
-"""The worker with a device that is lost for good at a white photo, as a GPU is after an illegal access.
+"""Runs the worker with a device that is lost at a white photo, as a GPU is after an illegal access.
 
 Run as a program, in a process of its own.
 """

@@ -1,4 +1,4 @@
-"""A worker process that holds back each projection after the first until the file `FOLDER/go` exists.
+"""This worker process holds back each projection after the first until the file `FOLDER/go` exists.
 
 Run as a program: `worker_process.py ADDRESS FOLDER FINGERPRINT`. It writes its process id to `FOLDER/pid`.
 """

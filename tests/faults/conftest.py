@@ -1,4 +1,4 @@
-"""A server with a fake engine, paired with a fake worker."""
+"""Starts a server with a fake engine, paired with a fake worker."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

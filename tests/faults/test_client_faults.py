@@ -78,7 +78,7 @@ async def test_calls_that_are_cancelled_all_the_time_hold_no_memory(engine: Fake
 
 
 COPIES = 4
-"""Copies of each picture. Together they exceed by far what gRPC and the kernel buffer."""
+"""The number of copies of each picture. Together they exceed by far what gRPC and the kernel buffer."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""An engine that raises, hangs or computes nonsense, as callers see it.
+"""Tests what callers see when an engine raises, hangs or computes nonsense.
 
 The details are tested in tests/server/batching: test_watchdog.py and test_batcher.py.
 """

@@ -1,4 +1,4 @@
-"""A server with a fake engine and no worker. Tests that need another server start it with `running_server`."""
+"""Starts a server with a fake engine and no worker. Tests that need another server call `running_server`."""
 
 from collections.abc import AsyncIterator, Iterator
 

@@ -27,12 +27,12 @@ from zfserve_server.batching.queue_entry import InferenceResult, QueueEntry, fai
 from zfserve_server.batching.watchdog import Watchdog, WatchdogPolicy
 
 CLOSE_GRACE_S = 5.0
-"""Time for the running batches to end when the batcher is closed."""
+"""Seconds that the running batches may still take when the batcher is closed."""
 
 ENGINE_TIMEOUT_S = 30.0
 
 CANCELLATION_SKEW_S = 0.05
-"""A client may cancel its call this much before our clock reaches the call's deadline."""
+"""A client may cancel its call this many seconds before our clock reaches the call's deadline."""
 
 
 class Batcher:
@@ -76,7 +76,7 @@ class Batcher:
 
     @property
     def queue_depth(self) -> int:
-        """Images that no engine has taken yet."""
+        """The number of images that no engine has taken yet."""
         return len(self._queue)
 
     @property

@@ -102,7 +102,7 @@ class _RoundRobin(Generic[E]):
 
 
 class FairQueue(Generic[E]):
-    """A FairScheduler between the event loop (`add`, `remove`, `close`) and the engine threads (`take_batch`)."""
+    """Puts a FairScheduler between the event loop (`add`, `remove`, `close`) and the engine threads (`take_batch`)."""
 
     def __init__(self) -> None:
         self._arrived: deque[E] = deque()

@@ -1,1 +1,1 @@
-"""The companion worker as the server sees it: its process, its channel, its calls."""
+"""Supervises the companion worker, keeps the channel to it, and calls it."""

@@ -1,4 +1,7 @@
-"""The channel to the workers. It is replaced when its TLS files change or when it finds no worker. Opened by `app`."""
+"""Keeps the channel to the workers. Replaces it when its TLS files change or it finds no worker.
+
+Built by `companion`.
+"""
 
 import asyncio
 

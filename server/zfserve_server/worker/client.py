@@ -1,4 +1,7 @@
-"""The client of the workers watches their health, pairs with them, and asks them for projections. Built by `app`."""
+"""The client of the workers watches their health, pairs with them, and asks them for projections.
+
+Built by `companion`.
+"""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The pairing of server and worker: does a worker serve, and does it hold all networks that the server serves?
+"""The pairing says if a worker serves and if it holds all networks that the server serves.
 
 A network is identified by its fingerprint. Kept by `client`.
 """
@@ -24,7 +24,7 @@ class PairingState(enum.Enum):
 
 
 class Pairing:
-    """Use from the event loop's thread only.
+    """Tracks the state of the pairing. Use from the event loop's thread only.
 
     Args:
         metrics: shows the state.

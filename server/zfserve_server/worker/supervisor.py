@@ -1,6 +1,6 @@
 """Keeps the companion worker running as a child process. It knows the command line of the worker, not its code.
 
-Built by `app`.
+Built by `companion`.
 """
 
 import asyncio

@@ -221,7 +221,7 @@ async def test_shutdown_answers_the_running_batch_and_resolves_what_is_left(
 
 @pytest.fixture
 def pair() -> tuple[FakeEngine, FakeEngine]:
-    """Two engines that hold their runs. `begun` of either waits for a run of any of them."""
+    """Returns two engines that hold their runs. `begun` of either waits for a run of any of them."""
     first, second = FakeEngine(2), FakeEngine(2)
     second.runs = first.runs
     first.open.clear()

@@ -1,4 +1,4 @@
-"""The order in which entries are taken, and the wake-ups of the threads that take them."""
+"""Tests the order in which entries are taken, and the wake-ups of the threads that take them."""
 
 import threading
 from collections import Counter

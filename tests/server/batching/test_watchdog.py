@@ -1,4 +1,4 @@
-"""Hung engines: the errors that callers get, and the engine that serves next."""
+"""Tests which errors callers get when an engine hangs, and which engine serves next."""
 
 import asyncio
 import gc

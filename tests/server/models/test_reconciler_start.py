@@ -1,4 +1,4 @@
-"""The models that are served after the start, and the errors that prevent a start."""
+"""Tests which models are served after the start, and which errors prevent a start."""
 
 import pytest
 from fakes.model_repository import FakeModelRepository

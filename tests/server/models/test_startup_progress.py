@@ -1,4 +1,4 @@
-"""The start, from the open port to the first answer, with an engine that opens step by step as the test allows."""
+"""Tests the start, from the open port to the first answer, with an engine that opens in steps."""
 
 import asyncio
 import json
@@ -82,7 +82,7 @@ class SlowOpening:
 
 @dataclass
 class StartingServer:
-    """A server that listens. Its engine opens in the steps that `opening` gets."""
+    """Holds a server that listens. Its engine opens in the steps that `opening` gets."""
 
     opening: SlowOpening
     stop: StopRequest

@@ -1,4 +1,4 @@
-"""The channel to a worker behind mutual TLS, while its TLS files are replaced."""
+"""Tests the channel to a worker behind mutual TLS while its TLS files are replaced."""
 
 import asyncio
 import shutil

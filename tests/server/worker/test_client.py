@@ -1,4 +1,4 @@
-"""The client of the worker alone. `test_projection` tests it through the whole service."""
+"""Tests the client of the worker alone. `test_projection` tests it through the whole service."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
