@@ -8,7 +8,7 @@ its own engines.
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from zfserve_protos.extras import not_installed
 from zfserve_runtime.bundle import Precision
@@ -69,11 +69,11 @@ class EngineKind:
     Attributes:
         name: the name in settings, in `zfserve info` and in the log.
         on_gpu: True for an engine on an NVIDIA GPU, False for one on the CPU.
-        compiled: True where TensorRT compiles the graph. TensorRT takes int8 with zero points of 0 only, so the setting
-            `int8` then means the graph `int8-symmetric`.
-        precisions: the graphs of a bundle that the engine runs.
         package: the Python package that the engine needs.
         open: opens warm engines.
+        precisions: the graphs of a bundle that the engine runs; by default all of them.
+        compiled: True where TensorRT compiles the graph. TensorRT takes int8 with zero points of 0 only, so the setting
+            `int8` then means the graph `int8-symmetric`.
         skip_reason: given the precision of the graph, returns one sentence that says why `auto` does not try this kind
             on this machine; None where it does.
         by_name_only: one sentence that says why `auto` never tries this kind; None where it may.
@@ -81,9 +81,9 @@ class EngineKind:
 
     name: EngineName
     on_gpu: bool
-    compiled: bool
-    precisions: tuple[Precision, ...]
     package: Package
     open: Opener
+    precisions: tuple[Precision, ...] = get_args(Precision)
+    compiled: bool = False
     skip_reason: Callable[[Precision], str | None] = always_try
     by_name_only: str | None = None

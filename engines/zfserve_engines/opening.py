@@ -1,4 +1,4 @@
-"""What every opener of an engine is given, and how it reports its progress.
+"""The options that every opener of an engine takes, and the steps that it reports.
 
 Used by each engine's opener, by the server's choice of engine, by `zfserve evaluate` and by the benchmarks.
 """
@@ -15,7 +15,7 @@ from zfserve_runtime.bundle import Bundle, Precision
 from zfserve_engines.contract import Engine, EngineName
 
 InvalidEnginePolicy = Literal["rebuild", "refuse"]
-"""What happens to a compiled engine of the model that is invalid here: stale, built for another card, or corrupted.
+"""The policy for a compiled engine of the model that is invalid here: stale, built for another GPU, or corrupted.
 `rebuild` compiles it again; `refuse` raises EngineUnavailable."""
 
 
@@ -34,7 +34,8 @@ class Step:
     """One step of a service's start.
 
     Attributes:
-        engine: the engine that is being opened.
+        engine: the kind of engine that is being opened.
+        phase: the phase of the start.
         share: the fraction of the phase that is done, in [0, 1]; None where it is not known.
     """
 
@@ -57,7 +58,7 @@ class EngineOptions:
         threads: the number of CPU threads that all instances may use together.
         instances: the number of engines that share the device side by side.
         cache: the folder of compiled engines; None: the folder `engines` in the bundle's folder.
-        on_invalid: what happens to a compiled engine that must not be used.
+        on_invalid: the policy for a compiled engine that must not be used.
     """
 
     bundle: Bundle
@@ -81,6 +82,9 @@ def open_instances(
     Args:
         first: the step that is reported before the first engine is opened.
         new_engine: the constructor of an engine.
+        options: the options of the engines.
+        precision: the graph that they run.
+        report: receives every step.
     """
     report(first)
     with ExitStack() as stack:

@@ -181,7 +181,7 @@ def _open_engines(
     stack: ExitStack,
     notes: list[str],
 ) -> Iterator[Contender]:
-    """Those that open and give the golden outputs; notes say why others do not."""
+    """Yields the engines that open and give the golden outputs. Adds a note for each of the others."""
     bundle = config.bundle
     options = EngineOptions(bundle, max(BATCH_SIZES), config.threads)
     for kind in kinds:

@@ -122,8 +122,10 @@ def check_torch(classifier: TorchClassifier, bundle: Bundle) -> None:
 
 
 def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, notes: list[str]) -> Iterator[Rival]:
-    """PyTorch without a compiler, and every engine that opens and gives the golden outputs; notes say why others do
-    not. An engine is closed before the next is opened."""
+    """Yields PyTorch without a compiler, and every engine that opens and gives the golden outputs.
+
+    It adds a note for each of the other engines. An engine is closed before the next is opened.
+    """
     if precision != "int8-symmetric":
         eager = TorchClassifier(config.bundle, torch.device("cuda"), DTYPES[precision], compiled=False)
         check_torch(eager, config.bundle)

@@ -53,8 +53,6 @@ ONNX_TENSORRT = EngineKind(
 ONNX_CUDA = EngineKind(
     name="onnx-cuda",
     on_gpu=True,
-    compiled=False,
-    precisions=("fp32", "fp16", "int8", "int8-symmetric"),
     package=CudaProvider.package,
     open=open_onnx_cuda,
 )
@@ -62,8 +60,6 @@ ONNX_CUDA = EngineKind(
 ONNX_CPU = EngineKind(
     name="onnx-cpu",
     on_gpu=False,
-    compiled=False,
-    precisions=("fp32", "fp16", "int8", "int8-symmetric"),
     package=CpuProvider.package,
     open=open_onnx_cpu,
 )

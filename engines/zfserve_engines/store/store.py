@@ -3,11 +3,12 @@
 Called by `zfserve compile`, by `zfserve engines`, and by the opener of the engines on TensorRT.
 
 <bundle>/engines/, or one folder for many models
-  <key>.engine                            the plan; the key is the digest of its identity (see `identity`) <key>.json
-  its record, written last: a plan without a record was never finished <key>.lock                              exists
-  while the engine is built <key>-<card>.runtime-cache              the kernels that tensorrt-rtx compiled on a GPU when
-  the engine first ran there tensorrt-<version>-<card>.timing-cache  the timings that tensorrt measured on a GPU; every
-  build there starts from them .*.partial                              a file that is being written
+  <key>.engine                            the plan; the key is the digest of its identity (see `identity`)
+  <key>.json                              its record, written last: a plan without a record was never finished
+  <key>.lock                              exists while the engine is built
+  <key>-<card>.runtime-cache              the kernels that tensorrt-rtx compiled when the engine first ran on a GPU
+  tensorrt-<version>-<card>.timing-cache  the timings that tensorrt measured on a GPU, where its next builds start
+  .*.partial                              a file that is being written
 
 Reading needs no lock and no permission to write.
 """
@@ -109,7 +110,7 @@ class EngineStore:
             request: the engine that is needed.
             build: builds the engine.
             on_progress: receives the progress while another process builds the same engine.
-            on_invalid: what happens where an engine of this model is invalid, and no process is building a valid one.
+            on_invalid: the policy where an engine of this model is invalid, and no process is building a valid one.
 
         Raises:
             NoValidEngine: an engine is invalid and may not be rebuilt.
@@ -132,7 +133,7 @@ class EngineStore:
                 locked.enter_context(exclusive_lock(lock, on_wait))
             except OSError as error:
                 raise self._unwritable(missing, error) from error
-            return self._find_or_build(request, build, on_invalid)
+            return self._build_unless_found(request, build, on_invalid)
 
     def entries(self) -> list[StoreEntry]:
         """Returns all entries of the store, the newest first and entries without a record last.
@@ -184,7 +185,10 @@ class EngineStore:
             if (entry.record.is_meant_for(request) if entry.record else entry.key == key)
         ]
 
-    def _find_or_build(self, request: EngineRequest, build: Build, on_invalid: InvalidEnginePolicy) -> StoredEngine:
+    def _build_unless_found(
+        self, request: EngineRequest, build: Build, on_invalid: InvalidEnginePolicy
+    ) -> StoredEngine:
+        """Builds an engine, in the one process that holds its lock, unless another process has just built it."""
         try:
             return self.find(request)  # another process may have built it while this one waited
         except NoValidEngine as refusal:
@@ -220,6 +224,7 @@ class EngineStore:
         return StoredEngine(file, record, built.plan)
 
     def _timing_cache(self, request: EngineRequest) -> ChecksummedFile | None:
+        """Returns the timing cache of this library version on this GPU; None for an engine built ahead of time."""
         card = EngineIdentity.of(request).card
         if card is None:
             return None
