@@ -1,7 +1,7 @@
 """Tunes the whole process: gRPC's polling, the event loop, the garbage collector and the C library's allocator.
 
 Called by the commands `serve` and `worker`, and by the server when it has unloaded a model. This module must not import
-grpc: see `read_calls_without_pool`.
+grpc: see `disable_event_engine_listener`.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _MMAP_THRESHOLD = -3
 KEPT_BYTES = 32 * 1024 * 1024
 
 
-def read_calls_without_pool(environment: MutableMapping[str, str] = os.environ) -> None:
+def disable_event_engine_listener(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets `GRPC_EXPERIMENTS` so that the thread that hands a call on also reads its bytes, as in gRPC until 1.79.
 
     gRPC's own choice is a pool of four threads. The hops between them are a fifth of the cost of a refused call

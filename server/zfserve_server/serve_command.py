@@ -7,11 +7,11 @@ before it imports the settings, which import grpc.
 import argparse
 import os
 
-from zfserve_runtime.tuning import read_calls_without_pool
+from zfserve_runtime.tuning import disable_event_engine_listener
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    read_calls_without_pool()
+    disable_event_engine_listener()
     from zfserve_server.config import ServerConfig
 
     ServerConfig.add_flags(parser)

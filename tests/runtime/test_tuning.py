@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from zfserve_runtime.tuning import read_calls_without_pool
+from zfserve_runtime.tuning import disable_event_engine_listener
 
 FREEZE = """
 import gc
@@ -90,6 +90,6 @@ def test_the_value_that_an_operator_set_for_grpc_stays() -> None:
     before = dict(os.environ)
     for given, kept in (({}, "-event_engine_listener"), ({"GRPC_EXPERIMENTS": ""}, "")):
         environment: dict[str, str] = dict(given)
-        read_calls_without_pool(environment)
+        disable_event_engine_listener(environment)
         assert environment["GRPC_EXPERIMENTS"] == kept
     assert dict(os.environ) == before

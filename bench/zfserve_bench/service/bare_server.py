@@ -21,7 +21,7 @@ from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_protos.methods import CLASSIFY
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Precision, load_bundle
-from zfserve_runtime.tuning import read_calls_without_pool
+from zfserve_runtime.tuning import disable_event_engine_listener
 
 from zfserve_bench.config import BenchmarkConfig
 
@@ -36,7 +36,7 @@ def bare_server(config: BenchmarkConfig, precision: Precision) -> Iterator[str]:
     arguments = [str(config.bundle.folder), precision, str(config.threads)]
     command = [sys.executable, "-m", "zfserve_bench.service.bare_server", *arguments]
     environment = dict(os.environ)
-    read_calls_without_pool(environment)  # as in the service, with which it is compared
+    disable_event_engine_listener(environment)  # as in the service, with which it is compared
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None, "opened above"
         try:
