@@ -98,7 +98,7 @@ def _count(number: int, noun: str) -> str:
 
 def _engines_not_taken(description: ModelDescription) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    table.add_column("engine not chosen")
+    table.add_column("engine not taken")
     table.add_column("reason", overflow="fold")
     for entry in description.engine.not_taken:
         table.add_row(entry.name, escape(entry.reason))
