@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 from zfserve_engines.opening import Phase
 from zfserve_protos.methods import PROJECTION
@@ -28,21 +27,13 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.serving_set import ServingSet
 from zfserve_server.models.source import ModelSource
 from zfserve_server.models.startup_progress import StartupProgress, phase_service
-from zfserve_server.ports import open_grpc_port
+from zfserve_server.ports import Ports, open_grpc_port
 from zfserve_server.worker.companion import connect_companion
 
 logger = logging.getLogger(__name__)
 
 OPENING_GRACE_S = 5.0
 """Seconds that an engine may still open after the stop. A compilation stops at its next step; a library may not."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The ports of a server that is ready."""
-
-    grpc: int
-    metrics: int
 
 
 async def serve(

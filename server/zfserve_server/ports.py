@@ -1,6 +1,7 @@
 """Opens the gRPC port of the server, with both services. Called by `app`."""
 
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 
 from zfserve_engines.images.input_image import ImageLimits
@@ -34,6 +35,14 @@ CACHED_PHOTOS = 256
 MESSAGE_SLACK_BYTES = 1024 * 1024
 """A request may be this much larger than the largest image. So it has room for other fields, and the server can read
 an image that is slightly too large and answer which size is allowed."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of a server that is ready."""
+
+    grpc: int
+    metrics: int
 
 
 def open_grpc_port(

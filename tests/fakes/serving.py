@@ -38,8 +38,9 @@ from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.grpc.shutdown import StopRequest, drain
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_server.app import Ports, serve
+from zfserve_server.app import serve
 from zfserve_server.config import ServerConfig
+from zfserve_server.ports import Ports
 
 if TYPE_CHECKING:
     from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
