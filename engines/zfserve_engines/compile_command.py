@@ -134,8 +134,10 @@ def read_settings(arguments: argparse.Namespace, bundle: Bundle) -> BuildSetting
 
 
 def make_request(bundle: Bundle, settings: BuildSettings, library: Library) -> EngineRequest:
-    """Returns the request for an engine. Where no GPUs are named, it is for the GPU of this machine. Where the machine
-    has none, it is for all default targets of the library.
+    """Returns the request for an engine.
+
+    If the settings name no GPUs, the request is for the GPU of this machine. If the machine has none, it is for all
+    default targets of the library.
 
     Raises:
         BuildFailed: the library cannot build for a compute capability.

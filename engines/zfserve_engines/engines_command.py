@@ -78,8 +78,10 @@ class StoreView:
     graphs: frozenset[str] | None
 
     def faults(self, entry: StoreEntry) -> list[str]:
-        """Returns why this machine cannot use an undamaged engine: sentences without a full stop, the most important
-        first."""
+        """Returns why this machine cannot use an undamaged engine, the most important reason first.
+
+        Each reason is a sentence without a full stop.
+        """
         if entry.record is None:
             return []
         identity = entry.record.identity

@@ -47,8 +47,10 @@ def gpu() -> GpuFacts:
 
 @pytest.fixture(scope="session")
 def gpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Returns the figure-3 network with random weights and a narrow head, in every precision. Its logits differ by
-    about 1 between photos, so a wrong output is far from the correct one."""
+    """Returns the figure-3 network with random weights and a narrow head, in every precision.
+
+    Its logits differ by about 1 between photos, so a wrong output is far from the correct one.
+    """
     network = build_network(NetworkSpec("zfnet-fig3", len(CLASSES), 64), torch.Generator().manual_seed(0)).eval()
     file = tmp_path_factory.mktemp("weights") / "random.safetensors"
     save_checkpoint(Checkpoint(network, CLASSES, CLASSES, Preprocessing()), file)
@@ -70,8 +72,7 @@ Compile: TypeAlias = Callable[[TensorRTLibrary, Precision], bytes]
 
 @pytest.fixture(scope="session")
 def compiled(gpu: GpuFacts, gpu_bundle: Bundle) -> Compile:
-    """Compiles each engine once for this machine's GPU. Skips where the library is missing or does not support the
-    GPU."""
+    """Compiles each engine once for this GPU. Skips where the library is missing or does not support the GPU."""
     plans: dict[tuple[TensorRTLibrary, Precision], bytes] = {}
 
     def compile_once(kind: TensorRTLibrary, precision: Precision) -> bytes:

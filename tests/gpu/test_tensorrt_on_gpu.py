@@ -140,8 +140,7 @@ def test_closed_engines_free_their_memory_and_instances_share_the_weights(
     start_cuda()
 
     def held_bytes(instances: int) -> tuple[int, int]:
-        """Returns the memory that this many open engines use on the GPU, and what remains in use after they are
-        closed."""
+        """Returns the GPU memory that this many open engines use, and the part still in use after they are closed."""
         before = free_memory_bytes()
         plan = LoadedPlan(plan_bytes, gpu_bundle.manifest, load_library(kind), gpu)
         engines = open_engines(plan, gpu_bundle.manifest, "fp32", max_batch_size=8, instances=instances)

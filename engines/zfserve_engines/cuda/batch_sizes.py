@@ -54,8 +54,10 @@ def plan_batch_sizes(profiles: Sequence[BatchProfile], most: int) -> tuple[int, 
 
 
 def first_missing_size(profiles: Sequence[BatchProfile]) -> int | None:
-    """Returns the smallest batch size, below the largest of all profiles, that no profile takes; None where all are
-    taken; 1 where there is no profile."""
+    """Returns the smallest batch size that no profile takes; None where there is no gap below the largest profile.
+
+    Without any profile it is 1.
+    """
     largest = max((profile.largest for profile in profiles), default=1)
     sizes = range(1, largest + 1)
     return next((size for size in sizes if not any(fit.smallest <= size <= fit.largest for fit in profiles)), None)

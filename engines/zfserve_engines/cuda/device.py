@@ -135,8 +135,7 @@ class Stream:
         return functools.partial(self._launch, executable)
 
     def close(self) -> None:
-        """Waits for the work and frees everything. It never raises: after a sticky error, each call only returns the
-        error again."""
+        """Waits for the work and frees everything. Never raises: after a sticky error, calls only return it again."""
         cudart.cudaStreamSynchronize(self._stream)
         self._owned.close()
 

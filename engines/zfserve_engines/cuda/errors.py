@@ -39,5 +39,5 @@ STICKY: Mapping[int, str] = {
 def engine_error(code: int) -> EngineFailed:
     """Returns the error to raise for a CUDA call that returned `code`, which is not 0."""
     if code in STICKY:
-        return EngineLost("the GPU failed for good; try another instance, or again shortly")
+        return EngineLost("the GPU is lost; try another instance, or try again shortly")
     return EngineFailed("the GPU failed on this batch; try again, or see the server's log")

@@ -92,7 +92,7 @@ class OnnxEngine:
             # ONNX Runtime's exceptions have no common class below Exception.
             log.exception("ONNX Runtime failed on a batch of %d", len(pixels))
             if self._on_gpu and not can_still_run(self._outputs_of, pixels.shape[1:]):
-                raise EngineLost("the GPU failed for good; try another instance, or again shortly") from error
+                raise EngineLost("the GPU is lost; try another instance, or try again shortly") from error
             raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
         return EngineOutputs(probabilities, features)
 
@@ -113,8 +113,7 @@ class OnnxEngine:
         return BoundSessions(dict(zip(sizes, cycle(sessions))), "cuda", self._manifest.output_widths, host).run
 
     def _page_locked(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Returns page-locked host memory, from which a GPU copies faster. Without cuda-bindings it is ordinary
-        memory."""
+        """Returns page-locked host memory, from which a GPU copies faster, or ordinary memory without cuda-bindings."""
         try:
             from zfserve_engines.cuda.device import Stream, start_cuda
         except ImportError:

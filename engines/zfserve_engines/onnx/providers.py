@@ -160,8 +160,7 @@ class TensorRTProvider:
         return [(self.name, options), *CudaProvider().chain(workload, runtime_version)]
 
     def _make_folder(self, workload: Workload, runtime_version: str) -> Path | None:
-        """Makes the folder of compiled engines. Returns None and logs the reason where engines cannot be kept
-        safely."""
+        """Makes the folder of compiled engines. Returns None, and logs why, where engines cannot be kept safely."""
         if self.cache is None:
             return None
         gpu = self.find_gpu()

@@ -58,8 +58,9 @@ def open_sessions(
 
 
 def require_libraries(provider: OnnxProvider) -> None:
-    """Loads the libraries that the provider needs, also those of NVIDIA's wheels, which the system's loader cannot
-    find.
+    """Loads the libraries that the provider needs.
+
+    It also loads the libraries of NVIDIA's wheels, which the system's loader cannot find.
 
     Raises:
         EngineUnavailable: this build of ONNX Runtime lacks the provider, or TensorRT cannot be loaded. ONNX Runtime
@@ -96,8 +97,10 @@ def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Cha
 def _load_on_gpu(
     artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, provider: GpuProvider
 ) -> onnxruntime.InferenceSession:
-    """Opens a session on a GPU. The graph is sound, because its digest was checked and the export ran it on the CPU.
-    So an error means that the provider cannot start.
+    """Opens a session on a GPU.
+
+    The graph is sound, because its digest was checked and the export ran it on the CPU. So an error means that the
+    provider cannot start.
     """
     cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
     try:

@@ -132,9 +132,9 @@ def skip_reason(precision: Precision, cpu_has_int8: Callable[[], bool] = has_int
     elsewhere (docs/engines.md).
     """
     if precision != "int8":
-        return "auto takes it for int8 only, being no faster in floats; it can be asked for by name"
+        return "auto takes it for int8 only, because it is no faster in floats; --engine openvino selects it"
     if not cpu_has_int8():
-        return "auto takes it on CPUs with VNNI only, being no faster on others; it can be asked for by name"
+        return "auto takes it on CPUs with VNNI only, because it is no faster on others; --engine openvino selects it"
     return None
 
 
@@ -153,5 +153,5 @@ OPENVINO_BF16 = EngineKind(
     package=PACKAGE,
     open=open_openvino_bf16,
     # The bundle has no figures of the accuracy that 8 significant bits cost.
-    by_name_only="auto leaves it out, as it rounds every number to 8 bits; --engine openvino-bf16 asks for it",
+    by_name_only="auto leaves it out, because it rounds every number to 8 bits; --engine openvino-bf16 selects it",
 )

@@ -48,8 +48,10 @@ class EngineRecord(BaseModel):
     summary: dict[str, JsonValue]
 
     def is_meant_for(self, request: EngineRequest) -> bool:
-        """Returns whether the engine was built by that library, in that precision, for that graph or for another
-        version of that model. If it was and cannot be used, the user is told why."""
+        """Returns whether the engine was built for such a request, so that the user is told why it cannot be used.
+
+        It was if the library and the precision are the same, and the graph or the name of the model.
+        """
         built, wanted = self.identity.settings, request.settings
         same_model = self.model == request.model or self.identity.graph_sha256 == request.graph_sha256
         return same_model and (built.library, built.precision) == (wanted.library, wanted.precision)

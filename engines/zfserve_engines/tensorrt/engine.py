@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
-    """An `Engine` on a loaded plan. It is warm when the constructor returns. Several may run at the same time in
-    threads.
+    """An `Engine` on a loaded plan. It is warm when the constructor returns.
+
+    Several engines may run at the same time, each in its own thread.
 
     Args:
         plan: the compiled engine on the GPU.

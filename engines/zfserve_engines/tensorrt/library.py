@@ -89,8 +89,7 @@ class Library:
 
     @property
     def default_targets(self) -> tuple[str, ...]:
-        """The targets from Ampere on. For Turing it builds only on request, because it lacks kernels for our fp32
-        layers."""
+        """The targets from Ampere on. Turing is built only on request, as it lacks kernels for our fp32 layers."""
         return tuple(target for target in self.targets if target != _TURING)
 
 

@@ -60,8 +60,10 @@ class LoadedPlan:
 
     @property
     def library_captures_graphs(self) -> bool:
-        """True where the library captures the CUDA graphs itself. TensorRT for RTX knows when its kernels are compiled
-        for a shape, and so when to capture."""
+        """True where the library captures the CUDA graphs itself.
+
+        TensorRT for RTX does, because only it knows when its kernels are compiled for a shape.
+        """
         return self._config is not None
 
     def create_context(self) -> Any:

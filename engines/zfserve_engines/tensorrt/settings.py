@@ -6,8 +6,7 @@ from typing import Literal
 from zfserve_runtime.bundle import Precision
 
 TensorRTLibrary = Literal["tensorrt", "tensorrt-rtx"]
-"""NVIDIA's two libraries with one API. `tensorrt` builds on the GPU that runs the engine, `tensorrt-rtx` for any
-GPU."""
+"""NVIDIA's two libraries. `tensorrt` builds on the GPU that runs the engine, `tensorrt-rtx` builds for any GPU."""
 
 COMPILED_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 """The graphs of a bundle that TensorRT compiles. It takes int8 with zero points of 0 only."""

@@ -167,8 +167,7 @@ def test_a_failure_of_the_runtime_is_translated_and_logged(
     colour_bundle: ColourBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     def look_up_the_brightest(model: onnx.ModelProto) -> None:
-        """The graph uses the brightest value as an index into a table of one entry, so only black photos are in
-        bounds."""
+        """The graph indexes a table of one entry with the brightest value, so only black photos are in bounds."""
         added = [
             onnx.helper.make_node("ReduceMax", ["values"], ["brightest"], keepdims=0),
             onnx.helper.make_node("Cast", ["brightest"], ["index"], to=onnx.TensorProto.INT64),

@@ -73,10 +73,10 @@ def test_a_damaged_engine_is_refused_and_built_again(
     assert sentence in (reason(store, TUNED) or "")
     with pytest.raises(NoValidEngine, match=sentence):
         store.find_or_build(TUNED, Builder(), quiet, on_invalid="refuse")
-    store.find_or_build(TUNED, Builder(b"anew"), quiet)
+    store.find_or_build(TUNED, Builder(b"again"), quiet)
     assert f"engine {KEY[:12]} is refused: " in caplog.text
     assert sentence in caplog.text
-    assert store.find(TUNED).plan == b"anew"
+    assert store.find(TUNED).plan == b"again"
 
 
 def test_a_damaged_engine_of_another_request_is_ignored(store: EngineStore) -> None:

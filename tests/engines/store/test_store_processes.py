@@ -25,11 +25,11 @@ class BuilderProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def says(self) -> str:
+    def read_event(self) -> str:
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
-    def told(self, order: str) -> None:
+    def send(self, order: str) -> None:
         assert self.process.stdin
         self.process.stdin.write(f"{order}\n")
         self.process.stdin.flush()
@@ -52,10 +52,10 @@ def store(tmp_path: Path) -> EngineStore:
 
 def test_of_two_processes_one_builds_and_both_get_the_engine(store: EngineStore) -> None:
     with building(store.folder, "a") as first, building(store.folder, "b") as second:
-        starts = {first.says(): first, second.says(): second}
+        starts = {first.read_event(): first, second.read_event(): second}
         assert set(starts) == {"building", "waiting"}
-        starts["building"].told("go")
-        answers = {starts["building"].says(), starts["waiting"].says()}
+        starts["building"].send("go")
+        answers = {starts["building"].read_event(), starts["waiting"].read_event()}
     assert len(answers) == 1
     assert f"has {store.find(AHEAD).plan[:1].decode()}" in answers
     assert len(list(store.folder.iterdir())) == 2
@@ -63,20 +63,20 @@ def test_of_two_processes_one_builds_and_both_get_the_engine(store: EngineStore)
 
 def test_a_process_that_waits_builds_when_the_builder_is_killed(store: EngineStore) -> None:
     with building(store.folder, "a") as first:
-        assert first.says() == "building"
+        assert first.read_event() == "building"
         with building(store.folder, "b") as second:
-            assert second.says() == "waiting"
+            assert second.read_event() == "waiting"
             first.process.kill()
-            assert second.says() == "building"
-            second.told("go")
-            assert second.says() == "has b"
+            assert second.read_event() == "building"
+            second.send("go")
+            assert second.read_event() == "has b"
     assert store.find(AHEAD).plan == b"b" * SIZE_BYTES
 
 
 def test_a_builder_that_dies_while_it_writes_leaves_no_engine_and_no_lock(store: EngineStore) -> None:
     with building(store.folder, "a") as builder:
-        assert builder.says() == "building"
-        builder.told("die")
+        assert builder.read_event() == "building"
+        builder.send("die")
         assert builder.process.wait() < 0
     (half,) = store.partial_files()
     assert half.stat().st_size == SIZE_BYTES // 2
@@ -87,9 +87,9 @@ def test_a_builder_that_dies_while_it_writes_leaves_no_engine_and_no_lock(store:
 
 def test_a_full_disk_is_reported_and_leaves_no_files(store: EngineStore) -> None:
     with building(store.folder, "a") as builder:
-        assert builder.says() == "building"
-        builder.told("full")
-        assert builder.says() == (
+        assert builder.read_event() == "building"
+        builder.send("full")
+        assert builder.read_event() == (
             f"unavailable the engine was built and cannot be kept, and {store.folder} cannot be written "
             "(File too large); name another folder with --engine-cache"
         )

@@ -3,26 +3,26 @@
 import pytest
 from zfserve_engines.tensorrt.build_progress import TOTAL, BuildProgress
 
-Told = list[tuple[str, int, int]]
+Reports = list[tuple[str, int, int]]
 
 
 @pytest.fixture
-def told() -> Told:
+def reports() -> Reports:
     return []
 
 
 @pytest.fixture
-def progress(told: Told) -> BuildProgress:
-    return BuildProgress(lambda *step: told.append(step))
+def progress(reports: Reports) -> BuildProgress:
+    return BuildProgress(lambda *step: reports.append(step))
 
 
-def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, told: Told) -> None:
+def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, reports: Reports) -> None:
     progress.phase_start("Building", None, 2)
     progress.phase_start("Cloning", "Building", 4)
     progress.step_complete("Cloning", 0)
     progress.phase_start("Copying", "Cloning", 2)
     progress.step_complete("Copying", 0)
-    assert told == [
+    assert reports == [
         ("Building", 0, TOTAL),
         ("Cloning", 0, TOTAL),
         ("Cloning", 125, TOTAL),  # one of four, in one of two
@@ -30,7 +30,7 @@ def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, 
     ]
 
 
-def test_progress_never_decreases_within_an_outermost_phase(progress: BuildProgress, told: Told) -> None:
+def test_progress_never_decreases_within_an_outermost_phase(progress: BuildProgress, reports: Reports) -> None:
     progress.phase_start("Building", None, 2)
     for name in ("Cloning", "Timing", "Timing"):  # three phases in one step, two of one name
         progress.phase_start(name, "Building", 2)
@@ -39,27 +39,27 @@ def test_progress_never_decreases_within_an_outermost_phase(progress: BuildProgr
         progress.phase_finish(name)
     progress.step_complete("Building", 0)
     progress.phase_finish("Building")
-    shares = [share for _, share, _ in told]
+    shares = [share for _, share, _ in reports]
     assert shares == sorted(shares)
     assert shares[-1] == TOTAL
-    told.clear()
+    reports.clear()
     progress.phase_start("Serializing", None, 5)
-    assert told == [("Serializing", 0, TOTAL)]
+    assert reports == [("Serializing", 0, TOTAL)]
 
 
-def test_an_unknown_phase_is_ignored(progress: BuildProgress, told: Told) -> None:
+def test_an_unknown_phase_is_ignored(progress: BuildProgress, reports: Reports) -> None:
     assert progress.step_complete("Unknown", 3)
     progress.phase_finish("Unknown")
-    assert told == []
+    assert reports == []
 
 
-def test_stop_ends_the_build_at_its_next_step_and_its_reports(progress: BuildProgress, told: Told) -> None:
+def test_stop_ends_the_build_at_its_next_step_and_its_reports(progress: BuildProgress, reports: Reports) -> None:
     progress.phase_start("Building", None, 3)
     assert progress.step_complete("Building", 0)
     progress.stop()
-    told.clear()
+    reports.clear()
     assert not progress.step_complete("Building", 1)
-    assert told == []
+    assert reports == []
     assert progress.failure is None
 
 

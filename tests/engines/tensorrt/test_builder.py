@@ -87,13 +87,13 @@ def test_without_targets_it_builds_for_every_gpu_from_ampere_on(graph: Path) -> 
 
 
 def test_progress_never_decreases_and_ends_at_the_total(graph: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    build_engine(graph, settings(), lambda *step: told.append(step))
-    shares = [done for _, done, _ in told]
+    reports: list[tuple[str, int, int]] = []
+    build_engine(graph, settings(), lambda *step: reports.append(step))
+    shares = [done for _, done, _ in reports]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0, TOTAL)
-    assert len({phase for phase, _, _ in told}) > 2
-    assert {total for _, _, total in told} == {TOTAL}
+    assert len({phase for phase, _, _ in reports}) > 2
+    assert {total for _, _, total in reports} == {TOTAL}
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -204,17 +204,17 @@ def test_an_interrupt_stops_the_build(graph: Path) -> None:
 
 
 def test_an_error_of_the_callback_stops_the_build_and_is_raised(graph: Path) -> None:
-    told: list[int] = []
+    reports: list[int] = []
 
     def give_up(phase: str, done: int, total: int) -> None:
-        told.append(done)
+        reports.append(done)
         if done > TOTAL // 4:
             raise TimeoutError("the start takes too long")
 
     with pytest.raises(TimeoutError, match="the start takes too long"):
         build_engine(graph, settings(), give_up)
-    assert TOTAL // 4 < told[-1] < TOTAL
-    assert [done for done in told if done > TOTAL // 4] == told[-1:], "the callback was not called again"
+    assert TOTAL // 4 < reports[-1] < TOTAL
+    assert [done for done in reports if done > TOTAL // 4] == reports[-1:], "the callback was not called again"
 
 
 STAND_IN = """
