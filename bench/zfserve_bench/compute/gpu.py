@@ -132,6 +132,8 @@ def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, not
         yield Rival("torch eager", precision, eager.run)
     options = EngineOptions(config.bundle, max(BATCH_SIZES), config.threads)
     for kind in engine_kinds(on_gpu=True):
+        if precision not in kind.precisions:
+            continue
         with ExitStack() as opened:
             try:
                 (engine,) = kind.open(options, precision, lambda step: None)

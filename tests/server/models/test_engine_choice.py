@@ -12,6 +12,7 @@ from fakes.serving import MANIFEST, FakeEngine
 from zfserve_engines.catalogue import ENGINE_KINDS
 from zfserve_engines.contract import Engine, EngineInfo, EngineName, EngineUnavailable
 from zfserve_engines.golden import Golden, write_golden
+from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions, Phase, Report, Step
 from zfserve_engines.openvino.engine import skip_reason
 from zfserve_runtime.bundle import AccuracyEntry, Artefact, Bundle, BundleError, Manifest, Precision
@@ -58,10 +59,14 @@ class Openers:
         report: Report = lambda step: None,
         vnni: bool = False,
     ) -> EngineChoice:
-        kinds = {name: replace(kind, open=self.opener(name)) for name, kind in ENGINE_KINDS.items()}
+        kinds = self.kinds()
         worthwhile = partial(skip_reason, cpu_has_int8=lambda: vnni)
         kinds["openvino"] = replace(kinds["openvino"], skip_reason=worthwhile)
         return choose_engine(wanted or "auto", "auto", options, report, kinds)
+
+    def kinds(self) -> dict[EngineName, EngineKind]:
+        """Returns the records of all kinds, with these openers in place of the real ones."""
+        return {name: replace(kind, open=self.opener(name)) for name, kind in ENGINE_KINDS.items()}
 
 
 def wrong_engine() -> FakeEngine:
@@ -99,6 +104,13 @@ def test_auto_takes_the_first_that_can_serve_and_gives_a_reason_for_the_others(
         ("engine taken", "onnx-cuda"),
         *(("engine not taken", name) for name in ("openvino", "onnx-cpu", "openvino-bf16")),
     ]
+
+
+def test_the_order_of_the_records_is_the_order_of_auto(options: EngineOptions) -> None:
+    openers = Openers({"tensorrt": [FakeEngine()], "onnx-cpu": [FakeEngine()]})
+    backwards = dict(reversed(openers.kinds().items()))
+    assert choose_engine("auto", "auto", options, lambda step: None, backwards).name == "onnx-cpu"
+    assert openers.tried == ["onnx-cpu"]
 
 
 def test_an_engine_that_disagrees_with_the_golden_outputs_is_closed_and_the_next_one_tried(
@@ -177,7 +189,7 @@ def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable
 def test_if_no_engine_can_serve_every_reason_is_given(options: EngineOptions) -> None:
     with pytest.raises(EngineUnavailable) as refused:
         Openers(failures={"onnx-cpu": EngineFailed("the CPU is tired")}).choose(options)
-    for reason in ("tensorrt: no tensorrt here", "onnx-cpu: the CPU is tired"):
+    for reason in ("tensorrt: no tensorrt here", "onnx-cpu: the CPU is tired", "openvino-bf16: auto leaves it out"):
         assert reason in str(refused.value)
 
 
