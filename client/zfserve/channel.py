@@ -111,7 +111,7 @@ def channel_target(address: str) -> str:
         return f"ipv6:{','.join(addresses)}"
     if all(part.replace(".", "").replace(":", "").isdigit() for part in addresses):
         return f"ipv4:{','.join(addresses)}"
-    raise ValueError(f"several addresses must be all IPv4 or all [IPv6], and {address} is not; or give one name")
+    raise ValueError(f"{address} is not all IPv4 or all [IPv6]; give addresses of one kind, or one name for all")
 
 
 def token_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tuple[tuple[str, str], ...]:
