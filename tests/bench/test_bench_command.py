@@ -52,6 +52,13 @@ def test_quick_is_short_unless_told(
     assert (config.soak_s, config.overload_s, config.repeats) == lasting
 
 
+def test_photos_of_every_format_are_measured(network_bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c.gif", "notes.txt"):
+        (tmp_path / name).touch()
+    config = make_config(parse("--model", network_bundle.folder, "--photos", tmp_path), tmp_path)
+    assert [photo.name for photo in config.photos] == ["a.jpg", "b.PNG", "c.gif"]
+
+
 @pytest.mark.parametrize(("value", "status"), [(0.93, HELD), (0.91, MISSED)])
 def test_a_missed_limit_is_exit_status_1_and_is_named(
     value: float, status: int, capsys: pytest.CaptureFixture[str]

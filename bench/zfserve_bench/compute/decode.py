@@ -24,7 +24,7 @@ REPEATS = 20
 def measure_decode(config: BenchmarkConfig) -> Report:
     title = f"Decoding: a JPEG of {JPEG_WIDTH} x {JPEG_HEIGHT} into the network's input, CPU time of one core"
     if not config.photos:
-        return Report(title, "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
+        return Report(title, "", "", (), ("skipped: no photos; give a folder of photos with --photos",))
     spec, limits, effort = config.bundle.manifest.input, ImageLimits(), config.effort
     files = jpeg_files(config)
 

@@ -112,7 +112,7 @@ def plan(measured: Measured, images_per_hour: float) -> Plan:
 
 def measure_capacity(config: BenchmarkConfig) -> Report:
     if not config.photos:
-        return Report("Capacity", "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
+        return Report("Capacity", "", "", (), ("skipped: no photos; give a folder of photos with --photos",))
     measured = _measure(config)
     findings = tuple(_row(plan(measured, images_per_hour)) for images_per_hour in IMAGES_PER_HOUR)
     return Report(

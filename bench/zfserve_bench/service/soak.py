@@ -76,7 +76,7 @@ class Sample:
 
 def measure_soak(config: BenchmarkConfig) -> Report:
     if not config.photos:
-        return Report("Soak", "", "", (), ("skipped: no photos; give a folder of JPEG files with --photos",))
+        return Report("Soak", "", "", (), ("skipped: no photos; give a folder of photos with --photos",))
     folder = config.scratch("soak")
     with running_service(config.bundle.folder, folder, "--threads", str(config.threads)) as service:
         with grpc.insecure_channel(service.address) as channel:
