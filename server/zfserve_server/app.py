@@ -19,6 +19,7 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_runtime.telemetry.metrics_endpoint import MetricsEndpoint
 
 from zfserve_server.config import ServerConfig
+from zfserve_server.grpc_server import Ports, open_grpc_port
 from zfserve_server.models.loader import ModelLoader, ServingPolicy
 from zfserve_server.models.readiness import SERVICES, Readiness
 from zfserve_server.models.reconciler import Reconciler
@@ -27,7 +28,6 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.serving_set import ServingSet
 from zfserve_server.models.source import ModelSource
 from zfserve_server.models.startup_progress import StartupProgress, phase_service
-from zfserve_server.ports import Ports, open_grpc_port
 from zfserve_server.worker.companion import connect_companion
 
 logger = logging.getLogger(__name__)

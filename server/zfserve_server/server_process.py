@@ -29,10 +29,10 @@ from zfserve_runtime.tuning import freeze_modules, keep_freed_memory, run_on_uvl
 
 from zfserve_server.app import serve
 from zfserve_server.config import ServerConfig
+from zfserve_server.grpc_server import Ports
 from zfserve_server.models.opening_thread import StillOpening
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.source import models_on_disk
-from zfserve_server.ports import Ports
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from zfserve_runtime.grpc.shutdown import StopRequest, drain
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import serve
 from zfserve_server.config import ServerConfig
-from zfserve_server.ports import Ports
+from zfserve_server.grpc_server import Ports
 
 if TYPE_CHECKING:
     from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub

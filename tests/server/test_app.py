@@ -17,7 +17,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.access.tls import TlsError
 from zfserve_runtime.errors import EngineLost
-from zfserve_server.ports import Ports
+from zfserve_server.grpc_server import Ports
 from zfserve_server.server_process import write_ready_file
 
 

@@ -1,4 +1,4 @@
-"""Early shedding refuses a call before the server reads its request, if no model would accept it. Built by `ports`.
+"""Early shedding refuses a call before the server reads its request, if no model would accept it. See `deferred_read`.
 
 A photo may have megabytes, and a full server has no time to receive it only to refuse it. The server does not know yet
 what the request asks for. So it refuses a call early only if every model refuses an image of that caller. `admission`

@@ -1,4 +1,4 @@
-"""The service of the Open Inference Protocol, with Triton's extensions, for standard clients. Built by `ports`.
+"""The service of the Open Inference Protocol, with Triton's extensions, for standard clients. Built by `grpc_server`.
 
 It converts messages and calls the classification pipeline. docs/open-inference-protocol.md says which parts of the
 protocol are served.

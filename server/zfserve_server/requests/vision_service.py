@@ -1,4 +1,4 @@
-"""The service `zfserve.v1.VisionService`: converts messages and calls the classification pipeline. Built by `ports`."""
+"""The service `zfserve.v1.VisionService`. It converts messages and calls the classification pipeline."""
 
 import time
 from collections.abc import AsyncIterator

@@ -33,12 +33,12 @@ from zfserve_runtime.model_repository import FoundVersion
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import serve
 from zfserve_server.config import ServerConfig
+from zfserve_server.grpc_server import Ports
 from zfserve_server.models.engine_choice import EngineChoice, NotTaken
 from zfserve_server.models.opening_thread import StillOpening
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.models.source import ModelSource, OpenedVersion
 from zfserve_server.models.startup_progress import StartupProgress, phase_service
-from zfserve_server.ports import Ports
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -64,7 +64,7 @@ def test_a_reference_expires_unless_it_is_used() -> None:
 @pytest.fixture
 async def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     """A server that keeps one photo."""
-    monkeypatch.setattr("zfserve_server.ports.CACHED_PHOTOS", 1)
+    monkeypatch.setattr("zfserve_server.grpc_server.CACHED_PHOTOS", 1)
     async with running_server(engine) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Opens the gRPC port of the server, with both services. Called by `app`."""
+"""Builds the gRPC server with both services and opens its port. Called by `app`."""
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
