@@ -1,11 +1,14 @@
-"""Subjects small enough to be measured in a second or two."""
+"""Bundles and settings so small that a benchmark takes a second or two."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from zfserve_bench.config import QUICK, BenchmarkConfig
+from zfserve_bench.reports.findings import Report
+from zfserve_bench.service.startup import status_number
 from zfserve_export.exporter import ExportPlan, export_bundle
 from zfserve_model.checkpoint import Checkpoint, Preprocessing
 from zfserve_model.networks import NetworkSpec, build_network
@@ -25,8 +28,40 @@ def config_of(tmp_path: Path) -> Callable[[Bundle], BenchmarkConfig]:
 
 @pytest.fixture(scope="session")
 def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of the figure-3 network with random weights, for what needs weights and a worker."""
+    """A bundle of the figure-3 network with random weights, for benchmarks that need weights and a worker."""
     spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=16)
     network = build_network(spec, torch.Generator().manual_seed(5)).eval()
     checkpoint = Checkpoint(network.half().float(), ("n1", "n2"), ("one", "two"), Preprocessing())
     return export_bundle(checkpoint, ExportPlan(tmp_path_factory.mktemp("models"), "tiny", fp16=False))
+
+
+def _children() -> set[int]:
+    """Returns the ids of this process's children."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if status_number(status.read_text(), "PPid") == os.getpid():
+                found.add(int(status.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def _no_processes_left() -> Iterator[None]:
+    before = _children()
+    yield
+    assert _children() <= before
+
+
+@pytest.fixture
+def figures() -> Callable[[Report], dict[str, float]]:
+    """Returns the figures of a report by name. All of them must be finite, positive and without a limit."""
+
+    def by_name(report: Report) -> dict[str, float]:
+        assert all(finding.limit is None for finding in report.findings)
+        values = {finding.name: finding.figure.value for finding in report.findings}
+        assert all(0 < value < float("inf") for value in values.values()), values
+        return values
+
+    return by_name

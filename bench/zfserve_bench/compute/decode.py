@@ -1,4 +1,4 @@
-"""Decoding: what a JPEG costs before the network sees it."""
+"""Benchmark `decode`: the CPU time of decoding and resizing a JPEG file."""
 
 import io
 import statistics
@@ -18,7 +18,7 @@ MAX_CPU = Limit("at most", 2.5)
 """Milliseconds of one core."""
 
 REPEATS = 20
-"""Of each photo in a round: the clock of CPU time may tick in whole milliseconds."""
+"""The number of times that a round decodes each photo. The CPU clock may tick in whole milliseconds."""
 
 
 def measure_decode(config: BenchmarkConfig) -> Report:
@@ -48,13 +48,14 @@ def measure_decode(config: BenchmarkConfig) -> Report:
     size_kb = statistics.mean(map(len, files)) / 1e3
     notes = (
         f"{len(files)} photos of {size_kb:.0f} KB on average, JPEG quality {JPEG_QUALITY}.",
-        f"Time beside plain Pillow (open, convert, resize the whole picture): {median_ratio(plain_ms, decode_ms):.2f}.",
+        "CPU time over that of plain Pillow, which opens, converts and resizes the whole picture: "
+        f"{median_ratio(plain_ms, decode_ms):.2f}.",
     )
     return Report(title, "plain Pillow", "CPU time", (finding,), notes)
 
 
 def _cpu_ms(decode: Callable[[bytes], object], files: list[bytes]) -> float:
-    """Milliseconds of this thread's CPU time for one file, on average."""
+    """Returns the mean CPU time of this thread for one file, in milliseconds."""
     began = time.thread_time()
     for _ in range(REPEATS):
         for file in files:

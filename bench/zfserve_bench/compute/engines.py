@@ -1,7 +1,7 @@
-"""Every engine that can be had, in every precision and batch size: its speed, its share of what the machine can do, and
-whether it is still the network. From pixels in memory to probabilities in memory.
+"""Benchmark `engines`: every available engine in every precision and batch size, beside the peaks of the machine.
 
-An engine's speed, a large matrix product and a large copy are measured in the same rounds, and compared within a round.
+An engine takes pixels in memory and returns probabilities in memory. Its outputs are compared with the golden ones. Its
+speed, a large matrix product and a large copy are measured in the same rounds and compared within a round.
 """
 
 import statistics
@@ -26,27 +26,29 @@ from zfserve_runtime.errors import EngineFailed
 
 from zfserve_bench.compute.gpu import DTYPES, TorchClassifier, check_torch, without_tf32
 from zfserve_bench.compute.graph_cost import GraphCost, count_cost
-from zfserve_bench.compute.peaks import Arithmetic, CpuPeaks, GpuPeaks, Peaks, times_per_s
+from zfserve_bench.compute.peaks import Arithmetic, CpuPeaks, GpuPeaks, Peaks
 from zfserve_bench.config import BenchmarkConfig
 from zfserve_bench.inputs import random_images
 from zfserve_bench.reports.findings import Finding, Quantity, Report
+from zfserve_bench.timing import times_per_s
 
 BATCH_SIZES = (1, 8, 32)
 
 GPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 
 Classify = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""From pixels to probabilities."""
+"""Turns pixels, uint8 (N, H, W, 3), into probabilities, float32 (N, K)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """Something that runs the network.
+    """An engine, or PyTorch, that runs the netcost.
 
     Attributes:
-        arithmetic: that it computes in; of a graph in floats it may be coarser than the graph's.
-        off_by: largest difference of a probability to those recorded of the fp32 graph, on the golden inputs.
-        top1: share of photos that it classifies correctly; None where nobody measured it.
+        precision: the precision of the graph.
+        arithmetic: the arithmetic that it computes in. For a float graph it may be coarser than the graph's.
+        off_by: the largest difference of a probability to the recorded fp32 outputs, on the golden inputs.
+        top1: the share of photos that it classifies correctly; None if it was not measured.
     """
 
     name: str
@@ -59,12 +61,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Round:
-    """What was measured about the same time.
+    """The measurements of one round.
 
     Attributes:
-        batch_s: seconds a batch, by contender (its place in the list) and batch size.
-        flops_per_s: of a large matrix product.
-        bytes_per_s: of a large copy.
+        batch_s: the seconds of a batch, by contender (its index in the list) and batch size.
+        flops_per_s: the peak of a large matrix product, by arithmetic.
+        bytes_per_s: the peak of a large copy.
     """
 
     batch_s: Mapping[tuple[int, int], float]
@@ -74,14 +76,14 @@ class Round:
 
 def measure_engines(config: BenchmarkConfig) -> Report:
     notes = [
-        "Roofline: the batch's multiplications at the speed of a large matrix product, or its weights, photos and "
-        "outputs at that of a large copy, whichever takes longer; compute and memory are the shares of these two.",
-        "Off by: largest difference of a probability to the recorded fp32 outputs. Top-1: "
+        "Roofline: the batch's operations at the speed of a large matrix product, or its weights, photos and outputs "
+        "at the speed of a large copy, whichever takes longer. Compute and memory are the shares of these two.",
+        "Off by: the largest difference of a probability to the recorded fp32 outputs. Top-1: "
         + ("of the graph, as measured at export." if config.data is None else f"measured on {config.data.name}."),
     ]
     findings: list[Finding] = []
-    with closing(CpuPeaks(config.threads)) as limits:
-        findings += _measure(config, limits, notes, on_gpu=False)
+    with closing(CpuPeaks(config.threads)) as peaks:
+        findings += _measure(config, peaks, notes, on_gpu=False)
     if (reason := _no_gpu()) is None:
         with without_tf32(), closing(GpuPeaks()) as gpu_peaks:
             findings += _measure(config, gpu_peaks, notes, on_gpu=True)
@@ -100,74 +102,74 @@ def measure_engines(config: BenchmarkConfig) -> Report:
 
 
 def _no_gpu() -> str | None:
-    """Why nothing can be measured on a GPU."""
+    """Returns why nothing can be measured on a GPU; None if it can."""
     gpu = detect_gpu()
     if gpu is None:
-        return "there is no NVIDIA GPU here, they await one"
+        return "there is no NVIDIA GPU here"
     if not torch.cuda.is_available():
-        return f"the {gpu.name}'s own limits are measured with PyTorch, and this one has no CUDA"
+        return f"the peaks of the {gpu.name} are measured with PyTorch, and this PyTorch has no CUDA"
     return None
 
 
-def _measure(config: BenchmarkConfig, limits: Peaks, notes: list[str], *, on_gpu: bool) -> list[Finding]:
-    works = {precision: count_cost(config.bundle.artefact(precision)) for precision in config.bundle.manifest.artefacts}
+def _measure(config: BenchmarkConfig, peaks: Peaks, notes: list[str], *, on_gpu: bool) -> list[Finding]:
+    costs = {precision: count_cost(config.bundle.artefact(precision)) for precision in config.bundle.manifest.artefacts}
     precisions = GPU_PRECISIONS if on_gpu else config.precisions
     with ExitStack() as stack:
         contenders = [*_open_engines(config, engine_kinds(on_gpu=on_gpu), precisions, stack, notes)]
         contenders += _open_torch(config) if on_gpu else ()
-        rounds = take_rounds(contenders, limits, random_images(config.bundle.manifest.input), config)
+        rounds = take_rounds(contenders, peaks, random_images(config.bundle.manifest.input), config)
     return [
-        find(place, contender, size, works[contender.precision], rounds)
-        for place, contender in enumerate(contenders)
+        find(index, contender, size, costs[contender.precision], rounds)
+        for index, contender in enumerate(contenders)
         for size in BATCH_SIZES
     ]
 
 
 def take_rounds(
-    contenders: Sequence[Contender], limits: Peaks, images: npt.NDArray[np.uint8], config: BenchmarkConfig
+    contenders: Sequence[Contender], peaks: Peaks, images: npt.NDArray[np.uint8], config: BenchmarkConfig
 ) -> list[Round]:
-    """Each measures everything once, one thing after the other."""
+    """Measures all contenders and both peaks in each round, one after the other."""
     seconds = config.effort.try_s
     batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
     arithmetics = {contender.arithmetic for contender in contenders}
     return [
         Round(
             batch_s={
-                (place, size): 1 / times_per_s(partial(contender.classify, batch), seconds)
+                (index, size): 1 / times_per_s(partial(contender.classify, batch), seconds)
                 for size, batch in batches.items()
-                for place, contender in enumerate(contenders)
+                for index, contender in enumerate(contenders)
             },
-            flops_per_s={each: limits.flops_per_s(each, seconds) for each in sorted(arithmetics)},
-            bytes_per_s=limits.bytes_per_s(seconds),
+            flops_per_s={each: peaks.flops_per_s(each, seconds) for each in sorted(arithmetics)},
+            bytes_per_s=peaks.bytes_per_s(seconds),
         )
         for _ in range(config.effort.rounds)
     ]
 
 
-def find(place: int, contender: Contender, size: int, work: GraphCost, rounds: Sequence[Round]) -> Finding:
-    """The line of a contender with batches of `size`: medians over the rounds."""
+def find(index: int, contender: Contender, size: int, cost: GraphCost, rounds: Sequence[Round]) -> Finding:
+    """Returns the finding of one contender and batch size: medians over the rounds."""
 
     def median(of: Callable[[Round], float]) -> float:
         return statistics.median(map(of, rounds))
 
     def seconds(one: Round) -> float:
-        return one.batch_s[place, size]
+        return one.batch_s[index, size]
 
     def flops_per_s(one: Round) -> float:
         return one.flops_per_s[contender.arithmetic]
 
-    def least_s(one: Round) -> float:
-        return work.least_s(size, flops_per_s(one), one.bytes_per_s)
+    def min_s(one: Round) -> float:
+        return cost.min_s(size, flops_per_s(one), one.bytes_per_s)
 
     return Finding(
         f"{contender.name}, {contender.precision}, batch {size}",
         Quantity(median(lambda one: size / seconds(one))),
-        Quantity(median(lambda one: size / least_s(one))),
-        Quantity(median(lambda one: least_s(one) / seconds(one))),
+        Quantity(median(lambda one: size / min_s(one))),
+        Quantity(median(lambda one: min_s(one) / seconds(one))),
         details=(
             Quantity(median(seconds) * 1e3),
-            Quantity(median(lambda one: work.batch_flops(size) / flops_per_s(one) / seconds(one))),
-            Quantity(median(lambda one: work.batch_bytes(size) / one.bytes_per_s / seconds(one))),
+            Quantity(median(lambda one: cost.batch_flops(size) / flops_per_s(one) / seconds(one))),
+            Quantity(median(lambda one: cost.batch_bytes(size) / one.bytes_per_s / seconds(one))),
             Quantity(contender.off_by),
             None if contender.top1 is None else Quantity(contender.top1 * 100, "%"),
         ),
@@ -181,7 +183,7 @@ def _open_engines(
     stack: ExitStack,
     notes: list[str],
 ) -> Iterator[Contender]:
-    """Yields the engines that open and give the golden outputs. Adds a note for each of the others."""
+    """Yields the engines that open and give the golden outputs. Adds a note with the reason for each other one."""
     bundle = config.bundle
     options = EngineOptions(bundle, max(BATCH_SIZES), config.threads)
     for kind in kinds:
@@ -204,7 +206,7 @@ def _probabilities(engine: Engine, pixels: npt.NDArray[np.uint8]) -> npt.NDArray
 
 
 def _open_torch(config: BenchmarkConfig) -> Iterator[Contender]:
-    """The network in PyTorch, on the card, in the floats that the bundle has graphs of."""
+    """Yields the network in PyTorch on the GPU, in the float precisions of the bundle."""
     for precision in GPU_PRECISIONS[:2]:
         if precision in config.bundle.manifest.artefacts:
             for compiled, name in ((False, "torch eager"), (True, "torch.compile")):

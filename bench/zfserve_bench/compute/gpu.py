@@ -1,10 +1,9 @@
-"""On an NVIDIA GPU: images a second of every engine that opens there, for each batch size, beside PyTorch.
+"""Benchmark `gpu`: images per second of every engine on an NVIDIA GPU, for each batch size, beside torch.compile.
 
-From pixels in the host's memory to probabilities in the host's memory, for all of them.
+All of them take pixels in the host's memory and return probabilities in the host's memory.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from zfserve_bench.config import BenchmarkConfig
 from zfserve_bench.inputs import random_images
 from zfserve_bench.reports.findings import Finding, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
+from zfserve_bench.timing import times_per_s
 
 BATCH_SIZES = (1, 8, 32)
 
@@ -34,10 +34,10 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp16": torch.float16,
     "int8-symmetric": torch.float16,
 }
-"""What PyTorch computes in where an engine computes in that precision; it has no int8 convolutions on a GPU."""
+"""The type that PyTorch computes in, by the engine's precision. PyTorch has no int8 convolutions on a GPU."""
 
 TORCH_TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02}
-"""Largest difference of a probability to the fp32 graph's."""
+"""The largest difference of a probability to that of the fp32 graph."""
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Run: TypeAlias = Callable[[Pixels], object]
@@ -46,17 +46,19 @@ _TITLE = "GPU: images/s from pixels to probabilities, beside torch.compile"
 
 
 class TorchClassifier:
-    """The bundle's network in PyTorch, made as fast as a user would: channels last, pinned input, no gradients.
+    """Runs the bundle's network in PyTorch as fast as a user would: channels last, pinned input, no gradients.
 
     Args:
-        compiled: by torch.compile, every batch size by itself, with CUDA graphs. It does not search for kernels: on an
-            H200, cuDNN's convolutions beat its own in every trial, which took over a minute and wrote pages.
+        device: the device to run on.
+        dtype: the type to compute in.
+        compiled: True to use torch.compile with CUDA graphs, separately for every batch size. It does not search for
+            kernels: on an H200, cuDNN's convolutions beat its own in every trial, and the search took over a minute.
     """
 
     def __init__(self, bundle: Bundle, device: torch.device, dtype: torch.dtype, *, compiled: bool) -> None:
         spec = bundle.manifest.input
         network = load_checkpoint(bundle.folder / WEIGHTS).network.eval().requires_grad_(False).to(device, dtype)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
         self._network = torch.compile(network, mode="reduce-overhead", dynamic=False) if compiled else network
         self.dtype = dtype
         self._device = device
@@ -67,7 +69,11 @@ class TorchClassifier:
 
     @torch.inference_mode()
     def run(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """Probabilities, float32 (N, K), of uint8 (N, H, W, 3) with N up to the largest of `BATCH_SIZES`."""
+        """Returns probabilities, float32 (N, K).
+
+        Args:
+            pixels: uint8 (N, H, W, 3), RGB, with N at most the largest of `BATCH_SIZES`.
+        """
         host = self._host[: len(pixels)]
         host.copy_(torch.from_numpy(pixels))
         images = host.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
@@ -78,7 +84,7 @@ class TorchClassifier:
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to classify on the card."""
+    """An engine, or PyTorch without a compiler, that classifies on the GPU."""
 
     name: str
     precision: Precision
@@ -88,9 +94,11 @@ class Rival:
 def measure_gpu(config: BenchmarkConfig) -> Report:
     gpu = detect_gpu()
     if gpu is None:
-        return _nothing("There is no NVIDIA GPU here: these figures await one.")
+        return _nothing("Not measured: there is no NVIDIA GPU here.")
     if not torch.cuda.is_available():
-        return _nothing(f"This PyTorch cannot use the {gpu.name}: install one with CUDA (make TORCH_INDEX=...).")
+        return _nothing(
+            f"Not measured: this PyTorch cannot use the {gpu.name}; install one with CUDA (make TORCH_INDEX=...)."
+        )
     notes = [_describe(gpu), "TF32 is off everywhere; int8 is compared with PyTorch's fp16."]
     images = random_images(config.bundle.manifest.input)
     batches = {size: np.resize(images, (size, *images.shape[1:])) for size in BATCH_SIZES}
@@ -109,10 +117,10 @@ def measure_gpu(config: BenchmarkConfig) -> Report:
 
 
 def check_torch(classifier: TorchClassifier, bundle: Bundle) -> None:
-    """A comparison with what computes something else is worth nothing.
+    """Checks that PyTorch computes the bundle's network, because only then its speed can be compared.
 
     Raises:
-        EngineFailed: PyTorch's probabilities are not those recorded of the fp32 graph.
+        EngineFailed: PyTorch's probabilities differ from the recorded ones of the fp32 graph.
     """
     golden = load_golden(bundle)
     for pixels, expected in zip(golden.pixels, golden.probabilities["fp32"], strict=True):
@@ -122,9 +130,9 @@ def check_torch(classifier: TorchClassifier, bundle: Bundle) -> None:
 
 
 def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, notes: list[str]) -> Iterator[Rival]:
-    """Yields PyTorch without a compiler, and every engine that opens and gives the golden outputs.
+    """Yields PyTorch without a compiler, then every engine that opens and gives the golden outputs.
 
-    It adds a note for each of the other engines. An engine is closed before the next is opened.
+    Adds a note with the reason for each other engine. Closes an engine before it opens the next.
     """
     if precision != "int8-symmetric":
         eager = TorchClassifier(config.bundle, torch.device("cuda"), DTYPES[precision], compiled=False)
@@ -148,7 +156,7 @@ def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, not
 def _compare(rival: Rival, baseline: Run, batch: Pixels, config: BenchmarkConfig) -> Finding:
     effort = config.effort
     for run in (baseline, rival.run):
-        images_per_s(run, batch, effort.try_s)  # compile for this batch size, and warm up
+        images_per_s(run, batch, effort.try_s)  # compiles for this batch size, and warms up
     baselines, values = alternate(
         lambda: images_per_s(baseline, batch, effort.round_s),
         lambda: images_per_s(rival.run, batch, effort.round_s),
@@ -163,18 +171,13 @@ def _compare(rival: Rival, baseline: Run, batch: Pixels, config: BenchmarkConfig
 
 
 def images_per_s(run: Run, batch: Pixels, seconds: float) -> float:
-    """Run for about `seconds`, at least once."""
-    began = time.perf_counter()
-    runs = 0
-    while (elapsed := time.perf_counter() - began) < seconds or not runs:
-        run(batch)
-        runs += 1
-    return runs * len(batch) / elapsed
+    """Runs the batch for about `seconds`, at least once, and returns images per second."""
+    return len(batch) * times_per_s(lambda: run(batch), seconds)
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """PyTorch lets convolutions use it by default."""
+    """Turns TF32 off within the block. PyTorch lets convolutions use it by default."""
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -1,4 +1,4 @@
-"""What a network asks of a machine, counted from its ONNX graph: multiplications and bytes. Used by `engines`."""
+"""Counts the floating-point operations and the bytes of an ONNX graph. The benchmark `engines` calls it."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class GraphCost:
-    """What cannot be avoided.
+    """The least work of a network.
 
     Attributes:
-        image_flops: multiplications and additions of the convolutions and matrix products, for one photo.
-        image_bytes: of a photo, and of the outputs for it. What lies between need not leave the caches.
-        weight_bytes: as the graph stores them; read once a batch.
+        image_flops: the multiplications and additions of the convolutions and matrix products, for one photo.
+        image_bytes: the bytes of a photo and of its outputs. Intermediate values need not leave the caches.
+        weight_bytes: the bytes of the weights as the graph stores them. Each batch reads them once.
     """
 
     image_flops: int
@@ -29,14 +29,16 @@ class GraphCost:
     def batch_bytes(self, size: int) -> int:
         return self.weight_bytes + self.image_bytes * size
 
-    def least_s(self, size: int, flops_per_s: float, bytes_per_s: float) -> float:
-        """Seconds that a batch takes on a machine that keeps to these speeds, where arithmetic and memory work at
-        the same time: the roofline of Williams et al. (2009)."""
+    def min_s(self, size: int, flops_per_s: float, bytes_per_s: float) -> float:
+        """Returns the least time in seconds of a batch on a machine with these peaks.
+
+        Arithmetic and memory work at the same time: this is the roofline of Williams et al. (2009).
+        """
         return max(self.batch_flops(size) / flops_per_s, self.batch_bytes(size) / bytes_per_s)
 
 
 def count_cost(file: Path) -> GraphCost:
-    """Of a graph with a dynamic first axis."""
+    """Counts the cost of a graph with a dynamic first axis."""
     model = onnx.load(file)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -58,7 +60,7 @@ def count_cost(file: Path) -> GraphCost:
 
 
 def _multiplications(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """For one photo; none for nodes that are no sums of products."""
+    """Returns the multiplications of a node for one photo; 0 for a node that is no convolution or matrix product."""
     if node.op_type == "Conv":
         # Each value of the output is a sum over one filter: (channels in / groups) x height x width.
         return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])

@@ -1,7 +1,8 @@
-"""What the machine can do at best: a large matrix product and a large copy. Used by `engines`, which measures them in
-turn with what is held against them."""
+"""Measures the peaks of a machine: FLOP/s of a large matrix product, and bytes/s of a large copy.
 
-import time
+The benchmark `engines` measures them in the same rounds as the engines that it compares with them.
+"""
+
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,30 +14,32 @@ import onnxruntime
 import torch
 from zfserve_runtime.bundle import Precision
 
+from zfserve_bench.timing import times_per_s
+
 COPIED_BYTES = 2**28
-"""More than caches hold."""
+"""The size of the copy. It exceeds the caches."""
 
 Arithmetic: TypeAlias = Precision | Literal["bf16"]
 
 
 class Peaks(Protocol):
-    """Of the processor that engines run on."""
+    """Measures the peaks of the processor that engines run on."""
 
     def flops_per_s(self, arithmetic: Arithmetic, seconds: float) -> float:
-        """Multiplications and additions of a large product in that arithmetic."""
+        """Returns the multiplications and additions per second of a large product, after about `seconds`."""
 
     def bytes_per_s(self, seconds: float) -> float:
-        """Read and written by a large copy."""
+        """Returns the bytes read and written per second by a large copy, after about `seconds`."""
 
     def close(self) -> None: ...
 
 
 class CpuPeaks:
-    """ONNX Runtime's matrix products, which its engine is built on, in bf16 PyTorch's, as ONNX Runtime has none, and
-    numpy's copy, each on `threads` threads.
+    """Measures matrix products and copies on `threads` threads of the CPU.
 
-    Which side of a matrix suits the caches is the machine's affair: the quickest of three counts. fp16 is computed in
-    fp32 on a CPU.
+    The products are ONNX Runtime's, which its engine uses too. Those in bf16 are PyTorch's, because ONNX Runtime has
+    none. fp16 is computed in fp32 on a CPU. The copy is numpy's. The best size of a matrix depends on the caches,
+    so the fastest of three sizes counts.
     """
 
     SIDES = (256, 512, 1024)
@@ -77,7 +80,7 @@ class CpuPeaks:
 
 
 class GpuPeaks:
-    """PyTorch's matrix products (cuBLAS) and its copy within the card's memory. Runs where there is a GPU only."""
+    """Measures PyTorch's matrix products (cuBLAS) and its copy within the memory of the GPU. Needs a GPU."""
 
     SIDE = 8192
 
@@ -119,7 +122,7 @@ class GpuPeaks:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Within the block PyTorch works with so many threads."""
+    """Lets PyTorch use `count` threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -128,23 +131,13 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def times_per_s(work: Callable[[], object], seconds: float, now: Callable[[], float] = time.perf_counter) -> float:
-    """Do `work` over and over for about `seconds`, at least once."""
-    began = now()
-    done = 0
-    while (elapsed := now() - began) < seconds or not done:
-        work()
-        done += 1
-    return done / elapsed
-
-
 def _bf16_product(side: int) -> Callable[[], object]:
     factor = torch.ones(side, side, dtype=torch.bfloat16)
     return lambda: torch.mm(factor, factor)
 
 
 def _product(side: int, eight_bits: bool, options: onnxruntime.SessionOptions) -> Callable[[], object]:
-    """A product of square matrices, the second of which is constant, as weights are."""
+    """Returns a product of square matrices. The second is constant, like weights."""
     helper, types = onnx.helper, onnx.TensorProto
     left, right, product = (types.UINT8, np.int8, types.INT32) if eight_bits else (types.FLOAT, np.float32, types.FLOAT)
     weights = onnx.numpy_helper.from_array(np.ones((side, side), right), "weights")

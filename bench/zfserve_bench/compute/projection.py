@@ -1,4 +1,4 @@
-"""Projection: what nine pictures of conv5 cost, in forward passes of the same network and beside captum's."""
+"""Benchmark `projection`: the time of the nine strongest conv5 projections, in forward passes and beside captum."""
 
 import importlib
 import importlib.util
@@ -26,32 +26,34 @@ MAPS = 9
 MAX_FORWARD_PASSES = Limit("at most", 3.0)
 MIN_SPEEDUP = Limit("at least", 5.0)
 CAPTUM_TOLERANCE = 1e-4
-"""Largest difference to captum, relative to the largest value of a projection."""
+"""The largest difference to captum, relative to the largest value of a projection."""
 
 
 class CaptumDisagrees(RuntimeError):
-    """The two do not compute the same, so their times cannot be compared."""
+    """Our projections differ from captum's, so their times cannot be compared."""
 
 
 def measure_projection(config: BenchmarkConfig) -> Report:
     network = load_checkpoint(config.bundle.folder / WEIGHTS).network.requires_grad_(False)
     image = _image(config.bundle.manifest.input)
-    ways: dict[str, Callable[[], object]] = {
+    operations: dict[str, Callable[[], object]] = {
         "forward": lambda: _forward(network, image),
         "project": lambda: project_strongest(network, image),
         "class": lambda: project_for_class(network, image),
     }
-    notes = ["Each projection starts from a new photo: its forward pass, which keeps the switches, is in the time."]
+    notes = ["Each projection starts from a new photo. The time includes its forward pass, which keeps the switches."]
     if importlib.util.find_spec("captum") is not None:
-        ways["captum"] = lambda: captum_strongest(network, image)
+        operations["captum"] = lambda: captum_strongest(network, image)
     else:
         notes.append(f"the comparison with captum was left out: {not_installed('it', 'dev')}")
     with torch_threads(config.threads):
-        if "captum" in ways:
+        if "captum" in operations:
             require_agreement(project_strongest(network, image), captum_strongest(network, image))
-        for way in ways.values():
-            way()
-        times = [{name: _time_ms(way) for name, way in ways.items()} for _ in range(config.effort.rounds)]
+        for operation in operations.values():
+            operation()
+        times = [
+            {name: _time_ms(operation) for name, operation in operations.items()} for _ in range(config.effort.rounds)
+        ]
     return Report(
         f"Projection: the {MAPS} strongest maps of {LAYER}",
         "reference",
@@ -62,8 +64,11 @@ def measure_projection(config: BenchmarkConfig) -> Report:
 
 
 def compare_rounds(times: list[dict[str, float]], judged: bool) -> Iterator[Finding]:
-    """Args:
-    times: milliseconds by way, a dictionary for each round.
+    """Yields the findings: medians over the rounds of the ratios within a round.
+
+    Args:
+        times: for each round, the milliseconds by operation.
+        judged: False to leave out the limits.
     """
 
     def median_ms(name: str) -> Quantity:
@@ -83,13 +88,13 @@ def compare_rounds(times: list[dict[str, float]], judged: bool) -> Iterator[Find
 
 
 def project_strongest(network: Network, image: Tensor) -> list[Projection]:
-    """From a new image to the projections of its strongest maps."""
+    """Returns the projections of the strongest maps of a new image."""
     traced = trace(network, image)
     return list(project(traced, LAYER, strongest_maps(traced, LAYER, MAPS)))
 
 
 def project_for_class(network: Network, image: Tensor) -> list[Projection]:
-    """From a new image to the projections of the maps that add most to its most probable class."""
+    """Returns the projections of the maps that contribute most to the most probable class of a new image."""
     traced = trace(network, image)
     attribution = attribute(network, traced, LAYER)
     maps = attribution.leading_maps(MAPS)
@@ -97,23 +102,23 @@ def project_for_class(network: Network, image: Tensor) -> list[Projection]:
 
 
 def captum_strongest(network: Network, image: Tensor) -> list[Tensor]:
-    """The same with captum, a call for each: gradients of the whole input, float32 (3, H, W), seeded with 1."""
+    """Returns the same with captum, one call a map: gradients for the whole input, float32 (3, H, W), seeded with 1."""
     captum = importlib.import_module("captum.attr")
     activations = network.trunk[: _position(network) + 1](image[None])[0]
     strengths = activations.flatten(1).amax(1)
     deconvolution = captum.NeuronDeconvolution(network, network.trunk.get_submodule(LAYER))
     gradients = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says at every call that it sets hooks
+        warnings.simplefilter("ignore")  # it warns at every call that it sets hooks
         for index in strengths.sort(descending=True, stable=True).indices[:MAPS].tolist():
             row, column = divmod(int(activations[index].argmax()), activations.shape[-1])
-            # Not in place: captum wants the input's gradient.
+            # A clone, because captum makes the input require a gradient.
             gradients.append(deconvolution.attribute(image[None].clone(), (index, row, column))[0])
     return gradients
 
 
 def require_agreement(projections: list[Projection], gradients: list[Tensor]) -> None:
-    """Raises CaptumDisagrees where they are not the same pictures, within `CAPTUM_TOLERANCE`."""
+    """Raises CaptumDisagrees if a projection differs from its gradient by more than `CAPTUM_TOLERANCE`."""
     for projection, gradient in zip(projections, gradients, strict=True):
         window = projection.window
         expected = gradient[:, window.top : window.bottom, window.left : window.right] * projection.activation
@@ -129,7 +134,7 @@ def _forward(network: Network, image: Tensor) -> Tensor:
 
 
 def _image(spec: InputSpec) -> Tensor:
-    """float32 (3, H, W), normalised."""
+    """Returns a random image, float32 (3, H, W), RGB, normalised."""
     pixels = torch.from_numpy(random_images(spec, 1)[0]).float() / 255
     return ((pixels - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(2, 0, 1).contiguous()
 
@@ -138,7 +143,7 @@ def _position(network: Network) -> int:
     return [name for name, _ in network.trunk.named_children()].index(LAYER)
 
 
-def _time_ms(way: Callable[[], object]) -> float:
+def _time_ms(operation: Callable[[], object]) -> float:
     began = time.perf_counter()
-    way()
+    operation()
     return (time.perf_counter() - began) * 1e3

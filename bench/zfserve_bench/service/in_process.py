@@ -1,6 +1,5 @@
 """Runs ONNX Runtime in this process, without a service, as the baseline for throughput."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_runtime.bundle import Precision
 
 from zfserve_bench.config import BenchmarkConfig
+from zfserve_bench.timing import times_per_s
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -30,12 +30,7 @@ class InProcess:
 
     def images_per_s(self, seconds: float) -> float:
         """Runs the batch for about `seconds`, at least once, and returns images per second."""
-        began = time.perf_counter()
-        runs = 0
-        while (elapsed := time.perf_counter() - began) < seconds or not runs:
-            self.engine.run(self.batch)
-            runs += 1
-        return runs * len(self.batch) / elapsed
+        return len(self.batch) * times_per_s(lambda: self.engine.run(self.batch), seconds)
 
     def describe(self) -> str:
         """Returns the batch size and the kind of threads in words."""

@@ -17,11 +17,11 @@ from zfserve_runtime.bundle import AccuracyEntry, Bundle
 ColourBundle = Callable[..., Bundle]
 ConfigOf = Callable[[Bundle], BenchmarkConfig]
 
-WORK = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
+COST = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
 
 
 class FakePeaks:
-    """Remembers what it was asked for."""
+    """Records the order of its calls."""
 
     def __init__(self, order: list[str]) -> None:
         self.order = order
@@ -43,15 +43,15 @@ def contender(classify: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32
     return Contender("fake", "fp32", classify, 2e-7, 0.832, "fp32")
 
 
-def test_a_line_is_medians_of_what_was_compared_within_a_round() -> None:
-    """Ten photos need 1000 multiplications and 1100 bytes. The machine is half as fast in the second round, and the
-    engine with it; in the third something disturbs the engine alone."""
+def test_a_finding_has_the_medians_of_ratios_within_a_round() -> None:
+    """Ten photos need 1000 operations and 1100 bytes. In the second round machine and engine are half as fast. In the
+    third round something disturbs the engine alone."""
     rounds = [
         Round({(0, 10): 20.0}, {"fp32": 100.0}, 1100.0),
         Round({(0, 10): 40.0}, {"fp32": 50.0}, 550.0),
         Round({(0, 10): 99.0}, {"fp32": 100.0}, 1100.0),
     ]
-    finding = find(0, contender(), 10, WORK, rounds)
+    finding = find(0, contender(), 10, COST, rounds)
     assert finding.name == "fake, fp32, batch 10"
     assert finding.measured == Quantity(10 / 40)
     assert finding.reference == Quantity(10 / 10)
@@ -65,14 +65,14 @@ def test_a_line_is_medians_of_what_was_compared_within_a_round() -> None:
     assert finding.limit is None
 
 
-def test_an_engine_is_held_against_the_arithmetic_it_computes_in() -> None:
+def test_an_engine_is_compared_with_the_peak_of_its_arithmetic() -> None:
     rounds = [Round({(0, 10): 20.0}, {"fp32": 100.0, "bf16": 200.0}, 1e9)]
-    assert find(0, replace(contender(), arithmetic="bf16"), 10, WORK, rounds).figure == Quantity(1000 / 200 / 20)
+    assert find(0, replace(contender(), arithmetic="bf16"), 10, COST, rounds).figure == Quantity(1000 / 200 / 20)
 
 
-def test_accuracy_that_nobody_measured_is_left_open() -> None:
+def test_accuracy_that_was_not_measured_is_left_empty() -> None:
     rounds = [Round({(0, 1): 1.0}, {"fp32": 1.0}, 1.0)]
-    assert find(0, replace(contender(), top1=None), 1, WORK, rounds).details[-1] is None
+    assert find(0, replace(contender(), top1=None), 1, COST, rounds).details[-1] is None
 
 
 def test_every_round_measures_everything(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
@@ -92,12 +92,14 @@ def test_every_round_measures_everything(colour_bundle: ColourBundle, config_of:
     )
     one = [f"{name}{size}" for size in BATCH_SIZES for name in "ab"] + ["fp32", "copy"]
     assert order == one * 2
-    assert [set(entry.batch_s) for entry in rounds] == [{(place, size) for place in (0, 1) for size in BATCH_SIZES}] * 2
+    assert [set(entry.batch_s) for entry in rounds] == [{(index, size) for index in (0, 1) for size in BATCH_SIZES}] * 2
     assert rounds[0].flops_per_s == {"fp32": 10.0}
     assert rounds[0].bytes_per_s == 20.0
 
 
-def test_engines_that_open_are_measured_and_others_are_named(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
+def test_engines_that_open_are_measured_and_the_others_are_named(
+    colour_bundle: ColourBundle, config_of: ConfigOf
+) -> None:
     accuracy = (AccuracyEntry(precision="fp32", count=4, top1=0.75, top5=1.0),)
     report = measure_engines(config_of(colour_bundle(accuracy=accuracy)))
     names = [f"{name}, fp32, batch {size}" for name in ("openvino", "onnx-cpu") for size in BATCH_SIZES]
@@ -108,15 +110,13 @@ def test_engines_that_open_are_measured_and_others_are_named(colour_bundle: Colo
         assert off_by is not None
         assert off_by.value < 1e-5
         assert top1 == Quantity(75.0, "%")
-    # Where the CPU lacks it, or the bundle does not say what it may be off by, as this one does not.
+    # The CPU may lack bfloat16, and this bundle does not allow for its differences.
     assert any("openvino-bf16" in note for note in report.notes)
     assert any("tensorrt-rtx" in note for note in report.notes) or len(report.findings) > len(names)
 
 
-def test_an_engine_that_computes_something_else_is_not_measured(
-    colour_bundle: ColourBundle, config_of: ConfigOf
-) -> None:
-    """Its outputs are compared with those of other photos."""
+def test_an_engine_with_other_outputs_is_not_measured(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:
+    """The golden outputs belong to other photos."""
     bundle = colour_bundle()
     with np.load(bundle.folder / "golden.npz") as held:
         pixels, probabilities = held["pixels"], held["probabilities_fp32"]
@@ -127,10 +127,10 @@ def test_an_engine_that_computes_something_else_is_not_measured(
     assert any("Not measured: onnx-cpu, fp32: the fp32 engine" in note for note in report.notes)
 
 
-def test_accuracy_is_measured_where_there_are_photos(
+def test_accuracy_is_measured_on_labelled_photos(
     colour_bundle: ColourBundle, config_of: ConfigOf, tmp_path: Path
 ) -> None:
-    """One red photo is filed under green."""
+    """One red photo has the label green."""
     for folder, colour in (("c-red", "red"), ("c-green", "lime"), ("c-blue", "blue"), ("c-green", "red")):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), colour).save(tmp_path / "data" / folder / f"{colour}.png")

@@ -1,4 +1,4 @@
-"""The part of the GPU benchmark that runs anywhere: that PyTorch, its measure, computes what the bundle does."""
+"""Tests the parts of the GPU benchmark that run without a GPU: PyTorch, its baseline, computes the bundle's network."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ def test_pytorch_gives_the_golden_outputs(network_bundle: Bundle) -> None:
     assert together == pytest.approx(golden.probabilities["fp32"], abs=1e-4)
 
 
-def test_a_pytorch_that_computes_something_else_is_found(network_bundle: Bundle) -> None:
+def test_a_pytorch_network_with_other_outputs_is_refused(network_bundle: Bundle) -> None:
     spec = network_bundle.manifest.input
     darker = network_bundle.manifest.model_copy(
         update={"input": spec.model_copy(update={"mean": tuple(value + 0.3 for value in spec.mean)})}
@@ -41,4 +41,4 @@ def test_without_a_gpu_the_report_says_so(
 ) -> None:
     report = measure_gpu(config_of(network_bundle))
     assert report.findings == ()
-    assert report.notes == ("There is no NVIDIA GPU here: these figures await one.",)
+    assert report.notes == ("Not measured: there is no NVIDIA GPU here.",)

@@ -12,7 +12,7 @@ def weights(name: str, *shape: int, dtype: type[np.generic] = np.float32) -> onn
 
 
 def save_graph(file: Path) -> Path:
-    """Cast, a grouped convolution with stride and padding, a flattening, a transposed Gemm and a MatMul in 8 bits."""
+    """Saves a graph of Cast, a grouped Conv with stride, Flatten, a transposed Gemm, and a MatMul in 8 bits."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("Conv", ["values", "filters"], ["maps"], group=2, strides=[2, 2], pads=[1, 1, 1, 1]),
@@ -42,25 +42,25 @@ def save_graph(file: Path) -> Path:
     return file
 
 
-def test_counts_what_one_can_count_by_hand(tmp_path: Path) -> None:
-    work = count_cost(save_graph(tmp_path / "tiny.onnx"))
+def test_the_counts_agree_with_those_by_hand(tmp_path: Path) -> None:
+    cost = count_cost(save_graph(tmp_path / "tiny.onnx"))
     convolution = (8 * 3 * 3) * (2 * 3 * 3)  # 6 x 6 with padding 1 and stride 2 becomes 3 x 3; 4 channels in 2 groups
-    assert work.image_flops == 2 * (convolution + 72 * 5 + 5 * 3)
-    assert work.image_bytes == 4 * 6 * 6 + 4 * (3 + 5)
-    assert work.weight_bytes == 4 * (8 * 2 * 3 * 3 + 5 * 72 + 5 + 1) + 5 * 3
+    assert cost.image_flops == 2 * (convolution + 72 * 5 + 5 * 3)
+    assert cost.image_bytes == 4 * 6 * 6 + 4 * (3 + 5)
+    assert cost.weight_bytes == 4 * (8 * 2 * 3 * 3 + 5 * 72 + 5 + 1) + 5 * 3
 
 
 def test_weights_are_read_once_a_batch_and_photos_once_each() -> None:
-    work = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
-    assert work.batch_flops(4) == 400
-    assert work.batch_bytes(4) == 1040
+    cost = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
+    assert cost.batch_flops(4) == 400
+    assert cost.batch_bytes(4) == 1040
 
 
 @pytest.mark.parametrize(
-    ("size", "least_s"),
+    ("size", "min_s"),
     [(1, 101.0), (20, 200.0)],
-    ids=["one photo waits for the weights", "twenty wait for the multiplications"],
+    ids=["memory bounds one photo", "arithmetic bounds twenty"],
 )
-def test_the_slower_of_arithmetic_and_memory_decides(size: int, least_s: float) -> None:
-    work = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
-    assert work.least_s(size, flops_per_s=10, bytes_per_s=10) == least_s
+def test_the_slower_of_arithmetic_and_memory_decides(size: int, min_s: float) -> None:
+    cost = GraphCost(image_flops=100, image_bytes=10, weight_bytes=1000)
+    assert cost.min_s(size, flops_per_s=10, bytes_per_s=10) == min_s
