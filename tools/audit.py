@@ -1,8 +1,8 @@
-"""`make audit`: are there known vulnerabilities in the versions that constraints.txt pins?
+"""`make audit`: looks up known vulnerabilities of the versions that constraints.txt pins.
 
-Runs pip-audit against PyPI and, where that has no answer, against OSV. A mirror of PyPI may have no pages of single
-versions, which pip-audit reads; its pages of projects tell of the vulnerabilities of the latest version, so those that
-are pinned to it are looked up there. Fails where anything was not looked up: it is not reported as sound.
+It runs pip-audit against PyPI and, if PyPI does not answer, against OSV. pip-audit reads the pages of single versions,
+which a mirror of PyPI may lack. The mirror's page of a project lists the vulnerabilities of its latest version, so pins
+to the latest version are looked up there. The audit fails if any version could not be looked up.
 
 usage: python tools/audit.py PIP_AUDIT CONSTRAINTS [INDEX]
 """
@@ -21,7 +21,7 @@ from typing import Any
 SERVICES = {"pypi": "pypi.org", "osv": "api.osv.dev"}
 
 SOUND, VULNERABLE, UNKNOWN = 0, 1, 2
-
+"""Exit statuses."""
 
 INDEX = "https://pypi.org"
 CONNECTIONS = 4
@@ -31,14 +31,15 @@ Dependency = dict[str, Any]
 
 
 def main(pip_audit: str, constraints: str, index: str = INDEX) -> int:
+    """Looks up all pins. Returns the exit status."""
     for service in SERVICES:
         dependencies = ask(service, pip_audit, constraints)
         if any("vulns" in one for one in dependencies):
-            return tell(dependencies)
+            return report(dependencies)
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         dependencies = list(threads.map(lambda pin: ask_page(index, *pin), pins(Path(constraints))))
     if any("vulns" in one for one in dependencies):
-        return tell(dependencies)
+        return report(dependencies)
     hosts = " nor ".join(SERVICES.values())
     sys.stderr.write(
         f"audit: neither {hosts} answers for the versions pinned; run it where one of them can be reached\n"
@@ -47,39 +48,39 @@ def main(pip_audit: str, constraints: str, index: str = INDEX) -> int:
 
 
 def ask(service: str, pip_audit: str, constraints: str) -> list[Dependency]:
-    """What the service knows of each version: `vulns`, or a `skip_reason`. Nothing where it cannot be reached."""
+    """Returns `vulns` or a `skip_reason` for each version; an empty list if the service cannot be reached."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [pip_audit, "--requirement", constraints, "--no-deps", "--disable-pip", "--progress-spinner", "off"]
         command += ["--vulnerability-service", service, "--format", "json", "--output", str(report)]
-        subprocess.run(command, capture_output=True, check=False)  # its status is 1 for what it found and for all else
+        subprocess.run(command, capture_output=True, check=False)  # status 1 may be an error too
         found: list[Dependency] = json.loads(report.read_text())["dependencies"] if report.exists() else []
         return found
 
 
 def pins(constraints: Path) -> Iterator[tuple[str, str]]:
-    """Name and version of each line that pins one."""
+    """Yields the name and the version of each pin."""
     for line in constraints.read_text(encoding="utf-8").splitlines():
         if pin := re.match(r"([A-Za-z0-9._-]+)==([^\s;+]+)", line):
             yield pin[1], pin[2]
 
 
 def ask_page(index: str, name: str, version: str) -> Dependency:
-    """What the project's page at the index tells of its latest version, if that is this one."""
+    """Returns the vulnerabilities on the project's page, if `version` is its latest; otherwise a `skip_reason`."""
     try:
         with urllib.request.urlopen(f"{index}/pypi/{name}/json", timeout=TIMEOUT_S) as answer:
             page = json.load(answer)
         latest, known = page["info"]["version"], page["vulnerabilities"]
     except (OSError, ValueError, KeyError) as error:
-        return {"name": name, "skip_reason": f"{index} has no page of it ({error})"}
+        return {"name": name, "skip_reason": f"{index} has no page of the project ({error})"}
     if latest != version:
-        return {"name": name, "skip_reason": f"{version} is pinned, and {index} tells of {latest} only"}
+        return {"name": name, "skip_reason": f"{version} is pinned, and {index} has only {latest}"}
     found = [{"id": one["id"], "fix_versions": one["fixed_in"]} for one in known if not one.get("withdrawn")]
     return {"name": name, "version": version, "vulns": found}
 
 
-def tell(dependencies: list[Dependency]) -> int:
-    """Print a line for each vulnerability and each version that is not known; returns the exit status."""
+def report(dependencies: list[Dependency]) -> int:
+    """Prints a line for each vulnerability and each version without an answer. Returns the exit status."""
     for one in dependencies:
         if "vulns" not in one:
             sys.stdout.write(f"{one['name']}: not looked up: {one.get('skip_reason', 'no reason given')}\n")

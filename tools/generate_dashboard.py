@@ -1,6 +1,6 @@
-"""Generates deploy/observability/dashboard.json for Grafana, or with --check says whether the committed one is current.
+"""Generates deploy/observability/dashboard.json for Grafana. With --check, fails if the committed file is out of date.
 
-Panels are one line each here; what Grafana wants around them is filled in. docs/metrics.md explains the metrics.
+`ROWS` describes the panels, and the rest adds what Grafana needs. docs/metrics.md explains the metrics.
 """
 
 import json
@@ -18,15 +18,19 @@ CLASSIFY = f'{HERE},method=~".*/(Classify|ModelInfer)"'
 PROJECT = f'{HERE},method="/zfserve.v1.VisionService/Project"'
 
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
-"""Of a panel in Grafana's units, 24 across the screen, and how many stand side by side."""
+"""The size of a panel in Grafana's units, of which a screen has 24 across, and the number of panels in a row."""
 
 
 class Query(NamedTuple):
+    """A PromQL expression and the legend of its lines."""
+
     expression: str
     legend: str
 
 
 class Panel(NamedTuple):
+    """A panel: its title, Grafana's name of its unit, up to three queries, and a sentence that explains it."""
+
     title: str
     unit: str
     queries: tuple[Query, ...]
@@ -34,71 +38,74 @@ class Panel(NamedTuple):
 
 
 def rate(metric: str, selector: str, *by: str) -> str:
+    """Returns the rate of a counter, summed by labels."""
     return f"sum by ({', '.join(by)}) (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
 def mean(histogram: str, selector: str, *by: str) -> str:
+    """Returns the mean of a histogram by labels."""
     return f"{rate(histogram + '_sum', selector, *by)} / {rate(histogram + '_count', selector, *by)}"
 
 
 def quantiles(histogram: str, selector: str) -> tuple[Query, ...]:
-    """Of all replicas together: their buckets are added first."""
+    """Returns queries for three quantiles over all replicas. The query adds the replicas' buckets first."""
     buckets = rate(f"{histogram}_bucket", selector, "le")
     return tuple(Query(f"histogram_quantile({share}, {buckets})", f"p{share * 100:.0f}") for share in (0.5, 0.95, 0.99))
 
 
 def p95_by(histogram: str, selector: str, label: str) -> Query:
+    """Returns a query for the 95th percentile by a label."""
     return Query(f"histogram_quantile(0.95, {rate(f'{histogram}_bucket', selector, 'le', label)})", f"{{{{{label}}}}}")
 
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Calls": (
         Panel("Calls by status", "reqps", (Query(rate("zfserve_requests_total", WORK, "status"), "{{status}}"),),
-              "Probes left out."),
+              "Without health probes."),
         Panel("Classification: latency", "s", quantiles("zfserve_request_seconds", CLASSIFY),
               "From arrival to answer, over all replicas."),
         Panel("Refusals by reason", "reqps", (Query(rate("zfserve_refusals_total", WORK, "reason"), "{{reason}}"),),
-              "OVERLOADED means more replicas; INVALID_INPUT and the like are the callers' doing."),
-        Panel("Share that failed by our fault", "percentunit",
+              "OVERLOADED: add replicas. INVALID_INPUT and similar reasons are faults of callers."),
+        Panel("Share of calls that failed in the service", "percentunit",
               (Query(f"sum(rate(zfserve_requests_total{{{WORK},status=~\"INTERNAL|UNKNOWN|DATA_LOSS\"}}[$__rate_interval]))"
                      f" / sum(rate(zfserve_requests_total{{{WORK}}}[$__rate_interval]))", "failed"),),
-              "Of all calls."),
+              "INTERNAL, UNKNOWN and DATA_LOSS over all calls."),
         Panel("In flight", "short", (Query(f"sum by (instance) (zfserve_in_flight{{{WORK}}})", "{{instance}}"),),
-              "Being served, by replica."),
+              "Calls in flight, by replica."),
         Panel("Latency by replica: p95", "s", (p95_by("zfserve_request_seconds", CLASSIFY, "instance"),),
-              "One that stands out has a noisy neighbour, or an engine of its own kind."),
+              "A replica that stands out may have a noisy neighbour or another engine."),
     ),
     "Queue, batch and engine": (
         Panel("Decode", "s", quantiles("zfserve_decode_seconds", HERE), "Decoding and resizing one image."),
-        Panel("Queue", "s", quantiles("zfserve_queue_seconds", MODEL), "From admission until an engine began."),
-        Panel("Engine", "s", quantiles("zfserve_inference_seconds", MODEL), "One run, whatever its batch."),
+        Panel("Queue", "s", quantiles("zfserve_queue_seconds", MODEL), "From admission to the start of the engine."),
+        Panel("Engine", "s", quantiles("zfserve_inference_seconds", MODEL), "One run of any batch size."),
         Panel("Queue depth", "short", (Query(f"sum by (instance) (zfserve_queue_depth{{{MODEL}}})", "{{instance}}"),),
-              "What the autoscaler looks at."),
+              "The autoscaler scales on it."),
         Panel("Batch size", "short", (
             Query(mean("zfserve_batch_size", MODEL, "model"), "{{model}}: images"),
             Query(mean("zfserve_batch_fill_ratio", MODEL, "model"), "{{model}}: share of the largest")),
-            "Mean. A full batch means that the engine is the bottleneck."),
-        Panel("Work that came to nothing", "short", (
+            "Means. Full batches show that the engine is the bottleneck."),
+        Panel("Expired and failed work", "short", (
             Query(rate("zfserve_queue_expired_total", MODEL, "model"), "{{model}}: expired in the queue"),
             Query(rate("zfserve_engine_failures_total", MODEL, "model"), "{{model}}: engine failed")),
             "Per second. Both should be 0."),
     ),
     "Projections and the worker": (
         Panel("Projection calls: latency", "s", quantiles("zfserve_request_seconds", PROJECT),
-              "To the last feature map asked for."),
-        Panel("One feature map", "s", quantiles("zfserve_projection_seconds", MODEL), "In the worker."),
+              "From arrival to the last feature map."),
+        Panel("Projection of one feature map", "s", quantiles("zfserve_projection_seconds", MODEL), "In the worker."),
         Panel("Worker", "short", (
             Query(f"sum by (state) (zfserve_worker_pairing{{{HERE}}})", "{{state}}"),
             Query(f"sum(increase(zfserve_worker_restarts_total{{{HERE}}}[$__rate_interval]))", "restarts")),
-            "Replicas in each state of the pairing; only `ready` can project."),
+            "Replicas in each pairing state. Only `ready` replicas can project."),
     ),
     "Models and start": (
         Panel("Versions served", "short",
               (Query(f"count by (model, version) (zfserve_model_info{{{MODEL}}})", "{{model}} {{version}}"),),
-              "Replicas that serve each. Two lines that stay are a roll-out that is stuck."),
+              "Replicas that serve each version. Two lines that stay show a roll-out that is stuck."),
         Panel("Refused versions", "short",
               (Query(f"sum by (model, version) (zfserve_model_refused{{{MODEL}}})", "{{model}} {{version}}"),),
-              "The log says why."),
+              "The log has the reason."),
         Panel("Start", "short",
               (Query(f"sum by (phase) (zfserve_startup_phase{{{HERE}}})", "{{phase}}"),), "Replicas in each phase."),
     ),
@@ -106,12 +113,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Memory", "bytes", (Query(f"process_resident_memory_bytes{{{HERE}}}", "{{instance}}"),), "Resident."),
         Panel("CPU", "short", (Query(rate("process_cpu_seconds_total", HERE, "instance"), "{{instance}}"),), "Cores."),
         Panel("Open files", "percentunit",
-              (Query(f"process_open_fds{{{HERE}}} / process_max_fds{{{HERE}}}", "{{instance}}"),), "Of those allowed."),
+              (Query(f"process_open_fds{{{HERE}}} / process_max_fds{{{HERE}}}", "{{instance}}"),), "Share of the limit."),
     ),
 }  # fmt: skip
 
 
 def dashboard() -> dict[str, Any]:
+    """Returns the dashboard as Grafana's JSON model."""
     return {
         "uid": "zfserve",
         "title": "zfserve",

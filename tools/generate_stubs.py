@@ -1,4 +1,4 @@
-"""Generates the Python stubs of every .proto file, or with --check says whether the committed ones are current."""
+"""Generates the Python stubs of every .proto file. With --check, fails if the committed stubs are out of date."""
 
 import sys
 import tempfile
@@ -11,17 +11,17 @@ ROOT = Path(__file__).parent.parent / "protos"
 
 
 def generate(output: Path) -> None:
-    """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.*` for all .proto files under `output`."""
+    """Writes `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.*` for all .proto files to `output`."""
     protos = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
     includes = [f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}"]
-    # By path, because an environment that is not activated is not on PATH.
+    # The plugins need full paths, because an environment that is not activated is not on PATH.
     plugins = [
         f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
     ]
     outputs = [f"--{kind}_out={output}" for kind in ("python", "grpc_python")]
     outputs += [f"--{kind}_out=quiet:{output}" for kind in ("mypy", "mypy_grpc")]
     if protoc.main(["protoc", *plugins, *includes, *outputs, *protos]) != 0:
-        raise SystemExit("protoc failed; its messages stand above")
+        raise SystemExit("protoc failed; see its messages above")
 
 
 def main() -> int:

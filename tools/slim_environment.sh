@@ -1,6 +1,6 @@
 #!/bin/sh
-# Takes out of a virtual environment what no program runs: libraries' own tests, PyTorch's C++ headers, its test programs.
-# Called by the Dockerfile.
+# Removes from a virtual environment what no program needs at run time: the libraries' tests, PyTorch's C++ headers and its
+# test programs. The Dockerfile calls it.
 #
 #   slim_environment.sh FOLDER
 set -eu
@@ -9,6 +9,6 @@ find "$site" -type d -name tests -prune -exec rm -rf {} +
 torch=$site/torch
 if [ -d "$torch" ]; then
     rm -rf "$torch/include" "$torch/share" "$torch/test"
-    # `import torch` insists on this one program.
+    # `import torch` requires this program.
     find "$torch/bin" -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec rm -rf {} +
 fi

@@ -1,4 +1,7 @@
-"""`zfserve bench`: measures the service against its limits, and prints tables to paste into the README."""
+"""The command `zfserve bench`: runs benchmarks, prints their tables, and compares their figures with the limits.
+
+To add a benchmark, write a module with a function from `BenchmarkConfig` to `Report`, and name it in `BENCHMARKS`.
+"""
 
 import argparse
 import json
@@ -53,27 +56,33 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], Report]] = {
     "drain": measure_drain,
 }
 ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "overload", "drain"}
-"""They take long, or several processes; the others are run where none is named."""
+"""These take long or need several processes. Without a name, all others run."""
 
 DEFAULT_PHOTOS = Path("samples")
 
 SOAK_MINUTES, QUICK_SOAK_MINUTES = 20.0, 0.25
 OVERLOAD_SECONDS, QUICK_OVERLOAD_SECONDS = 60.0, 4.0
-"""A quick crowd has to outlast its own deadline: before that none is late or refused."""
+"""A quick overload must last longer than its deadline, because before that no call is late or refused."""
 REPEATS = 50
 
 TABLE_WIDTH = 1000
-"""Whatever the terminal's: a table that is cut to fit cannot be pasted."""
+"""The width of the output, whatever the terminal's. A table that is cut to fit cannot be pasted."""
 
 HELD, MISSED, UNUSABLE = 0, 1, 2
+"""The exit statuses: all limits hold, a limit is missed or a benchmark failed, unusable arguments or input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zfserve bench`."""
     usual = [name for name in BENCHMARKS if name not in ONLY_BY_NAME]
-    names = f"of {', '.join(BENCHMARKS)} (default: {usual[0]} to {usual[-1]})"
+    names = f"the benchmarks to run: {', '.join(BENCHMARKS)} (default: {usual[0]} to {usual[-1]})"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
-    parser.add_argument("--model", type=Path, default=Path("models/zfnet"), help="a bundle (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="of the engine (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=Path, default=Path("models/zfnet"), help="the bundle to measure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=available_cpus(), help="threads of the engine (default: %(default)s)"
+    )
     parser.add_argument(
         "--photos",
         type=Path,
@@ -85,26 +94,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="photos in <class id>/ or val/<class id>/, to measure accuracy of engines",
+        help="folder of labelled photos, in <class id>/ or val/<class id>/, on which `engines` measures accuracy",
     )
     parser.add_argument(
         "--minutes",
         type=float,
-        help=f"that `soak` lasts (default: {SOAK_MINUTES:g}, or {QUICK_SOAK_MINUTES:g} with --quick)",
+        help=f"duration of `soak` (default: {SOAK_MINUTES:g}, or {QUICK_SOAK_MINUTES:g} with --quick)",
     )
-    parser.add_argument("--samples", type=Path, metavar="FILE", help="write what `soak` sees there too, as CSV")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="write the samples of `soak` to this file, as CSV")
     parser.add_argument(
         "--seconds",
         type=float,
-        help=f"that `overload` lasts (default: {OVERLOAD_SECONDS:g}, or {QUICK_OVERLOAD_SECONDS:g} with --quick)",
+        help=f"duration of a run of `overload` (default: {OVERLOAD_SECONDS:g}, or {QUICK_OVERLOAD_SECONDS:g} with "
+        "--quick)",
     )
-    parser.add_argument("--repeats", type=int, help=f"that `drain` does (default: {REPEATS}, or 1 with --quick)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
-    parser.add_argument("--rounds", type=int, help=f"of each comparison, 1 at least (default: {THOROUGH.rounds})")
-    parser.add_argument("--quick", action="store_true", help="see that everything runs; figures are not judged")
+    parser.add_argument(
+        "--repeats", type=int, help=f"number of stops of `drain` (default: {REPEATS}, or 1 with --quick)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file, as JSON")
+    parser.add_argument(
+        "--rounds", type=int, help=f"rounds of each comparison, at least 1 (default: {THOROUGH.rounds})"
+    )
+    parser.add_argument("--quick", action="store_true", help="only show that everything runs; figures are not judged")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs `zfserve bench` and returns its exit status."""
     messages = Console(stderr=True)
     try:
         names = choose(arguments.names)
@@ -122,10 +137,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def make_config(arguments: argparse.Namespace, folder: Path) -> BenchmarkConfig:
-    """What the arguments ask for; what they leave open is short where it shall be quick.
+    """Returns the settings of the run. With --quick, the default durations are short.
+
+    Args:
+        folder: an existing folder for temporary files.
 
     Raises:
-        BundleError: there is none, or it is damaged.
+        BundleError: there is no bundle, or it is damaged.
     """
     quick = arguments.quick
 
@@ -147,19 +165,20 @@ def make_config(arguments: argparse.Namespace, folder: Path) -> BenchmarkConfig:
 
 
 def choose_effort(quick: bool, rounds: int | None) -> Effort:
+    """Returns the effort of the run. `rounds` overrides its number of rounds."""
     effort = QUICK if quick else THOROUGH
     return effort if rounds is None else replace(effort, rounds=max(1, rounds))
 
 
 class UnknownBenchmark(ValueError):
-    """There is none of that name."""
+    """There is no benchmark of that name."""
 
 
 def choose(names: Sequence[str]) -> list[str]:
-    """The benchmarks asked for, in the order of the table; all but those `ONLY_BY_NAME` where none is named.
+    """Returns the named benchmarks in the order of `BENCHMARKS`. Without names, returns all but `ONLY_BY_NAME`.
 
     Raises:
-        UnknownBenchmark: there is no such.
+        UnknownBenchmark: there is no benchmark of that name.
     """
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
@@ -170,7 +189,7 @@ def choose(names: Sequence[str]) -> list[str]:
 def measure(
     config: BenchmarkConfig, names: Sequence[str], console: Console, messages: Console, machine: Machine
 ) -> dict[str, Report]:
-    """Run the benchmarks one after the other; each is printed as soon as it is done."""
+    """Runs the benchmarks one after the other and prints each report at once. Returns the reports by name."""
     manifest = config.bundle.manifest
     print_machine(console, machine)
     console.print(
@@ -188,7 +207,7 @@ def measure(
 
 
 def exit_status(reports: Mapping[str, Report]) -> int:
-    """MISSED where any figure does not keep to its limit; says which."""
+    """Prints the findings that miss their limits. Returns MISSED if there are any, and HELD otherwise."""
     misses = missed(reports.values())
     for finding in misses:
         Console(stderr=True).print(f"[bold red]missed:[/] {escape(finding.name)}: {finding.figure}", highlight=False)
@@ -196,6 +215,7 @@ def exit_status(reports: Mapping[str, Report]) -> int:
 
 
 def to_json(machine: Machine, reports: Mapping[str, Report]) -> str:
+    """Returns the machine and all reports as JSON."""
     benchmarks = {
         name: asdict(report) | {"findings": [asdict(one) | {"holds": one.holds} for one in report.findings]}
         for name, report in reports.items()

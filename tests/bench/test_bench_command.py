@@ -29,7 +29,7 @@ def parse(*arguments: object) -> argparse.Namespace:
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def test_all_benchmarks_unless_some_are_named() -> None:
+def test_names_choose_benchmarks() -> None:
     assert choose([]) == [name for name in BENCHMARKS if name not in ONLY_BY_NAME]
     assert choose(["soak"]) == ["soak"]
     assert choose(["decode", "throughput"]) == ["throughput", "decode"]
@@ -45,7 +45,7 @@ def test_all_benchmarks_unless_some_are_named() -> None:
         (("--quick", "--minutes", "2", "--seconds", "9", "--repeats", "3"), (120, 9, 3)),
     ],
 )
-def test_quick_is_short_unless_told(
+def test_quick_shortens_durations_that_are_not_given(
     flags: tuple[str, ...], lasting: tuple[float, float, int], network_bundle: Bundle, tmp_path: Path
 ) -> None:
     config = make_config(parse("--model", network_bundle.folder, *flags), tmp_path)
@@ -60,7 +60,7 @@ def test_photos_of_every_format_are_measured(network_bundle: Bundle, tmp_path: P
 
 
 @pytest.mark.parametrize(("value", "status"), [(0.93, HELD), (0.91, MISSED)])
-def test_a_missed_limit_is_exit_status_1_and_is_named(
+def test_a_missed_limit_is_printed_and_makes_exit_status_1(
     value: float, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finding = Finding("fp32, 32 clients", Quantity(value), None, Quantity(value), Limit("at least", 0.92))

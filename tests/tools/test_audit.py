@@ -1,4 +1,4 @@
-"""`make audit`: sound only where everything was looked up and nothing was found."""
+"""Tests `make audit`: it succeeds only if every version was looked up and no vulnerability was found."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def audit(folder: Path, reports: Reports, index: str = NOWHERE) -> "subprocess.CompletedProcess[str]":
-    """Run it with a pip-audit that reports this for each service, and writes no report for any other."""
+    """Runs the audit with a fake pip-audit, which writes `reports` by service, and none for other services."""
     constraints = folder / "constraints.txt"
     constraints.write_text("# pinned\nnumpy==2\npillow==1\ntorch==3.0+cpu\n")
     program = folder / "pip-audit"
@@ -70,7 +70,7 @@ def test_without_an_answer_it_fails_with_one_line(tmp_path: Path, reports: Repor
 
 
 class Pages(BaseHTTPRequestHandler):
-    """An index that has the pages of projects only."""
+    """Stands for a package index that has pages of projects, but not of versions."""
 
     latest: ClassVar[dict[str, str]] = {"numpy": "2", "pillow": "1", "torch": "3.0"}
     known: ClassVar[dict[str, list[dict[str, Any]]]] = {}
@@ -83,7 +83,7 @@ class Pages(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(page).encode())
 
     def log_message(self, *_: object) -> None:
-        """Not into the test's output."""
+        """Keeps the server's log out of the test's output."""
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def index() -> Iterator[str]:
         thread.join()
 
 
-def test_an_index_without_pages_of_versions_is_asked_for_those_that_are_the_latest(
+def test_an_index_without_pages_of_versions_answers_for_latest_versions(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = audit(tmp_path, {"pypi": [SKIPPED]}, index)
@@ -104,7 +104,7 @@ def test_an_index_without_pages_of_versions_is_asked_for_those_that_are_the_late
     monkeypatch.setattr(Pages, "latest", {**Pages.latest, "torch": "3.1"})
     done = audit(tmp_path, {}, index)
     assert done.returncode == 2
-    assert f"torch: not looked up: 3.0 is pinned, and {index} tells of 3.1 only" in done.stdout
+    assert f"torch: not looked up: 3.0 is pinned, and {index} has only 3.1" in done.stdout
     known = [{"id": "PYSEC-1", "fixed_in": ["2"]}, {"id": "PYSEC-2", "fixed_in": [], "withdrawn": "2026-01-01"}]
     monkeypatch.setattr(Pages, "known", {"pillow": known})
     done = audit(tmp_path, {}, index)

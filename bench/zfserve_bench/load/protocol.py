@@ -1,4 +1,4 @@
-"""What a benchmark and its load process say to each other: orders, results, and the record of a call.
+"""The protocol between a benchmark and its load process: orders, results, and the record of a call.
 
 An order is one line of JSON on the process's standard input, and its result is one line of JSON on standard output.
 Requests are large, so they travel in files.
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 
 class Sender(StrEnum):
-    """How an open loop makes its calls.
+    """The ways in which an open loop makes its calls.
 
     Attributes:
         BARE: on a channel without retries, with the caller's identity and priority in the metadata.

@@ -1,1 +1,1 @@
-"""What benchmarks report: findings with their limits, tables, the machine, and paired measurements."""
+"""Reports of benchmarks: findings with their limits, tables, the machine, and paired measurements."""

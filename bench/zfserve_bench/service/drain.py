@@ -32,7 +32,7 @@ GRACE_S = 30.0
 
 
 class Outcome(enum.Enum):
-    """How a call ended for its caller."""
+    """The end of a call, as its caller sees it."""
 
     ANSWERED = enum.auto()
     REFUSED = enum.auto()  # by the service itself

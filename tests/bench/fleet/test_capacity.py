@@ -1,13 +1,13 @@
-"""The arithmetic of docs/capacity.md, by hand."""
+"""Tests the formulas of docs/capacity.md with examples computed by hand."""
 
 import pytest
 from zfserve_bench.fleet.capacity import Measured, plan
 
 MEASURED = Measured("int8", 100, cpus=4, explanations_per_s=5, server_mb=300, worker_mb=600, bytes_an_image=50_000)
-"""25 images/s a CPU, 15 of them planned for; a worker with two CPUs explains 2.5 photos/s, 1.5 of them planned for."""
+"""A CPU does 25 images/s, 15 of them planned. A worker with two CPUs explains 2.5 photos/s, 1.5 of them planned."""
 
 
-def test_little_is_asked_of_two_of_each() -> None:
+def test_a_small_load_needs_the_minimum_of_each() -> None:
     needed = plan(MEASURED, 3_600)
     assert needed.cpus == pytest.approx(1 / 15)
     assert (needed.replicas, needed.workers, needed.nodes) == (2, 2, 1)
@@ -25,6 +25,6 @@ def test_a_thousand_images_a_second() -> None:
     assert needed.mbit_per_s == pytest.approx(400)
 
 
-def test_what_is_just_enough_is_enough() -> None:
+def test_a_replica_is_added_only_when_the_load_exceeds_the_last() -> None:
     assert plan(MEASURED, 90 * 3_600).replicas == 3  # 6 CPUs
     assert plan(MEASURED, 90.1 * 3_600).replicas == 4

@@ -1,4 +1,4 @@
-"""What is found of a rolling restart, by hand-made records; and the whole of it, quickly, on something tiny."""
+"""Tests the findings of a rolling restart on records made by hand, and a quick run on a tiny network."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_calls_count_by_when_they_began() -> None:
+def test_calls_are_counted_by_their_start() -> None:
     records = [record(at_s) for at_s in (1, 9.9, 10, 14, 15, 16, 21, 28, 30)]
     found = by_name(find(records, RESTARTS, again=4, judged=True))
     calls = found["calls"]
@@ -33,7 +33,7 @@ def test_calls_count_by_when_they_began() -> None:
     assert found["to be called again then, longest"].figure.value == 1
 
 
-def test_one_failed_call_is_too_many_wherever_it_began() -> None:
+def test_one_failed_call_misses_the_limit_whenever_it_began() -> None:
     for began_s in (5.0, 11.0):
         records = [record(1), record(2), record(10), record(14), record(began_s, status="CANCELLED")]
         failed = by_name(find(records, RESTARTS, again=0, judged=True))["failed calls"]
@@ -41,7 +41,7 @@ def test_one_failed_call_is_too_many_wherever_it_began() -> None:
         assert failed.holds is False
 
 
-def test_latencies_are_told_apart() -> None:
+def test_latencies_during_restarts_are_separate() -> None:
     records = [record(11, 0.2)] * 3 + [record(1, 0.1)] * 3
     median = by_name(find(records, RESTARTS, again=0, judged=True))["latency, median"]
     assert median.reference is not None

@@ -1,4 +1,4 @@
-"""The whole of it, quickly, on something tiny; what is made of the records is tested with `rolling`."""
+"""Runs the benchmark quickly on a tiny network. test_rolling.py tests its findings."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Pieces of the benchmark of scale; what they are put together to takes minutes."""
+"""Tests the parts of the benchmark `scale`. The whole takes minutes."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,11 +13,11 @@ from zfserve_runtime.bundle import Bundle
 @pytest.mark.parametrize(
     ("answered", "share"), [([50.0, 50.0], 1.0), ([25.0, 75.0], 0.5), ([0.0, 10.0], 0.0), ([7.0], 1.0)]
 )
-def test_the_least_share_is_1_where_all_answer_alike(answered: list[float], share: float) -> None:
+def test_evenness_is_1_if_all_replicas_answer_alike(answered: list[float], share: float) -> None:
     assert evenness(answered) == share
 
 
-def test_engines_run_side_by_side_in_processes_of_their_own(colour_bundle: Callable[..., Bundle]) -> None:
+def test_engines_run_at_the_same_time_in_their_own_processes(colour_bundle: Callable[..., Bundle]) -> None:
     bundle = colour_bundle()
     with ExitStack() as stack:
         engines = [stack.enter_context(PinnedEngine(bundle, "fp32", usable_cpus()[0])) for _ in range(2)]

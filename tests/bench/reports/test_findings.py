@@ -26,7 +26,7 @@ def test_a_limit_holds_up_to_its_bound_and_never_for_nan(limit: Limit, value: fl
     assert finding(value, limit).holds is holds
 
 
-def test_missed_are_those_over_their_limit_and_never_those_without() -> None:
+def test_only_findings_with_a_limit_can_miss_it() -> None:
     over, under, free = finding(2.0, CEILING), finding(1.0, CEILING), finding(99.0, None)
     assert free.holds is None
     reports = [Report("one", "", "", (under, free)), Report("two", "", "", (over,))]

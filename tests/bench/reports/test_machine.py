@@ -8,7 +8,7 @@ def test_the_first_processor_gives_its_name() -> None:
     assert cpu_model("processor : 0\nBogoMIPS : 50\n") == platform.machine()
 
 
-def test_says_where_and_with_what() -> None:
+def test_a_description_names_cores_and_versions() -> None:
     machine = describe_machine()
     assert 1 <= machine.cores <= machine.cores_in_all
     assert machine.versions["Python"] == platform.python_version()

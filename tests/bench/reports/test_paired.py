@@ -16,7 +16,7 @@ def test_alternate_puts_every_measurement_between_two_of_the_baseline() -> None:
 
 
 def test_a_machine_that_slows_steadily_does_not_change_the_ratio() -> None:
-    """The baseline falls from 100 to 60 meanwhile; measured is always 0.9 of what it is just then."""
+    """The baseline falls from 100 to 60. The measurement is always 0.9 of the baseline at its time."""
     baselines = [100.0, 80.0, 60.0]
     assert surrounding_baselines(baselines) == [90, 70]
     assert median_ratio(baselines, [81.0, 63.0]) == pytest.approx(0.9)

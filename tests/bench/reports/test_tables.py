@@ -19,7 +19,7 @@ def printed(on: Console) -> str:
     return on.file.getvalue()
 
 
-def test_a_row_holds_figure_limit_their_ratio_and_the_verdict() -> None:
+def test_a_row_has_figure_limit_their_ratio_and_the_verdict() -> None:
     assert row(HELD) == ("held", "50.0 ms", "49.0 ms", "1.00 ms", "≤ 1.5 ms", "0.67", "[green]pass[/]")
     assert row(MISSED)[4:] == ("≥ 0.92", "0.98", "[bold red]MISS[/]")
     assert row(FREE)[2:] == ("", "3.00 s", "", "", "")
@@ -39,7 +39,7 @@ def test_a_report_is_a_markdown_table_with_its_notes() -> None:
     assert lines[-1] == "- a note [with brackets]"
 
 
-def test_without_limits_there_are_no_columns_for_them_and_details_follow_the_figure() -> None:
+def test_without_limits_their_columns_are_left_out_and_details_follow_the_figure() -> None:
     on = console()
     timed = Finding("a", Quantity(20.0), Quantity(40.0), Quantity(0.5), details=(Quantity(3e-7), None))
     print_report(on, Report("Title", "at best", "share", (timed,), measured="images/s", details=("off by", "top-1")))
@@ -49,13 +49,13 @@ def test_without_limits_there_are_no_columns_for_them_and_details_follow_the_fig
     assert only == ["a", "20.0", "40.0", "0.50", "3e-07", ""]
 
 
-def test_a_report_that_found_nothing_says_why_and_draws_no_table() -> None:
+def test_a_report_without_findings_has_notes_and_no_table() -> None:
     on = console()
     print_report(on, Report("Title", "", "", (), ("skipped: no photos",)))
     assert printed(on) == "\nTitle\n- skipped: no photos\n"
 
 
-def test_the_machine_is_on_top() -> None:
+def test_the_machine_takes_two_lines() -> None:
     on = console()
     machine = Machine("A CPU", 2, 8, "Linux 6, x86_64", {"Python": "3.11.7", "torch": "2.13"}, 0.25, "2026-11-24T10:00")
     print_machine(on, machine)

@@ -1,4 +1,4 @@
-"""The verdict of a soak, on samples and records made by hand."""
+"""Tests the findings of a soak on samples and records made by hand."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ FLAT = Sample(0.0, 200.0, 500.0, 30, 20, 15, 12, 0.0, 0, 0)
 
 
 def soak(**growth: float) -> list[Sample]:
-    """Two hours, a sample a minute; what is named grows by so much a minute."""
+    """Returns two hours of samples, one a minute. Each named value grows by the given amount a minute."""
     return [
         replace(
             FLAT,
@@ -46,7 +46,7 @@ def test_nothing_grows() -> None:
         ({"server_threads": 1}, ["threads, server, fewest"]),
     ],
 )
-def test_what_grows_is_named(growth: dict[str, float], names: list[str]) -> None:
+def test_a_value_that_grows_misses_its_limit(growth: dict[str, float], names: list[str]) -> None:
     assert missed(soak(**growth)) == names
 
 
@@ -60,13 +60,13 @@ def test_connections_that_come_and_go_are_no_leak() -> None:
     assert missed(samples) == []
 
 
-def test_one_call_that_ended_wrongly_is_too_many() -> None:
+def test_one_call_with_an_unexpected_status_misses_the_limit() -> None:
     records = [Call(Kind.BAD_INPUT, "INVALID_ARGUMENT", 0, 0), Call(Kind.RAW, "INTERNAL", 0, 0)]
     assert missed(soak(), records) == ["calls that ended wrongly"]
     assert tally(records) == "bad input INVALID_ARGUMENT 1, classify raw INTERNAL 1"
 
 
-def test_the_slope_is_that_of_most_pairs() -> None:
+def test_the_slope_is_the_median_over_all_pairs() -> None:
     assert slope([0, 1, 2], [1, 3, 5]) == pytest.approx(2)
     assert slope([0, 1, 2], [1, 4, 4]) == pytest.approx(1.5)
     assert slope(range(8), [1, 1, 6, 6, 6, 6, 6, 6]) == 0, "one step is no slope"
@@ -83,12 +83,12 @@ def test_bars_from_the_least_to_the_greatest() -> None:
     assert sparkline(list(range(600)), width=8) == BARS
 
 
-def test_samples_as_a_table() -> None:
+def test_samples_as_csv() -> None:
     first, second = csv.DictReader(to_csv(soak(server_mb=1.239)[:2]).splitlines())
     assert first["server_mb"] == "200.0"
     assert (second["elapsed_s"], second["server_mb"], second["calls"]) == ("60.0", "201.24", "0")
 
 
-def test_the_queue_is_that_of_all_models() -> None:
+def test_the_queue_depth_is_that_of_all_models() -> None:
     text = 'zfserve_queue_depth{model="a"} 3\nzfserve_queue_depth{model="b"} 4\nzfserve_in_flight 9\n'
     assert queue_depth(parse_metrics(text)) == 7
