@@ -113,7 +113,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Memory", "bytes", (Query(f"process_resident_memory_bytes{{{HERE}}}", "{{instance}}"),), "Resident."),
         Panel("CPU", "short", (Query(rate("process_cpu_seconds_total", HERE, "instance"), "{{instance}}"),), "Cores."),
         Panel("Open files", "percentunit",
-              (Query(f"process_open_fds{{{HERE}}} / process_max_fds{{{HERE}}}", "{{instance}}"),), "Share of the limit."),
+              (Query(f"process_open_fds{{{HERE}}} / process_max_fds{{{HERE}}}", "{{instance}}"),), "Share of limit."),
     ),
 }  # fmt: skip
 

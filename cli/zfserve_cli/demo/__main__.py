@@ -2,7 +2,7 @@
 
 `make demo` calls it in the root of the repository. It exports the weights if there is no bundle yet, starts the
 service, classifies the sample photos, projects every convolution, writes everything to one folder, and stops the
-service. With `--address` it calls a service that runs already, as `tools/try_images.py` does.
+service. With `--address` it calls a service that runs already, as `tools/images` does.
 """
 
 import argparse
