@@ -15,7 +15,7 @@ from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, LIST_MODELS, PROJEC
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
-from zfserve import results
+from zfserve import replies
 from zfserve.base_client import BaseClient, pause_before_retry
 from zfserve.channel import TlsOptions
 from zfserve.client import IN_FLIGHT, STRONGEST
@@ -68,7 +68,7 @@ class AsyncClient(BaseClient):
     async def _classify(self, request: zfserve_pb2.ClassifyRequest, timeout_s: float) -> Classification:
         with self._call(CLASSIFY, self._throttle(CLASSIFY, request.model)) as metadata:
             response = await self._stub.Classify(request, timeout=timeout_s, metadata=metadata)
-        return results.classification(response)
+        return replies.classification(response)
 
     async def classify_many(
         self,
@@ -149,7 +149,7 @@ class AsyncClient(BaseClient):
             call = self._stub.Project(request, timeout=self._timeout(timeout_s), metadata=metadata)
             try:
                 async for response in call:
-                    yield results.projection(response)
+                    yield replies.projection(response)
             finally:
                 call.cancel()
 
@@ -163,7 +163,7 @@ class AsyncClient(BaseClient):
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
         with self._call(DESCRIBE_MODEL) as metadata:
             response = await self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
-        return results.model_description(response)
+        return replies.model_description(response)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
         """Returns the status of every version of every model that the server knows of.
@@ -174,7 +174,7 @@ class AsyncClient(BaseClient):
             response = await self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
             )
-        return tuple(map(results.model_status, response.models))
+        return tuple(map(replies.model_status, response.models))
 
     async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Returns True if the server's health check says that `service` is serving.

@@ -13,7 +13,7 @@ from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, LIST_MODELS, PROJEC
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
-from zfserve import results
+from zfserve import replies
 from zfserve.base_client import BaseClient
 from zfserve.channel import TlsOptions
 from zfserve.errors import ZfserveError
@@ -110,7 +110,7 @@ class Client(BaseClient):
         request.model.MergeFrom(model_selector(model, version))
         with self._call(CLASSIFY, self._throttle(CLASSIFY, request.model)) as metadata:
             response = self._stub.Classify(request, timeout=self._timeout(timeout_s), metadata=metadata)
-        return results.classification(response)
+        return replies.classification(response)
 
     def classify_many(
         self,
@@ -237,7 +237,7 @@ class Client(BaseClient):
             call = self._stub.Project(request, timeout=timeout_s, metadata=metadata)
             try:
                 for response in call:
-                    yield results.projection(response)
+                    yield replies.projection(response)
             finally:
                 call.cancel()
 
@@ -259,7 +259,7 @@ class Client(BaseClient):
         request = zfserve_pb2.DescribeModelRequest(model=model_selector(model, version))
         with self._call(DESCRIBE_MODEL) as metadata:
             response = self._stub.DescribeModel(request, timeout=self._timeout(timeout_s), metadata=metadata)
-        return results.model_description(response)
+        return replies.model_description(response)
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
         """Returns the status of every version of every model that the server knows of.
@@ -278,7 +278,7 @@ class Client(BaseClient):
             response = self._stub.ListModels(
                 zfserve_pb2.ListModelsRequest(), timeout=self._timeout(timeout_s), metadata=metadata
             )
-        return tuple(map(results.model_status, response.models))
+        return tuple(map(replies.model_status, response.models))
 
     def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Returns True if the server's health check says that `service` is serving. It is not sent again if it fails.

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import grpc
 from zfserve_protos.v1 import zfserve_pb2
 
-from zfserve import results
+from zfserve import replies
 from zfserve.base_client import pause_before_retry
 from zfserve.errors import Overloaded, ZfserveError, translated
 from zfserve.results import Classification
@@ -61,4 +61,4 @@ class RetryingCall:
         if isinstance(self._attempt, Overloaded):
             raise self._attempt
         with self._throttle.record(), translated():
-            return results.classification(self._attempt.result())
+            return replies.classification(self._attempt.result())
