@@ -43,7 +43,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command to `parser`."""
     parser.add_argument(
-        "bundle", type=Path, nargs="?", default=DEFAULT_MODEL, help=f"or a folder of a model (default: {DEFAULT_MODEL})"
+        "bundle",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help=f"folder of a bundle or a model (default: {DEFAULT_MODEL})",
     )
     parser.add_argument(
         "--runtime",

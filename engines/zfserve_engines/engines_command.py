@@ -30,12 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_action(actions, "list", "list all engines, and whether this machine can use each")
     _add_action(actions, "verify", "check every engine against its digest; exit with status 1 if one is damaged")
     prune = _add_action(
-        actions, "prune", "remove damaged engines, and those that an option names; never one that is in use"
+        actions, "prune", "remove damaged engines, and those that an option names, except engines that are in use"
     )
-    prune.add_argument("--unusable", action="store_true", help="engines that this machine cannot use; another may")
-    prune.add_argument("--older-than", type=_days, metavar="DAYS", help="engines that are older than DAYS")
     prune.add_argument(
-        "--old-versions", action="store_true", help="engines of all but the newest version of each library"
+        "--unusable", action="store_true", help="remove engines that this machine cannot use, although another may"
+    )
+    prune.add_argument("--older-than", type=_days, metavar="DAYS", help="remove engines that are older than DAYS")
+    prune.add_argument(
+        "--old-versions", action="store_true", help="remove engines of all but the newest version of each library"
     )
     prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
 
@@ -178,7 +180,9 @@ def _add_action(
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("bundle", type=Path, nargs="?", help=f"bundle that holds the engines (default: {DEFAULT_MODEL})")
+    where.add_argument(
+        "bundle", type=Path, nargs="?", help=f"folder of the bundle that holds the engines (default: {DEFAULT_MODEL})"
+    )
     where.add_argument("--engine-cache", type=Path, metavar="DIR", help="folder of engines outside of any bundle")
     return parser
 
