@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Colours, RGB.
 PAPER = (250, 250, 248)
 SLOT = (238, 238, 235)
-"""A picture that is smaller than its neighbours has this colour around it."""
+"""A picture that is smaller than the largest one has this colour around it."""
 TITLE_INK = (34, 34, 34)
 CAPTION_INK = (96, 96, 96)
 
@@ -25,7 +25,7 @@ PICTURE_GAP = 4
 CAPTION_GAP = 6
 
 CRISP_MAGNIFICATION = 4
-"""From this magnification on, each pixel becomes a square of whole pixels. Below it, pictures are scaled smoothly."""
+"""From this magnification up, each pixel becomes a square of whole pixels. Below it, pictures are scaled smoothly."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The gRPC channel arguments that our clients and servers share. Each side adds its own.
+"""Defines the gRPC channel arguments that our clients and servers share. Each side adds its own.
 
 Source of the names: grpc/include/grpc/impl/channel_arg_names.h.
 """
@@ -6,19 +6,19 @@ Source of the names: grpc/include/grpc/impl/channel_arg_names.h.
 Options = list[tuple[str, int | str]]
 
 MIN_PING_INTERVAL_MS = 10_000
-"""The server accepts pings at this interval at the least. Clients ping every `PING_INTERVAL_MS`, which is longer."""
+"""The server accepts pings that are at least this far apart. Clients ping every `PING_INTERVAL_MS`, which is longer."""
 
 PING_INTERVAL_MS = 30_000
 PING_TIMEOUT_MS = 10_000
-"""A client notices within the sum of both, 40 s, that a server has vanished without a word."""
+"""A client notices within the sum of both, 40 s, that a server vanished without closing the connection."""
 
 NO_HEALTH_CHECKING = ("grpc.inhibit_health_checking", 1)
-"""A channel with this option also reaches servers whose health is NOT_SERVING. A channel that asks for health needs
-it."""
+"""A channel with this option also sends calls to servers whose health is NOT_SERVING. A channel that asks for the
+health itself needs it."""
 
 RECONNECT_OPTIONS: Options = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # A server that was restarted, or replaced under its name, has calls again before the next one is restarted.
+    # In a rolling restart, clients reconnect to a restarted or replaced server before the next server restarts.
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
 ]
@@ -37,6 +37,6 @@ def ping_options(interval_ms: int, timeout_ms: int) -> Options:
     return [
         ("grpc.keepalive_time_ms", interval_ms),
         ("grpc.keepalive_timeout_ms", timeout_ms),
-        # gRPC sends pings of another kind too, and one may be unanswered when a keepalive ping is due.
+        # gRPC also sends pings of another kind. One of them may be unanswered when a keepalive ping is due.
         ("grpc.http2.ping_timeout_ms", timeout_ms),
     ]

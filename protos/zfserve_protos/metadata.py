@@ -1,4 +1,4 @@
-"""The keys of gRPC metadata that clients and servers exchange. This module imports nothing but typing."""
+"""Defines the keys of gRPC metadata that clients and servers exchange. This module imports only typing."""
 
 from typing import Literal
 
@@ -25,4 +25,5 @@ RETRY_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """The trailing metadata of an error carry the milliseconds before gRPC's own retries try again (gRFC A6)."""
 
 PREVIOUS_ATTEMPTS_KEY = "grpc-previous-rpc-attempts"
-"""A request carries how often gRPC's own retries have made this call before (gRFC A6). The first attempt lacks it."""
+"""A request carries the number of earlier attempts by gRPC's own retries (gRFC A6). The first attempt does not have
+this key."""

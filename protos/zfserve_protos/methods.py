@@ -1,4 +1,4 @@
-"""The full names of services and methods. Clients, servers, benchmarks and the command line use them.
+"""Defines the full names of services and methods. Clients, servers, benchmarks and the command line use them.
 
 Methods are written as gRPC writes them, "/package.Service/Method". This module imports nothing, so that the command
 line starts fast.
@@ -11,7 +11,8 @@ DESCRIBE_MODEL = f"/{VISION_SERVICE}/DescribeModel"
 LIST_MODELS = f"/{VISION_SERVICE}/ListModels"
 
 PROJECTION = PROJECT.removeprefix("/")
-"""The name by which health tells whether the server can project. A dead worker takes down this name and no other."""
+"""The name under which the health service reports whether the server can project. If the worker is dead, this name
+alone is NOT_SERVING."""
 
 WORKER_SERVICE = "zfserve.worker.v1.WorkerService"
 WORKER_DESCRIBE = f"/{WORKER_SERVICE}/Describe"
@@ -24,5 +25,5 @@ MODEL_STREAM_INFER = f"/{INFERENCE_SERVICE}/ModelStreamInfer"
 
 
 def is_probe(method: str) -> bool:
-    """Tells whether `method` belongs to health or reflection. Such calls are no traffic: no image is in them."""
+    """Returns True if `method` belongs to health or reflection. They carry no image and are not traffic."""
     return method.startswith(("/grpc.health.", "/grpc.reflection."))

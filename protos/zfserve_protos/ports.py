@@ -1,4 +1,4 @@
-"""The ports on which `zfserve serve` listens by default, and which clients call by default."""
+"""Defines the default ports. `zfserve serve` listens on them, and clients call them."""
 
 SERVICE_PORT = 8500
 METRICS_PORT = 9500

@@ -19,16 +19,16 @@ _DIGEST_BYTES = 32
 
 
 def write_atomically(file: Path, content: bytes, mode: int = 0o666, *, keep_owner: bool = False) -> None:
-    """Replaces `file` with a hidden file beside it, once that is written and synced to disk.
+    """Writes a hidden file beside `file`, syncs it to disk, and renames it to `file`.
 
-    The hidden file is locked while it is written. If it is not locked, a process that died has left it behind.
+    The hidden file is locked while it is written. A hidden file without a lock is left over from a process that died.
 
     Args:
         mode: the permission bits of a new file, less those of the umask.
-        keep_owner: keeps owner, group and mode of an existing `file`, or fails if that is not permitted.
+        keep_owner: True to keep the owner, group and mode of an existing `file`, or to fail if that is not permitted.
 
     Raises:
-        OSError: the file cannot be written, because the disk is full for example. `file` stays as it was.
+        OSError: the file cannot be written, for example because the disk is full. `file` stays as it was.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
@@ -63,8 +63,8 @@ class ChecksummedFile:
         except OSError as error:
             log.warning("the cache %s cannot be read: %s", self.path, error.strerror)
             return None
-        seal, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != seal:
+        digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
             log.warning("the cache %s is damaged and is ignored", self.path)
             return None
         return content

@@ -107,7 +107,7 @@ class ParityEntry(_Entry):
 
 
 class AccuracyEntry(_Entry):
-    """Holds the shares of a validation set that are classified correctly, in [0, 1]."""
+    """Holds the top-1 and top-5 accuracy on `count` photos of a validation set, as shares in [0, 1]."""
 
     precision: Precision
     count: int
@@ -185,7 +185,10 @@ class Bundle:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads and checks a bundle. `folder` is its own folder, or that of its model, whose newest version is then read.
+    """Reads and checks a bundle.
+
+    Args:
+        folder: the folder of the bundle, or the folder of a model. In a model's folder the newest version is read.
 
     Raises:
         BundleError: there is no bundle, its schema is unknown, or a file is missing, not listed, or differs from its
@@ -230,7 +233,7 @@ def newest_version(folder: Path) -> Path:
     """Returns `folder` itself if it is a bundle, otherwise the folder of the newest version below it.
 
     Raises:
-        BundleError: there is neither.
+        BundleError: `folder` is no bundle, and no folder directly below it is one.
     """
     if (folder / MANIFEST).is_file():
         return folder
@@ -251,7 +254,8 @@ def file_digest(file: Path) -> str:
 
 
 _DIGITS = re.compile(r"[0-9]{1,100}")
-"""Longer runs of digits count as a word, because Python refuses to convert thousands of digits to a number."""
+"""Matches a number in a version. A longer run of digits counts as a word, because Python refuses to convert thousands
+of digits to a number."""
 
 
 def version_key(name: str) -> tuple[tuple[bool, int, str], ...]:

@@ -1,4 +1,4 @@
-"""Tells how many CPUs this process may use, and what they can do. Thread pools are sized by it.
+"""Counts the CPUs that this process may use, and finds out whether they compute int8 fast. It sizes thread pools.
 
 `os.cpu_count()` counts the CPUs of the machine. A container's quota is lower, and threads beyond the quota only wait
 for one another. Sources: for cgroup v2, section "CPU" of the kernel's cgroup-v2.rst; for v1, sched-bwc.rst.
@@ -7,14 +7,14 @@ for one another. Sources: for cgroup v2, section "CPU" of the kernel's cgroup-v2
 import os
 from pathlib import Path, PurePosixPath
 
-_BYTE_PRODUCTS = frozenset(("avx_vnni", "avx512_vnni", "amx_int8"))
+_INT8_FLAGS = frozenset(("avx_vnni", "avx512_vnni", "amx_int8"))
 
 
 def available_cpus(root: Path = Path("/")) -> int:
     """Returns the smaller of the process's CPU affinity and its cgroup's quota (rounded down), at least 1.
 
     Args:
-        root: the folder that holds `proc` and `sys`. Only tests pass another than "/".
+        root: the folder that holds `proc` and `sys`. Only tests pass another folder than "/".
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota(folder)) is not None]
@@ -22,19 +22,19 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def has_int8_instructions(root: Path = Path("/")) -> bool:
-    """Returns True if these are x86 CPUs that multiply 8-bit numbers and add them up in 32 bits (VNNI, AMX).
+    """Returns True if the CPUs are x86 and have instructions that add up 8-bit products in 32 bits (VNNI, AMX).
 
     Without such instructions int8 is computed in several steps, and another engine may be the fastest.
 
     Args:
-        root: the folder that holds `proc`. Only tests pass another than "/".
+        root: the folder that holds `proc`. Only tests pass another folder than "/".
     """
     try:
         lines = (root / "proc/cpuinfo").read_text().splitlines()
     except OSError:
         return False
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return not _BYTE_PRODUCTS.isdisjoint(flags)
+    return not _INT8_FLAGS.isdisjoint(flags)
 
 
 def _cgroup_folders(root: Path) -> list[Path]:
@@ -52,8 +52,8 @@ def _cgroup_folders(root: Path) -> list[Path]:
             mount = root / "sys/fs/cgroup/cpu"
         else:
             continue
-        # Without a cgroup namespace the path is the host's, and is not mounted here. Our cgroup then is the mount
-        # itself.
+        # Without a cgroup namespace the path is the host's, and is not mounted here. Then the mount itself is our
+        # cgroup.
         inner = PurePosixPath(path.lstrip("/"))
         folders += [mount / part for part in (inner, *inner.parents)]
     return folders

@@ -15,7 +15,8 @@ def exclusive_lock(file: Path, on_wait: Callable[[], None] | None) -> Iterator[N
     """Creates the lock file `file` and holds it exclusively until the block ends. Then removes it.
 
     Args:
-        on_wait: is called before each wait for another process that holds the file. None: does not wait.
+        on_wait: a function that is called before each wait for another process that holds the file. None: fail, and do
+            not wait.
 
     Raises:
         BlockingIOError: another process holds the file, and `on_wait` is None.
@@ -26,7 +27,7 @@ def exclusive_lock(file: Path, on_wait: Callable[[], None] | None) -> Iterator[N
         yield
     finally:
         with suppress(OSError):  # a lock file that remains does no harm
-            file.unlink()  # while it is held, so that a waiting process notices and creates a new one
+            file.unlink()  # it is still locked here, so a waiting process notices the removal and creates a new one
         os.close(descriptor)
 
 
@@ -42,9 +43,9 @@ def is_in_use(file: Path) -> bool:
 
 @contextmanager
 def shared_lock(file: Path) -> Iterator[None]:
-    """Marks an existing file as in use until the block ends. Any number of processes may do so at a time.
+    """Marks an existing file as in use until the block ends. Several processes can do so at the same time.
 
-    Needs no permission to write.
+    It needs no permission to write.
 
     Raises:
         OSError: the file is gone.

@@ -1,7 +1,8 @@
-"""Finds the versions of models in the folders that server and worker are given, and tells which of them have changed.
+"""Finds the versions of models in the folders that `--model` names, and shows which of them have changed.
 
-Folders are scanned again and again, because inotify reports nothing of what another machine does on a network volume. A
-scan reads a manifest only if it has changed, and lists the other files, so it costs a few system calls for a version.
+Server and worker scan the folders repeatedly, because inotify does not report the changes that another machine makes
+on a network volume. A scan lists the files of each version, and reads only manifests that have changed. So it costs a
+few system calls for each version.
 """
 
 import hashlib
@@ -32,10 +33,12 @@ class FoundVersion:
     """Describes a folder that has a manifest. Only loading the bundle can tell whether it is complete.
 
     Attributes:
-        name: the model's name in the manifest. If the manifest cannot be read, the name of its neighbours.
+        name: the model's name in the manifest. If the manifest cannot be read, the name in another version's manifest
+            in the same model's folder, otherwise the name of that folder.
         version: the version in the manifest. If the manifest cannot be read, the name of the folder.
         fingerprint: the digest of the weights, or "" if the manifest cannot be read.
-        content: the sha256 of the manifest. It holds the digests of all other files: equal values mean equal bundles.
+        manifest_digest: the sha256 of the manifest, or "" if it cannot be read. The manifest holds the digests of all
+            other files, so equal values mean equal bundles.
         files: the stamps of the files. They stay equal as long as nobody touches the folder.
         pinned: True if the version's own folder was given, and not the folder of its model.
     """
@@ -44,40 +47,39 @@ class FoundVersion:
     name: str
     version: str
     fingerprint: str
-    content: str
+    manifest_digest: str
     files: Listing
     pinned: bool
 
 
-class _Read(NamedTuple):
-    """Holds a manifest as it was at `stamp`, or None if it cannot be used."""
+class _CachedManifest(NamedTuple):
+    """Holds a manifest and its digest as they were at `stamp`. `manifest` is None if it cannot be used."""
 
     stamp: Stamp
-    content: str
+    digest: str
     manifest: Manifest | None
 
 
 class ModelRepository:
-    """Scans folders. Each is the folder of a bundle, of a model with its versions below it, or of several models.
+    """Scans folders. Each one is a bundle, or holds the versions of one model, or holds several models.
 
-    A folder that cannot be read for the moment counts as unchanged. The log says so once.
+    A folder that cannot be read at the moment counts as unchanged. The log reports it once.
 
     Only one thread at a time may use it.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
-        self._read: dict[Path, _Read] = {}
+        self._manifests: dict[Path, _CachedManifest] = {}
         self._before: dict[Path, FoundVersion] = {}  # by folder
         self._held: set[Path] = set()  # the folders of `folders` that have ever held a bundle
         self._unreadable: dict[Path, str] = {}  # folder to reason, in the last scan
 
     def scan(self) -> list[FoundVersion]:
-        """Returns the versions in the folders: in the order of the folders, then by name, then the newest first.
+        """Returns the versions, sorted by folder (in the order given), then by model name, then the newest first.
 
-        Does blocking I/O.
-
-        Skips hidden folders, and folders without a manifest, because they may still be in the middle of a copy.
+        Skips hidden folders. Skips folders without a manifest too, because they may still be in the middle of a copy.
+        It blocks on file I/O.
 
         Raises:
             BundleError: one of the folders has never held a bundle, or none of them holds one now.
@@ -101,7 +103,7 @@ class ModelRepository:
         if not found:
             raise BundleError(f"there is no bundle at {', '.join(map(str, self._folders))} any more")
         self._before = {version.folder: version for version in found}
-        self._read = {folder: read for folder, read in self._read.items() if folder in self._before}
+        self._manifests = {folder: read for folder, read in self._manifests.items() if folder in self._before}
         return found
 
     def _versions(self, folder: Path) -> Iterator[FoundVersion]:
@@ -141,8 +143,11 @@ class ModelRepository:
         self._unreadable[folder] = error.strerror or type(error).__name__
 
     def _bundles(self, folders: Sequence[Path], fallback: str, pinned: bool) -> Iterator[FoundVersion]:
-        """Yields the versions of one model. Manifests that cannot be read get the model's name from their
-        neighbours."""
+        """Yields the versions of one model, whose bundles are `folders`.
+
+        Args:
+            fallback: the model's name if no manifest can be read.
+        """
         listed = []
         for folder in folders:
             try:
@@ -163,15 +168,15 @@ class ModelRepository:
                 name if manifest is None else manifest.name,
                 folder.name if manifest is None else manifest.version,
                 "" if manifest is None else manifest.fingerprint,
-                read.content,
+                read.digest,
                 files,
                 pinned,
             )
 
-    def _manifest(self, folder: Path, stamp: Stamp) -> _Read:
-        known = self._read.get(folder)
+    def _manifest(self, folder: Path, stamp: Stamp) -> _CachedManifest:
+        known = self._manifests.get(folder)
         if known is None or known.stamp != stamp or known.manifest is None:
-            known = self._read[folder] = _Read(stamp, *_read(folder / MANIFEST))
+            known = self._manifests[folder] = _CachedManifest(stamp, *_read(folder / MANIFEST))
         return known
 
 

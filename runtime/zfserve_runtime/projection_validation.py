@@ -9,7 +9,7 @@ from zfserve_runtime.bundle import LayerEntry, Manifest
 from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange
 
 _DEFAULT_COUNT = 9
-"""The number of maps if the request does not say it."""
+"""The number of maps if the request does not give one."""
 
 MAX_LISTED_CLASSES = 20
 """The largest number of classes that an error names."""
@@ -45,7 +45,7 @@ def validate_projection_request(request: AnyProjectRequest, manifest: Manifest) 
 
 
 def map_count(request: AnyProjectRequest, manifest: Manifest) -> int:
-    """Returns how many maps a request asks for. `validate_projection_request` must have passed it."""
+    """Returns the number of maps that a request asks for. Call `validate_projection_request` first."""
     layer = manifest.layer(request.layer)
     assert layer is not None, "validate_projection_request comes first"
     if request.WhichOneof("maps") == "selection":

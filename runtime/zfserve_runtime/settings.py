@@ -30,8 +30,8 @@ class ProcessSettings(BaseModel):
 
     Attributes:
         environment_prefix: starts the name of each environment variable.
-        address_field: the setting that holds the address to listen on.
-        sections: the settings by the headings under which `--help` and docs/settings.md list them.
+        address_field: the name of the setting that holds the address to listen on.
+        sections: maps each heading of `--help` and docs/settings.md to the names of its settings.
 
     Raises:
         ValidationError: names every fault at once.
@@ -101,7 +101,7 @@ class ProcessSettings(BaseModel):
 
     @classmethod
     def read(cls, flags: Mapping[str, object], environment: Mapping[str, str]) -> Self:
-        """Returns the settings from the flags; where a flag is not given, from the environment; else the defaults.
+        """Returns the settings. A flag takes precedence over its environment variable, and that over the default.
 
         An empty variable counts as not given.
 
@@ -165,7 +165,7 @@ class ProcessSettings(BaseModel):
 
     @property
     def tls(self) -> TlsFiles | None:
-        """The files for TLS; None for an unencrypted port."""
+        """The files for TLS. None means an unencrypted port."""
         if self.tls_cert is None or self.tls_key is None:
             return None
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)

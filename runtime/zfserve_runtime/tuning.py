@@ -1,7 +1,7 @@
 """Tunes the whole process: gRPC's polling, the event loop, the garbage collector and the C library's allocator.
 
-Called by the commands `serve` and `worker`, and by the server when it has unloaded a model. This module must not import
-grpc: see `disable_event_engine_listener`.
+The commands `serve` and `worker` call it, and the server calls it after it has unloaded a model. This module must not
+import grpc: see `disable_event_engine_listener`.
 """
 
 import ctypes
@@ -17,12 +17,12 @@ KEPT_BYTES = 32 * 1024 * 1024
 
 
 def disable_event_engine_listener(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets `GRPC_EXPERIMENTS` so that the thread that hands a call on also reads its bytes, as in gRPC until 1.79.
+    """Sets `GRPC_EXPERIMENTS` so that one thread reads the bytes of a call and delivers it, as in gRPC until 1.79.
 
-    gRPC's own choice is a pool of four threads. The hops between them are a fifth of the cost of a refused call
-    (docs/measurements/changes.md). A value that is set already stays, even an empty one. gRPC reads the variable when
-    it is first imported, so call this before. gRPC will drop the experiment one day;
-    tests/runtime/grpc/test_polling.py will fail then.
+    By default gRPC uses a pool of four threads. Passing a call between threads takes a fifth of the time of a refused
+    call (docs/measurements/changes.md). A value that is already set stays, even an empty one. gRPC reads the variable
+    when it is first imported, so call this function before. gRPC will remove the experiment one day. Then
+    tests/runtime/grpc/test_polling.py fails.
     """
     environment.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
@@ -38,16 +38,16 @@ def run_on_uvloop(main: Coroutine[None, None, None]) -> None:
 
 
 def freeze_modules() -> None:
-    """Excludes all present objects from garbage collection. Call it once the modules are imported: they stay anyway.
+    """Excludes all present objects from garbage collection. Call it after the modules are imported: they stay anyway.
 
-    To search them stops every thread, the event loop too, for 10 to 30 ms in the server and for 100 ms in the worker,
-    which has PyTorch. To search the objects that come later takes 1 ms.
+    A collection that includes them stops every thread, the event loop too, for 10 to 30 ms in the server. In the
+    worker, which has PyTorch, it takes 100 ms. A collection of the later objects alone takes 1 ms.
     """
     gc.freeze()
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc keep up to `KEPT_BYTES` of freed memory. Returns False where there is no glibc.
+    """Lets glibc keep up to `KEPT_BYTES` of freed memory. Returns False if the C library is not glibc.
 
     By default the 150 KB of a request's pixels go back to the kernel when they are freed, and the page faults of the
     next request take 0.1 ms, as `zfserve bench latency` measured.
@@ -59,9 +59,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Gives freed memory back to the kernel, as after a model was unloaded. Returns False if there was none to give.
+    """Gives freed memory back to the kernel. Returns False if there was none to give back.
 
-    Takes milliseconds, in which other threads may wait for memory. Call it in a thread.
+    Call it after a model was unloaded. It takes milliseconds, and other threads that need memory may wait for it. So
+    call it in a thread.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and trim(0) == 1

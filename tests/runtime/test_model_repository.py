@@ -69,13 +69,13 @@ def test_a_changed_bundle_differs_from_one_that_was_only_touched(models: Path) -
     assert found() == first
     os.utime(bundle / "manifest.json", ns=(1, 1))
     touched = found()
-    assert (touched.content, touched.files != first.files) == (first.content, True)
+    assert (touched.manifest_digest, touched.files != first.files) == (first.manifest_digest, True)
     (bundle / "model.onnx").write_bytes(b"arrives during the copy")
     (bundle / "engines").mkdir()  # compiled engines come and go in it
     assert found().files != touched.files
     manifest = MANIFEST.model_copy(update={"name": "fish", "version": "1", "fingerprint": "0" * 64})
     (bundle / "manifest.json").write_text(manifest.model_dump_json())
-    assert found().content != first.content
+    assert found().manifest_digest != first.manifest_digest
     assert found().fingerprint == "0" * 64
 
 

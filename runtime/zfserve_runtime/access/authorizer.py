@@ -1,6 +1,7 @@
 """Authenticates callers by bearer token or TLS certificate, and authorizes them by the file of callers.
 
-`InterceptingServer` checks each call with an `Authorizer`. A server without one lets everyone call everything.
+`InterceptingServer` checks each call with an `Authorizer`. On a server without an authorizer, anyone may call
+everything.
 """
 
 import time
@@ -26,15 +27,15 @@ _caller: ContextVar[Caller] = ContextVar("caller", default=_ANONYMOUS)
 
 
 def current_caller() -> Caller:
-    """Returns who sent the call that this task serves. Its name is "" if the server has no authorizer."""
+    """Returns the caller of the call that this task serves. Its name is "" if the server has no authorizer."""
     return _caller.get()
 
 
 class Authorizer:
-    """Lets each caller in the file of callers call what the file permits.
+    """Authorizes each call by the file of callers.
 
     Args:
-        file: the file of callers, see `callers_file`. Changes take effect while calls come in. None: everyone with a
+        file: the file of callers, see `callers_file`. It is read again when it changes. None: everyone with a
             certificate that TLS trusts may call everything.
         clock: returns monotonic seconds.
 
@@ -58,9 +59,9 @@ class Authorizer:
         return check
 
     def check_each_request(self, serve: Callable[[Any, Context], Any], method: str) -> Callable[[Any, Context], Any]:
-        """Returns a behaviour like `serve`, which takes a stream of requests, but authorizes each request again.
+        """Wraps `serve`, which takes a stream of requests. The result also authorizes each request.
 
-        So a caller that loses its permission is refused at its next request, even on a stream that is open.
+        So a caller that loses its permission is refused at its next request, even on an open stream.
         """
 
         def serve_authorized(requests: Any, context: Context) -> Any:
@@ -110,7 +111,7 @@ class Authorizer:
 def _bearer_token(metadata: Metadata) -> str | None:
     """Returns the token in `authorization: Bearer TOKEN` (RFC 6750), or None without that key.
 
-    Returns "", which is nobody's token, if the key has another form.
+    Returns "", which matches no token, if the value has another form.
     """
     for key, value in metadata:
         if key == AUTHORIZATION_KEY and isinstance(value, str):

@@ -1,6 +1,6 @@
 """Reloads a value when the files that it was read from change: certificates, the file of callers.
 
-Nothing polls. The user of a value calls `reload_if_changed` first.
+No thread polls the files. Code that needs the value calls `reload_if_changed` first.
 """
 
 import logging
@@ -32,12 +32,12 @@ class FileReloader(Generic[_Value]):
         self._what = what
         self._files = files
         self._load = load
-        # Taken before the files are read, so that the next check notices a change during the read.
+        # The stamp is taken before the files are read, so that the next check notices a change during the read.
         self._stamp = _stamp(files)
         self.value = load()
 
     def reload_if_changed(self) -> bool:
-        """Loads the files if they have changed. Returns True if `value` is a new one.
+        """Loads the files if they have changed. Returns True if `value` was replaced.
 
         If changed files cannot be used, the log has one line for that change, not one for each check.
         """

@@ -1,7 +1,7 @@
-"""Names the groups of methods that an operator can permit. `callers_file` and `server` use it.
+"""Lists the groups of methods that an operator can permit. `callers_file` and `server` use it.
 
-A new RPC is added to one of the `GROUPS`; a test fails for an RPC in no group. The groups stand in one table, and not
-beside the handlers, so that `zfserve token` lists them without importing a service.
+Add a new RPC to one of the `GROUPS`. A test fails for an RPC that is in no group. The groups are in one table, and not
+beside the handlers, so that `zfserve token` can list them without importing a service.
 """
 
 import re
@@ -47,7 +47,7 @@ GROUPS: dict[str, frozenset[str]] = {
     ),
     "worker": frozenset({WORKER_DESCRIBE, WORKER_PROJECT}),
 }
-"""The full names of methods, by the word that permits them. A method in no group is permitted by its own name, or by
+"""Maps each group to the full names of its methods. A method in no group is permitted by its own full name, or by
 `all`."""
 
 _PUBLIC = tuple(f"{_INFERENCE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
@@ -66,7 +66,7 @@ def permitted_methods(words: tuple[str, ...]) -> frozenset[str] | None:
         words: names of groups and full names of methods.
 
     Raises:
-        ValueError: a word is neither.
+        ValueError: a word is neither a group nor a full name.
     """
     unknown = [word for word in words if word not in GROUPS and word != ALL and not _METHOD.fullmatch(word)]
     if unknown:

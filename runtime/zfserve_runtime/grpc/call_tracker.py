@@ -6,19 +6,19 @@ from zfserve_runtime.errors import ShuttingDown
 from zfserve_runtime.grpc.in_flight import InFlight
 
 _QUIET_S = 0.2
-"""Seconds without a new call after which no more are expected."""
+"""After this many seconds without a new call, no more calls are expected."""
 
 _MAX_WAITS = 10
-"""The largest number of such waits, so that a client that keeps calling cannot delay the drain for ever."""
+"""The largest number of waits of `_QUIET_S`, so that a client that keeps calling cannot delay the drain for ever."""
 
 
 class CallTracker:
-    """Counts the calls in flight. Once it refuses new calls, it tells when the server has drained."""
+    """Counts the calls in flight, refuses new calls, and waits until the server has drained."""
 
     def __init__(self) -> None:
         self._in_flight = InFlight()
         self._refusing = False
-        self._may_arrive = False  # while calls are refused: others may be on their way
+        self._may_arrive = False  # True if more calls may arrive although they will be refused
 
     def begin(self) -> None:
         """Counts a call that has arrived."""
@@ -40,7 +40,7 @@ class CallTracker:
         self._may_arrive = self._in_flight.count > 0  # a client that has calls in flight may have sent more
 
     async def wait_drained(self) -> None:
-        """Waits until no call is in flight and no more arrive, but for later arrivals at most two seconds."""
+        """Waits until no call is in flight and no new call arrives. It waits at most two seconds for new calls."""
         for _ in range(_MAX_WAITS):
             await self._in_flight.wait_none()
             if not self._may_arrive:

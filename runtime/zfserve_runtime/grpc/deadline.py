@@ -1,4 +1,4 @@
-"""Carries the caller's deadline from the call to every step that waits or works."""
+"""Holds the caller's deadline, which every step of a call that waits or works checks."""
 
 import time
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Lets a server check a call before it reads the call's request. `server` uses it.
 
-A request may have megabytes. A method with one request is served as if it took a stream of requests, which is the same
-on the wire. So the server reads the request itself, after the checks, and receives only the metadata of a call that a
-check refuses. The authorizer and early shedding make such checks.
+A request may be megabytes long. A unary method is served as if it took a stream of requests, which is the same on the
+wire. So the server can run the checks first, and read the request afterwards. Of a call that a check refuses, the
+server receives only the metadata. The authorizer and early shedding make such checks.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.method_handlers import Context, Metadata
 
 CallCheck = Callable[[Context, Metadata], None]
-"""Checks a call before its request is read. An error that it raises ends the call. It gets the call's metadata, which
-gRPC would otherwise copy once more."""
+"""Checks a call before its request is read, and raises an error to end the call. It takes the call's metadata as an
+argument, because gRPC copies the metadata each time that it is asked for them."""
 
 _CANCELLATION_S = 0.05
 """Seconds to wait for a cancellation. If a caller goes away, gRPC first reports the end of the requests, and only then
@@ -26,7 +26,7 @@ the cancellation."""
 
 @dataclass(frozen=True)
 class ConditionalCheck:
-    """A check that is made only under load, because it takes time before a lone client gets its answer.
+    """Holds a check that runs only under load, because it would delay the answer to a lone client.
 
     Attributes:
         check: runs before the request is read.

@@ -13,10 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 SERVER = ""
-"""The name of the whole process in the protocol."""
+"""The name that stands for the whole process in the protocol."""
 
 MAX_WATCHES_PER_CONNECTION = 16
-"""Watches never end and anyone may open them. Without a bound, strangers could fill the memory, at 26 KB a watch."""
+"""Watches never end and anyone may open them. Without a limit, strangers could fill the memory, at 26 KB a watch."""
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -110,7 +110,7 @@ class Health:
         """Yields the present status of `service`, and each later one."""
         last: int | None = None
         while True:
-            changed = self._changed  # taken before the status is read, so that no change is missed
+            changed = self._changed  # this line comes before the status is read, so that no change is missed
             status = self._statuses.get(service, _Status.SERVICE_UNKNOWN)
             if status != last:
                 yield status

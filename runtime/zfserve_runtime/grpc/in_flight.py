@@ -1,4 +1,4 @@
-"""Counts what is in flight, and waits until nothing is. Servers count their calls and the uses of each model by it."""
+"""Counts what is in flight, and waits until nothing is. It counts the calls of a server, and the uses of a model."""
 
 import asyncio
 

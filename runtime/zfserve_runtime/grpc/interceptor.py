@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Method:
-    """Holds what all calls of one method share. It is made once, so no call looks its metrics up by their labels.
+    """Holds what all calls of one method share. It looks up the metrics by their labels once, and not for each call.
 
     Args:
         name: the full name, "/package.Service/Method".
@@ -75,7 +75,7 @@ class Method:
 class Call:
     """Surrounds the handler of one call. It catches an error that the client must get, and `answer` then sends it.
 
-    A client waits for all of this code. So it is a class, which is faster than a generator, and it records a successful
+    A client waits for all of this code. So it is a class, which is faster than a generator. It records a successful
     call only after the answer has been sent.
     """
 
@@ -127,7 +127,8 @@ class Call:
         No message precedes the error, so that gRPC's own retries may try again (gRFC A6).
 
         The call and gRPC's exception refer to one another through the traceback, and so do the call and its error. Such
-        a cycle, and the request in it, would stay in memory until the garbage collector runs. So both are broken.
+        a cycle, and the request in it, would stay in memory until the garbage collector runs. So this method breaks
+        both cycles.
         """
         error, self._answer = self._answer, None
         assert error is not None, "the handler has answered by itself"
@@ -165,8 +166,8 @@ class Call:
     def _deadline_passed(self) -> bool:
         """Returns True if the client cancelled this call at its deadline.
 
-        That may be before our clock reaches the deadline: gRPC rounds timeouts up by as much as 1 %, and the client's
-        clock started earlier, by the time that the request took to arrive.
+        The client may cancel before our clock reaches the deadline. gRPC rounds timeouts up by as much as 1 %, and the
+        client's clock started earlier, because the request took time to arrive.
         """
         # The stubs leave out that this is None for a call without a deadline.
         remaining_s: float | None = self._context.time_remaining()

@@ -1,4 +1,4 @@
-"""Opens the ports of both processes, and judges who can reach an address."""
+"""Opens the ports of both processes, and finds out whether other machines can reach an address."""
 
 import ipaddress
 import logging
@@ -33,7 +33,11 @@ def is_local(address: str) -> bool:
 
 
 def find_exposure(flag: str, address: str, encrypted: bool, allow_insecure: bool) -> str | None:
-    """Returns why a server may not listen on `address`, which came by `flag`, or None if it may."""
+    """Returns a sentence that says why a server may not listen on `address`, or None if it may.
+
+    Args:
+        flag: the flag that sets the address, for the sentence.
+    """
     if encrypted or allow_insecure or is_local(address):
         return None
     return (
@@ -47,7 +51,7 @@ def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, *, ca
 
     Args:
         tls: the files for TLS. None: the port is not encrypted.
-        callers_known: True if callers must show a token or a certificate.
+        callers_known: True if every caller must show a token or a certificate.
         flag: the flag that sets the address, for the error.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Takes apart gRPC's handler of a method, and makes another like it. `server` uses it for all four kinds of methods."""
+"""Reads gRPC's handler of a method, and builds a handler with another behaviour from it.
+
+`server` uses it for all four kinds of methods: unary or streaming requests, unary or streaming responses.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ def wrapped(handler: MethodHandler, behaviour: Any, deserialize: Any, *, request
 
     Args:
         deserialize: turns bytes into a request.
-        request_streaming: True to take a stream of requests, even where `handler` takes one.
+        request_streaming: True to take a stream of requests, even if `handler` takes a single request.
     """
     make: Any = getattr(grpc, f"{_kind(request_streaming, bool(handler.response_streaming))}_rpc_method_handler")
     made: MethodHandler = make(behaviour, deserialize, handler.response_serializer)
@@ -30,7 +33,11 @@ def wrapped(handler: MethodHandler, behaviour: Any, deserialize: Any, *, request
 
 
 async def write_all(served: Any, context: Context) -> None:
-    """Writes the responses of a behaviour that streams them: a coroutine that writes, or an asynchronous iterator."""
+    """Writes the responses of a streaming behaviour.
+
+    Args:
+        served: what the behaviour returned: an asynchronous iterator of responses, or a coroutine that writes them.
+    """
     if inspect.isawaitable(served):
         await served
         return

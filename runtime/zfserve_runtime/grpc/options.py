@@ -18,14 +18,15 @@ from zfserve_protos.limits import MAX_MESSAGE_BYTES
 from zfserve_protos.methods import WORKER_SERVICE
 
 MAX_CONNECTIONS = 1000
-"""More than one server can usefully serve, and fewer than the 1,024 files that a process may open by default."""
+"""The limit is more than one server can usefully serve, and less than the 1,024 files that a process may open by
+default."""
 
 MAX_CALLS_PER_CONNECTION = 1000
-"""Calls open at a time. More than admission accepts, so that a caller learns that the server is full. Above this limit
-gRPC makes calls wait without an answer."""
+"""The largest number of calls in flight on a connection. It is more than admission accepts, so that a caller learns
+that the server is full. Above this limit gRPC lets calls wait without an answer."""
 
-HANDSHAKE_S = 20
-"""The time for TLS and the first HTTP/2 frame. A silent connection is then closed. gRPC's default is 120 s."""
+HANDSHAKE_TIMEOUT_S = 20
+"""The time for TLS and the first HTTP/2 frame. A connection that takes longer is closed. gRPC's default is 120 s."""
 
 
 def server_options(
@@ -37,7 +38,8 @@ def server_options(
 
     Args:
         max_message_bytes: the largest message in either direction.
-        max_connections: the largest number of connections at each address. More are closed as soon as they open.
+        max_connections: the largest number of connections at each address. Further ones are closed as soon as they
+            open.
         max_connection_age_s: the age, plus or minus a tenth, at which a client is asked to connect again for its next
             call. Calls in flight are never cut off. None: never.
     """
@@ -45,13 +47,14 @@ def server_options(
         *message_size_options(max_message_bytes),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
-        ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
         # A port in use must be an error. With SO_REUSEPORT two servers would share it silently.
         ("grpc.so_reuseport", 0),
         # Clients behind load balancers ping idle connections. By default gRPC disconnects them ("too_many_pings").
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-        # The server notices within about 80 s that a peer has vanished without a word, and cancels its calls.
+        # The server notices within about 80 s that a peer vanished without closing the connection, and cancels its
+        # calls.
         *ping_options(60_000, 20_000),
     ]
     if max_connection_age_s is not None:
@@ -71,6 +74,6 @@ def worker_channel_options() -> Options:
         ("grpc.service_config", json.dumps(balancing)),
         *ping_options(PING_INTERVAL_MS, PING_TIMEOUT_MS),
         *RECONNECT_OPTIONS,
-        # Bounds each attempt too, because the kernel accepts connections for a process that is stopped.
+        # This also limits the time of each attempt, because the kernel accepts connections for a stopped process.
         ("grpc.min_reconnect_backoff_ms", 5_000),
     ]

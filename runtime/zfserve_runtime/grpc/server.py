@@ -1,4 +1,4 @@
-"""The gRPC server of both processes. It wraps every handler with the interceptor, the authorizer and early checks."""
+"""Defines the gRPC server of both processes. It adds the interceptor, the authorizer and early checks to handlers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class InterceptingServer(grpc.aio.Server):
     Each call has a request id. It comes from the metadata `x-request-id` if that is valid, and returns under the same
     key in the trailing metadata. Handlers must be `async def`, with or without `yield`.
 
-    Each handler is wrapped once. gRPC's own interceptors are looked up by coroutines for every call, which cost a lone
-    request 0.2 ms (`zfserve bench latency`).
+    Each handler is wrapped once. gRPC looks up its own interceptors by coroutines for every call, which takes 0.2 ms of
+    a lone request (`zfserve bench latency`).
 
     Args:
         metrics: counts and times the calls.
@@ -83,8 +83,9 @@ class InterceptingServer(grpc.aio.Server):
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, MethodHandler]) -> None:
         """Does nothing, because the stubs add the same handlers as generic handlers too.
 
-        grpc.aio waits separately for the next call of each registered method. Each method makes that slower, and a call
-        that arrives while the server stops, when the wait for another method ends, is never answered.
+        grpc.aio waits separately for the next call of each registered method, so every method costs time. There is also
+        a fault: while the server stops, a call may arrive when the wait for another method ends, and gRPC never answers
+        it.
         """
 
     def add_insecure_port(self, address: str) -> int:
@@ -116,7 +117,7 @@ class InterceptingServer(grpc.aio.Server):
         await self._calls.wait_drained()
 
     async def stop(self, grace: float | None) -> None:
-        """Stops the server. Calls that are still in flight after `grace` seconds are cancelled; None: at once."""
+        """Stops the server. After `grace` seconds it cancels the calls in flight. None cancels them at once."""
         await self._server.stop(grace)
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
@@ -145,8 +146,8 @@ class InterceptingServer(grpc.aio.Server):
                 serve = self._authorizer.check_each_request(serve, method)
         begin_call, defers_read = partial(Call, self._method(method)), bool(checks) and not takes_stream
 
-        # This coroutine writes a stream of responses itself. If a client goes away, gRPC cancels the write. A generator
-        # that is suspended at its yield would learn of that only when it is collected.
+        # This coroutine writes a stream of responses itself. If a client goes away, gRPC then cancels the write. A
+        # generator that is suspended at its yield would learn of that only when it is garbage-collected.
         async def answer(request: Any, context: Context) -> Any:
             with begin_call(context) as call:
                 call.check(checks)
@@ -187,9 +188,9 @@ class _InterceptedHandlers(grpc.GenericRpcHandler):
 
 
 def _deserializer(handler: MethodHandler) -> Any:
-    """Returns the deserializer of `handler`, but one that returns a DecodeError and does not raise it.
+    """Wraps the deserializer of `handler`. The result returns a DecodeError and does not raise it.
 
-    gRPC would answer with the error's text, and log a traceback for any bytes that a client sends.
+    If it raised, gRPC would answer with the error's text, and log a traceback for any bytes that a client sends.
     """
     deserialize: Any = handler.request_deserializer
     if handler.request_streaming or deserialize is None:

@@ -1,4 +1,4 @@
-"""Stops a process: from the first signal to the last answer. Both processes use it.
+"""Stops a process: it covers the time from the first signal to the last answer. Both processes use it.
 
     stop = StopRequest()
     with stop.on_signals():
@@ -83,14 +83,17 @@ class StopRequest:
 async def drain(
     server: InterceptingServer, health: Health, grace_s: float, stop: StopRequest, delay_s: float = 0.0
 ) -> None:
-    """Drains the server: NOT_SERVING, a delay for clients to go elsewhere, refusal of new calls, finish, close.
+    """Drains the server and stops it.
+
+    Its steps are: set health to NOT_SERVING, wait `delay_s` for clients to go elsewhere, refuse new calls, wait for the
+    calls in flight, and close the connections.
 
     Calls that are still in flight after `grace_s` seconds, or at a second request to stop, are cancelled.
 
     Args:
         delay_s: the seconds in which calls are still accepted after NOT_SERVING. gRPC answers CANCELLED to calls that
-            arrive while it shuts down, and no client can handle that, so by then no call should arrive. If no client
-            has ever asked for health, none can have gone elsewhere, so there is no delay.
+            arrive while it shuts down, and no client can handle that. So no call should arrive after the delay. If no
+            client has ever asked for health, no client goes elsewhere, and there is no delay.
     """
     health.drain()
     forced = asyncio.ensure_future(stop.wait_forced())

@@ -20,18 +20,17 @@ from zfserve_protos.status_details import ERROR_DOMAIN, read_details
 from zfserve_runtime.errors import ServiceError
 
 MAX_SENTENCE_BYTES, MAX_FIELD_BYTES = 1000, 200
-"""Messages quote callers, and if the metadata of a status exceed 8 KiB, gRPC may drop even the code."""
+"""Messages quote the input of callers. If the metadata of a status exceed 8 KiB, gRPC may drop even the code."""
 
-
-_STAND_IN = token_hex(8)
+_ID_PLACEHOLDER = token_hex(8)
 """Stands for a request's id in details that are serialised once for many requests. It is as long as the ids that we
 generate."""
 
 
 class ErrorStatus(NamedTuple):
-    """Holds the status of a failed call: everything in its google.rpc details but the request's id.
+    """Holds the status of a failed call: everything in its google.rpc details except the request's id.
 
-    The details of equal statuses are serialised once, for many requests.
+    Without the id, many requests have equal statuses, whose details are serialised only once.
 
     Attributes:
         message, field: see `ServiceError`. They are shortened.
@@ -45,7 +44,7 @@ class ErrorStatus(NamedTuple):
 
     def metadata(self, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
         """Returns the trailing metadata, with the details and the delay before a retry."""
-        if len(request_id) == len(_STAND_IN):
+        if len(request_id) == len(_ID_PLACEHOLDER):
             before, after = _around_id(self)
             details = (STATUS_DETAILS_KEY, before + request_id.encode() + after)
         else:
@@ -66,10 +65,10 @@ def to_status(error: ServiceError) -> ErrorStatus:
 def _around_id(status: ErrorStatus) -> tuple[bytes, bytes]:
     """Returns the serialised details before and after the request's id.
 
-    Under overload many calls get few different refusals. Serialising one, as five protobuf messages, takes half of the
-    time of a refusal.
+    Under overload many calls get one of a few refusals. The details are five protobuf messages, and serialising them
+    takes half of the time of a refusal.
     """
-    before, after = _details(status, _STAND_IN).split(_STAND_IN.encode())
+    before, after = _details(status, _ID_PLACEHOLDER).split(_ID_PLACEHOLDER.encode())
     return before, after
 
 

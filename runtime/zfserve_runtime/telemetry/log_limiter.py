@@ -24,7 +24,7 @@ class LogLimiter:
     def allow_line(self) -> bool:
         """Returns True if the next refused call may have its own line. Otherwise counts it for the summary."""
         if not self._lines:
-            # An empty context: the summary belongs to no call.
+            # The context is empty, because the summary belongs to no call.
             asyncio.get_running_loop().call_later(INTERVAL_S, self._summarise, context=Context())
         if self._lines == LINES_PER_INTERVAL:
             self._skipped += 1

@@ -20,7 +20,7 @@ _MODEL_LABELS = ("model", "version")
 
 
 class Metrics:
-    """Holds the metrics, as attributes with the metrics' names. Server and worker each fill in their part.
+    """Holds the metrics. Each attribute has its metric's name. Server and worker update their own part of them.
 
     Metrics of one version of a model have the labels `model` and `version`. `of_model` binds them.
 
@@ -33,13 +33,13 @@ class Metrics:
         projection_seconds: the time to project and render one feature map.
         batch_size: the number of images in one run of the engine.
         batch_fill: that number as a share of the largest batch, in (0, 1].
-        queue_depth: the number of images that are accepted and not begun.
+        queue_depth: the number of accepted images that wait for the engine, or in a worker for PyTorch.
         queue_expired: the images dropped from the queue because their deadlines had passed.
         engine_failures: the runs of the engine that failed.
         worker_pairing: 1 for the present state of the pairing of server and worker, 0 for the others.
-        worker_restarts: how often a dead worker was restarted.
+        worker_restarts: the number of times that a dead worker was restarted.
         model_info: always 1. The labels say what is served.
-        model_loads: the versions that were found and loaded, or refused. `result` is `ready` or `refused`.
+        model_loads: the versions that were found and then loaded or refused. `result` is `ready` or `refused`.
         model_refused: 1 for each version that lies in a model's folder and was refused.
         startup_phase: 1 for the present phase of the start, 0 for the others.
         startup_seconds: the time spent in each phase that is over.

@@ -1,7 +1,7 @@
-"""Counts what a model has done since it was loaded: its requests, the time of their stages, and the runs of its engine.
+"""Counts a model's requests since it was loaded, the time of their stages, and the runs of its engine.
 
-Triton's protocol reports these statistics, which are exact, unlike the histograms of `metrics`. The server's pipeline
-and its batcher count on the event loop. `inference_metadata` reports the result.
+Triton's protocol reports these statistics. They are exact, and the histograms of `metrics` are not. The server's
+pipeline and its batcher update them on the event loop. `inference_metadata` reports them.
 """
 
 import time
@@ -25,12 +25,12 @@ class Total:
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """Holds the statistics of one version. Requests of all services count; several images count as one request.
+    """Holds the statistics of one version. The requests of all services count. A request may have several images.
 
     Attributes:
         answered, failed: the requests, timed from their arrival at the model to their end.
-        decoding, queueing, inference, writing: the stages of answered requests. Of several images the slowest one
-            counts, so that the stages add up to the time of the request.
+        decoding, queueing, inference, writing: the stages of answered requests. For a request with several images, the
+            slowest image counts, so that the stages add up to the time of the request.
         last_answer_s: the time of the last answer, in seconds since 1970, or 0 without an answer.
         runs: the successful runs of the engine, by the number of images in the run.
     """
@@ -77,7 +77,7 @@ class CountedRequest:
         self._inferred_s = 0.0
 
     def inferred(self, decode_s: float, queue_s: float, inference_s: float) -> None:
-        """Notes that the engine has answered, and the seconds of each stage. Writing the reply is what remains."""
+        """Records that the engine has answered, and the seconds of each stage. The rest counts as `writing`."""
         self._inferred_s = time.monotonic()
         self._stages = decode_s, queue_s, inference_s
 

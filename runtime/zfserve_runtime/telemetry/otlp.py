@@ -1,7 +1,7 @@
-"""Sends spans to a collector. Server and worker open it if traces are wanted.
+"""Sends spans to a collector. Server and worker call `open_tracing` if tracing is on.
 
-Only this module imports OpenTelemetry's SDK and its OTLP exporter, and only when `open_tracing` is called: they come
-with the extra `tracing`. docs/tracing.md is for operators.
+Only `open_tracing` imports OpenTelemetry's SDK and its OTLP exporter, because they come with the extra `tracing`.
+docs/tracing.md is for operators.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 FLUSH_S = 2.0
-"""Seconds for the last spans to be sent when the process ends. A collector that is away delays the end no longer."""
+"""When the process ends, it tries for this many seconds to send the last spans. An unreachable collector delays the end
+no longer."""
 
 
 class TracingError(ValueError):
-    """Traces are wanted and cannot be sent. The message says why in one sentence."""
+    """Tracing is on, but traces cannot be sent. The message says why in one sentence."""
 
 
 def endpoint_in(environment: Mapping[str, str]) -> str | None:
-    """Returns the endpoint that OpenTelemetry's own variables name, or None if they ask for no traces.
+    """Returns the endpoint that OpenTelemetry's own variables name, or None if they name none or turn traces off.
 
     Source: opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables.
 
     Raises:
-        TracingError: they ask for another protocol than gRPC.
+        TracingError: the variables ask for another protocol than gRPC.
     """
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -58,14 +59,14 @@ def endpoint_in(environment: Mapping[str, str]) -> str | None:
 def open_tracing(service: str, endpoint: str, ratio: float | None) -> Iterator[Tracers]:
     """Yields tracers whose spans go to `endpoint`. Sends the last spans when the block ends.
 
-    OpenTelemetry's other variables (headers, certificates, resource attributes, batch sizes) hold too. Ended spans wait
-    in a bounded queue for a thread that sends them. They are dropped when the queue is full.
+    OpenTelemetry's other variables (headers, certificates, resource attributes, batch sizes) apply too. Ended spans
+    wait in a bounded queue, from which a thread sends them. If the queue is full, spans are dropped.
 
     Args:
         service: the name of this process's spans. OTEL_SERVICE_NAME takes precedence.
         endpoint: a collector that takes OTLP over gRPC, `http://HOST:4317` or `https://HOST:4317`.
-        ratio: the share, in [0, 1], of the calls to trace whose caller does not trace them. A caller that traces
-            decides by itself. None: as OTEL_TRACES_SAMPLER says, by default all.
+        ratio: the share of calls to trace, in [0, 1]. If the caller of a call traces, the caller decides instead. None:
+            OTEL_TRACES_SAMPLER decides, and by default every call is traced.
 
     Raises:
         TracingError: OpenTelemetry is not installed, the endpoint is not of that form, or a variable is unusable.
@@ -85,7 +86,7 @@ def open_tracing(service: str, endpoint: str, ratio: float | None) -> Iterator[T
 
 
 class _Pipeline(NamedTuple):
-    """Holds one exporter and the two providers whose spans it sends."""
+    """Holds the exporter, and the two providers whose spans it sends."""
 
     exporter: SpanExporter
     calls: TracerProvider
@@ -106,7 +107,8 @@ def _build_pipeline(service: str, endpoint: str, ratio: float | None) -> _Pipeli
     sampler = None if ratio is None else ParentBased(TraceIdRatioBased(ratio))
     exporter = OTLPSpanExporter(endpoint)
     calls = TracerProvider(sampler, resource, shutdown_on_exit=False)
-    # A batch is the root of its own trace, so a ratio would decide about it again. It is traced if one of its rows is.
+    # A batch is the root of its own trace, so a sampler with a ratio would decide again. But a batch must be traced if
+    # one of its rows is.
     batches = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
     processor = BatchSpanProcessor(exporter)
     for provider in (calls, batches):
@@ -115,9 +117,9 @@ def _build_pipeline(service: str, endpoint: str, ratio: float | None) -> _Pipeli
 
 
 def _shut_down(pipeline: _Pipeline) -> None:
-    """Sends the spans that wait, for at most `FLUSH_S`, and stops. The two providers share one processor."""
+    """Sends the waiting spans, for at most `FLUSH_S`, and stops. The two providers share one processor."""
     flushing = threading.Thread(target=pipeline.calls.shutdown, name="traces", daemon=True)
     flushing.start()
     flushing.join(FLUSH_S)
-    pipeline.exporter.shutdown()  # ends an export that still tries
+    pipeline.exporter.shutdown()  # this ends an export that still tries to connect
     flushing.join(FLUSH_S)

@@ -1,4 +1,4 @@
-"""The spans of one process. The interceptor and serving code call this module; it uses OpenTelemetry's API only.
+"""Makes the spans of one process. The interceptor and serving code call it. It uses OpenTelemetry's API only.
 
 Each request has one trace. A batch serves many requests, so it has a trace of its own, and links join the two:
 
@@ -53,7 +53,8 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _CALL_TRACE = create_key("zfserve-call-trace")
 
 _SERVER_FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-"""Statuses that make a server's span an error (semantic conventions for gRPC). The caller causes all others."""
+"""With one of these statuses, a server's span is an error (semantic conventions for gRPC). All other errors are the
+caller's."""
 
 
 class Tracers(NamedTuple):
@@ -75,7 +76,7 @@ class CallTrace:
     """Holds the span of one call, and starts the spans of its steps.
 
     Attributes:
-        attributes: those of every step: the request's id, and the model once it is known.
+        attributes: the attributes that every step's span gets: the request's id, and the model once it is known.
     """
 
     def __init__(self, tracers: Tracers, span: Span, attributes: Attributes) -> None:
@@ -104,7 +105,7 @@ class CallTrace:
     def step(
         self, name: str, attributes: Mapping[str, str | int | float], kind: SpanKind = SpanKind.INTERNAL
     ) -> Iterator[Span]:
-        """Runs the block in a span of its own, which becomes an error if the block raises."""
+        """Runs the block in a span of its own. If the block raises, the span is marked as an error."""
         span = self.tracers.calls.start_span(name, self._parent, kind, {**self.attributes, **attributes})
         try:
             yield span
@@ -141,10 +142,10 @@ UNTRACED = CallTrace(NO_TRACERS, INVALID_SPAN, {})
 
 
 class TracedRow(NamedTuple):
-    """One image of a batch whose call is traced.
+    """Holds one image of a batch. Its call is traced.
 
     Attributes:
-        submitted_s: when the image entered the queue, in seconds of `time.monotonic()`.
+        submitted_s: the time when the image entered the queue, in seconds of `time.monotonic()`.
     """
 
     call: CallTrace
@@ -224,8 +225,9 @@ def record_batch(rows: Sequence[TracedRow], batch_size: int, began_s: float, inf
     Args:
         rows: the traced images of the batch, at least one.
         batch_size: the number of all images in the batch, traced or not.
-        began_s: when the batch was formed, in seconds of `time.monotonic()`.
-        inference_s: the time from then until the engine had answered.
+        began_s: the time when the batch was formed, in seconds of `time.monotonic()`.
+        inference_s: the seconds from then until the engine had answered.
+        failed: True if the engine failed.
     """
     ended_ns = time.time_ns()
     monotonic_ns = time.monotonic_ns()
@@ -257,6 +259,6 @@ def record_batch(rows: Sequence[TracedRow], batch_size: int, began_s: float, inf
 
 
 def _mark(span: Span, kind: str) -> None:
-    """Marks the span as an error, by the error's kind only: its text may hold paths or data of others."""
+    """Marks the span as an error of `kind`. The error's text is left out, because it may hold paths or private data."""
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR)

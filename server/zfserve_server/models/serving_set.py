@@ -28,10 +28,10 @@ def key_of(found: FoundVersion) -> Key:
 
 @dataclass(frozen=True)
 class _Served:
-    """Holds a model that serves, and the digest of the folder's content that it was loaded from."""
+    """Holds a model that serves, and the digest of the manifest that it was loaded from."""
 
     model: ServedModel
-    content: str
+    manifest_digest: str
 
 
 class ServingSet:
@@ -77,7 +77,7 @@ class ServingSet:
     def has(self, found: FoundVersion) -> bool:
         """Returns True if that version serves with the content that was found."""
         served = self._served.get(key_of(found))
-        return served is not None and served.content == found.content
+        return served is not None and served.manifest_digest == found.manifest_digest
 
     def has_any_content(self, found: FoundVersion) -> bool:
         """Returns True if that version serves, even if its folder has another content now."""
@@ -91,7 +91,7 @@ class ServingSet:
         """Publishes a version that was loaded. It retires the earlier content of the same version."""
         key = key_of(found)
         before = self._served.get(key)
-        self._served[key] = _Served(model, found.content)
+        self._served[key] = _Served(model, found.manifest_digest)
         self._models.add(model)
         if before is not None:
             self._retire(before.model)
