@@ -15,7 +15,7 @@ from rich.markup import escape
 from zfserve_cli.service_process import ServiceFailed
 from zfserve_export.photos import PhotoError
 from zfserve_photos.files import list_photo_files
-from zfserve_runtime.bundle import BundleError, load_bundle
+from zfserve_runtime.bundle import DEFAULT_MODEL, BundleError, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
 
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"the benchmarks to run: {', '.join(BENCHMARKS)} (default: {usual[0]} to {usual[-1]})"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument(
-        "--model", type=Path, default=Path("models/zfnet"), help="the bundle to measure (default: %(default)s)"
+        "--model", type=Path, default=DEFAULT_MODEL, help="the bundle to measure (default: %(default)s)"
     )
     parser.add_argument(
         "--threads", type=int, default=available_cpus(), help="threads of the engine (default: %(default)s)"

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
+from zfserve_runtime.bundle import DEFAULT_MODEL, Bundle, BundleError, Precision, load_bundle
 from zfserve_runtime.grpc.shutdown import sigterm_as_exit
 from zfserve_runtime.telemetry.logs import configure_logging
 
@@ -30,7 +30,6 @@ from zfserve_engines.tensorrt.builder import BuildFailed, BuiltEngine, build_eng
 from zfserve_engines.tensorrt.library import Library, load_library
 from zfserve_engines.tensorrt.settings import BuildSettings, TensorRTLibrary
 
-DEFAULT_MODEL = Path("models/zfnet")
 UNUSABLE, NOT_INSTALLED, INTERRUPTED = 2, 4, 130
 
 _GRAPHS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8-symmetric"}

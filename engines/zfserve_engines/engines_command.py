@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from zfserve_runtime.bundle import BundleError, load_bundle
+from zfserve_runtime.bundle import DEFAULT_MODEL, BundleError, load_bundle
 
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.cuda.gpu import detect_gpu
@@ -19,7 +19,6 @@ from zfserve_engines.store.store import EngineStore
 from zfserve_engines.tensorrt.library import load_library
 from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
-DEFAULT_MODEL = Path("models/zfnet")
 SHOWN_DIGITS = 12
 """The number of digits of a key that are shown; they are enough to tell engines apart."""
 

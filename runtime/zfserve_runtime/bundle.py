@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 
+DEFAULT_MODEL = Path("models/zfnet")
+"""The folder that commands use if none is named."""
+
 GRAPH_INPUT = "pixels"
 """The name of the only input of every graph, uint8 (N, H, W, 3). `Manifest.output_widths` names the outputs."""
 

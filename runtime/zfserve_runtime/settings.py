@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from zfserve_runtime.access.tls import TlsFiles
+from zfserve_runtime.bundle import DEFAULT_MODEL
 from zfserve_runtime.grpc.listener import LOOPBACK, find_exposure
 from zfserve_runtime.telemetry.logs import LogFormat
 from zfserve_runtime.telemetry.otlp import endpoint_in
@@ -44,7 +45,7 @@ class ProcessSettings(BaseModel):
     sections: ClassVar[Mapping[str, tuple[str, ...]]]
 
     model: tuple[Path, ...] = Field(
-        (Path("models/zfnet"),),
+        (DEFAULT_MODEL,),
         min_length=1,
         description="Folder of a bundle, of a model (with one folder per version) or of several models. For several "
         "folders, put commas between them or repeat the flag.",
