@@ -1,1 +1,1 @@
-"""The front: decode, batch, run the engine, answer; projections go on to the worker. Never imports torch."""
+"""The server process classifies images and forwards projections to the worker. It never imports torch."""

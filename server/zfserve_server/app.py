@@ -33,7 +33,8 @@ from zfserve_server.worker.companion import connect_companion
 logger = logging.getLogger(__name__)
 
 OPENING_GRACE_S = 5.0
-"""Seconds that an engine may still open after the stop. A compilation stops at its next step; a library may not."""
+"""Seconds to wait, after the stop, for an engine that is opening. A compilation stops at its next step, but a call of a
+library may go on."""
 
 
 async def serve(
@@ -46,6 +47,9 @@ async def serve(
     """Opens the ports, loads the models, serves them and all later versions until `stop` is asked for, and drains.
 
     Args:
+        config: the settings.
+        source: finds the versions of models and opens them.
+        stop: ends the service.
         on_ready: called with the default model once the models that were found at the start are served.
         rescan: set it to have the model folders scanned at once.
 
@@ -114,11 +118,11 @@ async def serve(
 def _check_default_model(name: str | None, found: Collection[str]) -> None:
     """Raises BundleError if a default model is set and was not found."""
     if name is not None and name not in found:
-        raise BundleError(f"--default-model is {name!r}, and there is only {', '.join(found)}")
+        raise BundleError(f"--default-model is {name!r}; the model folders hold only {', '.join(found)}")
 
 
 def _default_or_any(models: ModelRegistry) -> ServedModel:
-    """Returns the default model, or any other after a start that was not strict and could not load the default."""
+    """Returns the default model, or any other model if a start that is not strict could not load the default."""
     try:
         return models.find()
     except ServiceError:

@@ -102,8 +102,8 @@ class ServerConfig(ProcessSettings):
     max_queue: int = Field(
         256,
         ge=1,
-        description="Largest number of requests of one model that are accepted and not answered. Further requests are "
-        "refused at once.",
+        description="Largest number of images of one model version that are accepted and not answered. Further "
+        "requests are refused at once.",
     )
     client_rate: float | None = Field(
         None, gt=0, description="Largest number of requests per second from one client. If unset, there is no limit."

@@ -1,4 +1,7 @@
-"""Builds the gRPC server with both services and opens its port. Called by `app`."""
+"""Builds the gRPC server with both services and opens its port. Called by `app`.
+
+`zfserve_runtime.grpc.server` takes each call first. It passes the request to a service in `requests`.
+"""
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass

@@ -36,8 +36,8 @@ from zfserve_server.models.source import models_on_disk
 
 logger = logging.getLogger(__name__)
 
-CLIENTS_DEFAULT = f"127.0.0.1:{SERVICE_PORT}"
-"""The address that `zfserve classify` calls if it is given none."""
+DEFAULT_CLIENT_ADDRESS = f"127.0.0.1:{SERVICE_PORT}"
+"""The address that `zfserve classify` calls without `--address`."""
 
 
 def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> int:
@@ -60,15 +60,15 @@ def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> i
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except StillOpening:
-        # The interpreter may crash if it ends while a library computes in a thread. `exit_now` ends it before.
+        # A normal exit may crash while a library computes in a thread, so the process ends without one.
         logger.warning("the engine is still opening; the process ends without waiting for it")
         signal.raise_signal(signal.SIGTERM)
-        exit_now(128 + signal.SIGTERM)  # The first process of a container does not get the signal.
+        exit_now(128 + signal.SIGTERM)  # The kernel does not deliver the signal to the first process of a container.
     return 0
 
 
 def write_ready_file(file: Path, ports: Ports, host: str) -> None:
-    """Writes the file whole or not at all. A process that waits for the file can read it as soon as it exists."""
+    """Writes the ports to `file` as JSON, whole or not at all. Another process can read it as soon as it exists."""
     text = json.dumps({"host": host, "port": ports.grpc, "metrics_port": ports.metrics, "pid": os.getpid()})
     if file.exists() and not file.is_file():  # A pipe or a device must not be replaced.
         file.write_text(text)
@@ -95,7 +95,7 @@ def _greet(console: Console, config: ServerConfig, model: ServedModel, ports: Po
     manifest, choice = model.manifest, model.choice
     address = host_and_port(config.host, ports.grpc)
     info = choice.instances[0].info
-    option = "" if address == CLIENTS_DEFAULT else f" --address {address}"
+    option = "" if address == DEFAULT_CLIENT_ADDRESS else f" --address {address}"
     option += " --tls" * (config.tls is not None) + " --token-file FILE" * (config.tokens is not None)
     console.print(
         f"[bold green]ready[/] {manifest.name} {manifest.version} ({choice.name}, {info.precision}, {info.device}) "

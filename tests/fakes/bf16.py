@@ -1,4 +1,4 @@
-"""Tells if this CPU computes in bfloat16, by OpenVINO's account. Some tests need such a CPU, one needs another."""
+"""Asks OpenVINO whether this CPU computes in bfloat16. Some tests need such a CPU, and one test needs another CPU."""
 
 import openvino
 import pytest

@@ -1,4 +1,4 @@
-"""A process that obtains an engine from a store, for tests with several processes.
+"""This process obtains an engine from a store, for tests with several processes.
 
 Its arguments are the store's folder, the letter that its plan consists of, and the plan's size in bytes. It writes a
 line for each event: `waiting`, `building`, `has <letter>`, `unavailable <reason>`. When it builds, it reads one line of
@@ -25,7 +25,7 @@ def main(folder: Path, letter: str, size_bytes: int) -> None:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes // 2, size_bytes // 2))
         if order == "die":
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ignored by Python, so that the write fails instead
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores the signal, so that the write fails instead
         return BuiltEngine(letter.encode() * size_bytes, SUMMARY)
 
     try:

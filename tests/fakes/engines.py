@@ -1,4 +1,4 @@
-"""Requests, builds without TensorRT and queries for the tests of the engine store."""
+"""Provides requests, builders without TensorRT, and queries for the tests of the engine store."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ TUNED = EngineRequest(
     library_version="11.0.0.114",
     host=Host(A10, "Linux", "x86_64"),
 )
-"""An engine that is built on the card it runs on."""
+"""Requests an engine that is built on the GPU that runs it."""
 
 AHEAD = replace(
     TUNED,
@@ -40,7 +40,7 @@ AHEAD = replace(
     library_version="1.7.1.116",
     host=Host(None, "Linux", "x86_64"),
 )
-"""An engine that is built on a machine without a card."""
+"""Requests an engine that is built ahead of time, on a machine without a GPU."""
 
 
 def on_card(request: EngineRequest, gpu: GpuFacts | None) -> EngineRequest:
@@ -53,7 +53,7 @@ def with_settings(request: EngineRequest, **changes: Any) -> EngineRequest:
 
 
 class Builder:
-    """Builds engines with `plan`, and keeps the timing cache of each build in `given`."""
+    """Returns `plan` as each engine that it builds, and notes the timing cache that each build gets in `given`."""
 
     def __init__(self, plan: bytes = b"plan", timing_cache: bytes = b"") -> None:
         self.given: list[bytes] = []
@@ -79,7 +79,7 @@ def quiet(phase: str, done: int, total: int) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Runs the body as a user who is bound by file permissions. Root, who is not, becomes `nobody` until the end."""
+    """Runs the body as a user for whom file permissions hold. They do not hold for root, who becomes `nobody`."""
     if os.geteuid() != 0:
         yield
         return
@@ -105,7 +105,7 @@ SUMMARY = BuildSummary(
 
 
 class Server:
-    """Stands for the code that runs an engine."""
+    """Stands for an object that uses an engine."""
 
 
 def names(store: EngineStore) -> set[str]:

@@ -37,7 +37,7 @@ def deployment_of(documents: Iterable[Document]) -> Document | None:
     """Returns the predictor's Deployment; None where there is no InferenceService.
 
     Raises:
-        ValueError: KServe would refuse the two, or would not do what they ask for.
+        ValueError: KServe would refuse the documents, or would ignore a part of them.
     """
     kinds = {document["kind"]: document for document in documents}
     if (service := kinds.get("InferenceService")) is None:

@@ -1,8 +1,8 @@
-"""This context stands for a call whose metadata has arrived and whose request has not."""
+"""This gRPC context stands for a call whose metadata has arrived and whose request has not."""
 
 
 class MetadataOnly:
-    """Answers the questions that are asked of a call. It has no deadline."""
+    """Has the methods of a call's context that read metadata, peer and deadline. The call has no deadline."""
 
     def __init__(self, *metadata: tuple[str, str], peer: str = "ipv4:10.0.0.1:4711") -> None:
         self._metadata = metadata

@@ -17,7 +17,7 @@ class FakeModelRepository:
     """Holds versions of models.
 
     Attributes:
-        opened: name and version of each open, in order, also of those that failed.
+        opened: name and version of each version that was opened, in order, those included that failed to open.
         scans: the number of scans.
         fault: raised by each scan while it is set.
         reopen: opens engines in place of hung ones; None: no engine can be opened.

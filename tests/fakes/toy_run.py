@@ -31,7 +31,7 @@ def write_toy_photos(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ToyRun:
-    """A run of three steps an epoch that a test can start many times, always from the same weights."""
+    """Holds a training run of three steps an epoch. A test can start it many times, always from the same weights."""
 
     recipe: Recipe
     train: Split

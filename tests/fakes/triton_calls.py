@@ -115,7 +115,7 @@ async def _stream_asyncio(address: str, images: Sequence[Images]) -> list[tuple[
 
 
 def stream_asyncio(address: str, images: Sequence[Images]) -> list[tuple[str, Any]]:
-    """Does the same as `stream` by `tritonclient.grpc.aio`."""
+    """Does the same as `stream`, with `tritonclient.grpc.aio`."""
     import asyncio
 
     return asyncio.run(_stream_asyncio(address, images))

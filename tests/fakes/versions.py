@@ -32,7 +32,7 @@ async def statuses(server: Running) -> list[Status]:
 
 
 async def until(server: Running, met: Callable[[list[Status]], bool]) -> None:
-    """Asks for the list of models until `met` returns True. `met` may also look at something else."""
+    """Asks for the list of models until `met` returns True for it. `met` may also test another condition."""
     async with asyncio.timeout(60):
         while not met(await statuses(server)):
             pass

@@ -20,7 +20,7 @@ ColourBundle = Callable[..., Bundle]
 FLAGS = ("--no-worker", "--engine", "onnx-cpu", "--precision", "fp32", "--threads", "1")
 REQUEST = pb.ClassifyRequest(image=pb.Image(raw=pb.RawPixels(width=8, height=8, data=bytes(192))))
 DRAINS = 3
-"""`zfserve bench drain` makes 50 drains."""
+"""The number of drains here. `zfserve bench drain` makes 50."""
 
 
 @contextmanager

@@ -1,5 +1,7 @@
-"""A new version cannot be loaded because the disk is full or its files are damaged: the old version serves on, and a
-good version takes over later. Damage to real files is tested in tests/server/models/test_reload.py."""
+"""If a new version cannot be loaded, the old version serves on, and a good version takes over later.
+
+The disk is full or the version's files are damaged. tests/server/models/test_reload.py tests damage to real files.
+"""
 
 import asyncio
 import errno

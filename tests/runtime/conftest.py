@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the runtime room."""
+"""Provides a server and a channel for the tests of the runtime."""
 
 from collections.abc import AsyncIterator
 

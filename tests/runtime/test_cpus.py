@@ -1,4 +1,4 @@
-"""Tests the number of CPUs, with cgroup files as the kernel writes them in a temporary folder."""
+"""Tests the number of CPUs. The cgroup files have the kernel's format and lie in a temporary folder."""
 
 import os
 from pathlib import Path

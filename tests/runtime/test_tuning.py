@@ -1,4 +1,4 @@
-"""Tests what the whole process does after it was tuned. Each test needs a process of its own, as nothing is undone."""
+"""Tests a process after it was tuned. Tuning cannot be undone, so each test starts a process of its own."""
 
 import os
 import subprocess

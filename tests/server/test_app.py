@@ -57,8 +57,11 @@ async def test_drain_gives_up_after_its_grace(engine: FakeEngine) -> None:
 
 
 @pytest.mark.parametrize("loss", [EngineLost("an illegal access"), SystemExit()])
-async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseException) -> None:
-    """All calls get UNAVAILABLE, health is NOT_SERVING, and `serve` raises, as after an illegal access on a GPU."""
+async def test_a_lost_engine_ends_the_server(loss: BaseException) -> None:
+    """All calls get UNAVAILABLE, health is NOT_SERVING, and `serve` raises EngineLost.
+
+    A GPU loses its engine at an illegal memory access, for example.
+    """
     engines = FakeEngine(), FakeEngine()
     async with running_server(*engines) as server:
         for engine in engines:
@@ -82,7 +85,7 @@ async def test_a_lost_engine_latches_and_the_server_ends_with_it(loss: BaseExcep
 
 
 async def in_flight(server: Running, count: int) -> None:
-    """Waits until the server has accepted that many calls of Classify."""
+    """Waits until the server has `count` calls of Classify in flight."""
     await server.wait_for_metric(f'zfserve_in_flight{{method="/zfserve.v1.VisionService/Classify"}} {count}.0')
 
 

@@ -58,7 +58,7 @@ def pixels() -> bytes:
 
 @pytest.fixture
 def request_for(bundle: Bundle, pixels: bytes) -> Callable[..., worker_pb2.ProjectRequest]:
-    """Returns a function that builds a request that the worker accepts. Keywords replace fields."""
+    """Returns a function that builds a request that the worker accepts. Its keywords replace fields of the request."""
 
     def build(**fields: Any) -> worker_pb2.ProjectRequest:
         defaults = {"fingerprint": bundle.manifest.fingerprint, "pixels": pixels, "layer": "conv3"}

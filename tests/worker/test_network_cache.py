@@ -29,7 +29,7 @@ class Worker:
 
     Attributes:
         opened: the versions in the order in which they were opened.
-        may_open: while it is cleared, every opening waits.
+        may_open: while this event is cleared, every load waits.
     """
 
     def __init__(self, folder: Path) -> None:

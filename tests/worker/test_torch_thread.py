@@ -14,7 +14,7 @@ from zfserve_worker.torch_thread import TorchThread
 
 
 class Work:
-    """Makes a generator of numbers. Each step waits for a permit. Records the steps and whether it was closed."""
+    """Makes a generator of numbers. Each step waits for a permit. Records the steps and the close."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -41,7 +41,7 @@ class Work:
 
 
 LABELS = {"model": "tiny", "version": "1"}
-UNREAD = Metrics().of_model("tiny", "1")
+UNUSED_METRICS = Metrics().of_model("tiny", "1")
 """Metrics for tests that do not read them."""
 
 
@@ -52,12 +52,12 @@ async def torch_thread() -> AsyncIterator[TorchThread]:
     torch_thread.close()
 
 
-async def collect(torch_thread: TorchThread, work: Work, metrics: ModelMetrics = UNREAD) -> list[int]:
+async def collect(torch_thread: TorchThread, work: Work, metrics: ModelMetrics = UNUSED_METRICS) -> list[int]:
     return [step async for step in torch_thread.stream(work.run(), Deadline(), metrics)]
 
 
 async def closed(torch_thread: TorchThread, work: Work) -> bool:
-    """Returns true if the generator is closed once the thread has finished its work."""
+    """Waits until the thread has finished its work, and returns True if the generator is closed."""
     return await torch_thread.run(work.closed.is_set)
 
 
@@ -78,7 +78,7 @@ async def test_streams_take_turns(torch_thread: TorchThread) -> None:
     long, short = Work(50), Work(2)
     long.permit(1)
     short.permit(2)
-    running = torch_thread.stream(long.run(), Deadline(), UNREAD)
+    running = torch_thread.stream(long.run(), Deadline(), UNUSED_METRICS)
     assert await anext(running) == 0
     assert await collect(torch_thread, short) == [0, 1]
     assert long.computed == [0]
@@ -88,7 +88,7 @@ async def test_streams_take_turns(torch_thread: TorchThread) -> None:
 async def test_nothing_is_computed_ahead_of_a_slow_reader(torch_thread: TorchThread) -> None:
     work = Work(5)
     work.permit(5)
-    running = torch_thread.stream(work.run(), Deadline(), UNREAD)
+    running = torch_thread.stream(work.run(), Deadline(), UNUSED_METRICS)
     await anext(running)
     await torch_thread.run(lambda: None)
     assert work.computed == [0]
@@ -114,7 +114,7 @@ async def test_a_deadline_that_passes_in_the_queue_ends_the_wait(torch_thread: T
     running = asyncio.ensure_future(collect(torch_thread, busy))
     await busy.began.wait()
     with pytest.raises(DeadlineExceeded):
-        await anext(torch_thread.stream(late.run(), Deadline.after(0.01), UNREAD))
+        await anext(torch_thread.stream(late.run(), Deadline.after(0.01), UNUSED_METRICS))
     busy.permit(1)
     assert await running == [0]
     await torch_thread.run(lambda: None)
@@ -123,7 +123,7 @@ async def test_a_deadline_that_passes_in_the_queue_ends_the_wait(torch_thread: T
 
 @dataclass(frozen=True)
 class HandSetDeadline(Deadline):
-    """Expires when the test sets `passed`."""
+    """Stands for a deadline. It expires when the test sets `passed`."""
 
     passed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -134,7 +134,7 @@ class HandSetDeadline(Deadline):
 async def test_a_deadline_that_passes_between_results_ends_the_work(torch_thread: TorchThread) -> None:
     work, deadline = Work(5), HandSetDeadline()
     work.permit(5)
-    running = torch_thread.stream(work.run(), deadline, UNREAD)
+    running = torch_thread.stream(work.run(), deadline, UNUSED_METRICS)
     assert await anext(running) == 0
     deadline.passed.set()
     with pytest.raises(DeadlineExceeded):
@@ -163,7 +163,7 @@ async def test_an_error_ends_its_own_stream_only(torch_thread: TorchThread, erro
 
     for _ in range(3):  # More streams than may be in flight: each one frees its place.
         with pytest.raises(type(error), match=str(error)):
-            _ = [step async for step in torch_thread.stream(failing(), Deadline.after(3600), UNREAD)]
+            _ = [step async for step in torch_thread.stream(failing(), Deadline.after(3600), UNUSED_METRICS)]
     work = Work(2)
     work.permit(2)
     assert await collect(torch_thread, work) == [0, 1]
@@ -190,11 +190,15 @@ async def test_a_gpu_that_fails_is_lost_and_one_that_is_full_is_not() -> None:
     lost: list[None] = []
     torch_thread = TorchThread(threads=1, max_streams=2, on_lost=lambda: lost.append(None))
     with pytest.raises(Overloaded, match="no memory left"):
-        async for _ in torch_thread.stream(failing(torch.OutOfMemoryError("CUDA out of memory")), Deadline(), UNREAD):
+        async for _ in torch_thread.stream(
+            failing(torch.OutOfMemoryError("CUDA out of memory")), Deadline(), UNUSED_METRICS
+        ):
             pass
     assert not lost
     with pytest.raises(EngineLost, match="failed for good"):
-        async for _ in torch_thread.stream(failing(torch.AcceleratorError("CUDA error: 700")), Deadline(), UNREAD):
+        async for _ in torch_thread.stream(
+            failing(torch.AcceleratorError("CUDA error: 700")), Deadline(), UNUSED_METRICS
+        ):
             pass
     assert len(lost) == 1
     torch_thread.close()

@@ -30,8 +30,9 @@ class WorkerConfig(ProcessSettings):
     spare_networks: int = Field(
         1,
         ge=0,
-        description="Number of networks kept in memory besides those that a server has announced, or, before a server "
-        "announced any, besides one of each model. Other servers may still ask for the previous version.",
+        description="Number of spare networks kept in memory, because other servers may still ask for the previous "
+        "version. They come on top of the networks that a server has announced, or, before any announcement, on top "
+        "of one network of each model.",
     )
     listen: str = Field(
         "localhost:8501", description="Address to listen on: `HOST:PORT` or `unix:PATH`. Port 0 takes a free port."

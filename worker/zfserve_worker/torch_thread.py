@@ -34,7 +34,7 @@ class TorchThread:
         on_lost: called on the event loop each time the GPU fails for good. This process can then compute nothing more.
 
     Attributes:
-        lost: true once the GPU failed for good.
+        lost: True once the GPU failed for good.
     """
 
     def __init__(self, threads: int, max_streams: int, on_lost: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,7 @@
-"""Defines the gRPC server of both processes. It adds the interceptor, the authorizer and early checks to handlers."""
+"""Defines the gRPC server of both processes. It adds the interceptor, the authorizer and early checks to handlers.
+
+`InterceptingServer._wrap` has the steps of a call in their order. The last step is the service's own method.
+"""
 
 from __future__ import annotations
 

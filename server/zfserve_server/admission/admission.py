@@ -1,12 +1,12 @@
-"""Admission control is the first step of a request. It never waits: it refuses at once a request that does not fit.
+"""Admission control accepts or refuses a request before any image of it is decoded. It never waits.
 
-Decoding, the queue, the engine and the worker all lie behind it, so its limit bounds their memory and time. It accepts
-a request if both are true:
+Decoding, the queue, the engine and the worker come after it, so its limit bounds their memory and time. It accepts a
+request if both are true:
 
 - There is a place. A client may hold up to `CLIENT_SHARE` times as many places as are free, and all bulk requests
   together as many as are free. So there is always room for a new client (dynamic thresholds, Choudhury and Hahne 1998).
-- At the measured service rate the answer comes before the deadline, after the requests that precede it in the fair
-  queue. If nothing is in flight, admission accepts any deadline, so that a wrong rate is measured again.
+- At the measured service rate, the answer comes before the deadline. The requests that precede it in the fair queue
+  count. If nothing is in flight, admission accepts any deadline, so that a wrong rate is measured again.
 
 The services call it for each request, and `early_shedding` while every model is busy.
 """
@@ -66,7 +66,7 @@ class Admission:
         """Does what `admit` does, but takes no place and changes nothing.
 
         Raises:
-            Overloaded: there is no place, or the answer would come too late. It says when to try again.
+            Overloaded: there is no place, or the answer would come too late. The error says when to try again.
         """
         held = self._held[caller.priority].get(caller.client, 0)
         free = self.limit - self.in_flight
@@ -93,11 +93,11 @@ class Admission:
         if caller.priority is Priority.INTERACTIVE:
             return ahead + min(self._bulk, (ahead + 1) // (BULK_EVERY - 1))
         turns, interactive = (BULK_EVERY - 1) * (ahead + 1), self.in_flight - self._bulk
-        # More interactive images than one batch are taken as a lasting load, which others will follow.
+        # If more interactive images than one batch are in flight, more will follow.
         return ahead + (turns if interactive > self._service_rate.rows else min(interactive, turns))
 
     def _hold(self, caller: CallerIdentity, images: int) -> None:
-        """Takes places; gives them back where `images` is negative."""
+        """Takes places. A negative `images` gives them back."""
         self._in_flight.add(images)
         if caller.priority is Priority.BULK:
             self._bulk += images

@@ -1,4 +1,4 @@
-"""Tells who sends a call and how urgent it is. Admission, the fair queue and the rate limit divide by this identity."""
+"""Identifies who sends a call and how urgent it is. Admission, the fair queue and the rate limit share by identity."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,7 +38,7 @@ def identify_caller(context: Context, metadata: Metadata) -> CallerIdentity:
     `x-client-id`, which any caller may set to any text. Without that it is the address of the caller.
 
     Raises:
-        InvalidInput: there is no such priority, or the client's id is too long.
+        InvalidInput: the priority is unknown, or the client's id is too long.
     """
     client, priority = current_caller().name, Priority.INTERACTIVE
     for key, value in metadata:
@@ -68,5 +68,5 @@ def _read_priority(value: str | bytes) -> Priority:
 
 def _read_client_id(value: str | bytes) -> str:
     if len(value) > MAX_CLIENT_ID_LENGTH:
-        raise InvalidInput(f"a client's id may have {MAX_CLIENT_ID_LENGTH} characters", field=CLIENT_ID_KEY)
+        raise InvalidInput(f"a client's id may have at most {MAX_CLIENT_ID_LENGTH} characters", field=CLIENT_ID_KEY)
     return str(value)

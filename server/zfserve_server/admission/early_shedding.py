@@ -22,15 +22,15 @@ from zfserve_server.models.registry import ModelRegistry
 def early_checks(models: ModelRegistry) -> dict[str, CallCheck]:
     """Returns a check for each method that sends photos to an engine, by the method's full name.
 
-    A check raises Overloaded where no model would accept the call, and InvalidInput where the metadata name no valid
-    caller.
+    A check raises Overloaded if no model would accept the call, and InvalidInput if the metadata hold an unknown
+    priority or a client id that is too long.
     """
 
     def check_classify(context: Context, metadata: Metadata) -> None:
         _check(models, [identify_caller(context, metadata)], Deadline.of(context))
 
     def check_infer(context: Context, metadata: Metadata) -> None:
-        caller = identify_caller(context, metadata)  # its request may set another priority
+        caller = identify_caller(context, metadata)  # the request may set another priority
         _check(models, [replace(caller, priority=priority) for priority in Priority], Deadline.of(context))
 
     return {CLASSIFY: check_classify, MODEL_INFER: check_infer}
@@ -39,7 +39,7 @@ def early_checks(models: ModelRegistry) -> dict[str, CallCheck]:
 def all_models_busy(models: ModelRegistry) -> bool:
     """Returns True where early shedding may refuse calls.
 
-    An idle model accepts any call. If no model is ready, the service itself answers.
+    An idle model accepts any call. If no model is ready, the service refuses the call itself.
     """
     return len(models) > 0 and all(model.admission.in_flight for model in models)
 

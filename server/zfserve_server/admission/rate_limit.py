@@ -9,7 +9,7 @@ from zfserve_runtime.errors import RateExceeded
 class RateLimit:
     """A token bucket for each client, stored as the time at which the bucket is full again (GCRA, ITU-T I.371).
 
-    It drops full buckets. So it holds at most one bucket for each client that called while one bucket fills.
+    It drops full buckets. So it holds buckets only of clients that called within the time in which a bucket fills.
 
     Args:
         rate: requests a second that one client may send over a long time; None for no limit.

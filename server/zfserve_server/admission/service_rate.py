@@ -53,8 +53,9 @@ class ServiceRate:
 
         Args:
             rows: images in the batch.
-            seconds: from when the engine could have begun the batch to its end.
-            delivery_s: seconds from its end until its results were delivered. The event loop may wait for a CPU then.
+            seconds: from the moment at which the engine could have begun the batch to the end of the batch.
+            delivery_s: seconds from the end of the batch until its results were delivered. In that time the event loop
+                may wait for a CPU.
         """
         self._batches.append((rows, seconds, delivery_s))
         self._row_s = _percentile_90(seconds / rows for rows, seconds, _ in self._batches)
@@ -73,7 +74,7 @@ class ServiceRate:
         return self.overdue_s() + run_s + self._delivery_s
 
     def overdue_s(self) -> float:
-        """Returns the seconds that an overdue run is expected to last longer; 0 where no run is overdue."""
+        """Returns how many more seconds an overdue run is expected to last; 0 if no run is overdue."""
         running_s = self._running_s()
         return running_s if self.measured and running_s > OVERDUE * self._row_s * self._rows else 0.0
 

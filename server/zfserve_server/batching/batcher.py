@@ -1,4 +1,4 @@
-"""The batcher lets images that wait together share one run of the engine. Built by the loader, called by the services.
+"""The batcher lets images that wait together share one run of the engine. Built by the loader, called by the pipeline.
 
 Images enter the fair queue on the event loop, and each engine's thread takes batches from it (`engine_thread`). This
 module is the event loop's side: it accepts images, and it answers all of them when an engine is lost or the batcher is
@@ -96,7 +96,7 @@ class Batcher:
 
         Args:
             pixels: uint8 (height, width, 3). Do not write to it before this returns.
-            deadline: the image is dropped if it still waits then.
+            deadline: an image that has not reached an engine by then is dropped.
             caller: decides the image's place in the queue.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Runs blocking work that may never end in a daemon thread. Used where engines are opened."""
+"""Runs blocking work that may never end in a daemon thread. Used to open engines."""
 
 import asyncio
 import concurrent.futures

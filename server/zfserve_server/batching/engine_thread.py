@@ -1,8 +1,8 @@
 """An engine thread runs one engine: it takes batches from the queue and delivers results. Built by the batcher.
 
-The thread takes all that waits, up to a batch, as soon as its engine is free, and hands the results to the event loop
-in one call. It never waits for a batch to fill. A lone request therefore pays one thread hop and nothing else; under
-load the next batch gathers while the engine runs.
+As soon as its engine is free, the thread takes all waiting images, up to one batch. It hands the results to the event
+loop in one call. It never waits for a batch to fill. A lone request therefore pays one thread hop and nothing else;
+under load the next batch gathers while the engine runs. `zfserve_engines.catalogue` lists the engines.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class EngineThread:
             self._engine.close()
         return True
 
-    # These run in the thread.
+    # The methods below run in the thread.
 
     def _run_batches(self) -> None:
         try:
@@ -165,7 +165,7 @@ class EngineThread:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    # These run on the event loop.
+    # The methods below run on the event loop.
 
     def _deliver(
         self, batch: Sequence[QueueEntry], outputs: EngineOutputs, finite: Sequence[bool], times: "_Times"

@@ -14,7 +14,7 @@ from zfserve_server.batching.engine_thread import EngineThread
 logger = logging.getLogger(__name__)
 
 REOPEN_TIMEOUT_S = 120.0
-"""An engine that can be reopened takes far less time than this."""
+"""Seconds that opening a new engine may take. It usually takes far less."""
 
 MAX_HUNG_ENGINES = 3
 """The largest number of engines that may hang at the same time. Each of them keeps its memory and perhaps a CPU; a new
@@ -45,7 +45,7 @@ class Watchdog:
         policy: the timeout of a run, and how to open a new engine.
         threads: the running engine threads. The watchdog removes hung ones and appends new ones.
         new_thread: makes the thread of a new engine.
-        give_up: called once, if a new engine does not help or cannot be opened.
+        give_up: called once, if a new engine would not help or cannot be opened.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Watchdog:
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since no engine works; 0 while one works."""
+        """Seconds since the last engine began the run that hangs; 0 while an engine works."""
         return 0.0 if self._stalled_at is None else time.monotonic() - self._stalled_at
 
     def start(self) -> None:
@@ -88,7 +88,7 @@ class Watchdog:
             self._hung = [*filter(_is_alive, self._hung), thread]
             reopen = self._policy.reopen
             if reopen is None or len(self._hung) > MAX_HUNG_ENGINES or self._hung_on_first_run(thread):
-                logger.critical("a new engine does not help", extra={"hung": len(self._hung)})
+                logger.critical("a new engine would not help", extra={"hung": len(self._hung)})
                 self._give_up()
                 return
             task = asyncio.create_task(self._replace(reopen))

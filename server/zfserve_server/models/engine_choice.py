@@ -29,10 +29,10 @@ WantedPrecision = Literal["auto", "fp32", "fp16", "int8"]
 
 @dataclass(frozen=True)
 class NotTaken:
-    """An engine that does not serve.
+    """Describes an engine that does not serve.
 
     Attributes:
-        engine: the name of its kind.
+        engine: the name of the engine's kind.
         reason: one sentence that says why.
     """
 
@@ -42,10 +42,10 @@ class NotTaken:
 
 @dataclass(frozen=True, eq=False)
 class EngineChoice:
-    """The engine that serves, warm and verified.
+    """Holds the engine that serves, warm and verified.
 
     Attributes:
-        name: the name of its kind.
+        name: the name of the engine's kind.
         instances: the engines, at least one; each runs in its own thread.
         not_taken: the other kinds, in `auto`'s order; empty where the engine was wanted by name.
         reopen: opens another engine like them, in place of one that hangs. Blocks. None on a GPU, because the hanging
@@ -92,7 +92,7 @@ def choose_engine(
         return open_verified(kind)
 
     def reopen(name: EngineName) -> Engine:
-        # The folder may hold another network by now, and its golden outputs would agree with it.
+        # The folder may hold another bundle by now. Its engine would pass the check, by that bundle's golden outputs.
         try:
             same = load_bundle(options.bundle.folder).manifest == options.bundle.manifest
         except BundleError as error:
@@ -146,7 +146,7 @@ def _taken(name: EngineName, engines: list[Engine]) -> EngineChoice:
 
 
 def choose_precision(wanted: WantedPrecision, manifest: Manifest, kind: EngineKind) -> Precision:
-    """Returns the graph that `wanted` means for an engine of that kind.
+    """Returns the precision of the graph that `wanted` means for an engine of that kind.
 
     `auto` takes fp16 on a GPU, unless the bundle's own figures show that it costs more than `TOLERATED_LOSS`: export
     held the fp16 graph to a tolerance on real photos. On a CPU it takes int8 only where the figures show that it costs

@@ -86,7 +86,7 @@ class FailedVersions:
         return failure.found.files == found.files or self._last_files.get(found.folder) != found.files
 
     def error(self, names: Collection[str]) -> Exception:
-        """Returns the error that says why the models `names` cannot be served. It is for the operator, with paths."""
+        """Returns the error that says why the models `names` cannot be served. It has paths, so it is for operators."""
         failures = [failure for failure in self._failures.values() if failure.found.name in names]
         if len(failures) == 1:
             return failures[0].error

@@ -1,6 +1,6 @@
 """Sets the server's health from the state of its models. Built by `app`, which reports each change here.
 
-`Health.drain` is final: nothing here takes it back.
+After `Health.drain` all services stay NOT_SERVING, whatever is reported here.
 """
 
 from zfserve_protos.methods import INFERENCE_SERVICE, PROJECTION, VISION_SERVICE

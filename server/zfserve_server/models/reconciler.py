@@ -32,7 +32,7 @@ OnStep = Callable[[FoundVersion, Step], None]
 
 
 class Reconciler:
-    """Brings what is served in line with what a scan finds. Use from the event loop's thread only.
+    """Makes the served versions match those that a scan finds. Use from the event loop's thread only.
 
     Args:
         scan: returns all versions that exist now; blocks.
@@ -133,7 +133,7 @@ class Reconciler:
             yield from (
                 version
                 for version in usable
-                if (version.pinned or version in newest) and not self._serving.has(version)
+                if (version.pinned or version in newest) and not self._serving.is_current(version)
             )
 
     async def _reconcile_model(self, versions: Sequence[FoundVersion]) -> None:
@@ -154,11 +154,11 @@ class Reconciler:
 
     async def _ensure_served(self, found: FoundVersion) -> bool:
         """Loads the version unless it is served. Returns True if it is served now, even with its earlier content."""
-        if self._serving.has(found):
+        if self._serving.is_current(found):
             self._failed.forget(found.folder)
             return True
         if self._failed.blocks(found):
-            return self._serving.has_any_content(found)
+            return self._serving.is_served(found)
         self._serving.loading = key_of(found)
         try:
             model = await self._load(found)
@@ -166,7 +166,7 @@ class Reconciler:
             raise
         except Exception as error:
             self._failed.add(found, error)
-            return self._serving.has_any_content(found)
+            return self._serving.is_served(found)
         finally:
             self._serving.loading = None
         self._failed.forget(found.folder)

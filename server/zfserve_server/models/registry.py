@@ -32,7 +32,7 @@ class ModelState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """Describes one version of a model, also if it is not served.
+    """Describes one version of a model, which may be served or not.
 
     Attributes:
         reason: a sentence for callers. FAILED: why it failed. LOADING: the current step. READY: why the present
@@ -87,7 +87,7 @@ class ModelRegistry:
             versions.remove(model)
 
     def set_status(self, status: ModelStatus) -> None:
-        """Sets the status of a version that is not ready, or of a new content that would replace one that is."""
+        """Sets the status of a version that is not ready, or of new content that would replace a ready version."""
         self._statuses[status.name, status.version] = status
         self._versions.setdefault(status.name, [])
         self._default = self._default or status.name
@@ -132,10 +132,10 @@ class ModelRegistry:
         return model
 
     def find_equivalent(self, manifest: Manifest) -> ServedModel:
-        """Returns that very version, or else a version with the same weights and the same input.
+        """Returns the version that `manifest` describes, or else a version with the same weights and the same input.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no such version is served.
         """
         same = [
             model

@@ -1,7 +1,7 @@
 """The serving set holds the versions that serve now. It publishes new ones and retires old ones.
 
-A version is published between two requests. A version that is retired answers what it has accepted, and its engines are
-closed then. Built by `app`, used by the reconciler.
+It changes the set between two requests. A version that is retired answers the requests that it has accepted. Then its
+engines are closed. Built by `app`, used by the reconciler.
 """
 
 import asyncio
@@ -74,12 +74,12 @@ class ServingSet:
         """True if `close` found a lost engine."""
         return self._engine_lost
 
-    def has(self, found: FoundVersion) -> bool:
+    def is_current(self, found: FoundVersion) -> bool:
         """Returns True if that version serves with the content that was found."""
         served = self._served.get(key_of(found))
         return served is not None and served.manifest_digest == found.manifest_digest
 
-    def has_any_content(self, found: FoundVersion) -> bool:
+    def is_served(self, found: FoundVersion) -> bool:
         """Returns True if that version serves, even if its folder has another content now."""
         return key_of(found) in self._served
 
@@ -105,7 +105,7 @@ class ServingSet:
             self._on_change()
 
     async def close(self) -> None:
-        """Closes all versions, the retiring ones included. Call it when no more calls come."""
+        """Closes all versions, the retiring ones included. Call it once the server accepts no more calls."""
         await asyncio.gather(*self._retiring)
         while self._served:
             _, served = self._served.popitem()
@@ -118,7 +118,7 @@ class ServingSet:
         manifest = model.manifest
         status = ModelStatus(manifest.name, manifest.version, ModelState.RETIRING, fingerprint=manifest.fingerprint)
         if (manifest.name, manifest.version) not in self._served:
-            self._models.set_status(status)  # in the same step, so that a version at work is never unknown
+            self._models.set_status(status)  # in the same step, so that a version that still answers is never unknown
         self._metrics.model_info.remove(manifest.name, manifest.version, manifest.fingerprint)
         task = asyncio.create_task(self._close_retired(model, status))
         self._retiring.add(task)

@@ -1,1 +1,1 @@
-"""Requests: the two gRPC services, and the classification pipeline that both delegate to."""
+"""Holds the two gRPC services, and the classification pipeline that both call."""

@@ -6,10 +6,10 @@
    cannot be retired between them.
 4. `decode` turns the image into the model's input, in a thread.
 5. The batcher runs the engine. `classify` does steps 4 and 5 for one image, `classify_each` for several.
-6. `_observe` records the times, when the response is on its way.
+6. `_observe` records the times once the response is on its way.
 
-A service converts messages and calls these steps. An RPC that a worker answers calls steps 1, 2 and 4, and admits the
-request to the worker's admission.
+A service converts messages and calls these steps. An RPC that a worker answers calls steps 1, 2 and 4, and has an
+admission of its own (`VisionService.Project`).
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class AdmittedRequest:
     """Holds what steps 4 to 6 need to know of a request.
 
     Attributes:
-        deadline: an image that still waits for an engine then is dropped.
+        deadline: an image that has not reached an engine by then is dropped.
         counted: the request in the model's statistics.
     """
 
@@ -85,7 +85,7 @@ class ClassificationPipeline:
         """Returns the identity of the caller, and counts one request for its rate limit.
 
         Raises:
-            InvalidInput: the metadata name no valid caller.
+            InvalidInput: the metadata hold an unknown priority or a client id that is too long.
             RateExceeded: the client sends more requests than it may.
         """
         caller = identify_caller(context, metadata_of(context))
@@ -97,7 +97,7 @@ class ClassificationPipeline:
 
         Raises:
             InvalidInput: see `ImageDecoder.load`.
-            NotFound: its reference is unknown or has expired.
+            NotFound: the image is a reference that is unknown or has expired.
         """
         return await self._decoder.load(image, model.manifest)
 

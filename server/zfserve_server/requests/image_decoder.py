@@ -52,9 +52,9 @@ class ImageDecoder:
         """Returns the image as the input of that model.
 
         Raises:
-            InvalidInput: there is no image, it cannot be decoded, or it is too large; or another network, or one with
-                another input, gave its reference out.
-            NotFound: its reference is unknown or has expired.
+            InvalidInput: the message has no image, or the image cannot be decoded or is too large, or the image is a
+                reference that was given out by a model with other weights or another input.
+            NotFound: the image is a reference that is unknown or has expired.
         """
         spec = manifest.input
         if isinstance(image, bytes):

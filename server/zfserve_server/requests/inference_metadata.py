@@ -15,7 +15,7 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.inference_tensors import FILE_INPUT
 
 EXTENSIONS = ("classification", "model_configuration", "parameters", "schedule_policy", "statistics")
-"""The extensions of Triton that are served as its documents say, by Triton's names."""
+"""Triton's names of the extensions that this server implements as Triton documents them."""
 
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_plan"}
 """Triton's names of platforms, by the engine's runtime. Other runtimes keep their own name."""
@@ -30,7 +30,7 @@ _STATES = {
 }
 
 _ANY = -1
-"""Stands for the size of the batch in a shape."""
+"""The size of the batch axis in a shape: any size."""
 
 
 def describe_server() -> pb.ServerMetadataResponse:

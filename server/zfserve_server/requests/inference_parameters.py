@@ -1,6 +1,6 @@
 """Reads the parameters of an inference request: timeout, priority and form of the answer. Used by `inference_service`.
 
-It ignores unknown parameters, as Triton and KServe do, because clients send notes of their own in them.
+It ignores unknown parameters, as Triton and KServe do, because clients send data of their own in them.
 """
 
 import time
@@ -32,7 +32,7 @@ def narrow_deadline(request: pb.ModelInferRequest, deadline: Deadline) -> Deadli
     """Returns the earlier of the call's deadline and the parameter `timeout`: microseconds from now, 0 for no timeout.
 
     Raises:
-        InvalidInput: `timeout` is negative or no whole number.
+        InvalidInput: `timeout` is negative or not a whole number.
     """
     timeout_us = _whole(request, "timeout")
     if not timeout_us:
@@ -47,7 +47,7 @@ def choose_priority(request: pb.ModelInferRequest, caller: CallerIdentity) -> Ca
     1 is interactive, more is bulk, and 0 changes nothing.
 
     Raises:
-        InvalidInput: `priority` is negative or no whole number.
+        InvalidInput: `priority` is negative or not a whole number.
     """
     level = _whole(request, "priority")
     return replace(caller, priority=Priority.INTERACTIVE if level == 1 else Priority.BULK) if level else caller
@@ -60,7 +60,7 @@ def wants_typed(request: pb.ModelInferRequest) -> bool:
     KServe answer in the form of the request; Triton always answers raw.
 
     Raises:
-        InvalidInput: the parameter is no boolean.
+        InvalidInput: the parameter is not a boolean.
     """
     if "binary_data_output" not in request.parameters:
         return is_typed(request)
@@ -78,7 +78,7 @@ def _whole(request: pb.ModelInferRequest, name: str) -> int:
     _check_type(name, parameter, kind)
     value: int = getattr(parameter, kind)
     if value < 0:
-        raise InvalidInput(f"the parameter {name} is {value}; it is 0 or more", field=f"parameters[{name}]")
+        raise InvalidInput(f"the parameter {name} is {value}; send 0 or more", field=f"parameters[{name}]")
     return value
 
 

@@ -39,7 +39,7 @@ from zfserve_server.requests.inference_tensors import (
 )
 
 STREAM_DEPTH = 32
-"""The largest number of requests of one stream in flight. The next one is read when the oldest has been answered."""
+"""The largest number of requests of one stream that are in flight. The next one is read once the oldest is answered."""
 
 NEWEST = "-1"
 """Triton's clients may send this for the newest version."""
@@ -133,7 +133,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         if read_error is not None:
             raise read_error
         if self._health.watches_ended:
-            raise ShuttingDown("the service is shutting down; open the stream anew, at another instance")
+            raise ShuttingDown("the service is shutting down; open a new stream to another instance")
 
     def _find_model(self, name: str, version: str) -> ServedModel:
         return self._pipeline.find_model(name, "" if version == NEWEST else version)
@@ -218,7 +218,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         )
 
     RepositoryModelLoad = RepositoryModelUnload = _unimplemented(
-        "models are not loaded or unloaded by call; put versions into the model's folder or take them out"
+        "calls cannot load or unload models; put versions into the model's folder or remove them"
     )
     SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _unimplemented(
         "system shared memory is not supported; send tensors in the request"

@@ -25,6 +25,7 @@ Rows = npt.NDArray[np.uint8] | list[bytes]
 Tensor = pb.ModelInferRequest.InferInputTensor
 
 _SLICE = 16_384
+"""Values that are copied at a time."""
 
 _SHARED_MEMORY = "shared_memory_region"
 
@@ -48,7 +49,9 @@ def is_typed(request: pb.ModelInferRequest) -> bool:
 
 
 def check_input(request: pb.ModelInferRequest, spec: InputSpec, most: int) -> int:
-    """Returns the number of images that the request brings. Checks its one input by its shape, without its values.
+    """Returns the number of images that the request brings. Checks the name, type and shape of its one input.
+
+    It does not read the values.
 
     Args:
         most: the largest number of images in one request.
@@ -150,15 +153,15 @@ def _read_files(contents: bytes | pb.InferTensorContents, count: int, field: str
     files = _split(contents, count, field) if isinstance(contents, bytes) else contents.bytes_contents
     if len(files) != count:
         raise InvalidInput(
-            f"the shape says {count} files and {len(files)} were sent; send each in one of bytes_contents, or in "
-            "raw_input_contents behind its length",
+            f"the shape says {count} files and {len(files)} were sent; send each as one entry of bytes_contents, or in "
+            "raw_input_contents after its length",
             field=field,
         )
     return list(files)
 
 
 def _split(raw: bytes, count: int, field: str) -> list[bytes]:
-    """Returns the elements of a raw BYTES tensor. Each follows its length, which has 4 bytes, little-endian."""
+    """Returns the elements of a raw BYTES tensor. The length of each precedes it: 4 bytes, little-endian."""
     elements: list[bytes] = []
     at = 0
     while at < len(raw):
@@ -168,8 +171,8 @@ def _split(raw: bytes, count: int, field: str) -> list[bytes]:
         at = begin + struct.unpack_from("<I", raw, at)[0] if begin <= len(raw) else begin
         if at > len(raw):
             raise InvalidInput(
-                f"element {len(elements)} of the raw BYTES tensor is cut short; before each stands its length, in 4 "
-                "bytes, little-endian",
+                f"element {len(elements)} of the raw BYTES tensor is cut short; send the length of each before it, as "
+                "4 bytes, little-endian",
                 field=field,
             )
         elements.append(raw[begin:at])
@@ -181,7 +184,7 @@ def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[Requ
 
     Raises:
         InvalidInput: an output does not exist or is asked for twice, or its parameters are wrong.
-        Unimplemented: an output shall be written to shared memory.
+        Unimplemented: the request asks for an output in shared memory.
     """
     widths = manifest.output_widths
     if len(request.outputs) > len(widths):
@@ -203,7 +206,9 @@ def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, widths
     parameter = output.parameters["classification"]
     top_k = parameter.int64_param
     if not parameter.HasField("int64_param") or top_k < 1:
-        raise InvalidInput("classification is how many classes, 1 or more, as int64_param", field=field)
+        raise InvalidInput(
+            "the parameter classification is the number of classes; send 1 or more as int64_param", field=field
+        )
     return RequestedOutput(output.name, min(top_k, widths[output.name]))
 
 
@@ -240,7 +245,7 @@ def add_outputs(
 
 
 def _top_values(row: npt.NDArray[np.float32], count: int, classes: Sequence[ClassEntry] | None) -> Iterator[bytes]:
-    """Yields the largest values as Triton writes them, the largest first. Of equal values the first comes first."""
+    """Yields the largest values as Triton writes them, the largest first. Equal values keep their order."""
     order = np.argsort(-row, kind="stable")[:count]
     for index, value in zip(order.tolist(), row[order].tolist(), strict=True):
         label = "" if classes is None else f":{classes[index].label}"

@@ -1,4 +1,4 @@
-"""Keeps photos for later requests, so that a client need not send a photo again. Used by `decoding`."""
+"""Keeps photos for later requests, so that a client need not send a photo again. Used by `image_decoder`."""
 
 import secrets
 import time
@@ -23,7 +23,9 @@ class CachedPhoto(NamedTuple):
 
 
 class PhotoCache:
-    """A cache of decoded photos by unguessable references. It evicts the least recently used; unused photos expire.
+    """Caches decoded photos by references that cannot be guessed.
+
+    When it is full, it evicts the least recently used photo. A photo that is not used for `ttl_s` seconds expires.
 
     Args:
         limit: the largest number of photos. Each is as large as the model's input (150 KB at 224x224).

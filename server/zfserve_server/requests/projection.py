@@ -1,4 +1,4 @@
-"""Converts a Project request for the worker, and checks and completes the worker's projections. Used by the service."""
+"""Converts Project requests for the worker, and checks and completes its projections. Used by `vision_service`."""
 
 import logging
 import math

@@ -23,9 +23,9 @@ from zfserve_server.worker.client import WorkerClient
 DEFAULT_TOP_K = 5
 
 PROJECTIONS = 32
-"""The largest number of Project calls in flight. The worker has a shorter queue of its own. Each model bounds its
-classifications apart, so that projections that wait for a stuck worker leave room for them. No projection is refused
-for its deadline: nobody knows its cost before it is done, and its results come one by one."""
+"""The largest number of Project calls in flight. The worker has a shorter queue of its own. Projections that wait for a
+stuck worker take no place from classifications, because each model bounds those by itself. No projection is refused for
+its deadline, because its cost is unknown until it is done and its results come one by one."""
 
 
 class VisionService(VisionServiceServicer):
@@ -85,6 +85,7 @@ class VisionService(VisionServiceServicer):
                     projection.model.CopyFrom(model.identity)  # another version may have the same weights
                     add_source_box(projection, photo.image)
                     yield projection
+            # The worker serves its calls in turns, so this call had about this share of the worker's time.
             self._projection_rate.observe(1, (time.monotonic() - began) / in_flight)
 
     async def DescribeModel(  # noqa: N802
@@ -119,7 +120,7 @@ def _convert(status: ModelStatus) -> pb.ModelStatus:
 
 
 def choose_top_k(request: pb.ClassifyRequest, classes: int) -> int:
-    """Returns the number of classes to answer.
+    """Returns the number of classes in the answer.
 
     Args:
         classes: the number of classes that the model has.

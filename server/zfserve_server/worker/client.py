@@ -34,7 +34,7 @@ _STATE_POLL_S = 0.1
 """Seconds between two reads of the channel's state."""
 
 _MAX_ATTEMPTS = 3
-"""Attempts at a projection that meets workers without its network. Other workers may hold it."""
+"""The largest number of attempts at a projection. A worker may lack the network while another worker holds it."""
 
 _DESCRIBE_TIMEOUT_S = 60.0
 """A Describe call may take this long, because the worker first loads the weights that it lacks."""
@@ -100,7 +100,7 @@ class WorkerClient:
         return self._pairing.holds(fingerprint)
 
     async def announce(self, fingerprints: Collection[str]) -> None:
-        """Announces what the server serves from now on. When this returns, the worker has loaded it if it can."""
+        """Announces the networks that the server serves from now on. Returns once the worker has loaded what it can."""
         self._pairing.set_served(fingerprints)
         if self._pairing.up:
             with suppress(grpc.aio.AioRpcError, EngineFailed):  # `watch` notices a worker that went away
@@ -111,7 +111,7 @@ class WorkerClient:
         """Raises WorkerUnavailable or WorkerMismatch if no worker can project that network now."""
         lacking = self._pairing.up and not self._pairing.holds(fingerprint)
         if lacking and time.monotonic() - self._described_at >= _RETRY_S:
-            await self.announce(self._pairing.served)  # its volume may have got the version later than ours
+            await self.announce(self._pairing.served)  # the version may have come to its volume later
         self._pairing.check(fingerprint)
 
     async def watch(self) -> None:
@@ -222,7 +222,7 @@ class WorkerClient:
                 await self.announce(self._pairing.served)
 
     async def _describe(self) -> None:
-        """Lets the worker load what the server serves, and learns what it holds."""
+        """Asks the worker to load the networks that the server serves, and notes which ones it holds."""
         async with self._describing:
             asked: frozenset[str] | None = None
             while asked != self._pairing.served:  # it may have changed during the call

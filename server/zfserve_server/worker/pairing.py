@@ -1,4 +1,4 @@
-"""The pairing says if a worker serves and if it holds all networks that the server serves.
+"""The pairing says whether a worker serves, and whether it holds all networks that the server serves.
 
 A network is identified by its fingerprint. Kept by `client`.
 """
@@ -76,11 +76,11 @@ class Pairing:
         self.update()
 
     def set_served(self, fingerprints: Collection[str]) -> None:
-        """Sets what the server serves. Call `update` when the worker was asked for it."""
+        """Sets the networks that the server serves. Call `update` once the worker was asked to load them."""
         self._served = frozenset(fingerprints)
 
     def set_held(self, fingerprints: Collection[str]) -> None:
-        """Sets what the worker holds, by its last answer. Call `update` afterwards."""
+        """Sets the networks that the worker holds by its last answer. Call `update` afterwards."""
         self._held = frozenset(fingerprints)
 
     def drop_held(self, fingerprint: str) -> None:

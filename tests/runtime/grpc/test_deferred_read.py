@@ -1,4 +1,4 @@
-"""Calls that are checked before their request is read, through real channels."""
+"""Tests calls that are checked before their request is read, through real channels."""
 
 import asyncio
 import gc
@@ -62,7 +62,7 @@ async def test_an_unauthenticated_call_meets_no_other_check(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("way", ["cancelled", "late", "silent"])
 async def test_a_caller_that_goes_away_before_it_sends_its_request(way: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells a cancelled call, a late call and a call without a request apart."""
+    """The log has another status for a cancelled call, a late call and a call without a request."""
     caplog.set_level(logging.INFO)
     checked, serving = asyncio.Event(), list[Any]()
 
@@ -85,12 +85,12 @@ async def test_a_caller_that_goes_away_before_it_sends_its_request(way: str, cap
         with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
             await call
         await asyncio.wait(serving)
-    told = {"cancelled": "CANCELLED", "late": "DEADLINE_EXCEEDED", "silent": "INVALID_ARGUMENT"}[way]
-    assert [vars(record)["status"] for record in caplog.records] == [told]
+    status = {"cancelled": "CANCELLED", "late": "DEADLINE_EXCEEDED", "silent": "INVALID_ARGUMENT"}[way]
+    assert [vars(record)["status"] for record in caplog.records] == [status]
 
 
 async def test_a_refused_call_leaves_nothing_to_the_garbage_collector() -> None:
-    """Otherwise its error would hold the call through the traceback."""
+    """The error must not hold the call through its traceback."""
     raised = []
 
     def remembered() -> Overloaded:

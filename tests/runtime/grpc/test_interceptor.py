@@ -60,7 +60,7 @@ async def test_client_that_goes_away_ends_the_work(probe: Probe, method: str) ->
     call.cancel()
     await probe.finished.wait()
     await asyncio.wait([reading])
-    # The interceptor counts in the handler's own task, before any other task runs.
+    # The interceptor counts the call in the task of the handler, so no other task runs before that.
     assert probe.count("CANCELLED", method.capitalize()) == 1
 
 

@@ -11,8 +11,8 @@ from zfserve_runtime.grpc.health import SERVER, Health, add_health_and_reflectio
 from zfserve_runtime.grpc.listener import find_exposure, host_and_port, is_local, open_port
 from zfserve_runtime.grpc.options import server_options
 
-ALONE = [("grpc.use_local_subchannel_pool", 1)]
-"""Without this option the channels of a process share their connections."""
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+"""The channel option that gives a channel its own connections. By default the channels of a process share them."""
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ async def limited_server(
 
 async def test_connections_over_the_limit_are_closed_until_another_one_closes() -> None:
     async with limited_server(2) as address:
-        first, second = (grpc.aio.insecure_channel(address, ALONE) for _ in range(2))
+        first, second = (grpc.aio.insecure_channel(address, OWN_CONNECTION) for _ in range(2))
         assert [await check(channel) for channel in (first, second)] == [2, 2]
-        async with grpc.aio.insecure_channel(address, ALONE) as third:
+        async with grpc.aio.insecure_channel(address, OWN_CONNECTION) as third:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await check(third)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -101,7 +101,7 @@ async def test_connections_over_the_limit_are_closed_until_another_one_closes() 
 
 
 async def test_metadata_is_bounded() -> None:
-    async with limited_server(2) as address, grpc.aio.insecure_channel(address, ALONE) as channel:
+    async with limited_server(2) as address, grpc.aio.insecure_channel(address, OWN_CONNECTION) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await check(channel, metadata=(("x", "y" * 20_000),))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -112,7 +112,7 @@ async def test_an_old_connection_takes_no_new_calls_and_loses_none() -> None:
     health = Health(SERVER)
     async with (
         limited_server(9, health, max_connection_age_s=0.1) as address,
-        grpc.aio.insecure_channel(address, ALONE) as channel,
+        grpc.aio.insecure_channel(address, OWN_CONNECTION) as channel,
     ):
         watch = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
         assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING

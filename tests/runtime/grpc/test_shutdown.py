@@ -19,7 +19,7 @@ LONG_S = 600.0
 
 
 class SlowServer:
-    """A server with one method, which answers once `release` is set."""
+    """Runs a server with one method, which answers once `release` is set."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()

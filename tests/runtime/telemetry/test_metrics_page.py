@@ -1,4 +1,4 @@
-"""docs/metrics.md lists every metric, and no other."""
+"""docs/metrics.md lists every metric and nothing else."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Tests the settings that switch traces on. Tests of the server, of the worker and of both test the traces
-themselves."""
+"""Tests the settings that switch traces on. The tests of the server and of the worker check the traces themselves."""
 
 import builtins
 from typing import Any

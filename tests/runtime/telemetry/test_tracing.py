@@ -1,4 +1,4 @@
-"""Tests calls that are not traced. Tests of the server, of the worker and of both test the spans themselves."""
+"""Tests calls that are not traced. The tests of the server and of the worker check the spans of traced calls."""
 
 import asyncio
 

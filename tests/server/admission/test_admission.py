@@ -21,7 +21,7 @@ BULK = CallerIdentity("archive", Priority.BULK)
 
 @dataclass(eq=False)
 class Place:
-    """A request in flight. Closing `held` ends it."""
+    """Holds a place for a request in flight. Closing `held` ends the request."""
 
     caller: CallerIdentity
     held: ExitStack
@@ -34,7 +34,7 @@ def measured(row_s: float = 1.0) -> ServiceRate:
 
 
 def fill(admission: Admission, caller: CallerIdentity, stack: ExitStack) -> int:
-    """Takes every place that `caller` can get, and returns their number."""
+    """Takes every place that `caller` can get. Returns the number of places."""
     for taken in range(1000):
         try:
             stack.enter_context(admission.admit(caller))
@@ -75,7 +75,7 @@ def observable(value: object) -> object:
 
 
 def test_a_check_changes_nothing() -> None:
-    """This holds for a check that passes and for a refusal of each kind."""
+    """A check that passes changes nothing, and neither does a refusal of any kind."""
     admission = Admission(4, measured())
     with admission.admit(CallerIdentity("a")), admission.admit(BULK):
         before = observable(admission)
@@ -100,10 +100,10 @@ def test_a_full_queue_says_when_the_images_ahead_are_done() -> None:
     admission = Admission(2, measured(0.5))
     with admission.admit(), admission.admit(), pytest.raises(Overloaded) as refused:
         admission.admit()
-    assert refused.value.retry_after_s == pytest.approx(1.5)  # two ahead, and its own
+    assert refused.value.retry_after_s == pytest.approx(1.5)  # 0.5 s each: two images ahead, and its own
 
 
-def test_a_request_whose_answer_would_be_late_is_refused_at_once_and_told_how_late() -> None:
+def test_a_request_whose_answer_would_be_late_is_refused_at_once_with_the_delay() -> None:
     admission = Admission(100, measured(1.0))
     with ExitStack() as stack:
         for _ in range(9):
@@ -142,7 +142,7 @@ def test_an_overdue_run_refuses_requests_that_cannot_wait_as_long_again() -> Non
 def test_one_client_alone_leaves_a_place_for_the_next_and_two_share() -> None:
     admission = Admission(90, ServiceRate())
     with ExitStack() as stack:
-        assert fill(admission, CallerIdentity("first"), stack) == 80  # 8/9
+        assert fill(admission, CallerIdentity("first"), stack) == 80  # 8/9 of the places
         second = fill(admission, CallerIdentity("second"), stack)
         assert 0 < second < 10
         assert fill(admission, CallerIdentity("third"), stack) > 0
@@ -150,8 +150,8 @@ def test_one_client_alone_leaves_a_place_for_the_next_and_two_share() -> None:
 
 @settings(max_examples=20)
 @given(st.integers(), st.integers(30, 120))
-def test_clients_that_always_send_get_equal_shares_whatever_the_first_one_held(seed: int, limit: int) -> None:
-    """Admission and the fair queue together: each answer frees one place, which all clients try to take."""
+def test_clients_that_always_send_get_equal_shares_though_one_of_them_came_first(seed: int, limit: int) -> None:
+    """Admission works with the fair queue: each answer frees one place, which all clients try to take."""
     chance, admission, order = Random(seed), Admission(limit, ServiceRate()), FairScheduler[Place]()
     clients = [CallerIdentity(str(number)) for number in range(4)]
     answered = Counter[str]()
@@ -197,7 +197,10 @@ def test_waiting_bulk_hardly_delays_interactive_requests() -> None:
 
 
 def test_bulk_expects_its_share_while_many_interactive_requests_are_in_flight() -> None:
-    """Nine bulk images and its own take eighty turns then. With few, only the images in flight precede it."""
+    """At a share of one in eight, nine bulk images and its own take 80 turns.
+
+    If few interactive requests are in flight, only the images in flight precede it.
+    """
     admission = Admission(1000, measured(1.0))
     with ExitStack() as stack:
         for _ in range(9):
@@ -205,7 +208,7 @@ def test_bulk_expects_its_share_while_many_interactive_requests_are_in_flight() 
         stack.enter_context(admission.admit())
         with admission.admit(BULK, Deadline.after(11.5)):
             pass
-        stack.enter_context(admission.admit())  # more than one batch, which holds one image
+        stack.enter_context(admission.admit())  # now more than one batch, which holds one image
         with pytest.raises(Overloaded):
             admission.admit(BULK, Deadline.after(79.0))
         stack.enter_context(admission.admit(BULK, Deadline.after(81.0)))

@@ -1,4 +1,4 @@
-"""Calls are refused before their request is read where no model would accept them, and only then."""
+"""A call is refused before its request is read if, and only if, no model would accept it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ CLASSIFY, INFER = "/zfserve.v1.VisionService/Classify", "/inference.GRPCInferenc
 
 
 class Served:
-    """A model with admission only."""
+    """Stands for a served model. It has only an admission."""
 
     def __init__(self, places: int) -> None:
         self.admission = Admission(places, ServiceRate())
@@ -61,12 +61,15 @@ def test_a_check_takes_no_place() -> None:
     assert free.admission.in_flight == 0
 
 
-def test_without_a_model_the_service_itself_answers() -> None:
+def test_without_a_model_no_call_is_shed() -> None:
     assert not all_models_busy(ModelRegistry(lambda: Starting("not yet")))
 
 
 def test_a_request_may_raise_its_priority() -> None:
-    """All bulk requests together hold no more places than are free. An inference request has a priority of its own."""
+    """An inference request carries its own priority, which may be higher than that of the metadata.
+
+    The bulk requests in flight have all places that bulk may get. An interactive request still gets one.
+    """
     served, bulk = Served(4), ("x-priority", "bulk")
     with ExitStack() as stack:
         for client in ("a", "b"):

@@ -24,7 +24,10 @@ def retry_after_s(limit: RateLimit) -> float:
     st.floats(0.1, 1000), st.integers(1, 50), st.lists(st.floats(0, 3, allow_subnormal=False), min_size=60, max_size=60)
 )
 def test_a_client_gets_its_burst_and_then_its_rate_and_no_more(rate: float, burst: int, pauses: list[float]) -> None:
-    """Within any time at most `burst + rate x time` pass. A client that waits as long as it is told passes."""
+    """In any interval of `time` seconds, at most `burst + rate x time` requests pass.
+
+    A request passes after the delay that the refusal named.
+    """
     clock = Clock()
     limit = RateLimit(rate, burst, clock)
     passed: list[float] = []

@@ -20,7 +20,7 @@ class Image:
 
 CALLERS = st.builds(CallerIdentity, st.sampled_from("abc"), st.sampled_from(Priority))
 MOVES = st.lists(st.one_of(CALLERS, st.none()), max_size=200)
-"""A move is the caller of an image that arrives, or None for one image that is taken."""
+"""Each entry adds an image of that caller, or, if it is None, takes an image."""
 
 
 def add_images(scheduler: FairScheduler[Image], *callers: CallerIdentity) -> list[Image]:
@@ -56,8 +56,11 @@ def test_interactive_precedes_bulk_and_bulk_gets_its_share() -> None:
 
 @given(MOVES)
 def test_the_order_is_fair(moves: list[CallerIdentity | None]) -> None:
-    """Each image is taken once, and those of one client in order. Interactive images precede bulk images, but while
-    bulk waits one in eight is bulk. Of two waiting clients none is taken twice before the other is taken once."""
+    """Each image is taken once, and the images of one client are taken in order.
+
+    Interactive images precede bulk images, but while bulk waits, one image in eight is bulk. If two clients wait, no
+    client is taken twice before the other is taken once.
+    """
     scheduler, waiting, taken = FairScheduler[Image](), list[Image](), list[Image]()
     since_bulk = 0
     # By (taken, waiting): the times in a row that the first caller was taken while the second waited.

@@ -18,7 +18,7 @@ from zfserve_server.batching.queue_entry import InferenceResult
 from zfserve_server.batching.watchdog import MAX_HUNG_ENGINES, WatchdogPolicy
 
 TIMEOUT_S = 0.4
-"""Far longer than a run of an engine that does not hang."""
+"""The timeout of a run. An engine that does not hang takes far less."""
 
 NEVER = Deadline()
 

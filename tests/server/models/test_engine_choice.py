@@ -30,11 +30,11 @@ def options(tmp_path: Path) -> EngineOptions:
 
 @dataclass
 class Openers:
-    """Has an opener for every kind of engine. By default each raises EngineUnavailable.
+    """Provides an opener for every kind of engine. By default each raises EngineUnavailable.
 
     Attributes:
         engines: the engines that can be opened.
-        failures: the errors that the other openers raise.
+        failures: the errors that openers raise, by kind.
         tried: the kinds that were tried, in order.
     """
 
@@ -70,7 +70,7 @@ class Openers:
 
 
 def wrong_engine() -> FakeEngine:
-    """Returns an engine that gives no golden output."""
+    """Returns an engine whose outputs differ from the golden outputs."""
     engine = FakeEngine()
     engine.info = EngineInfo("fake", "Wrong", "fp32", 4, 1)
     answer = engine.run

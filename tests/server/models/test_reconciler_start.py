@@ -57,6 +57,6 @@ async def test_a_start_that_is_not_strict_serves_other_models_than_the_default(r
 
 async def test_a_missing_default_model_is_an_error_at_the_start(repository: FakeModelRepository) -> None:
     repository.put(version("1", "birds"), FakeEngine())
-    with pytest.raises(BundleError, match="--default-model is 'fish', and there is only birds"):
+    with pytest.raises(BundleError, match="--default-model is 'fish'; the model folders hold only birds"):
         async with running_server(repository=repository, default_model="fish"):
             pass

@@ -1,4 +1,4 @@
-"""The registry finds models by name and version, and says which models exist if there is none."""
+"""The registry finds models by name and version. Its error for an unknown name lists the models that exist."""
 
 import pytest
 from fakes.serving import MANIFEST, FakeEngine, Running, classify_request

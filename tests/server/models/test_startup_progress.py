@@ -48,10 +48,10 @@ ColourBundle = Callable[..., Bundle]
 
 @dataclass
 class SlowOpening:
-    """Opens an engine in the steps that the test sends, and ends with the engine or with the error that it sends.
+    """Opens an engine in the steps that the test sends. It returns the engine, or raises the error that the test sends.
 
     Attributes:
-        cancelled: True once a report was answered with a cancellation.
+        cancelled: True once a report raised OpeningCancelled.
     """
 
     engine: FakeEngine = field(default_factory=FakeEngine)
@@ -229,7 +229,7 @@ async def test_an_engine_that_failed_to_open_ends_the_server_with_its_error() ->
                 await server.ended
 
 
-async def test_a_device_lost_while_the_engine_opens_ends_the_server_with_that() -> None:
+async def test_a_device_lost_while_the_engine_opens_ends_the_server_with_engine_lost() -> None:
     async with starting_server() as server:
         server.opening.send(EngineLost("the card fell off the bus"))
         with pytest.raises(EngineLost):
@@ -294,10 +294,10 @@ def test_metrics_show_the_phase_its_progress_and_its_seconds() -> None:
     assert (value("zfserve_startup_seconds", {"phase": "compiling"}) or 0) > 0
 
 
-def test_the_real_process_reports_the_chosen_engine_and_the_reason_against_each_other(
+def test_the_real_process_reports_the_chosen_engine_and_why_the_others_were_not_taken(
     colour_bundle: ColourBundle, tmp_path: Path
 ) -> None:
-    """Holds on a machine with a GPU too: the test only requires a reason for every engine."""
+    """The test passes on a machine with a GPU too, because it only requires a reason for every other engine."""
     with running_service(colour_bundle().folder, tmp_path, "--no-worker", "--threads", "1") as service:
         described = zfserve("info", "--json", "--address", service.address)
     engine = json.loads(described.stdout)["engine"]

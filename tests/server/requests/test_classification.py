@@ -1,4 +1,4 @@
-"""The classification pipeline without gRPC: it finds models, classifies images, and records what it did."""
+"""Tests the classification pipeline without gRPC: it finds models, classifies images, and records times."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from zfserve_server.requests.photo_cache import PhotoCache
 
 
 class Pipeline:
-    """A pipeline with one model; `request` classifies as one counted request."""
+    """Holds a pipeline with one model. `request` classifies images as one counted request."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.metrics, self.models = Metrics(), ModelRegistry(lambda: ServiceError("no model"))

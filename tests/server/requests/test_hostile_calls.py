@@ -43,7 +43,7 @@ async def answer_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
-    """Returns calls, each with the codes that may answer it."""
+    """Returns pairs of the status codes that a call may end with, as one string, and the call."""
     known: dict[str, Any] = {"metadata": bearer(token)}
     vision = server.vision
     infer = GRPCInferenceServiceStub(server.channel)

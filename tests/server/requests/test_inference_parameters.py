@@ -45,7 +45,7 @@ def test_the_form_of_the_answer() -> None:
 
 
 def test_neutral_and_unknown_parameters_are_accepted() -> None:
-    """Some clients send them with every request."""
+    """Some clients send such parameters with every request."""
     refuse_sequences(
         parametrised(
             sequence_id=Parameter(int64_param=0),

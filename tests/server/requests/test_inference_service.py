@@ -1,4 +1,4 @@
-"""The Open Inference Protocol through a real channel, with a fake engine."""
+"""Tests the Open Inference Protocol through a real channel, with a fake engine."""
 
 import asyncio
 from typing import Any
@@ -86,7 +86,7 @@ async def test_classification_of_more_classes_than_exist(server: Running) -> Non
 
 
 async def test_an_invalid_request_is_named(server: Running, engine: FakeEngine) -> None:
-    """This sends some through a channel; `test_inference_tensors` has all of them."""
+    """The test sends a few invalid requests through a channel. `test_inference_tensors` tests all kinds."""
     unnamed = pb.ModelInferRequest(inputs=[tensor("x", "UINT8", 1)])
     no_image = of_files(png(1), b"none")
     sequence = raw_request(1, parameters={"sequence_id": Parameter(int64_param=1)})
@@ -99,7 +99,7 @@ async def test_an_invalid_request_is_named(server: Running, engine: FakeEngine) 
         assert isinstance(error, InvalidInput)
         assert error.field == field
         assert words in error.message
-    assert engine.batches == [[1]] or not engine.batches  # the first image, beside the invalid one
+    assert engine.batches == [[1]] or not engine.batches  # the valid image of `no_image` may have run
 
 
 async def test_an_unknown_model_is_not_found(server: Running) -> None:
@@ -109,7 +109,7 @@ async def test_an_unknown_model_is_not_found(server: Running) -> None:
 
 
 async def test_neutral_and_unknown_parameters_are_accepted(server: Running) -> None:
-    """Some clients send them with every request."""
+    """Some clients send such parameters with every request."""
     parameters = {
         "sequence_id": Parameter(int64_param=0),
         "sequence_start": Parameter(bool_param=False),

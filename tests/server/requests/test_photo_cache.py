@@ -1,4 +1,4 @@
-"""PhotoCache to photos: how long they are kept, and which requests keep one."""
+"""Tests how long the cache keeps photos, and which requests add a photo to it."""
 
 from collections.abc import AsyncIterator
 
@@ -63,7 +63,7 @@ def test_a_reference_expires_unless_it_is_used() -> None:
 
 @pytest.fixture
 async def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-    """A server that keeps one photo."""
+    """Starts a server that keeps one photo."""
     monkeypatch.setattr("zfserve_server.grpc_server.CACHED_PHOTOS", 1)
     async with running_server(engine) as running:
         yield running

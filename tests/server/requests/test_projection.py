@@ -48,7 +48,7 @@ def worker() -> FakeWorker:
 
 @pytest.fixture
 async def pair(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
-    """A server that is connected to its worker."""
+    """Starts a server that is connected to its worker."""
     async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
         await projection_is(server, SERVING)
         yield server

@@ -95,7 +95,7 @@ async def test_a_batch_is_linked_with_every_traced_call_in_it(
         await engine.begun()
         metadata: tuple[tuple[tuple[str, str], ...], ...] = (TRACED, TRACED, ())
         mates = [asyncio.ensure_future(server.vision.Classify(classify_request(9), metadata=each)) for each in metadata]
-        await server.vision.DescribeModel(pb.DescribeModelRequest())  # comes after them
+        await server.vision.DescribeModel(pb.DescribeModelRequest())  # its span arrives after theirs
         engine.open.set()
         await asyncio.gather(first, *mates)
 

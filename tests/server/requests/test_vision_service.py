@@ -36,7 +36,7 @@ def encode(width: int, height: int, file_format: str = "PNG") -> bytes:
 
 
 def png_bomb() -> bytes:
-    """Returns a PNG of a few bytes whose header says 3.6 thousand million pixels."""
+    """Returns a PNG of a few bytes whose header says 3.6e9 pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -144,7 +144,7 @@ async def test_a_reference_expires(engine: FakeEngine) -> None:
 
 
 async def test_the_largest_image_allowed_arrives(engine: FakeEngine) -> None:
-    """It is larger than gRPC's default limit of 4 MiB."""
+    """The image is larger than gRPC's default limit of 4 MiB."""
     async with running_server(engine, max_image_bytes=3 * 2000 * 1000) as server:
         raw = pb.RawPixels(width=2000, height=1000, data=bytes(3 * 2000 * 1000))
         assert (await server.vision.Classify(pb.ClassifyRequest(image=pb.Image(raw=raw)))).classes[0].index == 0

@@ -117,7 +117,7 @@ async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 
 async def test_ctrl_c_does_not_reach_the_process(tmp_path: Path) -> None:
-    """A terminal sends Ctrl-C to its whole session."""
+    """A terminal sends SIGINT at Ctrl-C to its whole foreground process group."""
     task = asyncio.create_task(Supervisor(marking(tmp_path / "marks", STAY), Metrics()).run())
     [process] = await marks(tmp_path / "marks", 1)
     assert os.getsid(process) != os.getsid(0)
@@ -125,7 +125,7 @@ async def test_ctrl_c_does_not_reach_the_process(tmp_path: Path) -> None:
 
 
 async def test_the_process_notices_the_death_of_its_parent(tmp_path: Path) -> None:
-    """Its standard input ends."""
+    """The standard input of the process ends."""
     child = marking(tmp_path / "marks", "import sys; sys.stdin.read(); open(sys.argv[1], 'a').write('done\\n')")
     program = (
         "import asyncio\n"
