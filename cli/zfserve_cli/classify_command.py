@@ -112,7 +112,7 @@ def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace) -> lis
 def _overview(answers: list[tuple[Path, Classification]]) -> Table:
     table = Table(box=None, padding=(0, 1))
     for column in ("photo", "class", "", "runner-up", ""):
-        table.add_column(column, header_style="dim", overflow="fold")  # a name that is cut short names no photo
+        table.add_column(column, header_style="dim", overflow="fold")  # a shortened name would not identify the photo
     for photo, answer in answers:
         best, *others = answer.classes
         row = [Text(str(photo)), Text(best.label, "bold"), Text(f"{best.probability:.1%}", "bold")]

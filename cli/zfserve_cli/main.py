@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name. None means the arguments of this process.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text, and a terminal may lack characters
+        if isinstance(stream, io.TextIOWrapper):  # a file name may be invalid text
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv) or ["--help"])
@@ -92,7 +92,7 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `zfserve {near[0]}`?" if near else "`zfserve --help` lists the commands"
         return _fail(f"there is no command {name!r}; {hint}", UNUSABLE)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's log messages about connections are not for users
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # users need no log messages of gRPC about connections
     try:
         return _run(name, rest)
     except ModuleNotFoundError as error:
@@ -123,7 +123,7 @@ def _help() -> str:
 
 
 def _drop_output() -> None:
-    """Sends the rest of the buffer nowhere, so that the interpreter's flush at its end does not fail again."""
+    """Discards the rest of the output, so that the interpreter's flush at its end does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -25,7 +25,7 @@ _CALLER_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthen
 """A retry with the same arguments fails in the same way."""
 
 _BACKEND_UNHEALTHY = "backend unhealthy"
-"""gRPC says this if no server serves by its own health."""
+"""gRPC's message says this if the health of every server is NOT_SERVING."""
 
 _TLS_FAULTS = {
     "CERTIFICATE_VERIFY_FAILED": "no authority that is trusted here has signed its certificate; name that authority's "
@@ -73,13 +73,13 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
 
 
 def _explain_grpc(error: ZfserveError, arguments: argparse.Namespace) -> str | None:
-    """Returns the sentence for an error that gRPC made itself. None if the error's own sentence is good enough."""
+    """Returns a sentence for an error that gRPC made itself, or None if the error's own sentence is good enough."""
     address = arguments.address
     match error:
         case DeadlineExceeded():
             return f"no answer from {address} in time; allow more time with --timeout"
         case Unavailable() if _BACKEND_UNHEALTHY in error.message:
-            return f"no server at {address} is ready: each is starting or stopping; ask one of them alone for more"
+            return f"no server at {address} is ready: each is starting or stopping; call one alone to learn more"
         case Unavailable() if tls_options(arguments):
             faults = [fault for words, fault in _TLS_FAULTS.items() if words in error.message]
             fault = faults[0] if faults else "compare the --tls options with the server's"

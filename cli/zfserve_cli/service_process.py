@@ -1,4 +1,4 @@
-"""Starts `zfserve serve` as a process, and stops it. The demo uses it, and benchmarks that measure from outside."""
+"""Starts `zfserve serve` as a process, and stops it. The demo and some benchmarks use it."""
 
 import json
 import os
@@ -91,8 +91,8 @@ def running_process(
         log: the file for the output of the process.
         is_ready: returns True once the process is ready.
         cpus: the CPUs that the process may use. None means all CPUs of this process.
-        own_session: start a new session. The kernel then gives the process a share of the CPUs, as it does for a
-            container. The process does not end with its terminal.
+        own_session: True to start the process in a new session. The kernel then schedules the session as one group, as
+            it does for a container. The process does not end with its terminal.
 
     Raises:
         ServiceFailed: the process ended or was not ready in time.

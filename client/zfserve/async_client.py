@@ -137,8 +137,8 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[Projection]:
         """Yields the pixels that drove each chosen feature map, as soon as each is computed.
 
-        See [`Client.project`][zfserve.Client.project] for arguments and errors. All errors raise when the generator is
-        read. Closing the generator (`contextlib.aclosing`) stops the work on the server.
+        See [`Client.project`][zfserve.Client.project] for arguments and errors. Errors are raised when the generator
+        is read, never before. Closing the generator (`contextlib.aclosing`) stops the work on the server.
         """
         selected = choose_maps(strongest, maps, for_class)
         request = await asyncio.to_thread(
@@ -190,7 +190,7 @@ class AsyncClient(BaseClient):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raises Cancelled, as `Client` does, if the client is closed during a call: grpc.aio then cancels the task."""
+        """Raises Cancelled if the client is closed during a call, as `Client` does. grpc.aio would cancel the task."""
         try:
             with super()._translated():
                 yield

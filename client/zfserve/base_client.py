@@ -1,4 +1,4 @@
-"""Holds the code that `Client` and `AsyncClient` share: their settings, and what surrounds each call."""
+"""Holds the code that `Client` and `AsyncClient` share: their settings, and the steps before and after each call."""
 
 import math
 import time
@@ -66,7 +66,7 @@ class BaseClient(ABC):
         """Opens the channels."""
 
     def _timeout(self, timeout_s: float | None) -> float:
-        """Returns the timeout of a call, in seconds: its own, or else the client's."""
+        """Returns the timeout of a call, in seconds. None means the client's timeout."""
         return self._timeout_s if timeout_s is None else timeout_s
 
     def _throttle(self, method: str, model: zfserve_pb2.ModelSelector) -> Throttle:
@@ -77,8 +77,8 @@ class BaseClient(ABC):
         """Surrounds one call with its span, its throttle and the translation of errors. Yields the metadata to send.
 
         Args:
-            method: the gRPC method, as the span names it.
-            throttle: limits the call. None for calls that are always sent.
+            method: the method's full name, such as "/zfserve.v1.VisionService/Classify".
+            throttle: limits the call. None means that the call is always sent.
 
         Raises:
             ZfserveError: the call failed or was not sent.
@@ -104,10 +104,10 @@ def pause_before_retry(error: Overloaded, deadline_s: float) -> float:
 
     Args:
         error: the refusal of the busy server.
-        deadline_s: the end of the call's time, on the clock of `time.monotonic`.
+        deadline_s: the deadline of the call, in seconds of `time.monotonic()`.
 
     Raises:
-        Overloaded: the same error, if the server does not say when to retry or that is after the deadline.
+        Overloaded: `error` itself, if the server does not say when to retry, or if that is after the deadline.
     """
     if error.retry_after_s is None or time.monotonic() + error.retry_after_s >= deadline_s:
         raise error

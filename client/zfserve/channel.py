@@ -42,15 +42,15 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 3,
-                # No server has answered a call with one of these. A full server can set the delay by
+                # No server has processed a call that ends with one of these. A full server can set the delay by
                 # grpc-retry-pushback-ms. A gRPC server that stops ends its calls with CANCELLED. gRPC does not retry a
                 # call that its caller cancels.
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         }
     ],
-    # Retries stop when more attempts fail than succeed, so that they do not add to an overload. A busy server that
-    # delays a call makes it fail once and then succeed, which does not stop retries.
+    # Retries stop when more attempts fail than succeed, so that they do not add to an overload. If a busy server delays
+    # a call, the call fails once and then succeeds, which does not stop retries.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 1.0},  # gRPC reads 1 as 0.001
 }
 
@@ -63,8 +63,8 @@ class TlsOptions:
 
     Attributes:
         ca: a PEM file with the certificate authorities to trust instead of the system's.
-        certificate: a PEM file with the client's certificate chain, by which the client proves who it is (mutual TLS).
-            It needs `key`.
+        certificate: a PEM file with the client's certificate chain, which identifies the client (mutual TLS). It needs
+            `key`.
         key: a PEM file with the private key of `certificate`.
         server_name: the name in the server's certificate, if it differs from the name in the address.
 
@@ -123,7 +123,7 @@ def token_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tu
         tls: the options of the connection. None if it is not encrypted.
 
     Raises:
-        ValueError: the token would cross a network unencrypted, or it holds characters that no header can hold.
+        ValueError: the token would cross a network unencrypted, or it has characters that no header can have.
     """
     if token is None:
         return ()
@@ -135,10 +135,10 @@ def token_metadata(token: str | None, target: str, tls: TlsOptions | None) -> tu
 
 
 def caller_metadata(priority: Priority, client_id: str | None) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata by which the service orders the calls that wait: the priority and the client's id.
+    """Returns the metadata with the priority and the client's id. By them the service orders the calls that wait.
 
     Raises:
-        ValueError: there is no such priority, or the id is empty, too long, or holds what no header can hold.
+        ValueError: there is no such priority, or the id is empty, too long, or has characters that no header can have.
     """
     if priority not in get_args(Priority):
         raise ValueError(f"there is no priority {priority!r}; choose {' or '.join(get_args(Priority))}")
@@ -192,8 +192,8 @@ def channel_options(target: str, max_message_bytes: int, tls: TlsOptions | None)
     """Returns the channel arguments for `target`, as `channel_target` returns it."""
     config = dict[str, object](_SERVICE_CONFIG)
     if may_have_several_servers(target):
-        # Calls go to other servers as soon as a server says that it stops, before it refuses any. A single server gets
-        # the call even then, because its refusal says more than gRPC's "backend unhealthy".
+        # As soon as the health of a server says that it stops, calls go to other servers, before it refuses any. A
+        # single server gets every call, because its own refusal says more than gRPC's "backend unhealthy".
         config["healthCheckConfig"] = {"serviceName": VISION_SERVICE}
     options: Options = [
         ("grpc.service_config", json.dumps(config)),

@@ -34,7 +34,7 @@ STRONGEST = 9
 """`project` returns this many maps by default."""
 
 IN_FLIGHT = 16
-"""`classify_many` has this many photos in flight by default. They fill a batch while the next photo is read."""
+"""`classify_many` has this many photos in flight by default. So a batch can fill while the next photo is read."""
 
 _Started: TypeAlias = RetryingCall | ZfserveError
 
@@ -42,10 +42,10 @@ _Started: TypeAlias = RetryingCall | ZfserveError
 class Client(BaseClient):
     """Calls a zfserve service. Threads can share a client. Close it at the end, or use it in a `with` statement.
 
-    A client keeps its own connection to every server behind the address. Calls go to these servers in turn (round
-    robin), and not to a server whose health says that it starts or stops.
+    A client keeps its own connection to every server behind the address. If there are several, calls go to them in turn
+    (round robin), and not to a server whose health says that it starts or stops.
 
-    A call that meets no server, a full one or a stopping one is sent again up to three times, within its timeout.
+    If no server answers, or the server is full or stopping, a call is sent again up to three times, within its timeout.
 
     Args:
         address: the address of the service: `HOST`, `HOST:PORT`, several `IP:PORT` separated by commas, `unix:PATH`, or
@@ -53,17 +53,17 @@ class Client(BaseClient):
             default port is 8500.
         tls: the options of an encrypted connection. None means an unencrypted connection.
         token: the token to show with every call. Without `tls` it is sent to this machine only.
-        priority: "interactive", or "bulk" for calls that let interactive calls go first while the service is busy.
+        priority: "interactive" or "bulk". A busy service answers interactive calls before bulk calls.
         client_id: the identity of this client, up to 64 printable ASCII characters. A busy service divides its time
-            equally among its clients. A client without an id is known by its address. A client that shows a token or a
-            certificate is known by that.
+            equally among its clients. It knows a client without an id by its network address, and a client that shows a
+            token or a certificate by that.
         timeout_s: the timeout of a call in seconds, retries included, unless the call has its own. The default is 30.
         max_message_bytes: the largest request and the largest answer, in bytes. The default is 64 MiB. The server has
             its own limit for requests.
-        adaptive_throttling: while the service refuses most calls, do not send part of them, and raise `Overloaded` at
-            once. The service can then spend its time on the others.
-        tracer_provider: the OpenTelemetry provider that gives each call a span, to which the service's spans belong.
-            None means the application's global provider, if there is one.
+        adaptive_throttling: True to send only some of the calls while the service refuses most of them. The other calls
+            raise `Overloaded` at once, and the service has more time for those that are sent.
+        tracer_provider: the OpenTelemetry provider that makes a span for each call. The service's spans become its
+            children. None means the application's global provider, if there is one.
 
     Raises:
         ValueError: `address`, `token`, `priority`, `client_id` or `tls` cannot be used. The message says why.
@@ -88,10 +88,10 @@ class Client(BaseClient):
         """Returns the most probable classes of one photo.
 
         Args:
-            image: the photo: a path, the bytes of an image file, a Pillow image, an array, uint8 (height, width, 3),
-                RGB, or an `ImageReference`, which only the model that gave it out takes.
-            model: the name of the model. None means the server's default model, or for a reference the model that gave
-                it out.
+            image: the photo. It is a path, the bytes of an image file, a Pillow image, an array, uint8 (height, width,
+                3), RGB, or an `ImageReference`. Only the model that returned a reference accepts it.
+            model: the name of the model. None means the server's default model, or for a reference the model that
+                returned it.
             version: the version of the model. None means the newest version that is ready.
             top_k: the number of classes, from 1 to the model's number of classes. None means 5, or all classes if
                 there are fewer.
@@ -125,12 +125,12 @@ class Client(BaseClient):
     ) -> Generator[Classification | ZfserveError]:
         """Yields one result for each photo, in the order of the photos.
 
-        A photo that fails does not raise. Its error is yielded in its place, so that one bad file does not end the
-        others. If a busy server refuses a photo and says when to try again, the photo is sent again at that time,
+        A photo that fails does not raise. Its error is yielded in its place, so that one bad file does not stop the
+        other photos. If a busy server refuses a photo and says when to try again, the photo is sent again at that time,
         within its timeout. Closing the generator cancels the calls in flight.
 
         Args:
-            images: the photos, each in a form that `classify` takes. The iterable is read only as far as there is room.
+            images: the photos, each in a form that `classify` takes. Only as many are read as are in flight.
             model: the name of the model. None means the server's default model.
             version: the version of the model. None means the newest version that is ready.
             top_k: the number of classes for each photo. None means 5, or all classes if there are fewer.
@@ -197,21 +197,22 @@ class Client(BaseClient):
     ) -> Generator[Projection]:
         """Yields the pixels that drove each chosen feature map, as soon as each is computed.
 
-        Closing the generator stops the work on the server. Arguments that cannot be sent raise at once; errors of the
-        server raise when the generator is read.
+        Closing the generator stops the work on the server. Errors that the client finds in the arguments are raised at
+        once. All other errors are raised when the generator is read.
 
         Args:
-            image: the photo, in a form that `classify` takes. `Classification.image_reference` spares sending the photo
-                again. Only the server that gave it out knows it: behind an address of several servers, send the photo.
+            image: the photo, in a form that `classify` takes. With `Classification.image_reference` the photo is not
+                sent again. But only the server that returned the reference knows it. If the address has several
+                servers, send the photo.
             layer: the name of a layer in `ModelDescription.layers`, such as "conv5".
-            model: the name of the model. None means the server's default model, or for a reference the model that gave
-                it out.
+            model: the name of the model. None means the server's default model, or for a reference the model that
+                returned it.
             version: the version of the model. None means the newest version that is ready.
             strongest: the number of maps, chosen by their strongest single activation. The strongest map comes first.
                 The default is 9.
-            maps: the maps to project, each from 0, in this order. They replace the choice by `strongest`.
-            for_class: the id or the label of a class, or "" for the most probable class. It replaces the choice by
-                activation: the `strongest` maps are those that add most to the score of this class.
+            maps: the indices of the maps to project, from 0, in this order. `strongest` is then ignored.
+            for_class: the id or the label of a class, or "" for the most probable class. The maps are then those that
+                add most to the score of this class, and `strongest` is their number.
             unit: "strongest" projects the unit with the highest activation of each map, or with `for_class` the unit
                 that adds most to the score. "whole" projects all units together. A `Position` projects the unit there.
             format: "png" fills `Projection.png`, and "float32" fills `Projection.pixels`.
@@ -264,8 +265,8 @@ class Client(BaseClient):
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelStatus, ...]:
         """Returns the status of every version of every model that the server knows of.
 
-        The default model comes first, and of each model the newest version comes first. The server answers while it
-        starts, too.
+        The default model comes first. The versions of a model are sorted, the newest first. The server also answers
+        while it starts.
 
         Args:
             timeout_s: the timeout in seconds, retries included. None means the client's timeout.
@@ -281,7 +282,7 @@ class Client(BaseClient):
         return tuple(map(replies.model_status, response.models))
 
     def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """Returns True if the server's health check says that `service` is serving. It is not sent again if it fails.
+        """Returns True if the server's health check says that `service` is serving. A failed check is not repeated.
 
         Args:
             service: the name to ask for. "" is the whole server, and "zfserve.v1.VisionService/Project" is projections.

@@ -2,7 +2,7 @@
 
 ZfserveError
 ├── InvalidInput            INVALID_ARGUMENT      a value in the request is wrong, or the message is too large
-├── Unauthenticated         UNAUTHENTICATED       the server needs to know the caller, and does not
+├── Unauthenticated         UNAUTHENTICATED       the server does not know the caller, and needs to
 ├── PermissionDenied        PERMISSION_DENIED     the caller is known and may not call this method
 ├── NotFound                NOT_FOUND             no such model, version, layer, class or image reference
 ├── OutOfRange              OUT_OF_RANGE          the layer has no such map or unit
@@ -31,11 +31,11 @@ class ZfserveError(Exception):
         message: a sentence that says what is wrong and what to do. It is also `str(error)`.
         code: the gRPC status, a `grpc.StatusCode`.
         reason: the service's name for the fault, such as "IMAGE_UNDECODABLE". It stays the same across releases.
-            "THROTTLED" if this client did not send the call (see `Overloaded`). "" if neither the service nor the
-            throttle made the error, as when there is no connection.
+            "THROTTLED" if this client did not send the call (see `Overloaded`). "" for any other
+            error that the client or gRPC made, for example because there is no connection.
         field: the field of the request at fault, such as "image.encoded". None if no field is at fault.
         retry_after_s: the number of seconds after which a retry can succeed. None if that is not known.
-        request_id: the request's id, by which the server's log has the request. None if the request reached no server.
+        request_id: the request's id, which is in the server's log. None if the request reached no server.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class InvalidInput(ZfserveError):
 
 
 class Unauthenticated(ZfserveError):
-    """The server needs to know the caller, and no token or certificate was shown, or the server does not know it."""
+    """The server needs to know the caller. The call has no token or certificate, or the server does not know it."""
 
 
 class PermissionDenied(ZfserveError):

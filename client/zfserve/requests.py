@@ -23,7 +23,7 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageRef
 - a Pillow image. An RGB image is sent as pixels, and an image of another mode as a TIFF file.
 - an array, uint8 (height, width, 3), RGB, of any size. It is a numpy array, or an object that has the buffer protocol
   or numpy's array interface.
-- an `ImageReference` that `classify` returned. Only the model that gave it out takes it.
+- an `ImageReference` that `classify` returned. Only the model that returned it accepts it.
 """
 
 UnitRule: TypeAlias = Literal["strongest", "whole"] | Position
@@ -53,7 +53,8 @@ class ForClass:
 
 
 Maps: TypeAlias = int | Sequence[int] | ForClass
-"""Selects the maps to project: so many strongest maps (an int), the listed maps, or the maps for a class."""
+"""Selects the maps to project. An int n selects the n strongest maps, a sequence lists maps, and a `ForClass` selects
+maps for a class."""
 
 _FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
 
@@ -101,7 +102,7 @@ def project_request(
             request.for_class.count = _unsigned(maps.count, "for_class.count")
             request.for_class.class_name = maps.name
         case _:
-            # An empty selection is set, too. The server then refuses it, and does not choose nine maps itself.
+            # `SetInParent` also sends an empty selection. The server then refuses it, and does not choose nine maps.
             request.selection.SetInParent()
             request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
     return request
@@ -155,7 +156,7 @@ def _convert(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
             return zfserve_pb2.Image(reference=image.value)
         case str() | os.PathLike():
             file = Path(image)
-            _check_size(file.stat().st_size, max_bytes)  # before reading: a message cannot hold 2 GiB
+            _check_size(file.stat().st_size, max_bytes)  # before reading, because a message cannot hold 2 GiB
             return zfserve_pb2.Image(encoded=file.read_bytes())
         case Image.Image():
             return _from_pillow(image)
@@ -193,7 +194,7 @@ def _buffer(image: Any) -> memoryview:
             raise _invalid(
                 f"{type(image).__name__} is no image; give a path, bytes, a Pillow image or an array", "image"
             ) from None
-    # A caller that holds such an array without a buffer has numpy.
+    # If the array has no buffer, it needs numpy, and its owner has numpy.
     return memoryview(importlib.import_module("numpy").asarray(image))
 
 

@@ -34,7 +34,8 @@ class ModelIdentity:
     Attributes:
         name: the model's name, such as "zfnet".
         version: the version as text, such as "3".
-        fingerprint: a digest of the weights in hexadecimal digits. Models with equal fingerprints are the same network.
+        fingerprint: a digest of the weights in hexadecimal digits. Models with equal fingerprints have the same
+            weights.
     """
 
     name: str
@@ -61,10 +62,11 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageReference:
-    """Names a photo that the server still holds. Pass it to `project` in place of the photo, to not send that again.
+    """Names a photo that the server still holds. Pass it to `project` in place of the photo, so that
+    the photo is not sent again.
 
-    A reference expires some time after its last use (10 minutes by default), or when many other photos have come. It is
-    known only to the server that gave it out. An unknown or expired reference raises `NotFound`.
+    A reference expires some time after its last use (10 minutes by default), or when many other photos have come. Only
+    the server that returned it knows it. An unknown or expired reference raises `NotFound`.
 
     Attributes:
         value: the reference as the server gave it. Treat it as opaque.
@@ -326,7 +328,7 @@ class ModelStatus:
             tries again when its files change) or "retiring" (a newer version took its place, and it only finishes what
             it accepted). "" is a state that this release of the client does not know.
         reason: a sentence. It says why a version failed, what a loading version is doing, or why changed files in the
-            folder of a ready version do not replace it. Else "".
+            folder of a ready version do not replace it. Otherwise it is "".
         fingerprint: a digest of the weights in hexadecimal digits. "" until the server has read the manifest.
         is_default: True if a request that names no model gets this version.
     """

@@ -20,7 +20,7 @@ class RetryingCall:
     """Sends a call at once. `outcome` sends it again if the server is busy, says when to retry, and there is time left.
 
     Args:
-        send: begins a call that may take the given number of seconds.
+        send: takes a timeout in seconds, and starts a call with it.
         throttle: decides whether a call may be sent.
         timeout_s: the time for all attempts together, in seconds.
     """

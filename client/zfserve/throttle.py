@@ -1,7 +1,8 @@
-"""Adaptive throttling: while the service refuses most of a client's calls, the client does not send part of them.
+"""Throttles a client: while the service refuses most of its calls, the client does not send some of them.
 
-A refusal costs a busy server time, which its answers then lack. Only the clients can spare it that time. Both clients
-use it. Source: Beyer et al., Site Reliability Engineering, chapter 21, "Client-Side Throttling".
+A busy server has less time for its answers if it must also refuse calls. Only its clients can prevent that, by sending
+fewer calls. Both clients use this module. Source: Beyer et al., Site Reliability Engineering, chapter 21, "Client-Side
+Throttling".
 """
 
 import math
@@ -17,13 +18,13 @@ from zfserve.errors import Overloaded
 
 ACCEPTS_MULTIPLIER = 2.0
 """The chapter calls this number K. The client sends this many times the calls that the service accepted recently, so
-that it notices a service that accepts more."""
+that it notices when the service accepts more calls again."""
 
 ALLOWANCE = 10.0
 """This many recent calls are always sent, even if the service refuses all of them."""
 
 MEMORY_S = 5.0
-"""A call that ended this many seconds ago counts for 1/e of a call."""
+"""A call that ended this many seconds ago counts as 1/e of a call."""
 
 THROTTLED = "THROTTLED"
 """This is the `reason` of the error for a call that was not sent."""
@@ -32,8 +33,8 @@ THROTTLED = "THROTTLED"
 class Throttle:
     """Limits one client's calls of one method of one model. It is safe to share between threads.
 
-    A call counts from its end on, and not from its beginning as in the chapter. This service refuses at once, so it has
-    accepted most of the calls in flight.
+    In the chapter a call counts as soon as it is sent. Here it counts when it has ended, because this service refuses
+    at once: it has accepted most of the calls that are in flight.
 
     Args:
         allowance: see `ALLOWANCE`. An infinite allowance sends every call.
@@ -68,7 +69,7 @@ class Throttle:
             yield
 
     def check(self) -> None:
-        """Comes before a call.
+        """Checks that the next call may be sent.
 
         Raises:
             Overloaded: the call must not be sent.

@@ -1,7 +1,7 @@
-"""Gives each call a span, and the metadata by which the service continues the application's trace.
+"""Makes a span for each call, and the metadata with which the service continues the application's trace.
 
-There are spans only in an application that traces. It has then imported OpenTelemetry, which this package does not need
-and does not import by itself. The names follow OpenTelemetry's semantic conventions for RPC. Both clients use it.
+Only an application that traces has spans. It has then imported OpenTelemetry. This package does not need OpenTelemetry,
+and does not import it by itself. The names follow OpenTelemetry's semantic conventions for RPC. Both clients use it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class CallSpan:
     """Begins the span of one call. Its parent is the current span of the application.
 
     Args:
-        method: the gRPC method, without a leading slash.
+        method: the method's full name, such as "/zfserve.v1.VisionService/Classify".
         provider: makes the span. None means the application's global provider. Without a global provider, or without
             OpenTelemetry, there is no span.
 
     Attributes:
-        metadata: what to send with the call: a W3C traceparent, or nothing.
+        metadata: the metadata to send with the call: a W3C traceparent, or nothing.
     """
 
     def __init__(self, method: str, provider: TracerProvider | None) -> None:

@@ -2,7 +2,7 @@
 
 `make demo` calls it in the root of the repository. It exports the weights if there is no bundle yet, starts the
 service, classifies the sample photos, projects every convolution, writes everything to one folder, and stops the
-service. With `--address` it calls a service that runs already, as `tools/images` does.
+service. With `--address` it calls a service that is already running, as `tools/images` does.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--photos", default="samples", help="file, folder or pattern")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
-    parser.add_argument("--address", help="address of a service that runs already; without it, the demo starts one")
+    parser.add_argument("--address", help="address of a running service; without it, the demo starts one")
     arguments = parser.parse_args()
     console = Console()
     # A plain `kill` must stop the service as well.
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> Path:
-    """Returns the page."""
+    """Runs the demo, and returns the page."""
     photos = find_photos([arguments.photos])
     check_names(photos, arguments.output)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -34,9 +34,9 @@ class ExplainedPhoto:
 
     Attributes:
         photo: the file of the photo.
-        classification: the classes that the network says.
+        classification: the answer of the network.
         projections: the projections of each layer, by the layer's name.
-        verdict: says if the network is right. None if no truth is known.
+        verdict: the comparison of the answer with the truth. None if no truth is known.
     """
 
     photo: Path
@@ -52,7 +52,7 @@ def render_page(photos: Sequence[ExplainedPhoto], description: ModelDescription,
         photos: the photos, at least one.
         description: the model that answered.
         layers: the layers, from the input upwards, at least one. The page shows the last one first and largest. Its
-            maps are those that add most to the class that the network says.
+            maps are those that add most to the most probable class.
     """
     model = description.model
     accuracy = "".join(
@@ -78,8 +78,8 @@ photo are its answer, and the pixels that drove the feature maps that add most t
 <p class="notes">Below, each feature map has two pictures. The upper one shows the pixels that drove the map (a
 deconvnet projection, Zeiler &amp; Fergus 2014); grey is zero. The lower one is the part of the photo that the map sees,
 in the shape in which the network gets it. Under them are the map's number and what the map adds to the score of the
-class. The lower layers show the maps with the strongest activations, and that activation: the network noticed these
-maps most, but they need not have decided.</p>
+class. The lower layers show the maps with the strongest activations, and that activation: these maps
+are the most active, but they did not necessarily decide the answer.</p>
 <p class="notes">{escape(model.name)} {escape(model.version)}{accuracy}
 · weights <code>{escape(model.fingerprint[:12])}</code>
 · {escape(description.engine.runtime)}, {escape(description.engine.precision)}</p>
@@ -87,7 +87,7 @@ maps most, but they need not have decided.</p>
 <main>
 {"".join(_section(entry, layers, opened=entry is photos[0]) for entry in photos)}</main>
 <footer><p>The network has these classes only: {escape(", ".join(entry.label for entry in description.classes))}.
-A photo of anything else gets one of them all the same. Made by <code>make demo</code>.</p></footer>
+A photo of anything else gets one of these classes, too. Made by <code>make demo</code>.</p></footer>
 </body>
 </html>
 """

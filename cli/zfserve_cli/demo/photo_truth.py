@@ -1,4 +1,4 @@
-"""Compares what the network says of a photo with the truth, which a `truth.toml` beside the photo holds."""
+"""Compares the network's answer for a photo with the truth, which a `truth.toml` beside the photo holds."""
 
 import tomllib
 from collections.abc import Collection
@@ -29,7 +29,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Says if one answer is right.
+    """Judges one answer of the network.
 
     Attributes:
         word: "right", "wrong", or "near" for the nearest class if no class is right.

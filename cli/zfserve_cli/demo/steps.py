@@ -94,7 +94,7 @@ def _project_all(
 ) -> list[ExplainedPhoto]:
     """Projects every layer of every photo, and writes a contact sheet for each.
 
-    The maps of the highest layer are those that add most to the class that the network says.
+    The maps of the highest layer are those that add most to the most probable class.
     """
     explained = []
     progress = Progress(

@@ -1,7 +1,7 @@
 """Parses the metrics of a process, and computes with them. `zfserve top` and the benchmarks use it.
 
-The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The parser is here so
-that the base install does not need prometheus_client for thirty lines.
+The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). This module
+has its own parser of thirty lines, so that the base install does not need prometheus_client.
 """
 
 import math
@@ -58,7 +58,7 @@ def parse_metrics(text: str) -> dict[Series, float]:
 def difference(before: Samples, after: Samples) -> dict[Series, float]:
     """Returns what counters and histograms counted between two scrapes of one process, without the gauges.
 
-    A counter that is smaller than before started again with its process. It has counted its whole value since then.
+    If a counter is smaller than before, its process was restarted. Then its whole value counts.
     """
     counted = {}
     for series, value in after.items():
@@ -69,7 +69,7 @@ def difference(before: Samples, after: Samples) -> dict[Series, float]:
 
 
 def merged(parts: Iterable[Samples]) -> dict[Series, float]:
-    """Returns the sums over several processes. All histograms have the same bounds, so their sums are histograms."""
+    """Returns the sums over several processes. All histograms have the same bounds, so buckets can be summed."""
     sums: dict[Series, float] = {}
     for part in parts:
         for series, value in part.items():
@@ -80,7 +80,8 @@ def merged(parts: Iterable[Samples]) -> dict[Series, float]:
 def quantile(buckets: Mapping[float, float], share: float) -> float | None:
     """Estimates the value below which `share` of the observations lie, as Prometheus' `histogram_quantile` does.
 
-    The observations count as evenly spread within a bucket. Beyond the last finite bound, the result is that bound.
+    It assumes that observations are evenly spread within a bucket. If the value lies above the last finite bound, the
+    result is that bound.
 
     Args:
         buckets: the number of observations at or below each bound. Infinity and a finite bound are among the bounds.

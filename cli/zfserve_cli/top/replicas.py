@@ -55,7 +55,7 @@ class Snapshot:
     Attributes:
         replicas: the state of each replica.
         total: the traffic of all reachable replicas together. None if none is reachable.
-        newest_per_s: the calls per second since the scrape before, while `total` covers the whole window.
+        newest_per_s: the calls per second since the previous scrape. `total` covers the whole window.
     """
 
     replicas: tuple[Replica, ...]
@@ -84,7 +84,7 @@ class Replicas:
         self._scrapes: dict[str, deque[Scrape]] = {}
 
     def scrape(self, timeout_s: float) -> Snapshot:
-        """Scrapes each replica once more. The first scrape gives no rates, because there is none to compare with.
+        """Scrapes each replica once more. The first scrape gives no rates, because a rate needs two scrapes.
 
         Args:
             timeout_s: the timeout for each replica, in seconds.
@@ -113,7 +113,7 @@ class Replicas:
         return Snapshot(tuple(replicas), total, newest_per_s)
 
     def _remember(self, address: str, newest: Scrape) -> tuple[Scrape, Scrape]:
-        """Returns the scrape at the start of the window, and the one before the newest. The first scrape is both."""
+        """Returns the scrape at the start of the window, and the one before `newest`. At first, `newest` is both."""
         scrapes = self._scrapes.setdefault(address, deque())
         before = scrapes[-1] if scrapes else newest
         scrapes.append(newest)

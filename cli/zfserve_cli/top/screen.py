@@ -41,7 +41,7 @@ def draw(snapshot: Snapshot, history: Sequence[float], window_s: float) -> Rende
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Returns a bar for each value. The highest value has a full bar. A 0 is a blank, and so is a single value."""
+    """Returns a bar for each value. The highest value has a full bar. Each 0 is a blank, and so is a single value."""
     highest = max(values, default=0.0)
     if highest <= 0 or len(values) == 1:
         return " " * len(values)

@@ -1,6 +1,6 @@
 """`zfserve top` shows the load, the latency and the batches of a service, live in a terminal.
 
-It reads the metrics of the replicas, and sends them nothing else.
+It only reads the metrics of the replicas. It sends them no calls.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         action="append",
         type=_address,
-        help="address of the metrics of a server or a worker; repeat it for more of them, or give one name for all "
+        help="address of the metrics of a server or a worker; repeat it for several, or give one name for all "
         f"(default: {DEFAULT_METRICS})",
     )
     for flag, default, text in (
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--timeout", 2.0, "longest time for one replica, in seconds"),
     ):
         parser.add_argument(flag, metavar="S", type=seconds, default=default, help=f"{text} (default: %(default)g)")
-    parser.add_argument("--once", action="store_true", help="scrape twice, an interval apart, print that and end")
+    parser.add_argument("--once", action="store_true", help="scrape twice, an interval apart, print the result and end")
     parser.add_argument("--json", action="store_true", help="print each result as a JSON document on its own line")
 
 
