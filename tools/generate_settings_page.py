@@ -33,7 +33,7 @@ def table(settings: type[ProcessSettings], names: tuple[str, ...]) -> Iterator[s
 
 
 def generate(page: str) -> str:
-    """Returns the page with its tables made anew.
+    """Returns the page with new tables.
 
     Raises:
         ValueError: a section has no heading on the page, or no table below its heading.

@@ -119,7 +119,7 @@ def _measure(config: BenchmarkConfig, peaks: Peaks, notes: list[str], *, on_gpu:
         contenders += _open_torch(config) if on_gpu else ()
         rounds = take_rounds(contenders, peaks, random_images(config.bundle.manifest.input), config)
     return [
-        find(index, contender, size, costs[contender.precision], rounds)
+        make_finding(index, contender, size, costs[contender.precision], rounds)
         for index, contender in enumerate(contenders)
         for size in BATCH_SIZES
     ]
@@ -146,7 +146,7 @@ def take_rounds(
     ]
 
 
-def find(index: int, contender: Contender, size: int, cost: GraphCost, rounds: Sequence[Round]) -> Finding:
+def make_finding(index: int, contender: Contender, size: int, cost: GraphCost, rounds: Sequence[Round]) -> Finding:
     """Returns the finding of one contender and batch size: medians over the rounds."""
 
     def median(of: Callable[[Round], float]) -> float:

@@ -66,7 +66,7 @@ def measure_rolling(config: BenchmarkConfig, count: int = REPLICAS) -> Report:
         again = sum(count_retries(start.log.read_text()) for replica in replicas for start in replica.starts)
     return describe(
         f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls a second",
-        find(records, restarts, again, config.effort.judged),
+        make_findings(records, restarts, again, config.effort.judged),
         f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
         "The next restart waits until the client has called the new process, "
         "as Kubernetes does with `minReadySeconds`.",
@@ -103,7 +103,7 @@ def _restart(replica: Replica, pause_s: float) -> Restart:
     return Restart(asked_s, ended_s, ready_s, called_s)
 
 
-def find(records: Sequence[Call], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
+def make_findings(records: Sequence[Call], restarts: Sequence[Restart], again: int, judged: bool) -> list[Finding]:
     """Returns the findings on calls that began during a restart, beside those on all other calls.
 
     Args:

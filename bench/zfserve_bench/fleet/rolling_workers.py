@@ -8,7 +8,7 @@ from zfserve_cli.service_process import running_service
 
 from zfserve_bench.config import BenchmarkConfig
 from zfserve_bench.fleet.replicas import address_of, running_workers
-from zfserve_bench.fleet.rolling import count_retries, describe, find, restart_in_turn
+from zfserve_bench.fleet.rolling import count_retries, describe, make_findings, restart_in_turn
 from zfserve_bench.inputs import jpeg_files, projection_requests
 from zfserve_bench.load.generator import LoadGenerator
 from zfserve_bench.load.protocol import Kind, OpenLoop, tally
@@ -41,7 +41,7 @@ def measure_rolling_workers(config: BenchmarkConfig, count: int = WORKERS, per_s
             again = count_retries(service.log.read_text())
     return describe(
         f"Rolling restart of workers: {count} workers of one server, {per_s:g} projections a second",
-        find(records, restarts, again, config.effort.judged),
+        make_findings(records, restarts, again, config.effort.judged),
         f"{len(restarts)} restarts, one worker at a time: SIGTERM, drain, and a new process on the same port. The next "
         "restart waits until the server has called the new process.",
         f"Calls: {tally(records)}.",

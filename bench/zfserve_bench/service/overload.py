@@ -82,7 +82,7 @@ def measure_overload(config: BenchmarkConfig) -> Report:
             result, name = run.result, f"{precision}, {run.sender}"
             if run.is_overload:
                 least = min_goodput(precision, run.sender)
-                findings += find(name, run.capacity, result, least, judged=config.effort.judged)
+                findings += make_findings(name, run.capacity, result, least, judged=config.effort.judged)
             else:
                 findings.append(goodput(name, run.capacity, result))
             throttled = sum(call.status == THROTTLED for call in result.calls)
@@ -161,7 +161,7 @@ def min_goodput(precision: Precision, sender: str) -> float:
     return MIN_GOODPUT_INT8_ANY_CALLER if (precision, sender) == ("int8", ANY_CALLER) else MIN_GOODPUT
 
 
-def find(
+def make_findings(
     name: str, capacity: float, result: OpenLoopResult, least: float = MIN_GOODPUT, *, judged: bool = True
 ) -> list[Finding]:
     """Returns the findings on an overloaded service, as its clients see it.

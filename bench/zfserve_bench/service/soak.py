@@ -94,7 +94,7 @@ def measure_soak(config: BenchmarkConfig) -> Report:
         f"Soak: {config.soak_s / 60:g} minutes of {sum(rates.values()):.1f} calls a second of {len(rates)} kinds",
         "at the middle",
         "figure",
-        tuple(find(samples, records, config.effort.judged)),
+        tuple(make_findings(samples, records, config.effort.judged)),
         (*sparklines(samples), f"Calls: {tally(records)}."),
         measured="at the end",
     )
@@ -165,7 +165,7 @@ def queue_depth(shown: Samples) -> float:
     return sum(value for series, value in shown.items() if series.name == "zfserve_queue_depth")
 
 
-def find(samples: Sequence[Sample], records: Sequence[Call], judged: bool) -> list[Finding]:
+def make_findings(samples: Sequence[Sample], records: Sequence[Call], judged: bool) -> list[Finding]:
     """Returns the findings. They are judged over the last half of the time."""
     half = samples[len(samples) // 2 :]
     findings = []

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from zfserve_bench.compute.engines import BATCH_SIZES, Contender, Round, find, measure_engines, take_rounds
+from zfserve_bench.compute.engines import BATCH_SIZES, Contender, Round, make_finding, measure_engines, take_rounds
 from zfserve_bench.compute.graph_cost import GraphCost
 from zfserve_bench.compute.peaks import Arithmetic
 from zfserve_bench.config import BenchmarkConfig
@@ -51,7 +51,7 @@ def test_a_finding_has_the_medians_of_ratios_within_a_round() -> None:
         Round({(0, 10): 40.0}, {"fp32": 50.0}, 550.0),
         Round({(0, 10): 99.0}, {"fp32": 100.0}, 1100.0),
     ]
-    finding = find(0, contender(), 10, COST, rounds)
+    finding = make_finding(0, contender(), 10, COST, rounds)
     assert finding.name == "fake, fp32, batch 10"
     assert finding.measured == Quantity(10 / 40)
     assert finding.reference == Quantity(10 / 10)
@@ -67,12 +67,14 @@ def test_a_finding_has_the_medians_of_ratios_within_a_round() -> None:
 
 def test_an_engine_is_compared_with_the_peak_of_its_arithmetic() -> None:
     rounds = [Round({(0, 10): 20.0}, {"fp32": 100.0, "bf16": 200.0}, 1e9)]
-    assert find(0, replace(contender(), arithmetic="bf16"), 10, COST, rounds).figure == Quantity(1000 / 200 / 20)
+    assert make_finding(0, replace(contender(), arithmetic="bf16"), 10, COST, rounds).figure == Quantity(
+        1000 / 200 / 20
+    )
 
 
 def test_accuracy_that_was_not_measured_is_left_empty() -> None:
     rounds = [Round({(0, 1): 1.0}, {"fp32": 1.0}, 1.0)]
-    assert find(0, replace(contender(), top1=None), 1, COST, rounds).details[-1] is None
+    assert make_finding(0, replace(contender(), top1=None), 1, COST, rounds).details[-1] is None
 
 
 def test_every_round_measures_everything(colour_bundle: ColourBundle, config_of: ConfigOf) -> None:

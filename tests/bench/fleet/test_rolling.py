@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from zfserve_bench.config import BenchmarkConfig
-from zfserve_bench.fleet.rolling import Restart, count_retries, find, measure_rolling
+from zfserve_bench.fleet.rolling import Restart, count_retries, make_findings, measure_rolling
 from zfserve_bench.load.protocol import Call, Kind
 from zfserve_bench.reports.findings import Finding
 from zfserve_runtime.bundle import Bundle
@@ -22,7 +22,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 def test_calls_are_counted_by_their_start() -> None:
     records = [record(at_s) for at_s in (1, 9.9, 10, 14, 15, 16, 21, 28, 30)]
-    found = by_name(find(records, RESTARTS, again=4, judged=True))
+    found = by_name(make_findings(records, RESTARTS, again=4, judged=True))
     calls = found["calls"]
     assert calls.reference is not None
     assert (calls.measured.value, calls.reference.value, calls.figure.value) == (5, 4, 9)
@@ -36,14 +36,14 @@ def test_calls_are_counted_by_their_start() -> None:
 def test_one_failed_call_misses_the_limit_whenever_it_began() -> None:
     for began_s in (5.0, 11.0):
         records = [record(1), record(2), record(10), record(14), record(began_s, status="CANCELLED")]
-        failed = by_name(find(records, RESTARTS, again=0, judged=True))["failed calls"]
+        failed = by_name(make_findings(records, RESTARTS, again=0, judged=True))["failed calls"]
         assert failed.figure.value == 1
         assert failed.holds is False
 
 
 def test_latencies_during_restarts_are_separate() -> None:
     records = [record(11, 0.2)] * 3 + [record(1, 0.1)] * 3
-    median = by_name(find(records, RESTARTS, again=0, judged=True))["latency, median"]
+    median = by_name(make_findings(records, RESTARTS, again=0, judged=True))["latency, median"]
     assert median.reference is not None
     assert (median.measured.value, median.reference.value) == pytest.approx((200, 100))
 

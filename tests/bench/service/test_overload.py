@@ -2,7 +2,7 @@
 
 import pytest
 from zfserve_bench.load.protocol import LATE, OK, REFUSED, THROTTLED, Call, OpenLoopResult
-from zfserve_bench.service.overload import find, goodput, min_goodput, split_cpus
+from zfserve_bench.service.overload import goodput, make_findings, min_goodput, split_cpus
 
 
 def calls(client: str, status: str, count: int, seconds: float = 0.5, began_s: float = 101.0) -> list[Call]:
@@ -28,7 +28,7 @@ def test_figures_of_an_overload() -> None:
         seconds=10.0,
         cpu_s=1.0,
     )
-    found = {finding.name.removeprefix("fp32, "): finding for finding in find("fp32", 12.5, result)}
+    found = {finding.name.removeprefix("fp32, "): finding for finding in make_findings("fp32", 12.5, result)}
     figures = {name: finding.figure.value for name, finding in found.items()}
     assert figures == pytest.approx(
         {
@@ -60,7 +60,7 @@ def test_any_caller_may_get_less_in_int8() -> None:
     assert min_goodput("int8", "zfserve's client") == 0.90
     result = OpenLoopResult(calls("greedy", OK, 87), began_s=100.0, seconds=10.0, cpu_s=1.0)
     for least, holds in ((0.85, True), (0.90, False)):
-        [found] = [finding for finding in find("int8", 10.0, result, least) if finding.name == "int8, goodput"]
+        [found] = [finding for finding in make_findings("int8", 10.0, result, least) if finding.name == "int8, goodput"]
         assert found.holds is holds
 
 

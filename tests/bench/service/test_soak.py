@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 from zfserve_bench.load.protocol import Call, Kind, tally
 from zfserve_bench.reports.findings import Finding
-from zfserve_bench.service.soak import BARS, Sample, anonymous_bytes, find, queue_depth, slope, sparkline, to_csv
+from zfserve_bench.service.soak import (
+    BARS,
+    Sample,
+    anonymous_bytes,
+    make_findings,
+    queue_depth,
+    slope,
+    sparkline,
+    to_csv,
+)
 from zfserve_cli.top.metrics_text import parse_metrics
 
 FLAT = Sample(0.0, 200.0, 500.0, 30, 20, 15, 12, 0.0, 0, 0)
@@ -26,7 +35,7 @@ def soak(**growth: float) -> list[Sample]:
 
 
 def missed(samples: list[Sample], records: list[Call] | None = None) -> list[str]:
-    findings: list[Finding] = find(samples, records or [], judged=True)
+    findings: list[Finding] = make_findings(samples, records or [], judged=True)
     assert sum(finding.limit is not None for finding in findings) == 7
     return [finding.name for finding in findings if finding.holds is False]
 
