@@ -147,5 +147,5 @@ async def _reconcile(
     try:
         await reconciler.run(interval_s, rescan or asyncio.Event())
     except EngineLost:
-        logger.critical("a device failed for good while a version was loaded", exc_info=True)
+        logger.critical("a device failed permanently while a version was loaded", exc_info=True)
         on_engine_lost()

@@ -43,7 +43,7 @@ DEFAULT_CLIENT_ADDRESS = f"127.0.0.1:{SERVICE_PORT}"
 def run_server(flags: Mapping[str, object], environment: Mapping[str, str]) -> int:
     """Serves until the process is asked to stop. Returns the exit status.
 
-    Ends the process at once, with status `EXIT_ENGINE_LOST`, when an engine was lost for good.
+    Ends the process at once, with status `EXIT_ENGINE_LOST`, when an engine was lost permanently.
     """
     console = Console(stderr=True)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fakes.kserve import CONTAINER, deployment_of
-from fakes.manifests import documents, of_kind, programs, server_config
+from fakes.kubernetes_manifests import documents, of_kind, programs, server_config
 
 Document = dict[str, Any]
 

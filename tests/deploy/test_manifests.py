@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import kubernetes_validate
 import pytest
 import yaml
-from fakes.manifests import (
+from fakes.kubernetes_manifests import (
     OVERLAYS,
     ROOT,
     Document,

@@ -15,7 +15,7 @@ import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
-from fakes.manifests import kustomized
+from fakes.kubernetes_manifests import kustomized
 from prometheus_client.metrics import MetricWrapperBase
 from zfserve_engines.opening import Phase
 from zfserve_runtime.grpc.status import error_classes

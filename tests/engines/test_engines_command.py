@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ColourBundle
-from fakes.engines import A10, AHEAD, H100, L4, TUNED, Builder, on_card, quiet, unprivileged
+from fakes.engine_store import A10, AHEAD, H100, L4, TUNED, Builder, on_card, quiet, unprivileged
 from rich.console import Console
 from zfserve_engines import engines_command
 from zfserve_engines.cuda.gpu import GpuFacts

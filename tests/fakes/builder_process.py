@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fakes.engines import AHEAD, SUMMARY
+from fakes.engine_store import AHEAD, SUMMARY
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.store.store import EngineStore
 from zfserve_engines.tensorrt.builder import BuiltEngine

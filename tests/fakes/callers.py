@@ -34,7 +34,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"),)
 
 
-class GuardedProbe:
+class GuardedServer:
     """Holds a channel to a server whose methods answer with the caller's name.
 
     Attributes:
@@ -46,29 +46,29 @@ class GuardedProbe:
         self.read = read
 
     async def unary(self, *metadata: tuple[str, str], request: str = "") -> str:
-        call: Any = self.channel.unary_unary("/test.Probe/Unary", _encode, StringValue.FromString)
+        call: Any = self.channel.unary_unary("/test.Scripted/Unary", _encode, StringValue.FromString)
         return (await call(StringValue(value=request), metadata=metadata)).value  # type: ignore[no-any-return]
 
     async def stream(self, *metadata: tuple[str, str], method: str = "Stream") -> list[str]:
-        call: Any = self.channel.unary_stream(f"/test.Probe/{method}", _encode, StringValue.FromString)
+        call: Any = self.channel.unary_stream(f"/test.Scripted/{method}", _encode, StringValue.FromString)
         return [message.value async for message in call(StringValue(value="s"), metadata=metadata)]
 
 
 @asynccontextmanager
-async def guarded_probe(
+async def guarded_server(
     authorizer: Authorizer | None,
     tls: bool = False,
     check: CallCheck | None = None,
     applies: Callable[[], bool] = lambda: True,
-) -> AsyncIterator[GuardedProbe]:
+) -> AsyncIterator[GuardedServer]:
     """Starts a server and a channel to it. `check` runs before calls of the unary method are read.
 
     With `tls`, both sides show certificates.
     """
     server, read = InterceptingServer(Metrics(), authorizer=authorizer), list[bytes]()
     if check is not None:
-        server.check_before_read("/test.Probe/Unary", check, applies)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", _methods(read))])
+        server.check_before_read("/test.Scripted/Unary", check, applies)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Scripted", _methods(read))])
     add_health_and_reflection(server, Health(SERVER))
     if tls:
         files = TlsFiles(TLS / "server.pem", TLS / "server.key", TLS / "ca.pem")
@@ -79,7 +79,7 @@ async def guarded_probe(
         channel = grpc.aio.insecure_channel(f"localhost:{port}")
     await server.start()
     async with channel:
-        yield GuardedProbe(channel, read)
+        yield GuardedServer(channel, read)
     await server.stop(None)
 
 

@@ -55,8 +55,9 @@ FINGERPRINT = "f" * 64
 
 
 class FakeEngine:
-    """Identifies an image by its first two bytes. Their 16-bit value is the first feature, and the second byte modulo
-    10 is the class.
+    """Identifies an image by an id: the big-endian 16-bit number in its first two bytes.
+
+    The id is the first feature. The second byte modulo 10 is the class.
 
     Attributes:
         open: while it is cleared, each run waits until it is set again.
@@ -144,8 +145,8 @@ class FakeWorker(WorkerServiceServicer):
     """Answers each map with a projection whose activation is the sum of the pixels in the request.
 
     Attributes:
-        fingerprint: the network that it holds; None: it holds all that it is asked for.
-        error: raised in place of an answer.
+        fingerprint: the network that it holds; None: it holds every network that it is asked for.
+        error: raised by each Project call; None: it answers.
         hangs_after: the number of messages after which a stream hangs; None: no stream hangs.
         requests, remaining_s, request_ids: the requests, with their remaining time and their request ids.
         announced: the fingerprints of the last Describe call.
@@ -228,7 +229,15 @@ class FakeWorker(WorkerServiceServicer):
 
 @dataclass
 class Running:
-    """Holds a server that is ready. Set `rescan` to let it scan the model repository at once."""
+    """Holds a server that is ready.
+
+    Attributes:
+        ports: the server's ports.
+        channel: a channel to the server.
+        stop: asks the server to stop.
+        ended: the task that serves. It is done once the server has ended.
+        rescan: set it to have the model repository scanned at once.
+    """
 
     ports: Ports
     channel: grpc.aio.Channel
@@ -269,7 +278,13 @@ class Running:
 async def running_server(
     *engines: FakeEngine, repository: FakeModelRepository | None = None, **settings: object
 ) -> AsyncIterator[Running]:
-    """Serves the fake network, or the repository, by default without a worker. Stops and drains at the end."""
+    """Runs a server and yields it once it is ready. Stops and drains it at the end.
+
+    Args:
+        engines: run the fake network `MANIFEST`.
+        repository: the models to serve in place of the fake network.
+        settings: fields of ServerConfig. By default the server has no worker.
+    """
     chosen: dict[str, object] = {"port": 0, "metrics_port": 0, "worker": False, "drain_grace": 10.0, "drain_delay": 0.0}
     chosen.update(settings)
     config = ServerConfig.model_validate(chosen)
@@ -291,7 +306,7 @@ async def running_server(
         finally:
             for engine in engines:
                 engine.open.set()
-            if not task.done():  # if it is done, the test has looked at its end
+            if not task.done():  # a test that ends the server checks its end itself
                 stop.ask("the test is over")
                 await task
 

@@ -25,7 +25,7 @@ def address(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def pair(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
+async def paired_server(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
     async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
         await projection_is(server, serving=True)
         yield server

@@ -35,17 +35,17 @@ for message in VisionServiceStub(channel).Project(pb.ProjectRequest(image=image,
 
 
 async def test_a_client_that_is_killed_leaves_nothing_behind(
-    pair: Running, engine: FakeEngine, worker: FakeWorker
+    paired_server: Running, engine: FakeEngine, worker: FakeWorker
 ) -> None:
     engine.open.clear()
     worker.hangs_after = 1
     client = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CALLER, f"127.0.0.1:{pair.ports.grpc}", stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", CALLER, f"127.0.0.1:{paired_server.ports.grpc}", stdout=asyncio.subprocess.PIPE
     )
     assert client.stdout is not None
     assert await client.stdout.readline() == b"0\n"
     await engine.begun()
-    neighbour = asyncio.ensure_future(pair.vision.Classify(classify_request(3)))
+    neighbour = asyncio.ensure_future(paired_server.vision.Classify(classify_request(3)))
     os.kill(client.pid, signal.SIGKILL)
     await client.wait()
     await worker.cancelled.wait()
@@ -59,7 +59,7 @@ def entries() -> list[QueueEntry]:
 
 
 async def test_calls_that_are_cancelled_all_the_time_hold_no_memory(engine: FakeEngine) -> None:
-    before = entries()  # for example entries of an earlier test that hangs an engine
+    before = entries()  # an earlier test with a hung engine may have left entries
     async with running_server(engine) as server:
         engine.open.clear()
         first = asyncio.ensure_future(server.vision.Classify(classify_request(0)))
@@ -83,7 +83,7 @@ COPIES = 4
 
 @dataclass
 class LargeWorker(FakeWorker):
-    """Sends several copies of each picture, 4 MiB each, and notes them in `made`."""
+    """Sends `COPIES` copies of each picture, 4 MiB each, and notes the rank of each copy in `made`."""
 
     made: list[int] = field(default_factory=list)
 
@@ -125,7 +125,7 @@ async def test_a_client_that_reads_slowly_delays_only_itself_and_few_answers_are
 
 
 @asynccontextmanager
-async def wire(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
+async def proxy_to(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
     """Yields the port of a proxy to `port` and an event. Once the event is set, the proxy silently drops all data."""
     cut, tasks = asyncio.Event(), list[asyncio.Task[None]]()
 
@@ -171,7 +171,7 @@ async def test_keepalive_notices_a_client_that_vanishes_silently() -> None:
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("t.Waiting", {"Wait": handler})])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with wire(port) as (proxy_port, cut), grpc.aio.insecure_channel(f"127.0.0.1:{proxy_port}") as channel:
+    async with proxy_to(port) as (proxy_port, cut), grpc.aio.insecure_channel(f"127.0.0.1:{proxy_port}") as channel:
         ask: Any = channel.unary_unary("/t.Waiting/Wait")
         call = asyncio.ensure_future(ask(b"request"))
         await began.wait()

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from fakes.probe import Probe
+from fakes.scripted_server import ScriptedServer
 
 
 @pytest.fixture
-async def probe() -> AsyncIterator[Probe]:
-    async with Probe() as started:
+async def scripted() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer() as started:
         yield started

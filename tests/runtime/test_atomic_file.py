@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes.engines import unprivileged
+from fakes.engine_store import unprivileged
 from zfserve_runtime.atomic_file import ChecksummedFile, write_atomically
 
 

@@ -195,7 +195,7 @@ async def test_a_gpu_that_fails_is_lost_and_one_that_is_full_is_not() -> None:
         ):
             pass
     assert not lost
-    with pytest.raises(EngineLost, match="failed for good"):
+    with pytest.raises(EngineLost, match="lost its GPU"):
         async for _ in torch_thread.stream(
             failing(torch.AcceleratorError("CUDA error: 700")), Deadline(), UNUSED_METRICS
         ):
@@ -209,6 +209,6 @@ async def test_a_network_that_is_loaded_on_a_lost_gpu_is_lost_too(torch_thread: 
         raise torch.AcceleratorError("CUDA error: 700")
 
     assert not torch_thread.lost
-    with pytest.raises(EngineLost, match="failed for good"):
+    with pytest.raises(EngineLost, match="lost its GPU"):
         await torch_thread.run(load)
     assert torch_thread.lost

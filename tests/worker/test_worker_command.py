@@ -1,4 +1,4 @@
-"""Tests the worker as a process: how it gets ready, answers, stops, and refuses settings that cannot work."""
+"""Tests the worker as a process: how it starts, answers, stops, and refuses settings that cannot work."""
 
 import argparse
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes import work_until_white
+from fakes import worker_that_loses_its_device
 from processes import polling_pool_runs
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
@@ -24,7 +24,7 @@ from zfserve_runtime.grpc.status import from_call_error
 from zfserve_worker.worker_command import add_arguments, run
 
 PROGRAM = ("-m", "zfserve_worker")
-FRAGILE = (str(Path(work_until_white.__file__)),)
+FRAGILE = (str(Path(worker_that_loses_its_device.__file__)),)
 
 
 @asynccontextmanager

@@ -50,7 +50,7 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         OSError: the process cannot listen on an address, or standard input is not a pipe from a parent.
         TlsError: the certificate or key cannot be used.
         TracingError: traces are wanted and cannot be sent.
-        EngineLost: the GPU failed for good. All calls in flight have been answered.
+        EngineLost: the GPU failed permanently. All calls in flight have been answered.
     """
     device = choose_device(config.device)
     with ExitStack() as stack:
@@ -92,13 +92,13 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
         await stop.wait()
         await drain(server, health, config.drain_grace, stop, config.drain_delay)
         if torch_thread.lost:
-            raise EngineLost("the GPU failed for good")
+            raise EngineLost("the GPU failed permanently")
 
 
 def _torch_thread(config: WorkerConfig, device: torch.device, stop: StopRequest) -> TorchThread:
     def on_lost() -> None:
         if not stop.asked:  # A second request would cancel calls that can still be answered.
-            stop.ask("the GPU failed for good")
+            stop.ask("the GPU failed permanently")
 
     if device.type == "cuda":
         # PyTorch would round the inputs of convolutions to 11 bits. Projections must be the same as on the CPU.

@@ -31,10 +31,10 @@ class TorchThread:
     Args:
         threads: the number of CPU threads that one PyTorch operation may use.
         max_streams: the largest number of streams in flight. Further streams are refused.
-        on_lost: called on the event loop each time the GPU fails for good. This process can then compute nothing more.
+        on_lost: called on the event loop each time the GPU fails permanently. The process can compute no more.
 
     Attributes:
-        lost: True once the GPU failed for good.
+        lost: True once the GPU failed permanently.
     """
 
     def __init__(self, threads: int, max_streams: int, on_lost: Callable[[], None] = lambda: None) -> None:
@@ -50,7 +50,7 @@ class TorchThread:
 
         Raises:
             Overloaded: the GPU has no memory left.
-            EngineLost: the GPU failed for good.
+            EngineLost: the GPU failed permanently.
         """
         try:
             return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
@@ -59,7 +59,7 @@ class TorchThread:
         except torch.AcceleratorError as error:
             self.lost = True
             self._on_lost()
-            raise EngineLost("the worker's GPU failed for good; try again shortly") from error
+            raise EngineLost("the worker lost its GPU and restarts; try again shortly") from error
 
     async def stream(
         self, results: Generator[T, None, None], deadline: Deadline, metrics: ModelMetrics
@@ -74,7 +74,7 @@ class TorchThread:
         Raises:
             Overloaded: `max_streams` streams are in flight, or the GPU has no memory left.
             DeadlineExceeded: the deadline passed while the stream waited for the thread, or between two results.
-            EngineLost: the GPU failed for good.
+            EngineLost: the GPU failed permanently.
         """
         if self._in_flight >= self._max_streams:
             raise Overloaded(

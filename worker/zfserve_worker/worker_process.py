@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def run_worker(flags: Mapping[str, object], environment: Mapping[str, str]) -> int:
     """Serves projections until the process is asked to stop. Returns the exit status.
 
-    Ends the process at once, with status `EXIT_ENGINE_LOST`, when the GPU failed for good.
+    Ends the process at once, with status `EXIT_ENGINE_LOST`, when the GPU failed permanently.
     """
     try:
         config = WorkerConfig.read(flags, environment)

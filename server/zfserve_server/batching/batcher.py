@@ -42,8 +42,8 @@ class Batcher:
         engines: one engine, or several instances of it that run side by side. They are closed with the batcher.
         row_shape: (height, width, 3) of each image.
         metrics: receives batch sizes and inference times.
-        on_engine_lost: called once, on the event loop, if an engine is lost for good. The batcher then refuses all
-            images, so health must report it and the process must end.
+        on_engine_lost: called once, on the event loop, if an engine is lost permanently. From then on the batcher
+            refuses all images, so health must report it and the process must end.
         policy: says what to do about an engine that hangs. By default it counts as lost.
     """
 
@@ -102,7 +102,7 @@ class Batcher:
         Raises:
             DeadlineExceeded: the deadline passed before an engine was free.
             EngineFailed: the engine failed on this image, or hung on its batch.
-            EngineLost: an engine was lost for good.
+            EngineLost: an engine was lost permanently.
             ShuttingDown: the batcher is closed.
         """
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"

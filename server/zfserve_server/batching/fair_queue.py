@@ -125,7 +125,7 @@ class FairQueue(Generic[E]):
             return self._scheduler.remove(entry)
 
     def close(self, threads: int) -> list[E]:
-        """Ends `take_batch` for good and returns the entries that were left.
+        """Closes the queue, so that `take_batch` returns no more entries. Returns the entries that were left.
 
         Args:
             threads: the number of threads that call `take_batch`. Each of them is woken.

@@ -28,7 +28,7 @@ class WatchdogPolicy:
     Attributes:
         timeout_s: the longest time that one run may take.
         reopen: opens another instance of the engine, warm and verified; blocks. None if only a new process helps, as
-            on a GPU, which a hung run may occupy for good.
+            on a GPU, which a hung run may occupy for ever.
         on_stall: called on the event loop with True when no working engine is left, and with False when one serves
             again.
     """

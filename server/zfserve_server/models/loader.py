@@ -25,7 +25,7 @@ class ServingPolicy:
     Attributes:
         max_queue: the largest number of images in flight for each version.
         engine_timeout_s: the longest time that one run may take.
-        on_engine_lost: called when an engine is lost for good.
+        on_engine_lost: called when an engine is lost permanently.
         on_stall: called with True when a version has no working engine left, and with False when it has one again.
     """
 
@@ -60,7 +60,7 @@ class ModelLoader:
             on_step: called on the event loop with each step of the load.
 
         Raises:
-            EngineLost: a device failed for good; only a new process can serve again.
+            EngineLost: a device failed permanently; only a new process can serve again.
             Exception: the version cannot serve.
         """
         began_s = time.monotonic()

@@ -26,7 +26,7 @@ class Readiness:
 
     @property
     def engine_lost(self) -> bool:
-        """True once an engine is lost for good."""
+        """True once an engine is lost permanently."""
         return self._engine_lost
 
     def set_started(self) -> None:
@@ -35,7 +35,7 @@ class Readiness:
         self.update()
 
     def set_engine_lost(self) -> None:
-        """Reports that an engine is lost for good and the process ends."""
+        """Reports that an engine is lost permanently and the process ends."""
         self._engine_lost = True
         self.update()
 

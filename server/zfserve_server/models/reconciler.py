@@ -72,7 +72,7 @@ class Reconciler:
 
         Raises:
             BundleError, EngineUnavailable: versions cannot serve (see `strict`).
-            EngineLost: a device failed for good.
+            EngineLost: a device failed permanently.
         """
         step_log, self._on_step = self._on_step, on_step
         await self._reconcile(found, retry=False)
@@ -86,7 +86,7 @@ class Reconciler:
         """Scans and reconciles every `interval_s` seconds (0: never) and whenever `rescan` is set, until cancelled.
 
         Raises:
-            EngineLost: a device failed for good.
+            EngineLost: a device failed permanently.
         """
         while True:
             with suppress(TimeoutError):

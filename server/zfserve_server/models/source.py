@@ -33,7 +33,7 @@ class ModelSource:
 
     Attributes:
         scan: returns all versions that exist now. Raises BundleError or OSError if they cannot be listed.
-        open: makes a version ready to serve. Raises EngineLost if a device failed for good, and any other error if
+        open: makes a version ready to serve. Raises EngineLost if a device failed permanently, and any other error if
             the version cannot serve.
     """
 

@@ -27,7 +27,7 @@ _RETRY_AFTER_S = 2.0
 
 def worker_unavailable() -> ServiceError:
     return WorkerUnavailable(
-        f"the projection worker is not available at present; try again in {_RETRY_AFTER_S:.0f} s",
+        f"the projection worker is not available now; try again in {_RETRY_AFTER_S:.0f} s",
         retry_after_s=_RETRY_AFTER_S,
     )
 

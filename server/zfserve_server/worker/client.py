@@ -182,7 +182,7 @@ class WorkerClient:
                 try:
                     await self._describe()
                 except (grpc.aio.AioRpcError, EngineFailed) as error:
-                    logger.info("the worker does not describe itself", extra={"error": short_text(error)})
+                    logger.info("the worker does not answer Describe", extra={"error": short_text(error)})
                     self._set_up(False)
                     await asyncio.sleep(_RETRY_S)
                     continue

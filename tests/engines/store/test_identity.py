@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from conftest import ColourBundle
-from fakes.engines import A10, AHEAD, H100, L4, RTX_4090, TUNED, on_card, with_settings
+from fakes.engine_store import A10, AHEAD, H100, L4, RTX_4090, TUNED, on_card, with_settings
 from zfserve_engines.contract import EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts
 from zfserve_engines.store.identity import EngineIdentity, EngineRequest, Host, request_engine

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fakes.engines import AHEAD, TUNED, Builder, quiet
+from fakes.engine_store import AHEAD, TUNED, Builder, quiet
 from zfserve_engines.store.identity import EngineRequest
 from zfserve_engines.store.pruning import PruneRule, is_older, newest_versions, reason_to_remove
 from zfserve_engines.store.record import StoreEntry

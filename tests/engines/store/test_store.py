@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ColourBundle
-from fakes.engines import (
+from fakes.engine_store import (
     A10,
     AHEAD,
     H100,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes.engines import (
+from fakes.engine_store import (
     H100,
     TUNED,
     Builder,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes.engines import AHEAD, Builder, quiet
+from fakes.engine_store import AHEAD, Builder, quiet
 from zfserve_engines.store.store import EngineStore
 
 TESTS = Path(__file__).parents[2]

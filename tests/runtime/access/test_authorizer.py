@@ -6,9 +6,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fakes.callers import bearer, guarded_probe, write_callers
+from fakes.callers import bearer, guarded_server, write_callers
 from fakes.clock import Clock
-from fakes.probe import failure_of
+from fakes.scripted_server import failure_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from zfserve_runtime.access.authorizer import RECHECK_INTERVAL_S, Authorizer, current_caller
@@ -20,7 +20,7 @@ from zfserve_runtime.access.callers_file import (
     write_callers_file,
 )
 
-UNARY, STREAM = "/test.Probe/Unary", "/test.Probe/Stream"
+UNARY, STREAM = "/test.Scripted/Unary", "/test.Scripted/Stream"
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def file(tmp_path: Path) -> Path:
 async def test_a_token_names_its_caller_in_every_kind_of_method(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     tokens = write_callers(file, shop="all", archive="all")
-    async with guarded_probe(Authorizer(file)) as probe:
+    async with guarded_server(Authorizer(file)) as server:
         for name, token in tokens.items():
-            assert await probe.unary(*bearer(token), request="hello") == name
-            assert await probe.stream(*bearer(token)) == [name, "s"]
-            assert await probe.stream(*bearer(token), method="Write") == [name]
+            assert await server.unary(*bearer(token), request="hello") == name
+            assert await server.stream(*bearer(token)) == [name, "s"]
+            assert await server.stream(*bearer(token), method="Write") == [name]
     assert current_caller().name == ""
     assert [vars(record)["caller"] for record in caplog.records] == ["shop"] * 3 + ["archive"] * 3
 
@@ -54,18 +54,18 @@ async def test_an_unknown_caller_is_refused_and_its_request_is_never_read(
     file: Path, metadata: tuple[tuple[str, str], ...], sentence: str
 ) -> None:
     write_callers(file, shop="all")
-    async with guarded_probe(Authorizer(file)) as probe:
-        for call in (probe.unary(*metadata, request="x" * 100_000), probe.stream(*metadata)):
+    async with guarded_server(Authorizer(file)) as server:
+        for call in (server.unary(*metadata, request="x" * 100_000), server.stream(*metadata)):
             refused = await failure_of(call)
             assert refused.code() is grpc.StatusCode.UNAUTHENTICATED
             assert sentence in (refused.details() or "")
-        assert probe.read == []
+        assert server.read == []
 
 
 async def test_a_call_without_a_request_is_refused(file: Path) -> None:
     token = write_callers(file, shop="all")["shop"]
-    async with guarded_probe(Authorizer(file)) as probe:
-        refused = await failure_of(probe.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
+    async with guarded_server(Authorizer(file)) as server:
+        refused = await failure_of(server.channel.stream_unary(UNARY)(iter(()), metadata=bearer(token)))
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.details() == "the call ended before its request was sent"
 
@@ -74,15 +74,15 @@ async def test_the_digest_of_a_token_is_not_accepted(file: Path) -> None:
     write_callers(file, shop="all")
     digest = read_callers_file(file).callers[0].token_sha256
     assert digest is not None
-    async with guarded_probe(Authorizer(file)) as probe:
-        assert (await failure_of(probe.unary(*bearer(digest)))).code() is grpc.StatusCode.UNAUTHENTICATED
+    async with guarded_server(Authorizer(file)) as server:
+        assert (await failure_of(server.unary(*bearer(digest)))).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
     tokens = write_callers(file, narrow=UNARY, other="classify,describe")
-    async with guarded_probe(Authorizer(file)) as probe:
-        assert await probe.unary(*bearer(tokens["narrow"])) == "narrow"
-        for call in (probe.stream(*bearer(tokens["narrow"])), probe.unary(*bearer(tokens["other"]))):
+    async with guarded_server(Authorizer(file)) as server:
+        assert await server.unary(*bearer(tokens["narrow"])) == "narrow"
+        for call in (server.stream(*bearer(tokens["narrow"])), server.unary(*bearer(tokens["other"]))):
             refused = await failure_of(call)
             assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
         assert refused.details() == f"other may not call {UNARY}; ask the service's operator to permit it"
@@ -90,10 +90,10 @@ async def test_a_caller_may_call_what_it_is_permitted(file: Path) -> None:
 
 async def test_health_is_open_and_reflection_is_not(file: Path) -> None:
     tokens = write_callers(file, viewer="describe", worker="classify")
-    async with guarded_probe(Authorizer(file)) as probe:
-        answer = await health_pb2_grpc.HealthStub(probe.channel).Check(health_pb2.HealthCheckRequest())
+    async with guarded_server(Authorizer(file)) as server:
+        answer = await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo
+        reflection = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         (listed,) = [found async for found in reflection([request], metadata=bearer(tokens["viewer"]))]
         assert "grpc.health.v1.Health" in {service.name for service in listed.list_services_response.service}
@@ -103,19 +103,19 @@ async def test_health_is_open_and_reflection_is_not(file: Path) -> None:
 
 async def test_a_changed_file_is_read_again(file: Path) -> None:
     old, clock = write_callers(file, shop="all")["shop"], Clock()
-    async with guarded_probe(Authorizer(file, clock)) as probe:
+    async with guarded_server(Authorizer(file, clock)) as server:
         new = write_callers(file, market="all")["market"]
-        assert await probe.unary(*bearer(old)) == "shop", "the file is not checked again this soon"
+        assert await server.unary(*bearer(old)) == "shop", "the file is not checked again this soon"
         clock.now_s += RECHECK_INTERVAL_S
-        assert (await failure_of(probe.unary(*bearer(old)))).code() is grpc.StatusCode.UNAUTHENTICATED
-        assert await probe.unary(*bearer(new)) == "market"
+        assert (await failure_of(server.unary(*bearer(old)))).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await server.unary(*bearer(new)) == "market"
 
 
 async def test_an_open_stream_ends_at_the_next_request_after_its_token_was_removed(file: Path) -> None:
     token, clock = write_callers(file, viewer="describe")["viewer"], Clock()
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    async with guarded_probe(Authorizer(file, clock)) as probe:
-        call = reflection_pb2_grpc.ServerReflectionStub(probe.channel).ServerReflectionInfo(metadata=bearer(token))
+    async with guarded_server(Authorizer(file, clock)) as server:
+        call = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(metadata=bearer(token))
         await call.write(request)
         assert await call.read() is not grpc.aio.EOF
         write_callers(file, other="describe")
@@ -126,18 +126,18 @@ async def test_an_open_stream_ends_at_the_next_request_after_its_token_was_remov
 
 async def test_a_broken_file_leaves_the_old_one_in_force(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     token, clock = write_callers(file, shop="all")["shop"], Clock()
-    async with guarded_probe(Authorizer(file, clock)) as probe:
+    async with guarded_server(Authorizer(file, clock)) as server:
         await asyncio.to_thread(file.write_text, "{")
         for _ in range(3):
             clock.now_s += RECHECK_INTERVAL_S
-            assert await probe.unary(*bearer(token)) == "shop"
+            assert await server.unary(*bearer(token)) == "shop"
         logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
         assert [record.name for record in logged] == ["zfserve_runtime.access.file_reloader"], (
             "one line for one broken file"
         )
         await asyncio.to_thread(file.unlink)
         clock.now_s += RECHECK_INTERVAL_S
-        assert await probe.unary(*bearer(token)) == "shop"
+        assert await server.unary(*bearer(token)) == "shop"
 
 
 def test_a_file_that_cannot_be_read_is_an_error_at_the_start(file: Path) -> None:
@@ -149,17 +149,17 @@ async def test_a_certificate_names_its_caller(file: Path) -> None:
     tokens = write_callers(file, shop="all")
     by_token = read_callers_file(file).callers
     by_certificate = CallerEntry(name="mesh", certificate="zfserve test client", allow=(UNARY,))
-    async with guarded_probe(Authorizer(None), tls=True) as probe:
-        assert await probe.unary() == "localhost", "the first name of the certificate"
-    async with guarded_probe(Authorizer(file), tls=True) as probe:
-        refused = await failure_of(probe.unary())
+    async with guarded_server(Authorizer(None), tls=True) as server:
+        assert await server.unary() == "localhost", "the first name of the certificate"
+    async with guarded_server(Authorizer(file), tls=True) as server:
+        refused = await failure_of(server.unary())
         assert (refused.code().name, (refused.details() or "")[:53]) == (
             "UNAUTHENTICATED",
             "this service does not know the certificate of localho",
         )
     write_callers_file(file, CallersFile(callers=(*by_token, by_certificate)))
-    async with guarded_probe(Authorizer(file), tls=True) as probe:
-        assert await probe.unary() == "mesh"
-        assert (await failure_of(probe.stream())).code() is grpc.StatusCode.PERMISSION_DENIED
-        assert await probe.unary(*bearer(tokens["shop"])) == "shop", "a token takes precedence over the certificate"
-        assert (await failure_of(probe.unary(*bearer("wrong")))).code() is grpc.StatusCode.UNAUTHENTICATED
+    async with guarded_server(Authorizer(file), tls=True) as server:
+        assert await server.unary() == "mesh"
+        assert (await failure_of(server.stream())).code() is grpc.StatusCode.PERMISSION_DENIED
+        assert await server.unary(*bearer(tokens["shop"])) == "shop", "a token takes precedence over the certificate"
+        assert (await failure_of(server.unary(*bearer("wrong")))).code() is grpc.StatusCode.UNAUTHENTICATED

@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes.callers import bearer, guarded_probe, write_callers
-from fakes.probe import failure_of
+from fakes.callers import bearer, guarded_server, write_callers
+from fakes.scripted_server import failure_of
 from zfserve_runtime.access.authorizer import Authorizer
 from zfserve_runtime.errors import Overloaded
 from zfserve_runtime.grpc.method_handlers import Metadata
 
-UNARY = "/test.Probe/Unary"
+UNARY = "/test.Scripted/Unary"
 
 
 def refuse_the_unwanted(context: Any, metadata: Metadata) -> None:
@@ -25,25 +25,25 @@ def refuse_the_unwanted(context: Any, metadata: Metadata) -> None:
 
 
 async def test_a_refused_call_is_never_read() -> None:
-    async with guarded_probe(None, check=refuse_the_unwanted) as probe:
-        refused = await failure_of(probe.unary(("wanted", "no"), request="x" * 1_000_000))
+    async with guarded_server(None, check=refuse_the_unwanted) as server:
+        refused = await failure_of(server.unary(("wanted", "no"), request="x" * 1_000_000))
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert refused.details() == "there is no room"
         assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1500"
-        assert probe.read == []
-        assert await probe.unary(("wanted", "yes"), request="hello") == ""
-        assert len(probe.read) == 1
-        assert await probe.stream() == ["", "s"], "this method has no check"
+        assert server.read == []
+        assert await server.unary(("wanted", "yes"), request="hello") == ""
+        assert len(server.read) == 1
+        assert await server.stream() == ["", "s"], "this method has no check"
 
 
 async def test_no_call_is_checked_while_the_check_does_not_apply() -> None:
     loaded = False
-    async with guarded_probe(None, check=refuse_the_unwanted, applies=lambda: loaded) as probe:
+    async with guarded_server(None, check=refuse_the_unwanted, applies=lambda: loaded) as server:
         for loaded in (False, True, False):
             if loaded:
-                assert (await failure_of(probe.unary())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert (await failure_of(server.unary())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             else:
-                assert await probe.unary() == ""
+                assert await server.unary() == ""
 
 
 async def test_an_unauthenticated_call_meets_no_other_check(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ async def test_an_unauthenticated_call_meets_no_other_check(tmp_path: Path) -> N
     def check(context: Any, metadata: Metadata) -> None:
         checked.append(metadata)
 
-    async with guarded_probe(Authorizer(tmp_path / "tokens.json"), check=check) as probe:
-        assert (await failure_of(probe.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
+    async with guarded_server(Authorizer(tmp_path / "tokens.json"), check=check) as server:
+        assert (await failure_of(server.unary())).code() is grpc.StatusCode.UNAUTHENTICATED
         assert checked == []
-        assert await probe.unary(*bearer(token)) == "shop"
+        assert await server.unary(*bearer(token)) == "shop"
         assert len(checked) == 1
 
 
@@ -76,8 +76,8 @@ async def test_a_caller_that_goes_away_before_it_sends_its_request(way: str, cap
         for request in no_requests:
             yield request
 
-    async with guarded_probe(None, check=check) as probe:
-        send: Any = probe.channel.stream_unary(UNARY)
+    async with guarded_server(None, check=check) as server:
+        send: Any = server.channel.stream_unary(UNARY)
         call = send(requests(), timeout=0.2 if way == "late" else 60)
         await checked.wait()
         if way == "cancelled":
@@ -101,10 +101,10 @@ async def test_a_refused_call_leaves_nothing_to_the_garbage_collector() -> None:
     def check(context: Any, metadata: Metadata) -> None:
         raise remembered()
 
-    async with guarded_probe(None, check=check) as probe:
+    async with guarded_server(None, check=check) as server:
         gc.disable()
         try:
-            await failure_of(probe.unary())
+            await failure_of(server.unary())
             await asyncio.sleep(0.1)
             assert [error() for error in raised] == [None]
         finally:

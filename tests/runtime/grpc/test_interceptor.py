@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes.probe import Probe, failure_at_the_end_of, failure_of, raising
+from fakes.scripted_server import ScriptedServer, failure_at_the_end_of, failure_of, raising
 from google.protobuf.empty_pb2 import Empty
 from zfserve_runtime import errors
 from zfserve_runtime.grpc.call_tracker import CallTracker
@@ -21,7 +21,7 @@ from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 
 @pytest.mark.parametrize("method", ["unary", "stream"])
-async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(probe: Probe, method: str) -> None:
+async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(scripted: ScriptedServer, method: str) -> None:
     """The error refers to the request through its traceback. Under overload such garbage adds up: collections took 30
     ms."""
     raised = []
@@ -34,10 +34,10 @@ async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(probe: 
     async def behaviour() -> str:
         raise remembered()
 
-    probe.behaviour = behaviour
+    scripted.behaviour = behaviour
     gc.disable()
     try:
-        await failure_at_the_end_of(getattr(probe, method)(Empty()))
+        await failure_at_the_end_of(getattr(scripted, method)(Empty()))
         await asyncio.sleep(0.1)
         assert [error() for error in raised] == [None]
     finally:
@@ -45,7 +45,7 @@ async def test_a_call_that_fails_leaves_nothing_to_the_garbage_collector(probe: 
 
 
 @pytest.mark.parametrize("method", ["unary", "stream"])
-async def test_client_that_goes_away_ends_the_work(probe: Probe, method: str) -> None:
+async def test_client_that_goes_away_ends_the_work(scripted: ScriptedServer, method: str) -> None:
     started = asyncio.Event()
 
     async def behaviour() -> str:
@@ -53,62 +53,62 @@ async def test_client_that_goes_away_ends_the_work(probe: Probe, method: str) ->
         await asyncio.Event().wait()
         return "never"
 
-    probe.behaviour = behaviour
-    call = getattr(probe, method)(Empty())
+    scripted.behaviour = behaviour
+    call = getattr(scripted, method)(Empty())
     reading = asyncio.ensure_future(call.read() if method == "stream" else call.code())
     await started.wait()
     call.cancel()
-    await probe.finished.wait()
+    await scripted.finished.wait()
     await asyncio.wait([reading])
     # The interceptor counts the call in the task of the handler, so no other task runs before that.
-    assert probe.count("CANCELLED", method.capitalize()) == 1
+    assert scripted.count("CANCELLED", method.capitalize()) == 1
 
 
-async def test_an_expired_deadline_is_counted_as_deadline_exceeded(probe: Probe) -> None:
-    await probe.unary(Empty())  # connects, so that the next call's time is spent in the service
-    probe.finished.clear()
+async def test_an_expired_deadline_is_counted_as_deadline_exceeded(scripted: ScriptedServer) -> None:
+    await scripted.unary(Empty())  # connects, so that the next call's time is spent in the service
+    scripted.finished.clear()
 
     async def behaviour() -> str:
         await asyncio.Event().wait()
         return "never"
 
-    probe.behaviour = behaviour
-    failure = await failure_of(probe.unary(Empty(), timeout=2))
+    scripted.behaviour = behaviour
+    failure = await failure_of(scripted.unary(Empty(), timeout=2))
     assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await probe.finished.wait()
-    assert probe.count("DEADLINE_EXCEEDED") == 1
+    await scripted.finished.wait()
+    assert scripted.count("DEADLINE_EXCEEDED") == 1
 
 
-async def test_a_valid_request_id_is_kept_and_given_to_the_service(probe: Probe) -> None:
+async def test_a_valid_request_id_is_kept_and_given_to_the_service(scripted: ScriptedServer) -> None:
     async def behaviour() -> str:
         return current_request_id()
 
-    probe.behaviour = behaviour
-    call = probe.unary(Empty(), metadata=[("x-request-id", "A.b_c-9")])
+    scripted.behaviour = behaviour
+    call = scripted.unary(Empty(), metadata=[("x-request-id", "A.b_c-9")])
     assert (await call).value == "A.b_c-9"
     assert dict(await call.trailing_metadata())["x-request-id"] == "A.b_c-9"
 
 
 @pytest.mark.parametrize("invalid", ["", "a b", "x" * 65, "id;drop"])
-async def test_other_request_ids_are_replaced(probe: Probe, invalid: str) -> None:
+async def test_other_request_ids_are_replaced(scripted: ScriptedServer, invalid: str) -> None:
     async def behaviour() -> str:
         return current_request_id()
 
-    probe.behaviour = behaviour
-    call = probe.unary(Empty(), metadata=[("x-request-id", invalid)])
+    scripted.behaviour = behaviour
+    call = scripted.unary(Empty(), metadata=[("x-request-id", invalid)])
     made = (await call).value
     assert made != invalid
     assert len(made) == 16
     assert dict(await call.trailing_metadata())["x-request-id"] == made
 
 
-async def test_one_log_line_per_call(probe: Probe, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_log_line_per_call(scripted: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    probe.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
-    await failure_of(probe.unary(Empty(), metadata=[("x-request-id", "abc-3")]))
+    scripted.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
+    await failure_of(scripted.unary(Empty(), metadata=[("x-request-id", "abc-3")]))
     (record,) = [record for record in caplog.records if record.name == "zfserve_runtime.grpc.interceptor"]
     fields = vars(record)
-    assert (fields["method"], fields["status"]) == ("/test.Probe/Unary", "RESOURCE_EXHAUSTED")
+    assert (fields["method"], fields["status"]) == ("/test.Scripted/Unary", "RESOURCE_EXHAUSTED")
     assert (fields["request_id"], fields["reason"]) == ("abc-3", "OVERLOADED")
     assert fields["duration_ms"] >= 0
     assert record.exc_info is None
@@ -134,7 +134,7 @@ async def test_the_peer_of_an_ended_call_is_not_read(caplog: pytest.LogCaptureFi
             return None
 
     context: Any = EndingContext()
-    method = Method("/test.Probe/Unary", CallTracker(), Metrics(), NO_TRACERS, LogLimiter())
+    method = Method("/test.Scripted/Unary", CallTracker(), Metrics(), NO_TRACERS, LogLimiter())
     with caplog.at_level(logging.INFO):
         with Call(method, context) as call:
             call.accept(Empty())
@@ -144,10 +144,10 @@ async def test_the_peer_of_an_ended_call_is_not_read(caplog: pytest.LogCaptureFi
     assert vars(line)["peer"] == "ipv4:192.0.2.1:50000"
 
 
-async def test_successful_calls_are_measured(probe: Probe) -> None:
-    assert (await probe.unary(Empty())).value == "done"
-    assert [message.value async for message in probe.stream(Empty())] == ["first", "done"]
-    assert (probe.count("OK"), probe.count("OK", "Stream")) == (1, 1)
-    seconds = {"method": "/test.Probe/Unary"}
-    assert probe.metrics.registry.get_sample_value("zfserve_request_seconds_count", seconds) == 1
-    assert probe.metrics.registry.get_sample_value("zfserve_in_flight", seconds) == 0
+async def test_successful_calls_are_measured(scripted: ScriptedServer) -> None:
+    assert (await scripted.unary(Empty())).value == "done"
+    assert [message.value async for message in scripted.stream(Empty())] == ["first", "done"]
+    assert (scripted.count("OK"), scripted.count("OK", "Stream")) == (1, 1)
+    seconds = {"method": "/test.Scripted/Unary"}
+    assert scripted.metrics.registry.get_sample_value("zfserve_request_seconds_count", seconds) == 1
+    assert scripted.metrics.registry.get_sample_value("zfserve_in_flight", seconds) == 0

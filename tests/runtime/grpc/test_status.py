@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import grpc
 import pytest
-from fakes.probe import Probe, details_of, failure_at_the_end_of, failure_of, raising, stubs
+from fakes.scripted_server import ScriptedServer, details_of, failure_at_the_end_of, failure_of, raising, stubs
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -52,10 +52,10 @@ def test_the_table_below_covers_every_error_class() -> None:
 
 @pytest.mark.parametrize("error_class", STATUSES, ids=lambda error_class: error_class.__name__)
 async def test_error_class_becomes_its_status_with_details(
-    probe: Probe, error_class: type[errors.ServiceError]
+    scripted: ScriptedServer, error_class: type[errors.ServiceError]
 ) -> None:
-    probe.behaviour = raising(error_class("Do this instead.", field="image.encoded", retry_after_s=1.5))
-    failure = await failure_of(probe.unary(Empty(), metadata=[("x-request-id", "abc-1")]))
+    scripted.behaviour = raising(error_class("Do this instead.", field="image.encoded", retry_after_s=1.5))
+    failure = await failure_of(scripted.unary(Empty(), metadata=[("x-request-id", "abc-1")]))
 
     assert failure.code().name == STATUSES[error_class]
     assert failure.details() == "Do this instead."
@@ -68,7 +68,7 @@ async def test_error_class_becomes_its_status_with_details(
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
     trailing = dict(failure.trailing_metadata())
     assert (trailing["x-request-id"], trailing["grpc-retry-pushback-ms"]) == ("abc-1", "1500")
-    assert probe.count(STATUSES[error_class]) == 1
+    assert scripted.count(STATUSES[error_class]) == 1
 
     returned = from_call_error(failure)
     assert type(returned) is error_class
@@ -103,17 +103,17 @@ def unpacked(detail: AnyMessage, kind: type[M]) -> M:
     return message
 
 
-async def test_details_hold_only_what_the_error_says(probe: Probe) -> None:
-    probe.behaviour = raising(errors.NotFound("There is no such layer."))
-    assert details_of(await failure_of(probe.unary(Empty()))).keys() == {"ErrorInfo"}
+async def test_details_hold_only_what_the_error_says(scripted: ScriptedServer) -> None:
+    scripted.behaviour = raising(errors.NotFound("There is no such layer."))
+    assert details_of(await failure_of(scripted.unary(Empty()))).keys() == {"ErrorInfo"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError(SECRET), asyncio.CancelledError(SECRET), TimeoutError(SECRET)])
 async def test_unexpected_exception_is_logged_and_leaks_nothing(
-    probe: Probe, error: BaseException, caplog: pytest.LogCaptureFixture
+    scripted: ScriptedServer, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    probe.behaviour = raising(error)
-    failure = await failure_of(probe.unary(Empty(), metadata=[("x-request-id", "abc-2")]))
+    scripted.behaviour = raising(error)
+    failure = await failure_of(scripted.unary(Empty(), metadata=[("x-request-id", "abc-2")]))
 
     assert failure.code() is grpc.StatusCode.INTERNAL
     assert failure.details() == "internal error; quote request id abc-2 to the operator"
@@ -121,23 +121,25 @@ async def test_unexpected_exception_is_logged_and_leaks_nothing(
     (record,) = [record for record in caplog.records if record.getMessage() == "call"]
     assert record.exc_info is not None
     assert record.exc_info[1] is error
-    assert probe.count("INTERNAL") == 1
+    assert scripted.count("INTERNAL") == 1
 
 
-async def test_error_after_some_messages_of_a_stream(probe: Probe) -> None:
-    probe.behaviour = raising(errors.OutOfRange("The layer has 5 maps."))
-    call = probe.stream(Empty())
+async def test_error_after_some_messages_of_a_stream(scripted: ScriptedServer) -> None:
+    scripted.behaviour = raising(errors.OutOfRange("The layer has 5 maps."))
+    call = scripted.stream(Empty())
     first = await call.read()
     assert isinstance(first, StringValue)
     assert first.value == "first"
     failure = await failure_of(call.read())
     assert failure.code() is grpc.StatusCode.OUT_OF_RANGE
     assert details_of(failure)["ErrorInfo"].reason == "OUT_OF_RANGE"
-    assert probe.count("OUT_OF_RANGE", "Stream") == 1
+    assert scripted.count("OUT_OF_RANGE", "Stream") == 1
 
 
 @pytest.mark.parametrize(("method", "attempts"), [("unary", 3), ("stream", 1)])
-async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, method: str, attempts: int) -> None:
+async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(
+    scripted: ScriptedServer, method: str, attempts: int
+) -> None:
     """gRPC retries only if no message came before the status. The stream has sent one."""
     policy = {
         "maxAttempts": 3,
@@ -147,27 +149,27 @@ async def test_a_refused_call_is_tried_again_by_grpcs_own_retries(probe: Probe, 
         "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
     }
     config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
-    probe.behaviour = raising(errors.Overloaded("The queue is full.", retry_after_s=0.01))
-    async with grpc.aio.insecure_channel(probe.target, options=[("grpc.service_config", config)]) as channel:
+    scripted.behaviour = raising(errors.Overloaded("The queue is full.", retry_after_s=0.01))
+    async with grpc.aio.insecure_channel(scripted.target, options=[("grpc.service_config", config)]) as channel:
         unary, stream = stubs(channel)
         await failure_at_the_end_of({"unary": unary, "stream": stream}[method](Empty()))
-    assert probe.count("RESOURCE_EXHAUSTED", method.capitalize()) == attempts
+    assert scripted.count("RESOURCE_EXHAUSTED", method.capitalize()) == attempts
 
 
 @pytest.mark.parametrize("method", ["unary_unary", "unary_stream"])
 async def test_bytes_that_are_no_message_are_an_invalid_argument(
-    probe: Probe, method: str, caplog: pytest.LogCaptureFixture
+    scripted: ScriptedServer, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "Unary" if method == "unary_unary" else "Stream"
-    call = getattr(probe.channel, method)(f"/test.Probe/{name}")(b"\xff\xff no message")
+    call = getattr(scripted.channel, method)(f"/test.Scripted/{name}")(b"\xff\xff no message")
     failure = await failure_of(call if method == "unary_unary" else call.read())
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.details() == "the request is not the message that this method takes"
-    assert probe.count("INVALID_ARGUMENT", name) == 1
+    assert scripted.count("INVALID_ARGUMENT", name) == 1
     assert details_of(failure)["ErrorInfo"].reason == "INVALID_INPUT"
     assert all(record.exc_info is None for record in caplog.records)
 
 
-async def test_unknown_method_is_unimplemented(probe: Probe) -> None:
-    missing = probe.channel.unary_unary("/test.Probe/Missing", Empty.SerializeToString, StringValue.FromString)
+async def test_unknown_method_is_unimplemented(scripted: ScriptedServer) -> None:
+    missing = scripted.channel.unary_unary("/test.Scripted/Missing", Empty.SerializeToString, StringValue.FromString)
     assert (await failure_of(missing(Empty()))).code() is grpc.StatusCode.UNIMPLEMENTED

@@ -4,14 +4,14 @@ import asyncio
 import logging
 
 import pytest
-from fakes.probe import Probe, failure_of, raising
+from fakes.scripted_server import ScriptedServer, failure_of, raising
 from google.protobuf.empty_pb2 import Empty
 from zfserve_runtime import errors
 from zfserve_runtime.telemetry import log_limiter
 
 
 async def test_only_the_first_of_many_refused_calls_have_a_line_in_the_log(
-    probe: Probe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(log_limiter, "INTERVAL_S", 60.0)
@@ -19,13 +19,13 @@ async def test_only_the_first_of_many_refused_calls_have_a_line_in_the_log(
     def lines() -> int:
         return sum(record.getMessage() == "call" for record in caplog.records)
 
-    probe.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
+    scripted.behaviour = raising(errors.Overloaded("Try again in a second.", retry_after_s=1))
     refused = log_limiter.LINES_PER_INTERVAL + 5
-    await asyncio.gather(*(failure_of(probe.unary(Empty())) for _ in range(refused)))
+    await asyncio.gather(*(failure_of(scripted.unary(Empty())) for _ in range(refused)))
     assert lines() == log_limiter.LINES_PER_INTERVAL
-    assert probe.count("RESOURCE_EXHAUSTED") == refused, "the metrics count all of them"
-    probe.behaviour = raising(errors.InvalidInput("Send an image."))
-    await failure_of(probe.unary(Empty()))
+    assert scripted.count("RESOURCE_EXHAUSTED") == refused, "the metrics count all of them"
+    scripted.behaviour = raising(errors.InvalidInput("Send an image."))
+    await failure_of(scripted.unary(Empty()))
     assert lines() == log_limiter.LINES_PER_INTERVAL + 1, "other errors have their lines"
 
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from fakes.metadata_only import MetadataOnly
+from fakes.call_context import FakeContext
 from zfserve_runtime.errors import InvalidInput
 from zfserve_server.admission.caller_identity import CallerIdentity, Priority, identify_caller
 
 
 def identify(*metadata: tuple[str, str], peer: str = "unix:") -> CallerIdentity:
-    call: Any = MetadataOnly(*metadata, peer=peer)
+    call: Any = FakeContext(*metadata, peer=peer)
     return identify_caller(call, call.invocation_metadata())
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
+from fakes.call_context import FakeContext
 from fakes.inference_requests import raw_request
-from fakes.metadata_only import MetadataOnly
 from fakes.serving import FakeEngine, classify_request, running_server
 from zfserve_runtime.errors import InvalidInput, Overloaded, Starting
 from zfserve_runtime.grpc.status import from_call_error
@@ -30,7 +30,7 @@ class Served:
 
 def is_shed(method: str, *served: Served, metadata: tuple[tuple[str, str], ...] = ()) -> bool:
     models: Any = served
-    call: Any = MetadataOnly(("x-client-id", "shop"), *metadata)
+    call: Any = FakeContext(("x-client-id", "shop"), *metadata)
     if not all_models_busy(models):
         return False
     try:

@@ -13,7 +13,7 @@ from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST
 
 ColourBundle = Callable[..., Bundle]
 
-FRAGILE = Path(__file__).parents[2] / "fakes" / "serve_until_white.py"
+FRAGILE = Path(__file__).parents[2] / "fakes" / "server_that_loses_its_engine.py"
 
 
 def classify(address: str, value: int) -> pb.ClassifyResponse:

@@ -24,7 +24,14 @@ NEVER = Deadline()
 
 
 class Spares:
-    """Opens engines in place of hung ones, and records the calls of the batcher's callbacks."""
+    """Opens engines in place of hung ones, and records the calls of the batcher's callbacks.
+
+    Attributes:
+        opened: the engines that `reopen` has opened.
+        hanging: the number of engines to open next that hang in their first run.
+        stalls: the arguments of the calls of `on_stall`.
+        engine_lost: set once the batcher has given up.
+    """
 
     def __init__(self) -> None:
         self.opened: list[FakeEngine] = []

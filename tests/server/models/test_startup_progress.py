@@ -311,7 +311,7 @@ def test_the_real_process_reports_the_chosen_engine_and_why_the_others_were_not_
 
 
 def test_a_process_whose_engine_never_opens_ends_at_sigterm(colour_bundle: ColourBundle) -> None:
-    program = Path(__file__).parents[2] / "fakes" / "serve_never_opening.py"
+    program = Path(__file__).parents[2] / "fakes" / "server_that_never_opens.py"
     flags = ("--no-worker", "--port", "0", "--metrics-port", "0", "--engine", "onnx-cpu", "--drain-grace", "0.1")
     command = [sys.executable, str(program), "serve", "--model", str(colour_bundle().folder), *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

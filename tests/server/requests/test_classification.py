@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes.call_context import FakeContext
 from fakes.inference_requests import batch_of, png
-from fakes.metadata_only import MetadataOnly
 from fakes.serving import MANIFEST, FakeEngine, raw_image
 from zfserve_engines.images.input_image import ImageLimits
 from zfserve_protos.v1 import zfserve_pb2 as pb
@@ -105,7 +105,7 @@ async def test_a_failed_run_records_no_times(pipeline: Pipeline, engine: FakeEng
 
 
 async def test_each_identification_counts_for_the_rate_limit(pipeline: Pipeline) -> None:
-    call: Any = MetadataOnly(("x-client-id", "shop"))
+    call: Any = FakeContext(("x-client-id", "shop"))
     assert pipeline.steps.identify(call) == CallerIdentity("shop")
     with pytest.raises(RateExceeded):
         pipeline.steps.identify(call)

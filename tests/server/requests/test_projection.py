@@ -47,7 +47,7 @@ def worker() -> FakeWorker:
 
 
 @pytest.fixture
-async def pair(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
+async def paired_server(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
     """Starts a server that is connected to its worker."""
     async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
         await projection_is(server, SERVING)
@@ -78,10 +78,12 @@ async def error_of(server: Running, request: pb.ProjectRequest) -> ServiceError:
     return error
 
 
-async def test_projections_arrive_one_by_one_with_their_place_in_the_photo(pair: Running, worker: FakeWorker) -> None:
+async def test_projections_arrive_one_by_one_with_their_place_in_the_photo(
+    paired_server: Running, worker: FakeWorker
+) -> None:
     raw = pb.RawPixels(width=2 * SIDE, height=SIDE, data=b"\1" * (2 * SIDE * SIDE * 3))
     worker.hangs_after = 1
-    call = pair.vision.Project(pb.ProjectRequest(image=pb.Image(raw=raw), layer="conv1", strongest=2))
+    call = paired_server.vision.Project(pb.ProjectRequest(image=pb.Image(raw=raw), layer="conv1", strongest=2))
     first = await call.read()
     assert isinstance(first, pb.ProjectResponse)
     assert (first.map, first.rank, first.total, first.png) == (0, 0, 2, b"png")
@@ -91,7 +93,7 @@ async def test_projections_arrive_one_by_one_with_their_place_in_the_photo(pair:
     call.cancel()
 
 
-async def test_the_worker_gets_the_request_of_the_client(pair: Running, worker: FakeWorker) -> None:
+async def test_the_worker_gets_the_request_of_the_client(paired_server: Running, worker: FakeWorker) -> None:
     unit = pb.UnitRule(position=pb.Position(row=1, column=2))
     request = pb.ProjectRequest(
         image=raw_image(300),
@@ -100,7 +102,7 @@ async def test_the_worker_gets_the_request_of_the_client(pair: Running, worker: 
         unit=unit,
         format=pb.PICTURE_FORMAT_FLOAT32,
     )
-    assert [answer.map for answer in await project(pair, request, timeout=20)] == [5, 0]
+    assert [answer.map for answer in await project(paired_server, request, timeout=20)] == [5, 0]
     [asked] = worker.requests
     assert (asked.fingerprint, asked.layer, list(asked.selection.indices)) == (FINGERPRINT, "pool1", [5, 0])
     assert (asked.unit, asked.format) == (unit, pb.PICTURE_FORMAT_FLOAT32)
@@ -110,23 +112,23 @@ async def test_the_worker_gets_the_request_of_the_client(pair: Running, worker: 
     assert worker.request_ids[0]
 
 
-async def test_the_worker_gets_the_request_for_maps_of_a_class(pair: Running, worker: FakeWorker) -> None:
+async def test_the_worker_gets_the_request_for_maps_of_a_class(paired_server: Running, worker: FakeWorker) -> None:
     for name, count, asked in (("class 1", 2, 2), ("n0", 1, 1), ("", 0, 6)):
         wanted = pb.ClassMaps(class_name=name, count=count)
-        await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1", for_class=wanted), timeout=20)
+        await project(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1", for_class=wanted), timeout=20)
         assert worker.requests[-1].for_class == pb.ClassMaps(class_name=name, count=asked)
 
 
-async def test_defaults(pair: Running, worker: FakeWorker) -> None:
-    await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
+async def test_defaults(paired_server: Running, worker: FakeWorker) -> None:
+    await project(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     assert worker.requests[0].strongest == 6  # the default is nine, but the layer has six
     assert worker.requests[0].format == pb.PICTURE_FORMAT_PNG
 
 
-async def test_a_reference_replaces_the_photo(pair: Running, worker: FakeWorker) -> None:
-    classified = await pair.vision.Classify(classify_request(300))
+async def test_a_reference_replaces_the_photo(paired_server: Running, worker: FakeWorker) -> None:
+    classified = await paired_server.vision.Classify(classify_request(300))
     image = pb.Image(reference=classified.image_reference)
-    [answer] = await project(pair, pb.ProjectRequest(image=image, layer="conv1", strongest=1))
+    [answer] = await project(paired_server, pb.ProjectRequest(image=image, layer="conv1", strongest=1))
     assert answer.activation == 1 + 44
     assert answer.HasField("source_box")
 
@@ -184,19 +186,21 @@ async def test_a_reference_replaces_the_photo(pair: Running, worker: FakeWorker)
     ],
 )
 async def test_an_invalid_projection_is_refused_and_named(
-    pair: Running, worker: FakeWorker, request_: pb.ProjectRequest, error: type[ServiceError], field: str
+    paired_server: Running, worker: FakeWorker, request_: pb.ProjectRequest, error: type[ServiceError], field: str
 ) -> None:
     asked = pb.ProjectRequest(image=raw_image(1))
     asked.MergeFrom(request_)
-    answered = await error_of(pair, asked)
+    answered = await error_of(paired_server, asked)
     assert type(answered) is error
     assert answered.field == field
     assert not worker.requests
 
 
 @pytest.mark.parametrize("source", [pb.Image(), pb.Image(encoded=b"junk"), pb.Image(reference="guess")])
-async def test_bad_images(pair: Running, source: pb.Image) -> None:
-    assert isinstance(await error_of(pair, pb.ProjectRequest(image=source, layer="conv1")), InvalidInput | NotFound)
+async def test_bad_images(paired_server: Running, source: pb.Image) -> None:
+    assert isinstance(
+        await error_of(paired_server, pb.ProjectRequest(image=source, layer="conv1")), InvalidInput | NotFound
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,33 +213,33 @@ async def test_bad_images(pair: Running, source: pb.Image) -> None:
     ],
 )
 async def test_errors_of_the_worker_reach_the_client(
-    pair: Running, worker: FakeWorker, raised: ServiceError, answered: ServiceError
+    paired_server: Running, worker: FakeWorker, raised: ServiceError, answered: ServiceError
 ) -> None:
     worker.error = raised
-    error = await error_of(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
+    error = await error_of(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     assert type(error) is type(answered)
     assert (error.field, error.retry_after_s) == (answered.field, answered.retry_after_s)
     assert error.message.startswith(answered.message)
 
 
-async def test_an_unknown_failure_of_the_worker_is_not_passed_on(pair: Running, worker: FakeWorker) -> None:
+async def test_an_unknown_failure_of_the_worker_is_not_passed_on(paired_server: Running, worker: FakeWorker) -> None:
     worker.error = RuntimeError("/secret/path")
-    error = await error_of(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
+    error = await error_of(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     assert error.status is grpc.StatusCode.INTERNAL
     assert "secret" not in error.message
 
 
-async def test_a_slow_worker_is_cancelled_at_the_deadline(pair: Running, worker: FakeWorker) -> None:
+async def test_a_slow_worker_is_cancelled_at_the_deadline(paired_server: Running, worker: FakeWorker) -> None:
     worker.hangs_after = 0
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await project(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"), timeout=2)
+        await project(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"), timeout=2)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await worker.cancelled.wait()
 
 
-async def test_a_client_that_leaves_cancels_the_workers_call(pair: Running, worker: FakeWorker) -> None:
+async def test_a_client_that_leaves_cancels_the_workers_call(paired_server: Running, worker: FakeWorker) -> None:
     worker.hangs_after = 1
-    call = pair.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1"))
+    call = paired_server.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     await call.read()
     call.cancel()
     await worker.cancelled.wait()
@@ -292,24 +296,26 @@ async def test_a_worker_with_other_weights_is_refused(engine: FakeEngine, addres
         assert (await server.vision.Classify(classify_request(3))).features[0] == 3
 
 
-async def test_a_worker_whose_health_is_not_serving(pair: Running, worker: FakeWorker) -> None:
-    assert (await pair.vision.DescribeModel(pb.DescribeModelRequest())).projection_available
+async def test_a_worker_whose_health_is_not_serving(paired_server: Running, worker: FakeWorker) -> None:
+    assert (await paired_server.vision.DescribeModel(pb.DescribeModelRequest())).projection_available
     worker.health.not_serving(WORKER_SERVICE)
-    await projection_is(pair, NOT_SERVING)
-    assert type(await error_of(pair, pb.ProjectRequest(image=raw_image(1), layer="conv1"))) is WorkerUnavailable
+    await projection_is(paired_server, NOT_SERVING)
+    assert (
+        type(await error_of(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))) is WorkerUnavailable
+    )
     worker.health.serving(WORKER_SERVICE)
-    await projection_is(pair, SERVING)
+    await projection_is(paired_server, SERVING)
 
 
-async def test_a_stuck_worker_leaves_classification_alone(pair: Running, worker: FakeWorker) -> None:
+async def test_a_stuck_worker_leaves_classification_alone(paired_server: Running, worker: FakeWorker) -> None:
     worker.hangs_after = 0
     request = pb.ProjectRequest(image=raw_image(1), layer="conv1")
-    stuck = [asyncio.ensure_future(project(pair, request)) for _ in range(40)]
+    stuck = [asyncio.ensure_future(project(paired_server, request)) for _ in range(40)]
     done, _ = await asyncio.wait(stuck, return_when=asyncio.FIRST_COMPLETED)
     refused = next(iter(done)).exception()
     assert isinstance(refused, grpc.aio.AioRpcError)
     assert type(from_call_error(refused)) is Overloaded
-    assert (await pair.vision.Classify(classify_request(3))).features[0] == 3
+    assert (await paired_server.vision.Classify(classify_request(3))).features[0] == 3
     for task in stuck:
         task.cancel()
     await asyncio.gather(*stuck, return_exceptions=True)

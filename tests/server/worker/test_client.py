@@ -27,7 +27,11 @@ REQUEST = worker_pb2.ProjectRequest(fingerprint=FINGERPRINT, layer="conv1", stro
 async def watching_client(
     target: str, served: Collection[str] = (), **options: Any
 ) -> AsyncIterator[tuple[WorkerClient, asyncio.Queue[bool]]]:
-    """Yields a client that announces `served` and watches the workers at `target`, and the queue of its changes."""
+    """Yields a client that watches the workers at `target`, and a queue of the calls of its `on_change`.
+
+    Args:
+        served: the fingerprints that the client announces.
+    """
     changes = asyncio.Queue[bool]()
     async with grpc.aio.insecure_channel(target, worker_channel_options()) as channel:
         client = WorkerClient(channel, Metrics(), on_change=changes.put_nowait, **{"max_call_s": 60.0, **options})
@@ -126,7 +130,7 @@ async def test_health_is_watched_over_a_new_connection_and_the_worker_stays_read
 
 
 class RecordingHealth(Health):
-    """Records the peers that watch it."""
+    """Records the peer of each Watch call. Sets `third` at the third call."""
 
     def __init__(self, *services: str) -> None:
         super().__init__(*services)
@@ -151,7 +155,7 @@ async def test_all_workers_of_an_address_are_asked() -> None:
         watching_client(f"ipv4:127.0.0.1:{port},127.0.0.1:{other_port}") as (client, changes),
     ):
         assert await changes.get()
-        for _ in range(1000):  # the second connection may come up after the first has answered a few
+        for _ in range(1000):  # the first worker may answer some calls before the second connection is open
             assert await ranks(client) == [0]
             if one.asked.is_set() and other.asked.is_set():
                 break

@@ -16,7 +16,7 @@ from zfserve_runtime.telemetry.metrics import Metrics
 Behaviour = Callable[[], Awaitable[str]]
 
 
-class Probe:
+class ScriptedServer:
     """Runs a server with one unary and one streaming method, which do what a test gives them, and a channel to it."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Probe:
         finally:
             self.finished.set()
 
-    async def __aenter__(self) -> "Probe":
+    async def __aenter__(self) -> "ScriptedServer":
         self._server = InterceptingServer(self.metrics)
         encoding: Any = {"request_deserializer": Empty.FromString, "response_serializer": StringValue.SerializeToString}
         unary: Any = self._unary
@@ -51,7 +51,7 @@ class Probe:
             "Unary": grpc.unary_unary_rpc_method_handler(unary, **encoding),
             "Stream": grpc.unary_stream_rpc_method_handler(stream, **encoding),
         }
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Probe", methods)])
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Scripted", methods)])
         port = self._server.add_insecure_port("localhost:0")
         await self._server.start()
         self.target = f"localhost:{port}"
@@ -64,15 +64,15 @@ class Probe:
         await self._server.stop(None)
 
     def count(self, status: str, method: str = "Unary") -> float:
-        labels = {"method": f"/test.Probe/{method}", "status": status}
+        labels = {"method": f"/test.Scripted/{method}", "status": status}
         return self.metrics.registry.get_sample_value("zfserve_requests_total", labels) or 0.0
 
 
 def stubs(channel: grpc.aio.Channel) -> tuple[Any, Any]:
-    """Returns the unary and the streaming method of a probe."""
+    """Returns the unary and the streaming method of a ScriptedServer."""
     return (
-        channel.unary_unary("/test.Probe/Unary", Empty.SerializeToString, StringValue.FromString),
-        channel.unary_stream("/test.Probe/Stream", Empty.SerializeToString, StringValue.FromString),
+        channel.unary_unary("/test.Scripted/Unary", Empty.SerializeToString, StringValue.FromString),
+        channel.unary_stream("/test.Scripted/Stream", Empty.SerializeToString, StringValue.FromString),
     )
 
 
