@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_every_path_on_the_page_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", DOCS / "architecture.md"], ids=name_of)
 def test_the_pages_for_contributors_name_paths(page: Path) -> None:
     assert len(paths_on(page)) > 40
+
+
+def test_the_page_of_the_installation_has_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    listed = re.findall(r"^\| `([\w-]+)` \|", (DOCS / "install.md").read_text(), re.MULTILINE)
+    assert set(listed) == extras - {"runtime", "model"}, "these two are parts of the others"
 
 
 def test_every_snippet_is_python_that_imports_just_what_it_uses(tmp_path: Path) -> None:
