@@ -42,7 +42,7 @@ an image that is slightly too large and answer which size is allowed."""
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of a server that is ready."""
+    """Holds the ports of a server that is ready."""
 
     grpc: int
     metrics: int

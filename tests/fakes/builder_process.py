@@ -1,9 +1,12 @@
 """This process obtains an engine from a store, for tests with several processes.
 
-Its arguments are the store's folder, the letter that its plan consists of, and the plan's size in bytes. It writes a
-line for each event: `waiting`, `building`, `has <letter>`, `unavailable <reason>`. When it builds, it reads one line of
-its input. `go` finishes the build. `full` finishes it with a limit of half the plan for the size of a file, as on a
-full disk. `die` sets the same limit, and the write that exceeds it kills the process.
+Its arguments are the store's folder, a letter, and a size in bytes. The plan that it builds repeats the letter. It
+writes a line for each event: `waiting`, `building`, `has <letter>`, `unavailable <reason>`. When it builds, it reads
+one line of its input:
+
+- `go` finishes the build.
+- `full` first limits the size of a file to half of the plan. The write then fails, as on a full disk.
+- `die` sets the same limit. The write that exceeds it kills the process.
 """
 
 import resource

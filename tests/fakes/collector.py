@@ -21,7 +21,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @dataclass(frozen=True)
 class ReceivedSpan:
-    """Holds a span as it was received. Ids are in hex; `parent` is "" for a root; `links` are the ids of spans."""
+    """Holds a span as it was received.
+
+    Attributes:
+        trace, id, parent: ids in hex. The parent of a root span is "".
+        links: the ids of the linked spans, in hex.
+    """
 
     service: str
     name: str
@@ -37,7 +42,7 @@ class ReceivedSpan:
 
 
 class Collector(TraceServiceServicer):
-    """Listens while `listening` lasts.
+    """Receives spans over gRPC while the block of `listening` runs.
 
     Attributes:
         spans: the spans in the order of their arrival.
@@ -59,7 +64,7 @@ class Collector(TraceServiceServicer):
 
     @contextmanager
     def listening(self) -> Iterator[str]:
-        """Yields the endpoint."""
+        """Starts to listen and yields the URL of the collector. Stops at the end of the block."""
         server = grpc.server(ThreadPoolExecutor(1))
         add_TraceServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")

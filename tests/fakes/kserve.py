@@ -1,8 +1,9 @@
 """This fake makes the manifests that KServe makes from a ServingRuntime and an InferenceService in Standard mode.
 
-Sources, in github.com/kserve/kserve: pkg/apis/serving/v1alpha1/servingruntime_types.go and v1beta1/component.go and
-predictor.go for the keys; pkg/controller/v1beta1/inferenceservice/reconcilers and pkg/webhook/admission/pod for the
-result. Kubernetes' own schema checks pods and containers.
+It follows the source in github.com/kserve/kserve. The keys are those of pkg/apis/serving/v1alpha1/
+servingruntime_types.go and of v1beta1/component.go and predictor.go. The result is that of
+pkg/controller/v1beta1/inferenceservice/reconcilers and pkg/webhook/admission/pod. Other tests check the pods and
+containers by Kubernetes' own schema.
 """
 
 import copy
@@ -55,12 +56,12 @@ def _runtime_faults(runtime: Document) -> Iterable[str]:
     if unknown := spec.keys() - RUNTIME_KEYS:
         yield f"a ServingRuntime has no {unknown}"
     if not set(spec["protocolVersions"]) <= PROTOCOLS:
-        yield "no such protocol"
+        yield "KServe has no such protocol"
     if [container["name"] for container in spec["containers"]].count(CONTAINER) != 1:
         yield f"one container must be called {CONTAINER}"
     for model_format in spec["supportedModelFormats"]:
         if model_format.keys() - {"name", "version", "autoSelect", "priority"}:
-            yield "unknown keys in a model format"
+            yield "a model format has unknown keys"
 
 
 def _service_faults(service: Document, runtime: Document) -> Iterable[str]:
@@ -68,11 +69,11 @@ def _service_faults(service: Document, runtime: Document) -> Iterable[str]:
     model = predictor["model"]
     if service["apiVersion"] != "serving.kserve.io/v1beta1":
         yield "an InferenceService is v1beta1"
-    # KServe no longer knows the old name RawDeployment. It would validate the scaling as Knative's.
+    # KServe no longer knows the old name of the mode, RawDeployment. With it, KServe would expect Knative's scaling.
     if annotations["serving.kserve.io/deploymentMode"] != "Standard":
-        yield "not the Standard mode"
+        yield "the deployment mode is not Standard"
     if annotations["serving.kserve.io/autoscalerClass"] not in {"hpa", "keda", "external", "none"}:
-        yield "no such class of autoscaler"
+        yield "KServe has no such class of autoscaler"
     if unknown := model.keys() - MODEL_KEYS:
         yield f"a model has no {unknown} here"
     if model["runtime"] != runtime["metadata"]["name"]:
@@ -83,11 +84,11 @@ def _service_faults(service: Document, runtime: Document) -> Iterable[str]:
     if (model["modelFormat"]["name"], model["modelFormat"].get("version")) not in formats:
         yield "the runtime does not serve this format"
     if not 0 <= predictor["minReplicas"] <= predictor["maxReplicas"]:
-        yield "fewer replicas at most than at least"
+        yield "minReplicas is larger than maxReplicas"
     for metric in predictor["autoScaling"]["metrics"]:
         source = metric[METRIC_SOURCES[metric["type"]]]
         if metric["type"] == "External" and "value" not in source["target"]:
-            yield "of an external metric's target the controller reads `value`, whatever its type"
+            yield "the target of an external metric needs `value`: the controller reads nothing else of it"
 
 
 def _deployment(runtime: Document, service: Document) -> Document:
@@ -111,9 +112,9 @@ def _deployment(runtime: Document, service: Document) -> Document:
 
 
 def _mount_model(pod: Document, uri: str) -> None:
-    """Mounts a claim read-only. KServe loads other URIs by an init container, which this fake does not do."""
+    """Mounts a volume claim read-only. For other URIs KServe adds an init container, which this fake does not."""
     if not uri.startswith(CLAIM_SCHEME):
-        raise ValueError(f"{uri} is no volume")
+        raise ValueError(f"{uri} is not a volume claim")
     claim, _, path = uri.removeprefix(CLAIM_SCHEME).partition("/")
     source = {"name": "kserve-pvc-source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
     pod.setdefault("volumes", []).append(source)

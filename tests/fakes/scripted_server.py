@@ -1,4 +1,4 @@
-"""Runs a server with the real interceptor whose methods do what a test gives them, and reads its errors."""
+"""Runs a server with the real interceptor, whose methods run a function of the test, and reads its errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +17,13 @@ Behaviour = Callable[[], Awaitable[str]]
 
 
 class ScriptedServer:
-    """Runs a server with one unary and one streaming method, which do what a test gives them, and a channel to it."""
+    """Runs a server with one unary and one streaming method, and a channel to it.
+
+    Attributes:
+        behaviour: called by both methods. It returns the answer or raises. The stream first sends one other message.
+        finished: set once a method has ended.
+        target: the address of the server.
+    """
 
     def __init__(self) -> None:
         self.metrics = Metrics()

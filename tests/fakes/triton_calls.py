@@ -1,4 +1,4 @@
-"""Calls a server by NVIDIA's unchanged `tritonclient`, as its users do. Each function returns what came back.
+"""Calls a server with NVIDIA's unchanged `tritonclient`, as users of Triton do. Each function returns the answers.
 
 The functions run in a process of their own (`client_process`), because the client's messages have the same names as the
 server's, and a process can hold only one message of each name.
@@ -20,7 +20,10 @@ MODEL = "fake"
 
 @contextmanager
 def client_process() -> Iterator[ProcessPoolExecutor]:
-    """Yields an executor for the functions of this module. Its process is spawned: a fork would keep our messages."""
+    """Yields an executor for the functions of this module.
+
+    Its process is spawned, because a forked process would inherit the server's messages.
+    """
     with ProcessPoolExecutor(1, get_context("spawn"), _import_client) as process:
         yield process
 
@@ -30,7 +33,7 @@ def _import_client() -> None:
 
 
 def describe(address: str) -> dict[str, Any]:
-    """Makes all calls that a client makes before it infers."""
+    """Returns the answers of all calls that a client makes before it sends images."""
     from tritonclient.grpc import InferenceServerClient
 
     with InferenceServerClient(address) as client:

@@ -1,1 +1,1 @@
-"""Supervises the companion worker, keeps the channel to it, and calls it."""
+"""Supervises the companion worker as a process, keeps the gRPC channel to it, and calls it."""

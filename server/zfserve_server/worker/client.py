@@ -102,14 +102,14 @@ class WorkerClient:
     async def announce(self, fingerprints: Collection[str]) -> None:
         """Announces the networks that the server serves from now on. Returns once the worker has loaded what it can."""
         self._pairing.set_served(fingerprints)
-        if self._pairing.up:
+        if self._pairing.worker_up:
             with suppress(grpc.aio.AioRpcError, EngineFailed):  # `watch` notices a worker that went away
                 await self._describe()
         self._pairing.update()
 
     async def require(self, fingerprint: str) -> None:
         """Raises WorkerUnavailable or WorkerMismatch if no worker can project that network now."""
-        lacking = self._pairing.up and not self._pairing.holds(fingerprint)
+        lacking = self._pairing.worker_up and not self._pairing.holds(fingerprint)
         if lacking and time.monotonic() - self._described_at >= _RETRY_S:
             await self.announce(self._pairing.served)  # the version may have come to its volume later
         self._pairing.check(fingerprint)
@@ -183,22 +183,22 @@ class WorkerClient:
                     await self._describe()
                 except (grpc.aio.AioRpcError, EngineFailed) as error:
                     logger.info("the worker does not answer Describe", extra={"error": short_text(error)})
-                    self._set_up(False)
+                    self._set_worker_up(False)
                     await asyncio.sleep(_RETRY_S)
                     continue
-                self._set_up(True)
+                self._set_worker_up(True)
             elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                self._set_up(False)
+                self._set_worker_up(False)
             # In any other state the channel reconnects, because a worker limits the age of its connections. Calls wait
             # for that, and the pairing stays.
             # gRPC's own wait for a state cannot be cancelled: it ends with the channel, in a loop that may be closed.
             while channel.get_state(try_to_connect=True) is state:  # noqa: ASYNC110
                 await asyncio.sleep(_STATE_POLL_S)
 
-    def _set_up(self, up: bool) -> None:
-        if up or self._pairing.up:
+    def _set_worker_up(self, up: bool) -> None:
+        if up or self._pairing.worker_up:
             self._down_since = time.monotonic()
-        self._pairing.set_up(up)
+        self._pairing.set_worker_up(up)
 
     def _is_stale(self) -> bool:
         """Returns True if the channel has found no worker for `intervals.replace_after_s` seconds."""
@@ -206,19 +206,19 @@ class WorkerClient:
         return failing and time.monotonic() - self._down_since >= self._intervals.replace_after_s
 
     async def _until_next_renewal(self) -> None:
-        if not self._pairing.up:
+        if not self._pairing.worker_up:
             await asyncio.sleep(min(self._intervals.renew_s, _RETRY_S))
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._intervals.renew_s):
-                await self._pairing.is_down.wait()
+                await self._pairing.worker_down.wait()
 
     async def _describe_while_mismatched(self) -> None:
         """Asks again for weights that the worker lacks. Its volume may be behind the server's. Runs until cancelled."""
         while True:
-            await self._pairing.is_mismatched.wait()
+            await self._pairing.mismatched.wait()
             await asyncio.sleep(self._intervals.describe_s)
-            if self._pairing.is_mismatched.is_set():
+            if self._pairing.mismatched.is_set():
                 await self.announce(self._pairing.served)
 
     async def _describe(self) -> None:

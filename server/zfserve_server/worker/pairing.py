@@ -31,8 +31,8 @@ class Pairing:
         on_change: called after each change of the state, with True if it is READY.
 
     Attributes:
-        is_down: set while no worker serves.
-        is_mismatched: set while the state is MISMATCH.
+        worker_down: set while no worker serves.
+        mismatched: set while the state is MISMATCH.
     """
 
     def __init__(self, metrics: Metrics, on_change: Callable[[bool], None]) -> None:
@@ -41,9 +41,9 @@ class Pairing:
         self._served: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         self._state = PairingState.DOWN
-        self.is_down = asyncio.Event()
-        self.is_down.set()
-        self.is_mismatched = asyncio.Event()
+        self.worker_down = asyncio.Event()
+        self.worker_down.set()
+        self.mismatched = asyncio.Event()
         for state in PairingState:
             metrics.worker_pairing.labels(state.name.lower()).set(state is self._state)
 
@@ -52,8 +52,8 @@ class Pairing:
         return self._state is PairingState.READY
 
     @property
-    def up(self) -> bool:
-        return not self.is_down.is_set()
+    def worker_up(self) -> bool:
+        return not self.worker_down.is_set()
 
     @property
     def served(self) -> frozenset[str]:
@@ -62,17 +62,17 @@ class Pairing:
 
     def holds(self, fingerprint: str) -> bool:
         """Returns True if a worker serves and holds that network."""
-        return self.up and fingerprint in self._held
+        return self.worker_up and fingerprint in self._held
 
     def check(self, fingerprint: str) -> None:
         """Raises WorkerUnavailable or WorkerMismatch if no worker can project that network now."""
-        if not self.up:
+        if not self.worker_up:
             raise worker_unavailable()
         if fingerprint not in self._held:
             raise worker_mismatch()
 
-    def set_up(self, up: bool) -> None:
-        (self.is_down.clear if up else self.is_down.set)()
+    def set_worker_up(self, up: bool) -> None:
+        (self.worker_down.clear if up else self.worker_down.set)()
         self.update()
 
     def set_served(self, fingerprints: Collection[str]) -> None:
@@ -98,12 +98,12 @@ class Pairing:
         logger.info("the worker's pairing changed", extra={"pairing": self._state.name})
         if self._state is PairingState.MISMATCH:
             logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - self._held)})
-            self.is_mismatched.set()
+            self.mismatched.set()
         else:
-            self.is_mismatched.clear()
+            self.mismatched.clear()
         self._on_change(self.ready)
 
     def _compute(self) -> PairingState:
-        if not self.up:
+        if not self.worker_up:
             return PairingState.DOWN
         return PairingState.READY if self._served <= self._held else PairingState.MISMATCH

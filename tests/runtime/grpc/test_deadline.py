@@ -12,7 +12,7 @@ def test_without_a_deadline_there_is_always_time() -> None:
     deadline.check()
 
 
-def test_a_deadline_ahead_leaves_time() -> None:
+def test_a_future_deadline_leaves_time() -> None:
     deadline = Deadline.after(3600)
     remaining_s = deadline.remaining_s()
     assert remaining_s is not None
@@ -21,7 +21,7 @@ def test_a_deadline_ahead_leaves_time() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -5, -math.inf])
-def test_a_deadline_behind_is_expired(seconds: float) -> None:
+def test_a_past_deadline_is_expired(seconds: float) -> None:
     deadline = Deadline.after(seconds)
     assert deadline.remaining_s() == 0
     assert deadline.expired()

@@ -37,7 +37,7 @@ def submit(batcher: Batcher, identity: int, deadline: Deadline = NEVER) -> "asyn
 
 
 async def occupy(batcher: Batcher, engine: FakeEngine) -> "asyncio.Task[InferenceResult]":
-    """Makes the engine hold a batch of image 0, so that later images must wait."""
+    """Lets the engine begin a run of image 0 that waits, so that later images stay in the queue. Returns its task."""
     engine.open.clear()
     first = submit(batcher, 0)
     await engine.begun()
@@ -221,7 +221,7 @@ async def test_shutdown_answers_the_running_batch_and_resolves_what_is_left(
 
 @pytest.fixture
 def pair() -> tuple[FakeEngine, FakeEngine]:
-    """Returns two engines that hold their runs. `begun` of either waits for a run of any of them."""
+    """Returns two engines whose runs wait until `open` is set. `begun` of each waits for a run of any of the two."""
     first, second = FakeEngine(2), FakeEngine(2)
     second.runs = first.runs
     first.open.clear()
@@ -230,7 +230,7 @@ def pair() -> tuple[FakeEngine, FakeEngine]:
 
 
 async def occupy_both(batcher: Batcher, pair: tuple[FakeEngine, FakeEngine]) -> "list[asyncio.Task[InferenceResult]]":
-    """Makes both engines hold a batch of one image. Returns the tasks in the order of the engines."""
+    """Lets each engine begin a run of one image that waits. Returns the tasks in the order of the engines."""
     tasks = []
     for identity in (0, 1):
         tasks.append(submit(batcher, identity))

@@ -210,7 +210,9 @@ async def test_projections_in_flight_keep_their_version(repository: FakeModelRep
         await until_ready(server, "2")
 
 
-async def test_a_version_that_works_takes_over_health_from_one_that_stalls(repository: FakeModelRepository) -> None:
+async def test_the_server_is_healthy_again_once_a_working_version_replaces_one_that_stalls(
+    repository: FakeModelRepository,
+) -> None:
     stalled, may_open = FakeEngine(max_batch_size=1), threading.Event()
 
     def reopen() -> FakeEngine:

@@ -83,7 +83,7 @@ class SlowOpening:
 
 @dataclass
 class StartingServer:
-    """Holds a server that listens. Its engine opens in the steps that `opening` gets."""
+    """Holds a server that listens and has not loaded its model. `opening` controls how the engine opens."""
 
     opening: SlowOpening
     stop: StopRequest
@@ -109,14 +109,14 @@ class StartingServer:
         call.cancel()
 
     async def reach(self, step: Step) -> None:
-        """Reports a step, and waits until the server's health shows it."""
+        """Lets the engine report `step`, and waits until the server's health shows the phase of the step."""
         async with self.watch(phase_service(step.phase)) as next_status:
             self.opening.send(step)
             while await next_status() != SERVING:
                 pass
 
     async def refusal(self) -> ServiceError | None:
-        """Calls each method once and returns the error, which must be the same for all."""
+        """Calls each method once, and returns the error. It must be the same for all methods."""
         stub = VisionServiceStub(self.channel)
         calls = (
             stub.Classify(classify_request(1)),

@@ -20,9 +20,9 @@ def test_each_change_of_the_state_is_reported_once() -> None:
     assert state_of(metrics) is PairingState.DOWN
     with pytest.raises(WorkerUnavailable):
         pairing.check("a")
-    pairing.set_up(True)
+    pairing.set_worker_up(True)
     assert state_of(metrics) is PairingState.MISMATCH
-    assert pairing.is_mismatched.is_set()
+    assert pairing.mismatched.is_set()
     with pytest.raises(WorkerMismatch):
         pairing.check("a")
     pairing.set_held(["a", "b"])
@@ -30,12 +30,12 @@ def test_each_change_of_the_state_is_reported_once() -> None:
     pairing.update()
     assert state_of(metrics) is PairingState.READY
     assert pairing.ready
-    assert not pairing.is_mismatched.is_set()
+    assert not pairing.mismatched.is_set()
     pairing.check("a")
     pairing.drop_held("a")
     assert (pairing.holds("a"), pairing.holds("b"), pairing.ready) == (False, True, False)
-    pairing.set_up(False)
+    pairing.set_worker_up(False)
     assert state_of(metrics) is PairingState.DOWN
-    assert pairing.is_down.is_set()
+    assert pairing.worker_down.is_set()
     assert not pairing.holds("b")
     assert changes == [False, True, False, False]
