@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name. None means the arguments of this process.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name may be invalid text
+        # A file name may be invalid text, and a terminal may not have every character.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv) or ["--help"])

@@ -43,11 +43,11 @@ _STATES = {
 def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
     """Converts the reply of `Classify`."""
     return Classification(
-        classes=tuple(_mirror(ClassScore, entry) for entry in response.classes),
-        model=_mirror(ModelIdentity, response.model),
+        classes=tuple(_from_message(ClassScore, entry) for entry in response.classes),
+        model=_from_message(ModelIdentity, response.model),
         image_reference=ImageReference(response.image_reference),
         features=tuple(response.features),
-        timings=_mirror(Timings, response.timings),
+        timings=_from_message(Timings, response.timings),
     )
 
 
@@ -55,17 +55,17 @@ def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
     """Converts one message of the stream of `Project`."""
     return Projection(
         map=response.map,
-        unit=_mirror(Position, response.unit) if response.HasField("unit") else None,
+        unit=_from_message(Position, response.unit) if response.HasField("unit") else None,
         activation=response.activation,
-        box=_mirror(Box, response.box),
-        source_box=_mirror(Box, response.source_box) if response.HasField("source_box") else None,
+        box=_from_message(Box, response.box),
+        source_box=_from_message(Box, response.source_box) if response.HasField("source_box") else None,
         png=response.png if response.HasField("png") else None,
-        pixels=_mirror(Float32Picture, response.float32) if response.HasField("float32") else None,
+        pixels=_from_message(Float32Picture, response.float32) if response.HasField("float32") else None,
         patch_png=response.patch_png,
-        model=_mirror(ModelIdentity, response.model),
+        model=_from_message(ModelIdentity, response.model),
         rank=response.rank,
         total=response.total,
-        for_class=_mirror(ClassScore, response.for_class) if response.HasField("for_class") else None,
+        for_class=_from_message(ClassScore, response.for_class) if response.HasField("for_class") else None,
         attribution=response.attribution if response.HasField("for_class") else None,
     )
 
@@ -73,17 +73,17 @@ def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
 def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescription:
     """Converts the reply of `DescribeModel`."""
     return ModelDescription(
-        model=_mirror(ModelIdentity, response.model),
+        model=_from_message(ModelIdentity, response.model),
         architecture=response.architecture,
-        classes=tuple(_mirror(ClassScore, entry) for entry in response.classes),
-        input=_mirror(InputSpec, response.input),
-        layers=tuple(_mirror(Layer, entry) for entry in response.layers),
-        parity=tuple(_mirror(ParityFigure, entry) for entry in response.parity),
-        accuracy=tuple(_mirror(AccuracyFigure, entry) for entry in response.accuracy),
-        engine=_mirror(
+        classes=tuple(_from_message(ClassScore, entry) for entry in response.classes),
+        input=_from_message(InputSpec, response.input),
+        layers=tuple(_from_message(Layer, entry) for entry in response.layers),
+        parity=tuple(_from_message(ParityFigure, entry) for entry in response.parity),
+        accuracy=tuple(_from_message(AccuracyFigure, entry) for entry in response.accuracy),
+        engine=_from_message(
             Engine,
             response.engine,
-            not_taken=tuple(_mirror(EngineNotTaken, entry) for entry in response.engine.not_taken),
+            not_taken=tuple(_from_message(EngineNotTaken, entry) for entry in response.engine.not_taken),
         ),
         feature_width=response.feature_width,
         projection_available=response.projection_available,
@@ -93,18 +93,18 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
 
 def model_status(entry: zfserve_pb2.ModelStatus) -> ModelStatus:
     """Converts the status of one version, as `DescribeModel` and `ListModels` give it."""
-    return _mirror(ModelStatus, entry, state=_STATES.get(entry.state, ""))
+    return _from_message(ModelStatus, entry, state=_STATES.get(entry.state, ""))
 
 
-def _mirror(result: type[_Result], message: Message, **mirrored: object) -> _Result:
-    """Returns a `result` with the values of the message's fields of the same names.
+def _from_message(result: type[_Result], message: Message, **converted: object) -> _Result:
+    """Converts `message` to a `result`, which has fields of the same names.
 
     Args:
-        mirrored: the fields that hold messages themselves, already converted.
+        converted: the values of fields that hold messages themselves.
     """
-    values = {field.name: getattr(message, field.name) for field in fields(result) if field.name not in mirrored}
+    values = {field.name: getattr(message, field.name) for field in fields(result) if field.name not in converted}
     plain = {name: tuple(value) if _is_repeated(value) else value for name, value in values.items()}
-    return result(**plain, **mirrored)
+    return result(**plain, **converted)
 
 
 def _is_repeated(value: object) -> bool:

@@ -194,7 +194,7 @@ def _buffer(image: Any) -> memoryview:
             raise _invalid(
                 f"{type(image).__name__} is no image; give a path, bytes, a Pillow image or an array", "image"
             ) from None
-    # If the array has no buffer, it needs numpy, and its owner has numpy.
+    # An array without a buffer has numpy's array interface, so the caller has numpy.
     return memoryview(importlib.import_module("numpy").asarray(image))
 
 

@@ -13,8 +13,8 @@ from zfserve_runtime.bundle import MANIFEST, BundleError, Manifest, file_digest
 def bundle_draft(target: Path) -> Iterator[Path]:
     """Yields a hidden folder beside `target` to write a bundle's files into.
 
-    `publish` moves it to `target`. Where an error or an interrupt ends the block before that, the folder is removed,
-    and so are the parent folders that were made for it.
+    `publish` moves it to `target`. If an error or an interrupt ends the block before that, the folder is removed, and
+    so are the parent folders that were made for it.
 
     Raises:
         BundleError: `target` exists.
@@ -46,7 +46,8 @@ def publish(draft: Path, target: Path, manifest: Manifest) -> None:
     )
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for file in files:
-        # Some libraries ignore the umask and write for the owner only. The worker may run as another user.
+        # Some libraries ignore the umask and make files that only their owner can read. The worker may run as another
+        # user.
         file.chmod((draft / MANIFEST).stat().st_mode)
     try:
         draft.rename(target)
@@ -55,6 +56,6 @@ def publish(draft: Path, target: Path, manifest: Manifest) -> None:
 
 
 def next_version(folder: Path) -> str:
-    """Returns the highest whole number among the versions in a model's folder, plus one; "1" for the first version."""
+    """Returns the highest whole number among the versions in a model's folder, plus one, or "1" if there is none."""
     numbers = [int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal()]
     return str(max(numbers, default=0) + 1)

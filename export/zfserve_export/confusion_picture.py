@@ -1,4 +1,4 @@
-"""This module draws the confusion matrix. `zfserve evaluate` imports it only where a picture is asked for."""
+"""This module draws the confusion matrix. `zfserve evaluate` imports it only for `--confusion`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from zfserve_export.evaluation import Score
 
 MOST_LABELLED = 40
-"""The largest number of classes with names and numbers. Beyond it they would be unreadable, and only colours remain."""
+"""Names and numbers are drawn for at most this many classes. For more classes they would be unreadable, and only
+colours are drawn."""
 
 
 def draw_confusion(score: Score, labels: Sequence[str], title: str, file: Path) -> None:

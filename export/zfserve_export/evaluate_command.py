@@ -31,8 +31,8 @@ WORST_CONFUSIONS = 5
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Holds what is evaluated: a classifier, its input and its classes."""
+class EvaluatedModel:
+    """Holds a bundle or a weights file to evaluate: a classifier, its input and its classes."""
 
     name: str
     classify: Classifier
@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="a bundle folder, or weights (.safetensors, .pt, .pth)")
     parser.add_argument("--data", type=Path, required=True, help="folder with <class id>/ or val/<class id>/")
     parser.add_argument(
-        "--precision", choices=get_args(Precision), default="fp32", help="precision of the bundle's graph"
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="precision of the bundle's graph (default: %(default)s)",
     )
     parser.add_argument(
         "--engine",
@@ -53,8 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="onnx-cpu",
         help="engine that runs a bundle (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="of the engine that runs a bundle")
+    parser.add_argument("--batch-size", type=int, default=16, help="photos in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=available_cpus(),
+        help="threads of the engine that runs a bundle (default: all available CPUs)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument(
         "--confusion", type=Path, metavar="FILE.png", help="also draw the confusion matrix into this file"
@@ -67,44 +75,42 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch_size < 1 or arguments.threads < 1:
         return _refuse("--batch-size must be at least 1, and --threads too")
     try:
-        subject = open_subject(arguments)
-        photos = list_labelled_photos(arguments.data, subject.class_ids)
+        model = open_model(arguments)
+        photos = list_labelled_photos(arguments.data, model.class_ids)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("evaluating", total=len(photos.paths))
             score = evaluate(
-                subject.classify,
-                subject.spec,
+                model.classify,
+                model.spec,
                 photos,
                 arguments.batch_size,
                 lambda count: progress.advance(task, count),
             )
     except (BundleError, CheckpointError, EngineFailed, EngineUnavailable, LabelsError, PhotoError) as error:
         return _refuse(str(error))
-    print_score(console, subject, score)
+    print_score(console, model, score)
     try:
-        _write_results(arguments, subject, score)
+        _write_results(arguments, model, score)
     except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
         return _refuse(f"the result cannot be written: {error}")
     return 0
 
 
-def _write_results(arguments: argparse.Namespace, subject: Subject, score: Score) -> None:
+def _write_results(arguments: argparse.Namespace, model: EvaluatedModel, score: Score) -> None:
     if arguments.json:
-        _write(
-            arguments.json, lambda file: file.write_text(json.dumps(describe_score(subject, score), indent=2) + "\n")
-        )
+        _write(arguments.json, lambda file: file.write_text(json.dumps(describe_score(model, score), indent=2) + "\n"))
     if arguments.confusion:
         from zfserve_export.confusion_picture import draw_confusion  # matplotlib takes a second to import
 
-        title = f"{subject.name}: top-1 {score.top1:.1%} of {score.count:,} photos"
-        _write(arguments.confusion, lambda file: draw_confusion(score, subject.labels, title, file))
+        title = f"{model.name}: top-1 {score.top1:.1%} of {score.count:,} photos"
+        _write(arguments.confusion, lambda file: draw_confusion(score, model.labels, title, file))
 
 
-def open_subject(arguments: argparse.Namespace) -> Subject:
-    """Opens a bundle on the engine that would serve it, or a weights file in PyTorch.
+def open_model(arguments: argparse.Namespace) -> EvaluatedModel:
+    """Opens a bundle on the engine of `--engine`, or a weights file in PyTorch.
 
-    Both get photos that were decoded as the server decodes them.
+    Both get photos that are decoded as in the server.
 
     Raises:
         BundleError, CheckpointError, LabelsError: the target cannot be used.
@@ -114,7 +120,7 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
     target: Path = arguments.target
     if target.suffix in WEIGHTS_SUFFIXES:
         checkpoint = read_weights(target, arguments)
-        return Subject(
+        return EvaluatedModel(
             f"{target.name}, PyTorch fp32",
             lambda pixels: network_outputs(checkpoint, pixels).probabilities,
             input_spec(checkpoint.preprocessing),
@@ -126,7 +132,7 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
     (engine,) = ENGINE_KINDS[arguments.engine].open(options, precision, lambda step: None)
     verify_engine(engine, bundle)
     manifest = bundle.manifest
-    return Subject(
+    return EvaluatedModel(
         f"{manifest.name} {manifest.version}, {precision} by {arguments.engine}",
         lambda pixels: engine.run(pixels).probabilities,
         manifest.input,
@@ -135,17 +141,17 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
     )
 
 
-def print_score(console: Console, subject: Subject, score: Score) -> None:
-    """Prints a table of classes, the figures over all photos, and the worst confusions."""
+def print_score(console: Console, model: EvaluatedModel, score: Score) -> None:
+    """Prints a table of classes, the accuracy over all photos, and the most frequent confusions."""
     table = Table(
-        title=subject.name, title_justify="left", title_style="bold", box=None, padding=(0, 1), header_style="dim"
+        title=model.name, title_justify="left", title_style="bold", box=None, padding=(0, 1), header_style="dim"
     )
     table.add_column("class")
     table.add_column("id", style="dim")
     table.add_column("photos", justify="right")
     table.add_column("top-1", justify="right")
     table.add_column("")
-    rows = zip(subject.labels, subject.class_ids, score.class_counts(), score.class_accuracy(), strict=True)
+    rows = zip(model.labels, model.class_ids, score.class_counts(), score.class_accuracy(), strict=True)
     for label, class_id, count, accuracy in rows:
         if count:
             table.add_row(escape(label), escape(class_id), f"{count:,}", f"{accuracy:.1%}", _bar(accuracy))
@@ -155,21 +161,21 @@ def print_score(console: Console, subject: Subject, score: Score) -> None:
     if confusions:
         console.print("most often confused:")
     for confusion in confusions:
-        true, predicted = subject.labels[confusion.true], subject.labels[confusion.predicted]
+        true, predicted = model.labels[confusion.true], model.labels[confusion.predicted]
         console.print(f"  {confusion.count:4d}  {true} taken for {predicted}", highlight=False, markup=False)
 
 
-def describe_score(subject: Subject, score: Score) -> dict[str, object]:
+def describe_score(model: EvaluatedModel, score: Score) -> dict[str, object]:
     """Returns all figures, for JSON. Accuracies are in [0, 1]. A class without photos has a top-1 of null."""
     counts, accuracy = score.class_counts().tolist(), score.class_accuracy().tolist()
     return {
-        "model": subject.name,
+        "model": model.name,
         "count": score.count,
         "top1": score.top1,
         "top5": score.top5,
         "classes": [
             {"class_id": class_id, "label": label, "count": count, "top1": share if count else None}
-            for class_id, label, count, share in zip(subject.class_ids, subject.labels, counts, accuracy, strict=True)
+            for class_id, label, count, share in zip(model.class_ids, model.labels, counts, accuracy, strict=True)
         ],
         "confusion": score.confusion.tolist(),
     }

@@ -20,7 +20,7 @@ Classifier = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts the photos of one class that were taken for another. Classes are indices."""
+    """Counts the photos of class `true` that were classified as `predicted`. Both are class indices."""
 
     true: int
     predicted: int
@@ -48,7 +48,7 @@ class Score:
         return counts
 
     def class_accuracy(self) -> npt.NDArray[np.float64]:
-        """Returns the accuracy of each class, float64 (K,), in [0, 1]; NaN for a class without photos."""
+        """Returns the accuracy of each class, float64 (K,), in [0, 1]. It is NaN for a class without photos."""
         counts = self.class_counts()
         accuracy = np.full(len(counts), np.nan)
         np.divide(self.confusion.diagonal(), counts, out=accuracy, where=counts > 0)
@@ -98,7 +98,7 @@ def evaluate_engine(
     photos: LabelledPhotos,
     on_batch: Callable[[int], object] = lambda photos: None,
 ) -> Score:
-    """Evaluates with an engine, in the largest batches that it takes. So the measured engine is the one that serves.
+    """Evaluates with an engine, in the largest batches that it takes. So the figures hold for the engine that serves.
 
     Raises:
         PhotoError: a photo cannot be read or decoded.
@@ -110,10 +110,10 @@ def evaluate_engine(
 def _rank(
     probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns the number of classes that rank above the true one, and the best class; both int64 (N,)."""
+    """Returns the number of classes that rank above the true class, and the best class. Both are int64 (N,)."""
     true = np.take_along_axis(probabilities, labels[:, None], axis=1)
     later = np.arange(probabilities.shape[1]) > labels[:, None]
-    # This counts from below, so that a NaN ranks last and not first.
+    # This counts the classes below the true one, so that a NaN ranks last and not first.
     below = (probabilities < true) | ((probabilities == true) & later)
     return probabilities.shape[1] - 1 - below.sum(axis=1), probabilities.argmax(axis=1)
 

@@ -17,7 +17,7 @@ from zfserve_runtime.bundle import Bundle, BundleError
 from zfserve_runtime.errors import EngineFailed
 from zfserve_runtime.grpc.shutdown import sigterm_as_exit
 
-from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle
+from zfserve_export.exporter import INT8_PRECISIONS, ExportPlan, export_bundle
 from zfserve_export.onnx_graph import GraphError
 from zfserve_export.parity import ParityError
 from zfserve_export.photos import PhotoError, list_labelled_photos, list_photos
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--photos",
         type=Path,
         metavar="DIR",
-        help=f"folder of more photos for parity and golden inputs (default: {DEFAULT_PHOTOS}, where it exists)",
+        help=f"folder of more photos for parity and golden inputs (default: {DEFAULT_PHOTOS}, if it exists)",
     )
     parser.add_argument(
         "--tolerance",
@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         checkpoint = _load(arguments)
-        plan, doubts = make_plan(arguments, checkpoint)
-        for doubt in doubts:
-            _print(messages, "[yellow]warning:[/]", doubt)
+        plan, warnings = make_plan(arguments, checkpoint)
+        for warning in warnings:
+            _print(messages, "[yellow]warning:[/]", warning)
         with sigterm_as_exit(), _progress(messages) as on_progress:
             bundle = export_bundle(checkpoint, plan, on_progress)
     except _UNUSABLE as error:
@@ -91,13 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[ExportPlan, list[str]]:
-    """Returns the plan of the arguments, and one sentence for each way in which the bundle could be better.
+    """Returns the plan for the arguments, and warnings about what would make the bundle better. Each is one sentence.
 
     Raises:
         PhotoError: a folder of photos cannot be used.
         BundleError: name or version cannot be a folder's name, or INT8 is asked for and there are no photos.
     """
-    doubts = []
+    warnings = []
     folder = arguments.photos or (DEFAULT_PHOTOS if DEFAULT_PHOTOS.is_dir() else None)
     photos = list_photos(folder) if folder else ()
     calibration = list_photos(arguments.calibration) if arguments.calibration else ()
@@ -108,13 +108,13 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Ex
         if not photos:
             raise BundleError("INT8 needs photos to calibrate on; give a folder with --calibration")
     if 0 < len(calibration) < FEW_CALIBRATION_PHOTOS:
-        doubts.append(
+        warnings.append(
             f"INT8 is calibrated on only {len(calibration)} photos; for better accuracy give some hundred with "
             "--calibration"
         )
     validation = list_labelled_photos(arguments.validation, checkpoint.class_ids) if arguments.validation else None
     if not (photos or calibration or validation):
-        doubts.append("no photos were given: parity is measured on noise only; add photos with --photos")
+        warnings.append("no photos were given: parity is measured on noise only; add photos with --photos")
     plan = ExportPlan(
         models=arguments.output,
         name=arguments.name or checkpoint.network.spec.architecture,
@@ -125,7 +125,7 @@ def make_plan(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Ex
         calibration=calibration,
         validation=validation,
     )
-    return plan, doubts
+    return plan, warnings
 
 
 def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
@@ -156,20 +156,20 @@ def print_summary(console: Console, bundle: Bundle, seconds: float) -> None:
 
 
 def find_faults(bundle: Bundle) -> list[str]:
-    """Returns one sentence for each weakness of the INT8 files that a user should know."""
+    """Returns one sentence for each INT8 file that differs too much from the network."""
     top1 = {entry.precision: entry.top1 for entry in bundle.manifest.accuracy}
     faults = [
         f"{entry.precision} gives another top class than the network for {1 - entry.top1_agreement:.0%} of "
         f"{entry.count} photos; measure its accuracy with --validation before serving it"
         for entry in bundle.manifest.parity
-        if entry.precision in EIGHT_BITS and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
-        if entry.precision not in top1  # its accuracy says more
+        if entry.precision in INT8_PRECISIONS and entry.inputs == "photos" and entry.top1_agreement < LEAST_AGREEMENT
+        if entry.precision not in top1  # a measured accuracy says more than this agreement
     ]
     faults += [
         f"{precision.upper()} LOSES {(top1['fp32'] - top1[precision]) * 100:.1f} POINTS OF TOP-1 "
         f"({top1['fp32']:.1%} to {top1[precision]:.1%}); serve fp32, or calibrate on more photos that resemble "
         "those you will classify"
-        for precision in EIGHT_BITS
+        for precision in INT8_PRECISIONS
         if precision in top1 and top1["fp32"] - top1[precision] > MOST_TOP1_LOST
     ]
     return faults
@@ -197,7 +197,7 @@ def _progress(console: Console) -> Iterator["_StepBars"]:
 
 
 class _StepBars:
-    """Shows one progress bar for each step, from its first report on."""
+    """Shows one progress bar for each step. It appears at the step's first report."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,7 +1,7 @@
 """The exporter turns a trained network into a bundle. `export_command` calls it.
 
-Its steps are: write weights and graphs; measure parity, accuracy and golden outputs of each graph; start each graph as
-the server will; rename the draft.
+Its steps are: write weights and graphs, measure parity, accuracy and golden outputs of each graph, verify each graph on
+a new engine, and rename the draft.
 """
 
 import re
@@ -33,7 +33,7 @@ from zfserve_runtime.bundle import (
 )
 
 from zfserve_export.bundle_writer import bundle_draft, next_version, publish
-from zfserve_export.measurement import BATCH, Measurement, Trials, measure, rehearse
+from zfserve_export.measurement import BATCH, Measurement, MeasurementInputs, measure, verify_graphs
 from zfserve_export.onnx_graph import export_graph, half_network
 from zfserve_export.parity import Reference, make_reference, noise_images, require_half_range
 from zfserve_export.photos import LabelledPhotos, input_spec, read_batches
@@ -44,41 +44,43 @@ ARTEFACTS: dict[Precision, Artefact] = {
     # inputs to 11 bits; 0.4 where red and blue are swapped. bf16 rounds everything to 8 bits, which gave 0.003 for the
     # default network and 0.04 for one with random weights.
     "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3, bf16_tolerance=5e-2),
-    # float16 has 11 significant bits. 5e-4 was measured on a CPU, which rounds fewer values than a GPU.
+    # float16 has 11 significant bits. A difference of 5e-4 was measured on a CPU, which rounds fewer values than a GPU.
     "fp16": Artefact(file="model.fp16.onnx", golden_tolerance=1e-2),
-    # Integer sums are the same on every CPU, but roundings to 256 steps can flip (0.002 measured between kernels).
-    # Kernels that saturate are wrong by 0.16 (measurements in docs/bundle.md). Between GPUs 0.005 was measured.
+    # Integer sums are the same on every CPU, but kernels may round to another of the 256 steps (0.002 was measured
+    # between kernels). Kernels that saturate are wrong by 0.16 (measurements in docs/bundle.md). Between GPUs 0.005
+    # was measured.
     "int8": Artefact(file="model.int8.onnx", golden_tolerance=5e-2),
     "int8-symmetric": Artefact(file="model.int8-symmetric.onnx", golden_tolerance=5e-2),
 }
-EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-symmetric")
+INT8_PRECISIONS: tuple[Precision, ...] = ("int8", "int8-symmetric")
 FP16_TOLERANCE = 1e-2
-"""The largest difference between the network and the fp16 graph, of a probability or of a feature relative to the
-largest feature. It is twenty times that of the default network, because other networks can be more sensitive."""
+"""The largest allowed difference between the network and the fp16 graph: of a probability, or of a feature relative to
+the largest feature. It is twenty times the difference of the default network, because other networks can be more
+sensitive."""
 PARITY_PHOTOS = 64
 CALIBRATION_PHOTOS = 256
 NOISE_IMAGES = 8
 GOLDEN_INPUTS = 4
-"""The number of golden inputs of each kind: photos, where there are any, and noise."""
+"""The number of golden inputs of each kind: photos, if there are any, and noise."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Is called with the name of a step, the amount done since the last call, and the total amount."""
+"""A function that takes the name of a step, the amount of work since the last call, and the total amount."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportPlan:
-    """Says where a bundle is written and on which photos it is measured.
+    """Describes where a bundle is written, and on which photos it is measured.
 
     Attributes:
-        models: the folder that holds one folder per model.
+        models: the folder of all models. The bundle becomes `models/name/version`.
         name: the name of the model.
-        version: the version; None means the next whole number.
+        version: the version. None means the next whole number.
         tolerance: the largest difference of a probability between the network and the fp32 graph.
-        fp16: whether a float16 graph is written.
-        photos: the photos for parity and golden inputs. Without any, noise alone is used.
-        calibration: the photos that set the ranges of INT8's activations. `CALIBRATION_PHOTOS` of them are used.
-            Without any, no INT8 files are written.
-        validation: the photos for the accuracy figures.
+        fp16: True to write a float16 graph.
+        photos: the photos for parity and golden inputs. Without photos, only noise is used.
+        calibration: the photos that set the ranges of INT8's activations. At most `CALIBRATION_PHOTOS` of them are
+            used. Without photos, no INT8 files are written.
+        validation: the photos for the accuracy figures. None leaves the figures out.
     """
 
     models: Path
@@ -100,7 +102,7 @@ class ExportPlan:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions of the graphs to write."""
-        eight_bits = EIGHT_BITS if self.calibration else ()
+        eight_bits = INT8_PRECISIONS if self.calibration else ()
         return ("fp32", "fp16", *eight_bits) if self.fp16 else ("fp32", *eight_bits)
 
 
@@ -110,7 +112,7 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
     Args:
         checkpoint: a checkpoint whose network is in evaluation mode and has no batch norm.
         plan: where to write, and what to measure on.
-        on_progress: is called as the steps advance.
+        on_progress: a function that is called as the steps advance.
 
     Raises:
         ParityError: a float graph differs from the network by more than its tolerance, or float16 is too narrow.
@@ -124,18 +126,18 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
     with bundle_draft(target) as folder:
         draft = Bundle(folder, describe_bundle(checkpoint, plan, target.name))
         _write_float_files(checkpoint, draft, on_progress)
-        trials = _prepare_trials(checkpoint, plan, draft.manifest.input, on_progress)
+        inputs = _prepare_inputs(checkpoint, plan, draft.manifest.input, on_progress)
         if plan.fp16:
-            _write_half_file(checkpoint, draft, trials.references, on_progress)
+            _write_half_file(checkpoint, draft, inputs.references, on_progress)
         if plan.calibration:
             _write_int8_files(draft, plan, on_progress)
         found: dict[Precision, Measurement] = {}
         for precision in draft.manifest.artefacts:
             photos = len(plan.validation.paths) if plan.validation else 0
             advance = partial(_advance, on_progress, f"accuracy of {precision}", photos)
-            found[precision] = measure(draft, precision, trials, advance)
-        write_golden(Golden(trials.golden_pixels, {name: one.golden for name, one in found.items()}), folder)
-        rehearse(draft)
+            found[precision] = measure(draft, precision, inputs, advance)
+        write_golden(Golden(inputs.golden_pixels, {name: one.golden for name, one in found.items()}), folder)
+        verify_graphs(draft)
         figures = {
             "parity": tuple(entry for one in found.values() for entry in one.parity),
             "accuracy": tuple(one.accuracy for one in found.values() if one.accuracy),
@@ -167,16 +169,16 @@ def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> M
 
 
 def smallest_exact_dtype(network: Network) -> torch.dtype:
-    """Returns float16 where it holds every weight exactly, as for weights that were read from float16; else float32.
+    """Returns float16 if it represents every weight exactly, for example if the file was float16. Otherwise float32.
 
-    So the worker, which reads this file, computes the same fingerprint.
+    The weights must stay exact, so that the worker, which reads this file, computes the same fingerprint.
     """
     exact = all(torch.equal(tensor.half().float(), tensor) for tensor in network.state_dict().values())
     return torch.float16 if exact else torch.float32
 
 
-def thin_out(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
-    """Selects at most `count` photos at even distances, so that every class of a sorted list is included."""
+def sample_evenly(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
+    """Selects at most `count` photos at even distances, so that a sample of a list sorted by class has all classes."""
     if len(photos) <= count:
         return photos
     return tuple(photos[index * len(photos) // count] for index in range(count))
@@ -202,22 +204,26 @@ def _write_half_file(
 
 
 def _write_int8_files(draft: Bundle, plan: ExportPlan, on_progress: OnProgress) -> None:
-    photos = thin_out(plan.calibration, CALIBRATION_PHOTOS)
+    photos = sample_evenly(plan.calibration, CALIBRATION_PHOTOS)
     batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress)
-    destinations = {precision: draft.artefact(precision) for precision in EIGHT_BITS}
+    destinations = {precision: draft.artefact(precision) for precision in INT8_PRECISIONS}
     quantize_files(draft.artefact("fp32"), destinations, batches, draft.manifest.fingerprint)
 
 
-def _prepare_trials(checkpoint: Checkpoint, plan: ExportPlan, spec: InputSpec, on_progress: OnProgress) -> Trials:
-    at_hand = (*plan.photos, *plan.calibration, *(plan.validation.paths if plan.validation else ()))
-    photos = thin_out(tuple(dict.fromkeys(at_hand)), PARITY_PHOTOS)
+def _prepare_inputs(
+    checkpoint: Checkpoint, plan: ExportPlan, spec: InputSpec, on_progress: OnProgress
+) -> MeasurementInputs:
+    available = (*plan.photos, *plan.calibration, *(plan.validation.paths if plan.validation else ()))
+    photos = sample_evenly(tuple(dict.fromkeys(available)), PARITY_PHOTOS)
     references: list[Reference] = []
     if photos:
         pixels = np.concatenate(list(_read(photos, spec, "photos for parity", on_progress)))
         references.append(make_reference(checkpoint, "photos", pixels))
     references.append(make_reference(checkpoint, "noise", noise_images(spec, NOISE_IMAGES)))
     golden_pixels = np.concatenate([reference.pixels[:GOLDEN_INPUTS] for reference in references])
-    return Trials(references, {"fp32": plan.tolerance, "fp16": FP16_TOLERANCE}, golden_pixels, plan.validation)
+    return MeasurementInputs(
+        references, {"fp32": plan.tolerance, "fp16": FP16_TOLERANCE}, golden_pixels, plan.validation
+    )
 
 
 def _read(photos: tuple[Path, ...], spec: InputSpec, step: str, on_progress: OnProgress) -> Iterator[NDArray[np.uint8]]:

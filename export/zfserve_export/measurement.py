@@ -1,4 +1,4 @@
-"""This module measures one graph of a draft bundle through the engine that will serve it. `exporter` calls it."""
+"""This module measures one graph of a draft bundle with the engine `onnx-cpu`. `exporter` calls it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -23,7 +23,8 @@ class Measurement:
     """Holds the figures of one graph.
 
     Attributes:
-        accuracy: the accuracy on validation photos; None where there are none.
+        parity: the comparison with the network, one entry for each kind of input.
+        accuracy: the accuracy on validation photos. None if there are no such photos.
         golden: the probabilities of the golden inputs, float32 (n, K).
     """
 
@@ -33,12 +34,15 @@ class Measurement:
 
 
 @dataclass(frozen=True, eq=False)
-class Trials:
+class MeasurementInputs:
     """Holds the inputs that every graph of a bundle is measured on.
 
     Attributes:
-        tolerances: the tolerance of each float graph against the references. INT8 graphs are judged by their accuracy.
+        references: photos and noise, with the outputs of the network.
+        tolerances: the largest allowed difference of each float graph from the references. INT8 graphs have none,
+            because only their accuracy counts.
         golden_pixels: the golden inputs, uint8 (n, H, W, 3).
+        validation: the photos for the accuracy. None leaves the accuracy out.
     """
 
     references: Sequence[Reference]
@@ -47,31 +51,35 @@ class Trials:
     validation: LabelledPhotos | None
 
 
-def measure(draft: Bundle, precision: Precision, trials: Trials, on_photos: Callable[[int], None]) -> Measurement:
-    """Runs one graph of a draft bundle on the trials. `on_photos` is called with numbers of validated photos.
+def measure(
+    draft: Bundle, precision: Precision, inputs: MeasurementInputs, on_photos: Callable[[int], None]
+) -> Measurement:
+    """Measures one graph of a draft bundle on `inputs`.
+
+    `on_photos` is called with the number of validation photos that were classified since its last call.
 
     Raises:
         ParityError: the graph differs from the network by more than its tolerance.
     """
     with closing(_open_engine(draft, precision)) as engine:
         parity = []
-        for reference in trials.references:
+        for reference in inputs.references:
             outputs = run_all(engine, reference.pixels)
-            if precision in trials.tolerances:
-                require_parity(precision, reference, outputs, trials.tolerances[precision])
+            if precision in inputs.tolerances:
+                require_parity(precision, reference, outputs, inputs.tolerances[precision])
             parity.append(compare(precision, reference, outputs))
         accuracy = None
-        if trials.validation:
-            score = evaluate_engine(engine, draft.manifest.input, trials.validation, on_photos)
+        if inputs.validation:
+            score = evaluate_engine(engine, draft.manifest.input, inputs.validation, on_photos)
             accuracy = AccuracyEntry(precision=precision, count=score.count, top1=score.top1, top5=score.top5)
-        return Measurement(tuple(parity), accuracy, run_all(engine, trials.golden_pixels).probabilities)
+        return Measurement(tuple(parity), accuracy, run_all(engine, inputs.golden_pixels).probabilities)
 
 
-def rehearse(draft: Bundle) -> None:
-    """Opens a new engine for every graph, as the server will. Each must reproduce the golden outputs.
+def verify_graphs(draft: Bundle) -> None:
+    """Opens a new engine for every graph, as the server does. Each engine must reproduce the golden outputs.
 
     Raises:
-        BundleError: an engine does not reproduce them.
+        BundleError: an engine does not reproduce the golden outputs.
     """
     for precision in draft.manifest.artefacts:
         with closing(_open_engine(draft, precision)) as engine:
@@ -79,5 +87,6 @@ def rehearse(draft: Bundle) -> None:
 
 
 def _open_engine(draft: Bundle, precision: Precision) -> OnnxEngine:
-    # The CPU is used even where there is a GPU: its arithmetic is the reference for other devices.
+    # The engine runs on the CPU even if there is a GPU, because the CPU's arithmetic is the reference for other
+    # devices.
     return OnnxEngine(draft, precision, threads=available_cpus(), max_batch_size=BATCH)

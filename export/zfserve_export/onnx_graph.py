@@ -4,9 +4,10 @@
         -> probabilities float32 (N, K), features float32 (N, F)
 
 Cast comes first because TensorRT's parser refuses a uint8 Transpose. Trunk and head compute in the dtype of the
-network's weights. Where that is float16, normalisation, contrast norm and softmax still compute in float32, because
-squares and exponentials exceed float16's range first. `onnxruntime.transformers.float16` could convert the finished
-graph, but its result is not sorted, and rounds the normalisation and the probabilities to float16.
+network's weights. If that is float16, normalisation, contrast norm and softmax still compute in float32, because
+their squares and exponentials may exceed the range of float16. `onnxruntime.transformers.float16` could convert the
+finished graph, but the nodes of its result are not in topological order, and it rounds the normalisation and the
+probabilities to float16.
 """
 
 import copy
@@ -32,11 +33,11 @@ _LARGEST_PROTOBUF_BYTES = 2**31 - 1
 
 
 class GraphError(ValueError):
-    """The exported graph breaks a promise. The message says which one."""
+    """The exported graph is not valid, or not in the form that engines expect. The message says why."""
 
 
 class PixelNetwork(nn.Module):
-    """Adds normalisation before `network` and a softmax behind it. This is the module that is exported."""
+    """Adds normalisation before `network` and a softmax after it. This module is exported."""
 
     scale: Tensor
     shift: Tensor
@@ -138,7 +139,7 @@ def describe_model(model: onnx.ModelProto, fingerprint: str) -> None:
 
 
 def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Removes the exporter's metadata, which has stack traces with the paths of this machine."""
+    """Removes the exporter's metadata, because its stack traces have file paths of this machine."""
     del graph.metadata_props[:]
     for node in graph.node:
         del node.metadata_props[:]
@@ -147,7 +148,7 @@ def _forget_origin(graph: onnx.GraphProto) -> None:
 
 
 def check_graph(model: onnx.ModelProto) -> None:
-    """Checks a model by ONNX's checker, and checks its inputs and outputs.
+    """Checks a model with ONNX's checker and shape inference, and checks its size, input and outputs.
 
     Raises:
         GraphError: a check fails.
@@ -169,9 +170,9 @@ def check_graph(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silences the log of torch's exporter, which says nothing about our graph.
+    """Silences the log of torch's exporter, which has no information about our graph.
 
-    Once per process it logs each torchvision operator that it skips, and its own deprecated call.
+    Once per process the exporter logs each torchvision operator that it skips, and a deprecated call of its own.
     """
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level

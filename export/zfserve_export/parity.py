@@ -20,12 +20,12 @@ from zfserve_export.onnx_graph import LARGEST_HALF
 InputKind = Literal["photos", "noise"]
 
 LARGEST_ACTIVATION = LARGEST_HALF / 4
-"""The largest activation of a network that is exported to float16. Other photos may cause larger ones."""
+"""The largest activation that a network may have if it is exported to float16. It is below the limit of float16,
+because other photos may cause larger activations."""
 
 _BATCH = 8
 
-
-_WAY_OUT: dict[Precision, str] = {"fp32": "--tolerance", "fp16": "leave it out with --no-fp16"}
+_REMEDIES: dict[Precision, str] = {"fp32": "allow more with --tolerance", "fp16": "leave it out with --no-fp16"}
 
 
 class ParityError(ValueError):
@@ -34,7 +34,12 @@ class ParityError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Holds inputs of one kind, uint8 (N, H, W, 3), and the PyTorch network's outputs for them."""
+    """Holds inputs of one kind, and the PyTorch network's outputs for them.
+
+    Attributes:
+        pixels: the inputs, uint8 (N, H, W, 3).
+        expected: the outputs of the PyTorch network.
+    """
 
     kind: InputKind
     pixels: NDArray[np.uint8]
@@ -65,7 +70,7 @@ def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
     Running the fp16 graph would not show an overflow: ONNX Runtime's CPU kernels keep float32 between its nodes.
 
     Raises:
-        ParityError: a layer's activations come close to the limit of float16, or are not numbers.
+        ParityError: an activation is too close to the limit of float16, or is not a number.
     """
     network = checkpoint.network
     with torch.inference_mode():
@@ -83,7 +88,7 @@ def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
 
 
 def noise_images(spec: InputSpec, count: int) -> NDArray[np.uint8]:
-    """Returns uniform noise, uint8 (count, H, W, 3), the same at every call. No photo comes close to such inputs."""
+    """Returns uniform noise, uint8 (count, H, W, 3), the same at every call. No photo resembles it."""
     return np.random.default_rng(0).integers(0, 256, (count, spec.height, spec.width, 3), dtype=np.uint8)
 
 
@@ -121,7 +126,7 @@ def require_parity(precision: Precision, reference: Reference, actual: EngineOut
         if not difference <= tolerance:
             raise ParityError(
                 f"the {precision} graph's {output} differs from the network's by {difference:.2g} on {len(expected)} "
-                f"{reference.kind}, and {tolerance:.2g} is allowed ({_WAY_OUT[precision]}); no bundle was written"
+                f"{reference.kind}, and {tolerance:.2g} is allowed ({_REMEDIES[precision]}); no bundle was written"
             )
 
 

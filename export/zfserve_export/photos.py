@@ -1,4 +1,4 @@
-"""This module lists and reads photos: photos of known class for accuracy, and others for calibration and parity.
+"""This module lists and reads photos: labelled photos for accuracy, and others for calibration and parity.
 
 `zfserve evaluate` and `zfserve export` call it. `zfserve_engines.images.input_image` decodes them, as in the server.
 """
@@ -21,7 +21,7 @@ from zfserve_runtime.errors import InvalidInput
 
 
 def input_spec(preprocessing: Preprocessing) -> InputSpec:
-    """Returns the input specification of a network that is not in a bundle."""
+    """Returns the input specification for a checkpoint's preprocessing. A bundle has it in its manifest."""
     return InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing))
 
 
@@ -35,8 +35,8 @@ class LabelledPhotos:
 
     Attributes:
         class_ids: the model's class ids, in the order of its outputs.
-        paths: one path per photo, sorted within its class.
-        labels: one index into `class_ids` per photo, int64 (N,).
+        paths: the N photos, by class, and sorted within each class.
+        labels: the index of each photo's class in `class_ids`, int64 (N,).
     """
 
     class_ids: tuple[str, ...]
@@ -45,9 +45,9 @@ class LabelledPhotos:
 
 
 def list_labelled_photos(folder: Path, class_ids: Sequence[str]) -> LabelledPhotos:
-    """Lists the photos in `folder/<class id>/`, or in `folder/val/<class id>/` where that folder exists.
+    """Lists the photos in `folder/<class id>/`, or in `folder/val/<class id>/` if `folder/val` exists.
 
-    Classes of the model may lack a folder, so a part of a data set can be measured.
+    Not every class of the model needs a folder, so a part of a data set can be measured.
 
     Raises:
         PhotoError: the folder does not exist, has no class folders, has a folder of an unknown class, or has a class

@@ -4,9 +4,9 @@ Weights are signed and quantised per output channel, activations per tensor. The
 logits are not rounded to 256 steps. Normalisation, contrast norm and softmax stay in float too.
 
 `int8` is for ONNX Runtime and OpenVINO on CPUs: activations are unsigned, and stay in 8 bits from layer to layer.
-`int8-symmetric` is for TensorRT, which takes signed activations with a zero point of 0, and only float biases. Only the
-inputs of convolutions and fully connected layers are rounded, where TensorRT can fuse the rounding into the layer
-before.
+`int8-symmetric` is for TensorRT, which takes only signed activations with a zero point of 0, and only float biases.
+Only the inputs of convolutions and fully connected layers are rounded, because TensorRT can fuse that rounding into the
+previous layer.
 """
 
 import tempfile
@@ -59,7 +59,8 @@ def quantize_files(
     """
     model = onnx.load(source)
     last_layer = [node.name for node in model.graph.node if LAST_LAYER_WEIGHT in node.input]
-    # Torch's exporter has folded constants and inferred shapes. Without this mark the quantiser would ask for that.
+    # Torch's exporter has folded constants and inferred shapes already. Without this mark the quantiser logs that the
+    # model needs that preprocessing.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory(prefix="zfserve-quantize-") as scratch:
         prepared = Path(scratch, "prepared.onnx")
@@ -75,7 +76,7 @@ def quantize_files(
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=last_layer,
                 calibrate_method=CalibrationMethod.MinMax,
-                # The first run writes the ranges here. The others read them, and no photos.
+                # The first run writes the ranges here. The second run reads them, and does not read the photos.
                 calibration_cache_path=Path(scratch, "ranges.json"),
                 **_SCHEMES[precision],
             )

@@ -1,4 +1,4 @@
-"""This module has the arguments for weights that do not describe themselves.
+"""This module defines the arguments for weights files that do not describe themselves.
 
 `zfserve export` and `zfserve evaluate` share them.
 """
@@ -14,12 +14,12 @@ from zfserve_model.weights_import import load_weights
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--architecture", choices=ARCHITECTURES, help="architecture of a bare state_dict, where its shapes fit several"
+        "--architecture", choices=ARCHITECTURES, help="architecture of a bare state_dict whose shapes fit several"
     )
     parser.add_argument(
         "--contrast-norm",
         action="store_true",
-        help="whether a bare state_dict has contrast norm, which its tensors do not show",
+        help="the bare state_dict has contrast norm, which its tensors do not show",
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="lines of <class id><tab><label>, or a JSON object")
 

@@ -1,9 +1,9 @@
 """This module computes how much each feature map adds to the score of a class. The worker calls it.
 
-The method is integrated gradients (Sundararajan et al., ICML 2017). The baseline is a layer whose units are all zero;
-the path leads from there to the layer's activations. The contributions of all units sum to the difference between the
-score at the activations and the score at the baseline. Plain gradients miss the cause of a confident answer, because
-the score is flat there.
+The method is integrated gradients (Sundararajan et al., ICML 2017). The baseline is a layer whose units are all zero.
+The path leads from the baseline to the layer's activations. The contributions of all units sum to the difference
+between the score at the activations and the score at the baseline. Plain gradients miss the cause of a confident
+answer, because the score is flat there.
 """
 
 from dataclasses import dataclass
@@ -45,12 +45,12 @@ class ClassAttribution:
         """Returns the `count` maps that add most, the largest contribution first.
 
         Raises:
-            OutOfRange: `count` is not within 1 and the layer's number of maps.
+            OutOfRange: `count` is not between 1 and the layer's number of maps.
         """
         return highest_maps(self.maps, count, self.layer)
 
     def leading_units(self, maps: list[int]) -> UnitOfEach:
-        """Chooses, in each of `maps`, the unit that adds most. Ties go to the first unit in row-major order."""
+        """Selects the unit that adds most, in each of `maps`. Ties go to the first unit in row-major order."""
         width = self.units.shape[-1]
         places = self.units[maps].flatten(1).argmax(1).tolist()
         return UnitOfEach({index: Position(*divmod(place, width)) for index, place in zip(maps, places, strict=True)})
@@ -63,12 +63,12 @@ def attribute(network: Network, trace: Trace, layer: str, class_index: int | Non
         network: the network that was traced, in evaluation mode.
         trace: the forward pass of the photo.
         layer: a layer of the trunk, by name.
-        class_index: the class whose score is explained; None means the most probable class.
+        class_index: the index of the class whose score is explained. None means the most probable class.
 
     Raises:
         UnknownLayer: the trunk has no such layer.
         OutOfRange: the network has no such class.
-        ValueError: the network is in training mode, in which dropout would be part of the score.
+        ValueError: the network is in training mode, so dropout would change the score.
     """
     if network.training:
         raise ValueError("the network is in training mode; call network.eval() first")

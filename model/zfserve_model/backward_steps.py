@@ -18,9 +18,10 @@ class Signal:
 
     Attributes:
         values: float (n, channels, height, width). Values outside of the maps, in the padding, are zero.
-        tops, lefts: n integers each, the first row and column of each window in the maps; negative in the padding.
-        maps: n indices: the one feature map that each signal occupies, where `values` has a single channel; None once
-            a convolution has spread the signals over all channels.
+        tops, lefts: the first row and column of each window in the maps, n integers each. They are negative in the
+            padding.
+        maps: the index of the only feature map that each signal occupies, n integers. `values` then has one channel.
+            None after a convolution has spread the signals over all channels.
     """
 
     values: Tensor
@@ -104,7 +105,7 @@ def convolve_transposed(signal: Signal, conv: nn.Conv2d, height: int, width: int
     if signal.maps is None and conv.in_channels > 3:
         values = functional.conv_transpose2d(signal.values, filters, stride=stride)
     else:
-        # This also takes 0.6 of the time of oneDNN's kernel for 3 channels, which are too few for its vector registers.
+        # For 3 channels too, this takes 0.6 of the time of oneDNN's kernel, whose vector registers need more channels.
         spread = filters.flatten(-3).mT @ signal.values.flatten(2)
         height_below, width_below = (_reach(side, kernel, stride) for side in signal.values.shape[-2:])
         values = functional.fold(spread, (height_below, width_below), kernel, stride=stride)
@@ -122,7 +123,7 @@ def _kernel_and_stride(pool: nn.MaxPool2d) -> tuple[int, int]:
 
 
 def _reach(size: int, kernel: int, stride: int) -> int:
-    """Returns how many positions of the layer below `size` neighbouring units see."""
+    """Returns the number of positions in the layer below, along one side, that `size` neighbouring units see."""
     return (size - 1) * stride + kernel
 
 
@@ -154,7 +155,7 @@ def _crop(signal: Signal, height: int, width: int) -> Signal:
 
 
 def _clear_padding(signal: Signal, height: int, width: int) -> None:
-    """Sets values outside of the maps (`height` x `width`) to zero, in place, where only some windows have them."""
+    """Sets values outside of the maps (`height` x `width`) to zero, in place. Only some windows have any."""
     for values, top, left in zip(signal.values, signal.tops, signal.lefts, strict=True):
         values[:, : max(-top, 0)] = 0
         values[:, height - top :] = 0

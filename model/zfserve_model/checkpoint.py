@@ -1,8 +1,8 @@
 """A checkpoint is one safetensors file that holds trained weights and describes itself.
 
-`zfserve train` writes it. `zfserve_model.weights_import.load_weights` reads it, and files of other libraries too. The
-worker reads the copy in the bundle. The file's metadata has the `NetworkSpec`, the classes and the preprocessing, so a
-reader needs nothing else.
+`zfserve train` writes it. `zfserve_model.weights_import.load_weights` reads it, and also reads files of other
+libraries. The worker reads the copy in the bundle. The file's metadata has the `NetworkSpec`, the classes and the
+preprocessing, so a reader needs nothing else.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Says how a photo becomes the network's input.
+    """Describes how a photo becomes the network's input.
 
     Attributes:
         resize: `squash` (both sides to 224, aspect ratio lost) or `crop` (the shorter side to `shorter_side`,
             then the central 224 x 224).
-        shorter_side: the length of the shorter side after the resize, in pixels, at least 224; only `crop` uses it.
-        mean, std: one number per channel in RGB order, for values scaled to [0, 1].
+        shorter_side: the length of the shorter side after the resize, in pixels, at least 224. Only `crop` uses it.
+        mean, std: the mean and standard deviation of each channel, in RGB order, for values scaled to [0, 1].
     """
 
     resize: ResizeRule = "squash"
@@ -54,7 +54,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Holds a network in evaluation mode, in float32, and what is needed to feed it and to read its output.
+    """Holds a network in evaluation mode, in float32, with its preprocessing and its classes.
 
     `class_ids` and `labels` have one entry per class, in the order of the logits.
     """
@@ -180,7 +180,7 @@ def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
 def weights_fingerprint(network: Network) -> str:
     """Returns the sha256, in hex, of the names, shapes and float32 values of all weights, sorted by name.
 
-    Server and worker each state the fingerprint of their weights. They work together only where the two are equal.
+    Server and worker each state the fingerprint of their weights. They work together only if the two are equal.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

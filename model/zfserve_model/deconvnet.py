@@ -1,10 +1,10 @@
 """The deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1) shows which pixels drove a unit.
 
-`trace` runs the network forward once and keeps what the backward pass needs. `project` then goes back from any layer
-of the trunk to the pixels, for any number of feature maps. The worker calls both. All functions are pure: they keep no
+`trace` runs the network forward once and keeps what the backward pass needs. `project` then goes back to the pixels
+from any layer of the trunk, for any number of feature maps. The worker calls both. All functions are pure: they keep no
 state, and many threads may call them at once on one network and one trace.
 
-A projection is the gradient of the unit times its activation, where the backward step of every ReLU is replaced by a
+A projection is the gradient of the unit, times its activation, with one change: the backward step of every ReLU is a
 ReLU on the gradient itself. The backward pass skips contrast normalisation, as the paper does.
 """
 
@@ -20,8 +20,8 @@ from zfserve_model.layer_table import layer_kind
 from zfserve_model.networks import Network
 
 CHUNK = 9
-"""The number of maps that are projected together. A consumer that stops early saves the later chunks; larger chunks
-would not make the matrix products faster."""
+"""The number of maps that are projected together. If a consumer stops early, the later chunks are never computed.
+Larger chunks would not make the matrix products faster."""
 
 
 class UnknownLayer(ValueError):
@@ -75,9 +75,9 @@ class Projection:
     """Holds the projection of one feature map.
 
     Attributes:
-        map: index of the feature map in its layer.
-        unit: the position of the projected unit; None for a whole map.
-        activation: the activation of that unit; for a whole map, its highest activation.
+        map: the index of the feature map in its layer.
+        unit: the position of the projected unit. None means the whole map.
+        activation: the activation of that unit, or the highest activation of a whole map.
         window: the receptive field, clipped to the image. The projection is zero outside of it.
         pixels: the values inside the window, float32 (3, height, width), RGB, in the space of the normalised input.
     """
@@ -95,7 +95,7 @@ class Trace:
 
     Attributes:
         trunk: the layers that were run.
-        image_size: height and width of the input, in pixels.
+        image_size: the height and width of the input, in pixels.
         activations: the output of each layer by name, in forward order, float32 (channels, height, width).
         switches: the switches of each max-pool by name, uint8 in the shape of its output; see `pool_with_switches`.
     """
@@ -135,7 +135,7 @@ def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
 
     Raises:
         UnknownLayer: the trunk has no such layer.
-        OutOfRange: `count` is not within 1 and the layer's number of maps.
+        OutOfRange: `count` is not between 1 and the layer's number of maps.
     """
     return highest_maps(activations_of(trace, layer).flatten(1).amax(1), count, layer)
 
@@ -146,7 +146,7 @@ def highest_maps(values: Tensor, count: int, layer: str) -> list[int]:
     Ties go to the map with the lower index.
 
     Raises:
-        OutOfRange: `count` is not within 1 and the layer's number of maps.
+        OutOfRange: `count` is not between 1 and the length of `values`.
     """
     if not 1 <= count <= len(values):
         raise OutOfRange(f"{layer} has {len(values)} maps: ask for 1 to {len(values)} of them, not {count}")
@@ -166,7 +166,7 @@ def project(
 
     Raises:
         UnknownLayer: the trunk has no such layer.
-        OutOfRange: the layer has no such map, or the map no such unit.
+        OutOfRange: the layer has no such map, or the map has no such unit.
     """
     channels, height, width = activations_of(trace, layer).shape
     for index in maps:
@@ -179,7 +179,7 @@ def project(
     return _projections(trace, layer, maps, rule)
 
 
-# On a generator, the decorator turns inference mode off while the consumer works between two results.
+# On a generator, this decorator turns inference mode off at each yield, while the consumer works.
 @torch.inference_mode()
 def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) -> Iterator[Projection]:
     together, alone = _split_path(trace, layer)
@@ -187,9 +187,9 @@ def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) 
     while chunk := list(islice(remaining, CHUNK)):
         units, signal = _seed(activations_of(trace, layer), chunk, rule)
         activations = signal.values.flatten(1).amax(1).tolist()
-        signals = _carry_back(trace, together, signal).split()
+        signals = _backward(trace, together, signal).split()
         for index, unit, activation, one in zip(chunk, units, activations, signals, strict=True):
-            window, pixels = _clip(_carry_back(trace, alone, one), trace.image_size)
+            window, pixels = _clip(_backward(trace, alone, one), trace.image_size)
             yield Projection(index, unit, activation, window, pixels)
 
 
@@ -229,7 +229,7 @@ def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Po
     return [*map(Position, rows, columns)], Signal(values[:, None, None, None], rows, columns, tuple(maps))
 
 
-def _carry_back(trace: Trace, path: list[str], signal: Signal) -> Signal:
+def _backward(trace: Trace, path: list[str], signal: Signal) -> Signal:
     """Carries the signal back through the layers of `path`, from the output of the first to the input of the last."""
     names = list(trace.activations)
     for name in path:

@@ -8,7 +8,7 @@ class NoSuchDevice(ValueError):
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device with PyTorch's `name`. "auto" means a GPU where there is one, else the CPU.
+    """Returns the device with PyTorch's `name`. "auto" means a GPU if there is one, otherwise the CPU.
 
     Raises:
         NoSuchDevice: this machine has no such device.

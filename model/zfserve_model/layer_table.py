@@ -20,14 +20,14 @@ class LayerRow:
     """Describes one layer of the trunk.
 
     Unit i of the layer sees the input pixels from `offset + i * stride` up to, but not including,
-    `offset + i * stride + receptive_field`. It counts from 0, along rows and columns alike. Pixels outside of the image
-    are padding.
+    `offset + i * stride + receptive_field`. The same holds along rows and columns, and i counts from 0. Pixels outside
+    of the image are padding.
 
     Attributes:
         channels, height, width: the shape of the layer's output at `INPUT_SIZE`.
         receptive_field: the side of the square that one unit sees, in input pixels.
         stride: the distance between neighbouring units, in input pixels.
-        offset: the first input pixel that unit 0 sees; negative inside the padding.
+        offset: the first input pixel that unit 0 sees. It is negative if that pixel lies in the padding.
     """
 
     name: str
@@ -41,8 +41,8 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class _Reach:
-    """Says which part of the layer below one unit sees. It is the same along rows and columns."""
+class _Geometry:
+    """Holds the kernel size, stride and padding of a layer, in units of the layer below. Rows and columns are alike."""
 
     kernel: int = 1
     stride: int = 1
@@ -62,11 +62,11 @@ def layer_table(network: Network) -> tuple[LayerRow, ...]:
     # it imports 800 modules, SymPy and `torch._dynamo` among them, which takes a third of a worker's start.
     activations = next(network.parameters()).new_empty(0, 3, INPUT_SIZE, INPUT_SIZE)
     for name, module in network.trunk.named_children():
-        kind, reach = layer_kind(module), _reach(module)
+        kind, geometry = layer_kind(module), _geometry(module)
         activations = module(activations)
-        offset -= reach.padding * stride
-        receptive_field += (reach.kernel - 1) * stride
-        stride *= reach.stride
+        offset -= geometry.padding * stride
+        receptive_field += (geometry.kernel - 1) * stride
+        stride *= geometry.stride
         _, channels, height, width = activations.shape
         rows.append(LayerRow(name, kind, channels, height, width, receptive_field, stride, offset))
     return tuple(rows)
@@ -93,14 +93,14 @@ def layer_kind(module: nn.Module) -> LayerKind:
             raise ValueError(f"a trunk cannot hold a layer of type {type(module).__name__}")
 
 
-def _reach(module: nn.Module) -> _Reach:
+def _geometry(module: nn.Module) -> _Geometry:
     match module:
         case nn.Conv2d():
             assert isinstance(module.padding, tuple)
-            return _Reach(module.kernel_size[0], module.stride[0], module.padding[0])
+            return _Geometry(module.kernel_size[0], module.stride[0], module.padding[0])
         case nn.MaxPool2d():
             assert isinstance(module.kernel_size, int)
             assert isinstance(module.stride, int)
-            return _Reach(module.kernel_size, module.stride)
+            return _Geometry(module.kernel_size, module.stride)
         case _:
-            return _Reach()
+            return _Geometry()

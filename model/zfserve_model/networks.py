@@ -24,7 +24,13 @@ INITIAL_DEVIATION = 1e-2
 
 @dataclass(frozen=True)
 class Convolution:
-    """Describes one convolution: output channels, side of the square kernel, stride and zero padding in pixels."""
+    """Describes one convolution.
+
+    Attributes:
+        channels: the number of output channels.
+        kernel: the side of the square kernel, in units of the layer below.
+        stride, padding: the stride and the zero padding, in the same units.
+    """
 
     channels: int
     kernel: int
@@ -61,10 +67,10 @@ class NetworkSpec:
         architecture: a key of `ARCHITECTURES`.
         classes: the number of classes K, at least 1.
         hidden_width: the number of units in each of the two hidden fully connected layers.
-        contrast_norm: whether stages 1 and 2 normalise across channels after the ReLU and before the pool. Public
+        contrast_norm: True if stages 1 and 2 normalise across channels after the ReLU and before the pool. Public
             ImageNet weights need it.
-        batch_norm: whether each convolution and hidden layer is followed by batch norm, and then has no bias. Only
-            training uses it: `fold_batch_norm` removes it before weights are saved for serving.
+        batch_norm: True if batch norm follows each convolution and hidden layer, which then have no bias. Only
+            training uses it. `fold_batch_norm` removes it before weights are saved for serving.
     """
 
     architecture: str = "zfnet"
@@ -107,10 +113,10 @@ class Network(nn.Module):
 def build_network(spec: NetworkSpec, generator: torch.Generator | None = None) -> Network:
     """Builds a network with random normal weights and zero biases.
 
-    With batch norm the scale of the weights does not change the output. It changes how far one step of training turns
-    a filter: large filters, above all those of conv1, stay close to their initial noise. So the standard deviation is
-    `INITIAL_DEVIATION`. Without batch norm the scale must carry the signal through the layers (He et al., ICCV 2015,
-    fan-in normal).
+    With batch norm the scale of the weights does not change the output. But it changes how much one step of training
+    changes a filter. Large filters, most of all those of conv1, stay close to their initial noise. So the standard
+    deviation is the small `INITIAL_DEVIATION`. Without batch norm the scale must carry the signal through the layers
+    (He et al., ICCV 2015, fan-in normal).
 
     Raises:
         ValueError: the spec names no known architecture.
@@ -160,7 +166,7 @@ def _head_layers(spec: NetworkSpec) -> OrderedDict[str, nn.Module]:
 
 
 def fold_batch_norm(network: Network) -> Network:
-    """Returns the same function without batch norm. Its scale and shift move into convolutions and hidden layers.
+    """Returns a network that computes the same without batch norm. Scale and shift move into the layers before it.
 
     The running statistics are used, so the result equals `network.eval()`. It is in evaluation mode and in float32.
     """

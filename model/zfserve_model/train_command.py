@@ -23,8 +23,8 @@ from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.labels import LabelsError, label_classes, read_labels
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
 from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
-from zfserve_model.training.interval import Interval
 from zfserve_model.training.loop import Diverged, Interrupted, Trainer
+from zfserve_model.training.periodic_timer import PeriodicTimer
 from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.progress import report_count, report_run
 from zfserve_model.training.recipe import Recipe, RecipeError, Schedule, parse_stages
@@ -49,7 +49,6 @@ DRAW_EVERY_S = 30.0
 FINE_TUNING_RATE = 0.003
 """Saved weights have their batch norm folded in. A network without batch norm tolerates a tenth of the usual rate."""
 
-
 UNUSABLE_INPUT = (CheckpointError, DatasetError, Diverged, LabelsError, NoSuchDevice, OSError, RecipeError, StateError)
 
 
@@ -62,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, help="readable class names: a JSON object, or lines of id<TAB>label")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--architecture", choices=ARCHITECTURES, help="default: zfnet, or that of --from")
+    network.add_argument("--architecture", choices=ARCHITECTURES, help="default: zfnet, or the architecture of --from")
     network.add_argument("--hidden-width", type=int, help="units in each hidden layer (default: 256)")
     network.add_argument("--contrast-norm", action="store_true", help="normalise across maps in stages 1 and 2")
     network.add_argument(
@@ -87,21 +86,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--label-smoothing", type=float, default=usual.label_smoothing, help="default: %(default)s")
     recipe.add_argument(
         "--teacher", nargs="?", choices=TEACHER_SEES, const=usual.teacher_sees,
-        help="distil from EfficientNet-Lite0 (ImageNet weights): it scores photos once, as they are (the default), or "
-        "in every step the views that are learned from, which takes longer",
+        help="distil from EfficientNet-Lite0 (ImageNet weights). `photos`, the default, scores each photo once. "
+        "`views` scores the augmented photos in every step, which takes longer",
     )  # fmt: skip
     recipe.add_argument("--seed", type=int, default=usual.seed, help="default: %(default)s")
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     machine.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
-        help="auto chooses bf16 where the hardware multiplies it natively",
+        help="auto chooses bf16 if the hardware multiplies it natively",
     )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 when done, 2 for unusable input, and 130 or 143 where a signal stopped a run that can be resumed."""
+    """Returns 0 when done, 2 for unusable input, and 130 or 143 if a signal stopped the run."""
     console, errors = Console(), Console(stderr=True)
     try:
         return _train(arguments, console)
@@ -160,12 +159,12 @@ def _run(trainer: Trainer, state: TrainingState, photos: dict[str, dict[str, int
     schedule = Schedule(trainer.recipe, len(trainer.train))
     folder = trainer.save_to.parent
     write_tables(folder, state, photos)
-    until_pictures = Interval(DRAW_EVERY_S, at_once=True)
+    picture_timer = PeriodicTimer(DRAW_EVERY_S, at_once=True)
     with report_run(console, schedule, trainer.recipe.batch_size, state.next_step) as reporter:
         for result in trainer.run(state, reporter.step):
             reporter.epoch(result)
             write_tables(folder, state, photos)
-            if until_pictures.is_over():
+            if picture_timer.is_due():
                 draw_pictures(folder, state)
     draw_pictures(folder, state)
 
@@ -222,13 +221,13 @@ def _decode(photos: PhotoFolder, cache: Path, console: Console) -> Split:
 
 
 def _require_packages(*names: str) -> None:
-    """Checks for missing packages now, because the training takes hours. Raises RecipeError where one is missing."""
+    """Checks for missing packages now, because the training takes hours. Raises RecipeError if one is missing."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise RecipeError(not_installed(missing[0], "train"))
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Chooses bfloat16 where the hardware multiplies it natively. Elsewhere it is emulated and 20 times slower."""
+    """Returns bfloat16 if the hardware multiplies it natively. Otherwise it would be emulated, 20 times slower."""
     if name != "auto":
         return torch.bfloat16 if name == "bf16" else torch.float32
     if device.type == "cuda":

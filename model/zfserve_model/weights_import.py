@@ -34,7 +34,7 @@ from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, fold_bat
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 CONTAINERS = ("state_dict", "network")
-"""The keys under which a file may hold the state_dict: the first is common, the second is that of our `state.pt`."""
+"""A file may hold the state_dict under one of these keys. The first is common, and our `state.pt` has the second."""
 
 PYTORCHCV_LAYERS = {
     "features.stage1.unit1.conv": "trunk.conv1",
@@ -46,7 +46,7 @@ PYTORCHCV_LAYERS = {
     "output.fc2.fc": "head.fc7",
     "output.fc3": "head.fc8",
 }
-# pytorchcv evaluates with a resize to 224 / 0.875, a centre crop, and the normalisation of torchvision.
+# pytorchcv evaluates with a resize to 224 / 0.875 = 256, a centre crop, and torchvision's normalisation.
 PYTORCHCV_PREPROCESSING = Preprocessing(resize="crop", shorter_side=256)
 
 
@@ -61,13 +61,14 @@ def load_weights(
 
     Args:
         file: the weights file.
-        architecture: a key of `ARCHITECTURES`, needed only where the shapes of the convolutions fit several.
-        class_names: the label of each class id. A checkpoint of ours knows its class ids and looks them up. For other
-            files the mapping's order is the order of the network's outputs. Without it those classes are 0, 1, ...
-        contrast_norm: whether the network has contrast norm, which leaves no tensor in a `state_dict`. The default is
-            what the state of a training run says, on for weights of pytorchcv, and off for other files.
-        preprocessing: the default is the checkpoint's own, centre crop for weights of pytorchcv, and squash for other
-            files.
+        architecture: a key of `ARCHITECTURES`. It is needed only if the shapes of the convolutions fit several.
+        class_names: the label of each class id. A checkpoint of ours takes the labels of its own class ids. For other
+            files the mapping's order is the order of the network's outputs, and without a mapping their classes are
+            0, 1, ...
+        contrast_norm: True if the network has contrast norm, which leaves no tensor in a `state_dict`. None takes the
+            value from the state of a training run, True for weights of pytorchcv, and False for other files.
+        preprocessing: how a photo becomes the input. None takes the checkpoint's own, a centre crop for weights of
+            pytorchcv, and a squash for other files.
 
     Raises:
         CheckpointError: the file cannot be read safely, or tensors are missing, unknown or of the wrong shape. The
@@ -114,7 +115,7 @@ def infer_spec(tensors: Mapping[str, Tensor], architecture: str | None, contrast
 
 
 def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the architecture with the most fitting convolutions. So one damaged tensor does not hide it."""
+    """Returns the architecture whose convolutions fit best, so that one damaged tensor does not matter."""
     fitting = {}
     for name, stages in ARCHITECTURES.items():
         inputs = [3, *(stage.channels for stage in stages)]
@@ -139,7 +140,8 @@ def _first_size(tensors: Mapping[str, Tensor], names: tuple[str, ...], default: 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | None]:
     """Returns the tensors by name, the format in the file's metadata, and the contrast norm of a training run.
 
-    The last is None where the file is not the state of a training run."""
+    The contrast norm is None if the file is not the state of a training run.
+    """
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
         return tensors, metadata.get("format"), None
@@ -163,7 +165,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | Non
 
 
 def _norm_of_plan(document: object) -> bool | None:
-    """Returns whether a file of `training.state` has contrast norm; None for other files."""
+    """Returns True if the state of a training run has contrast norm, False if not, and None for another document."""
     try:
         return bool(document["plan"]["network"]["contrast_norm"])  # type: ignore[index]
     except (KeyError, TypeError, IndexError):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import save_file
 from zfserve_export.export_command import add_arguments, find_faults, print_summary, run
-from zfserve_export.exporter import EIGHT_BITS
+from zfserve_export.exporter import INT8_PRECISIONS
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, Precision, load_bundle
 
@@ -89,14 +89,14 @@ def test_unusable_input_is_one_line_and_exit_2(
     assert [entry.name for entry in workplace.iterdir()] == ["weights.safetensors"]
 
 
-@pytest.mark.parametrize("precision", EIGHT_BITS)
+@pytest.mark.parametrize("precision", INT8_PRECISIONS)
 def test_says_loudly_that_eight_bits_lose_more_than_a_point(bundle: Bundle, precision: Precision) -> None:
     assert find_faults(measured(bundle, precision, fp32=0.90, top1=0.895, agreement=0.99)) == []
     (fault,) = find_faults(measured(bundle, precision, fp32=0.90, top1=0.88, agreement=0.99))
     assert fault.startswith(f"{precision.upper()} LOSES 2.0 POINTS OF TOP-1 (90.0% to 88.0%)")
 
 
-@pytest.mark.parametrize("precision", EIGHT_BITS)
+@pytest.mark.parametrize("precision", INT8_PRECISIONS)
 def test_asks_for_the_accuracy_of_eight_bits_that_differ_unless_it_is_measured(
     bundle: Bundle, precision: Precision
 ) -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from zfserve_engines.contract import EngineOutputs
 from zfserve_engines.golden import EngineDisagrees, load_golden, verify_engine
 from zfserve_engines.onnx.engine import OnnxEngine
-from zfserve_export.exporter import EIGHT_BITS, ExportPlan, export_bundle, smallest_exact_dtype, thin_out
-from zfserve_export.measurement import Trials, measure
+from zfserve_export.exporter import INT8_PRECISIONS, ExportPlan, export_bundle, sample_evenly, smallest_exact_dtype
+from zfserve_export.measurement import MeasurementInputs, measure
 from zfserve_export.parity import ParityError, make_reference, noise_images
 from zfserve_export.photos import list_photos
 from zfserve_model.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
@@ -63,7 +63,7 @@ def test_parity_is_reported_for_each_file_on_photos_and_on_noise(bundle: Bundle)
         assert entries["fp32", inputs].max_difference < 1e-5
         assert entries["fp32", inputs].top1_agreement == 1
         assert 1e-5 < entries["fp16", inputs].max_difference < 1e-2
-    for precision in EIGHT_BITS:
+    for precision in INT8_PRECISIONS:
         assert 1e-5 < entries[precision, "photos"].max_difference < 0.2
 
 
@@ -97,9 +97,9 @@ def test_golden_tolerance_is_too_narrow_for_a_broken_engine(bundle: Bundle, prec
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_float_graphs_are_held_to_their_tolerance(bundle: Bundle, checkpoint: Checkpoint, precision: Precision) -> None:
     noise = make_reference(checkpoint, "noise", noise_images(bundle.manifest.input, 2))
-    trials = Trials([noise], {precision: 1e-12}, noise.pixels, validation=None)
+    inputs = MeasurementInputs([noise], {precision: 1e-12}, noise.pixels, validation=None)
     with pytest.raises(ParityError, match=f"the {precision} graph's probability differs"):
-        measure(bundle, precision, trials, on_photos=lambda count: None)
+        measure(bundle, precision, inputs, on_photos=lambda count: None)
 
 
 def test_a_corrupt_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -166,5 +166,5 @@ def test_weights_are_stored_in_half_only_where_nothing_is_lost(fresh_checkpoint:
 
 def test_thinning_out_spreads_evenly() -> None:
     photos = tuple(Path(str(index)) for index in range(10))
-    assert [path.name for path in thin_out(photos, 4)] == ["0", "2", "5", "7"]
-    assert thin_out(photos, 10) == photos
+    assert [path.name for path in sample_evenly(photos, 4)] == ["0", "2", "5", "7"]
+    assert sample_evenly(photos, 10) == photos

@@ -68,8 +68,8 @@ def test_within_the_tolerance_passes() -> None:
 
 def test_says_how_to_go_on_without_the_file_that_is_off() -> None:
     actual = outputs([[0.91, 0.09], [0.4, 0.6]], [[0.0, 8.0], [2.0, 0.0]])
-    ways_out: dict[Precision, str] = {"fp32": "--tolerance", "fp16": "leave it out with --no-fp16"}
-    for precision, way_out in ways_out.items():
+    remedies: dict[Precision, str] = {"fp32": "allow more with --tolerance", "fp16": "leave it out with --no-fp16"}
+    for precision, way_out in remedies.items():
         with pytest.raises(ParityError, match=rf"the {precision} graph's .* allowed \({way_out}\)"):
             require_parity(precision, REFERENCE, actual, tolerance=0.005)
 

@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 Exported = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]
 
 
-EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-symmetric")
+INT8_PRECISIONS: tuple[Precision, ...] = ("int8", "int8-symmetric")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ def quantized(
     checkpoint, model = exported(request.param)
     folder = tmp_path_factory.mktemp("int8")
     onnx.save(model, folder / "model.onnx")
-    made = Quantized(checkpoint, folder / "model.onnx", {name: folder / f"{name}.onnx" for name in EIGHT_BITS})
+    made = Quantized(checkpoint, folder / "model.onnx", {name: folder / f"{name}.onnx" for name in INT8_PRECISIONS})
     quantize_files(made.source, made.files, iter([pixels[:8], pixels[8:]]), "cafe")
     return made
 
@@ -108,7 +108,7 @@ def test_symmetric_is_what_tensorrt_takes(quantized: Quantized) -> None:
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 7, "one for the input of each layer"
 
 
-@pytest.mark.parametrize("precision", EIGHT_BITS)
+@pytest.mark.parametrize("precision", INT8_PRECISIONS)
 def test_stays_close_to_the_network(quantized: Quantized, precision: Precision, pixels: Pixels) -> None:
     expected = network_outputs(quantized.checkpoint, pixels)
     session = onnxruntime.InferenceSession(quantized.files[precision])
@@ -117,7 +117,7 @@ def test_stays_close_to_the_network(quantized: Quantized, precision: Precision, 
     assert np.abs(features - expected.features).max() < 0.1 * np.abs(expected.features).max()
 
 
-@pytest.mark.parametrize("precision", EIGHT_BITS)
+@pytest.mark.parametrize("precision", INT8_PRECISIONS)
 def test_is_clean_onnx_with_the_promised_inputs_and_outputs(quantized: Quantized, precision: Precision) -> None:
     model = onnx.load(quantized.files[precision])
     check_graph(model)
@@ -125,6 +125,6 @@ def test_is_clean_onnx_with_the_promised_inputs_and_outputs(quantized: Quantized
     assert {prop.key: prop.value for prop in model.metadata_props} == {"fingerprint": "cafe"}
 
 
-@pytest.mark.parametrize("precision", EIGHT_BITS)
+@pytest.mark.parametrize("precision", INT8_PRECISIONS)
 def test_is_a_third_of_the_float_file_or_less(quantized: Quantized, precision: Precision) -> None:
     assert quantized.files[precision].stat().st_size < quantized.source.stat().st_size / 3

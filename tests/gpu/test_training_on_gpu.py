@@ -12,7 +12,7 @@ from fakes.toy_run import write_toy_photos
 from processes import zfserve
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_model.training.dataset import Split
-from zfserve_model.training.photos import UPLOADED_TOGETHER, PhotoBatches
+from zfserve_model.training.photos import UPLOAD_BATCH, PhotoBatches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,8 +22,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("share", [0.25, 0.0])
 def test_photos_are_drawn_from_the_card_or_the_host(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfserve_model.training.photos.LARGEST_SHARE", share)
-    count = 2 * UPLOADED_TOGETHER + 1
+    monkeypatch.setattr("zfserve_model.training.photos.MAX_MEMORY_SHARE", share)
+    count = 2 * UPLOAD_BATCH + 1
     pixels = np.random.default_rng(1).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     drawn, labels = PhotoBatches(Split(pixels, np.arange(count)), torch.device("cuda")).draw(np.array([count - 1, 0]))
     assert drawn.device.type == labels.device.type == "cuda"

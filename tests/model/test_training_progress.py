@@ -1,7 +1,7 @@
 import io
 
 from rich.console import Console
-from zfserve_model.training.progress import ProgressBar, ProgressLines, _RunningMeans, report_count, report_run
+from zfserve_model.training.progress import ProgressBar, ProgressLines, RunEstimate, report_count, report_run
 from zfserve_model.training.recipe import Recipe, Schedule, Stage
 from zfserve_model.training.state import EpochResult
 
@@ -24,8 +24,8 @@ class Clock:
 
 def test_lines_come_with_the_first_step_and_then_every_half_minute() -> None:
     clock, output = Clock(6.0), io.StringIO()
-    pace = _RunningMeans(SCHEDULE, 4, 0, clock)
-    lines = ProgressLines(Console(file=output, width=20), pace, clock)
+    estimate = RunEstimate(SCHEDULE, 4, 0, clock)
+    lines = ProgressLines(Console(file=output, width=20), estimate, clock)
     for index in range(10):
         clock.advance()
         lines.step(SCHEDULE.step(index), 0.5)
@@ -38,19 +38,19 @@ def test_lines_come_with_the_first_step_and_then_every_half_minute() -> None:
 
 def test_the_remaining_time_knows_that_larger_photos_take_longer() -> None:
     clock = Clock(6.0)
-    pace = _RunningMeans(SCHEDULE, 4, 0, clock)
+    estimate = RunEstimate(SCHEDULE, 4, 0, clock)
     for index in range(10):
         clock.advance()
-        pace.advance(SCHEDULE.step(index), 0.5)
-    assert pace.remaining().total_seconds() == 4 * 60  # the rest has four times the pixels of the first minute
+        estimate.advance(SCHEDULE.step(index), 0.5)
+    assert estimate.remaining().total_seconds() == 4 * 60  # the rest has four times the pixels of the first minute
 
 
 def test_a_resumed_run_counts_only_its_own_time() -> None:
     clock = Clock(24.0)
-    pace = _RunningMeans(SCHEDULE, 4, 10, clock)
+    estimate = RunEstimate(SCHEDULE, 4, 10, clock)
     clock.advance()
-    pace.advance(SCHEDULE.step(10), 0.5)
-    assert pace.remaining().total_seconds() == 9 * 24
+    estimate.advance(SCHEDULE.step(10), 0.5)
+    assert estimate.remaining().total_seconds() == 9 * 24
 
 
 def test_the_console_decides_the_form() -> None:

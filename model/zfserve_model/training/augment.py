@@ -1,6 +1,6 @@
 """This module augments a whole batch at once, on the training device, by random crops, flips, brightness and contrast.
 
-The training loop calls it. A view is drawn once and can be rendered at several sizes, because a teacher may see it
+The training loop calls it. A view is drawn once and can be rendered at several sizes, because a teacher may need it
 larger than the student. The crop is the random resized crop of Szegedy et al. (CVPR 2015, section 6), computed as one
 affine resampling per batch. All randomness comes from the generator that the caller passes.
 """
@@ -24,8 +24,8 @@ class Augmentation:
 
     Attributes:
         min_area: the smallest share of the photo's area that a crop may cover, in (0, 1].
-        min_area_full_size: the same for the stage at 224 pixels. Crops enlarge objects. At the size that is served,
-            objects should be as large as they are when served (Touvron et al., NeurIPS 2019).
+        min_area_full_size: the same for the stage at 224 pixels. Crops enlarge objects, and at the served size objects
+            should be about as large as in serving (Touvron et al., NeurIPS 2019).
         max_ratio: the bound of a crop's aspect ratio, which lies within [1 / max_ratio, max_ratio].
         light: the bound of the factor for brightness and contrast, which lies within [1 - light, 1 + light].
     """
@@ -65,7 +65,7 @@ class Views:
 
 
 def draw_views(count: int, size: int, settings: Augmentation, generator: torch.Generator) -> Views:
-    """Draws a random view for each of `count` photos, on the CPU. `size` is the side of training photos in pixels."""
+    """Draws a random view for each of `count` photos, on the CPU. `size` is the side of the views, in pixels."""
     min_area = settings.min_area if size < INPUT_SIZE else settings.min_area_full_size
     crops = _crop_matrices(count, min_area, settings.max_ratio, generator)
     brightness, contrast = (1 + settings.light * _uniform(count, -1, 1, generator) for _ in range(2))
@@ -84,7 +84,7 @@ def show_views(pixels: Tensor, views: Views, size: int) -> Tensor:
         float32 (N, 3, size, size), normalised, channels last in memory.
     """
     images = normalise(pixels)
-    # Bilinear sampling reads 2x2 neighbours. Where its step would skip pixels, the photo is shrunk first.
+    # Bilinear sampling reads 2x2 neighbours. If its step would skip pixels, the photo is shrunk first.
     shrink = int(0.75 * min(images.shape[-2:]) // size)
     if shrink > 1:
         images = functional.avg_pool2d(images, shrink)

@@ -30,9 +30,9 @@ class PhotoFolder:
     """Lists the photos of one split.
 
     Attributes:
-        class_ids: the sub-folder names, sorted.
-        paths: one path per photo, sorted within its class.
-        labels: one index into `class_ids` per photo, int64 (N,).
+        class_ids: the names of the sub-folders, sorted.
+        paths: the N photos, by class, and sorted within each class.
+        labels: the index of each photo's class in `class_ids`, int64 (N,).
     """
 
     class_ids: tuple[str, ...]
@@ -73,15 +73,17 @@ def _digest(photos: Iterable[tuple[str | Path, *tuple[int, ...]]]) -> str:
     return digest.hexdigest()[:16]
 
 
-_DECODED_AS = 2
-"""The version of the decoded pixels. Increase it when `decode_photo` makes other pixels of the same file."""
+_DECODER_VERSION = 2
+"""The version of `decode_photo`, which is part of the cache's name. Increase it when the function makes other pixels
+from the same file."""
 
 
 def list_splits(folder: Path) -> tuple[PhotoFolder, PhotoFolder]:
     """Lists the training photos, `folder/train/<class>/`, and the validation photos, `folder/val/<class>/`.
 
     Raises:
-        DatasetError: `list_photos` raises it, there is a single class, or the two splits have different classes.
+        DatasetError: a split is unusable (see `list_photos`), there is only one class, or the two splits have different
+            classes.
     """
     train, validation = list_photos(folder / "train"), list_photos(folder / "val")
     if differing := sorted(set(train.class_ids) ^ set(validation.class_ids)):
@@ -114,7 +116,7 @@ def list_photos(folder: Path) -> PhotoFolder:
 
 
 def decode_photo(path: Path) -> npt.NDArray[np.uint8]:
-    """Decodes one photo and squashes it to uint8 (224, 224, 3), RGB, upright. The server's decoder gives the same.
+    """Decodes one photo and squashes it to uint8 (224, 224, 3), RGB, upright. The server decodes in the same way.
 
     Raises:
         DatasetError: the file is not a readable image, or has 32 bits a sample.
@@ -142,7 +144,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image | None:
     """Converts to mode RGB. Transparent pixels get a white background, and 16-bit samples keep their upper 8 bits.
 
-    Returns None where samples have 32 bits.
+    Returns None if samples have 32 bits.
     """
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
@@ -172,7 +174,7 @@ def decode_photos(
         DatasetError: a file is not a readable image.
         OSError: the file cannot be written, for instance because the disk is full.
     """
-    file = cache_dir / f"pixels-{photos.fingerprint()}.v{_DECODED_AS}.u8"
+    file = cache_dir / f"pixels-{photos.fingerprint()}.v{_DECODER_VERSION}.u8"
     shape = (len(photos.paths), INPUT_SIZE, INPUT_SIZE, 3)
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ def decode_photos(
 
 
 def _map_bounded(pool: ThreadPoolExecutor, paths: tuple[Path, ...]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Works like `pool.map`, but keeps at most 256 decoded photos in memory."""
+    """Decodes photos in order, like `pool.map`, but keeps at most 256 decoded photos in memory."""
     rest = iter(paths)
     while batch := tuple(islice(rest, 256)):
         yield from pool.map(decode_photo, batch)

@@ -1,7 +1,7 @@
 """The training loop trains a network by a recipe, and can be resumed at any step.
 
 `zfserve train` calls it. One step draws a batch, augments it on the device, runs forward and backward, and updates the
-weights by SGD. The state is saved every few minutes, at the end, and when the run is interrupted.
+weights by SGD. The state is saved every few minutes, at the end, and after an interruption.
 """
 
 import math
@@ -18,15 +18,15 @@ from torch.nn import functional
 
 from zfserve_model.networks import INPUT_SIZE, POOL_SIZE, Network
 from zfserve_model.training.augment import draw_views, normalise, show_views
-from zfserve_model.training.interval import Interval
+from zfserve_model.training.periodic_timer import PeriodicTimer
 from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.recipe import Recipe, Schedule, Step
 from zfserve_model.training.state import EpochResult, TrainingState
 from zfserve_model.training.teacher import Teacher, distillation_loss
 
 EVALUATION_BATCH = 64
-EVALUATED_SHARE = 4
-"""Only the last epoch is measured on all validation photos. The others are measured on each fourth, to save time."""
+VALIDATION_STRIDE = 4
+"""To save time, every epoch but the last is measured on each fourth validation photo only."""
 
 
 class Interrupted(Exception):
@@ -45,12 +45,12 @@ class Trainer:
         recipe: the hyperparameters.
         train: the training photos.
         validation: the validation photos, which are never trained on.
-        teacher: gives the soft targets of every step, where the recipe gives its loss a weight.
+        teacher: gives the soft targets of every step. None if the recipe's `teacher_weight` is 0.
         device: the device of the network.
-        autocast: the dtype of matrix products; float32 turns mixed precision off.
-        save_to: the file of the resumable state.
-        save_every_s: the seconds between two saves; a save waits for the end of a step or an epoch.
-        interrupted: returns True where the run should stop. It is called after every step and evaluated batch.
+        autocast: the dtype of matrix products. float32 turns mixed precision off.
+        save_to: the file for the state, from which the run can be resumed.
+        save_every_s: the seconds between two saves. A save waits for the end of a step or an epoch.
+        interrupted: returns True if the run should stop. It is called after every step and every evaluated batch.
     """
 
     recipe: Recipe
@@ -66,27 +66,27 @@ class Trainer:
     def run(self, state: TrainingState, on_step: Callable[[Step, float], None]) -> Iterator[EpochResult]:
         """Trains from the position of `state` to the end. Yields after every epoch.
 
-        `on_step` gets each finished step and its loss. Parameters that do not require gradients do not change, and
-        the running statistics of their batch norms do not change either.
+        `on_step` is called with each finished step and its loss. Frozen parameters (`requires_grad` is False) do not
+        change, and the running statistics of frozen batch norms do not change either.
 
         Raises:
             Interrupted: `interrupted` returned True.
-            Diverged: the loss is no longer a number. The saved state is older than that.
+            Diverged: the loss is no longer a number. The saved state is from an earlier step.
         """
         schedule = Schedule(self.recipe, len(self.train))
-        until_save = Interval(self.save_every_s, at_once=False)
+        save_timer = PeriodicTimer(self.save_every_s, at_once=False)
         try:
             while len(state.results) < schedule.epochs:
                 for step, loss in self._train_epoch(state, schedule):
                     on_step(step, loss)
-                    if until_save.is_over():
+                    if save_timer.is_due():
                         state.save(self.save_to)
-                    self._heed_interruption()
+                    self._check_interrupted()
                 result = self._measure_epoch(state, schedule)
                 if not math.isfinite(result.val_loss):
-                    raise Diverged(f"the validation loss is {result.val_loss}; lower --rate and start anew")
+                    raise Diverged(f"the validation loss is {result.val_loss}; lower --rate and start again")
                 state.close_epoch(result)
-                if until_save.is_over() or result.epoch == schedule.epochs:
+                if save_timer.is_due() or result.epoch == schedule.epochs:
                     state.save(self.save_to)
                 yield result
         except Interrupted:
@@ -126,7 +126,7 @@ class Trainer:
                 divergence = distillation_loss(student, teacher, self.recipe.teacher_temperature)
                 loss = torch.lerp(loss, divergence, self.recipe.teacher_weight)
         if not torch.isfinite(loss):
-            raise Diverged(f"the loss became {loss.item()} at step {step.index}; lower --rate and start anew")
+            raise Diverged(f"the loss became {loss.item()} at step {step.index}; lower --rate and start again")
         for group in state.optimiser.param_groups:
             group["lr"] = step.rate
         state.optimiser.zero_grad(set_to_none=True)
@@ -138,7 +138,7 @@ class Trainer:
         epoch, tally = len(state.results), state.tally
         last = epoch + 1 == schedule.epochs
         val_loss, val_top1, val_top5, val_photos = self._evaluate(
-            state.network, schedule.sizes[epoch], every=1 if last else EVALUATED_SHARE
+            state.network, schedule.sizes[epoch], every=1 if last else VALIDATION_STRIDE
         )
         return EpochResult(
             epoch=epoch + 1,
@@ -173,13 +173,13 @@ class Trainer:
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss += functional.cross_entropy(logits, labels, reduction="sum").item()
             top1, top5 = top1 + int(best[:, 0].sum()), top5 + int(best.sum())
-            self._heed_interruption()
+            self._check_interrupted()
         return loss / len(rows), top1 / len(rows), top5 / len(rows), len(rows)
 
     def _mixed_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast != torch.float32)
 
-    def _heed_interruption(self) -> None:
+    def _check_interrupted(self) -> None:
         if self.interrupted():
             raise Interrupted
 
@@ -187,7 +187,8 @@ class Trainer:
 def pool_trunk(network: Network, images: Tensor) -> Tensor:
     """Returns the trunk's output, float32 (N, C, 6, 6), for photos of at least 64 pixels a side.
 
-    At 224 pixels this is the network's own trunk. Below, the last pool adapts its windows so that the head fits.
+    At 224 pixels this is the network's own trunk. At smaller sizes the last pool adapts its windows, so that its output
+    fits the head.
     """
     if images.shape[-1] == INPUT_SIZE:
         pooled: Tensor = network.trunk(images)

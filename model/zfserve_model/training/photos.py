@@ -7,9 +7,10 @@ from torch import Tensor
 
 from zfserve_model.training.dataset import Split
 
-LARGEST_SHARE = 0.25
-"""The share of a GPU's free memory that a split may use."""
-UPLOADED_TOGETHER = 256
+MAX_MEMORY_SHARE = 0.25
+"""The largest share of a GPU's free memory that a split may use."""
+UPLOAD_BATCH = 256
+"""The number of photos in one copy to the GPU."""
 
 
 class PhotoBatches:
@@ -29,20 +30,20 @@ class PhotoBatches:
         return len(self._labels)
 
     def draw(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Returns pixels, uint8 (N, 224, 224, 3), and labels, int64 (N,), both on the device."""
-        where = torch.from_numpy(rows).to(self._device)
+        """Returns the photos `rows`, uint8 (N, 224, 224, 3), and their labels, int64 (N,), both on the device."""
+        indices = torch.from_numpy(rows).to(self._device)
         if self._uploaded is not None:
-            return self._uploaded[where], self._labels[where]
-        return torch.from_numpy(self._split.pixels[rows]).to(self._device), self._labels[where]
+            return self._uploaded[indices], self._labels[indices]
+        return torch.from_numpy(self._split.pixels[rows]).to(self._device), self._labels[indices]
 
 
 def _has_room(size_bytes: int, device: torch.device) -> bool:
-    return device.type == "cuda" and size_bytes <= LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]
+    return device.type == "cuda" and size_bytes <= MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     uploaded = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(pixels), UPLOADED_TOGETHER):
-        part = slice(start, start + UPLOADED_TOGETHER)
+    for start in range(0, len(pixels), UPLOAD_BATCH):
+        part = slice(start, start + UPLOAD_BATCH)
         uploaded[part] = torch.from_numpy(np.array(pixels[part]))  # torch needs writable memory, so this copies
     return uploaded

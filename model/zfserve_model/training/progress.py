@@ -12,7 +12,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from zfserve_model.training.interval import Interval
+from zfserve_model.training.periodic_timer import PeriodicTimer
 from zfserve_model.training.recipe import Schedule, Step
 from zfserve_model.training.state import EpochResult
 
@@ -32,15 +32,15 @@ class Reporter(Protocol):
 @contextmanager
 def report_run(console: Console, schedule: Schedule, batch_size: int, first_step: int) -> Iterator[Reporter]:
     """Yields the reporter that suits `console`, for a run that begins or resumes at `first_step`."""
-    pace = _RunningMeans(schedule, batch_size, first_step)
+    estimate = RunEstimate(schedule, batch_size, first_step)
     if not console.is_terminal:
-        yield ProgressLines(console, pace)
+        yield ProgressLines(console, estimate)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    # A unit of work takes the same time at every photo size, and a step does not. So the estimate counts work.
+    # The time of a step depends on the size of its photos. So the estimate counts work (`Schedule.total_work`).
     with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as progress:
         task = progress.add_task("", total=schedule.total_work, completed=schedule.work_before(first_step))
-        yield ProgressBar(progress, task, pace)
+        yield ProgressBar(progress, task, estimate)
 
 
 @contextmanager
@@ -58,38 +58,38 @@ def report_count(console: Console, what: str, total: int) -> Iterator[Callable[[
 class ProgressBar:
     """Redraws one line after every step. Finished epochs scroll by above it."""
 
-    def __init__(self, progress: Progress, task: TaskID, pace: "_RunningMeans") -> None:
-        self._progress, self._task, self._pace = progress, task, pace
+    def __init__(self, progress: Progress, task: TaskID, estimate: "RunEstimate") -> None:
+        self._progress, self._task, self._estimate = progress, task, estimate
 
     def step(self, step: Step, loss: float) -> None:
-        self._pace.advance(step, loss)
-        self._progress.update(self._task, completed=self._pace.work_done, description=self._pace.describe(step))
+        self._estimate.advance(step, loss)
+        self._progress.update(self._task, completed=self._estimate.work_done, description=self._estimate.describe(step))
 
     def epoch(self, result: EpochResult) -> None:
-        self._progress.console.print(self._pace.describe_epoch(result), soft_wrap=True, highlight=False)
+        self._progress.console.print(self._estimate.describe_epoch(result), soft_wrap=True, highlight=False)
 
 
 class ProgressLines:
-    """Prints a line after the first step and then every half minute; the console flushes each."""
+    """Prints a line after the first step and then every half minute. The console flushes each line."""
 
-    def __init__(self, console: Console, pace: "_RunningMeans", clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._pace = console, pace
-        self._until_line = Interval(LINE_EVERY_S, at_once=True, clock=clock)
+    def __init__(self, console: Console, estimate: "RunEstimate", clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._estimate = console, estimate
+        self._line_timer = PeriodicTimer(LINE_EVERY_S, at_once=True, clock=clock)
 
     def step(self, step: Step, loss: float) -> None:
-        self._pace.advance(step, loss)
-        if self._until_line.is_over():
-            self._print(f"{self._pace.describe(step)}  {self._pace.remaining()} to go")
+        self._estimate.advance(step, loss)
+        if self._line_timer.is_due():
+            self._print(f"{self._estimate.describe(step)}  {self._estimate.remaining()} to go")
 
     def epoch(self, result: EpochResult) -> None:
-        self._print(self._pace.describe_epoch(result))
+        self._print(self._estimate.describe_epoch(result))
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False)
 
 
-class _RunningMeans:
-    """Computes running means of loss and speed, and the remaining time."""
+class RunEstimate:
+    """Estimates the loss and speed of a run by running means, and its remaining time."""
 
     def __init__(
         self, schedule: Schedule, batch_size: int, first_step: int, clock: Callable[[], float] = time.monotonic
@@ -104,7 +104,7 @@ class _RunningMeans:
         now = self._clock()
         taken_s, self._last_s = now - self._last_s, now
         self._loss = loss if self._loss is None else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
-        # The first step of an epoch includes the evaluation of the epoch before.
+        # The first step of an epoch would include the evaluation after the previous epoch.
         if self._step_s is None or step.batch == 0:
             self._step_s = self._step_s or taken_s
         else:

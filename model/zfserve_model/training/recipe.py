@@ -1,4 +1,4 @@
-"""The recipe holds the hyperparameters of a run; the schedule gives each step its photo size and learning rate."""
+"""The recipe holds the hyperparameters of a run. The schedule gives each step its photo size and learning rate."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Stage:
-    """Runs `epochs` passes over the data with photos of `size` x `size` pixels."""
+    """Describes `epochs` passes over the data with photos of `size` x `size` pixels."""
 
     size: int
     epochs: int
@@ -46,18 +46,20 @@ class Recipe:
     Attributes:
         stages: the photo sizes, in order. The learning rate follows one cosine over all stages.
         batch_size: the number of photos in a step, at least 2.
-        peak_rate: the highest learning rate, reached after the share `warmup` of the run.
+        peak_rate: the highest learning rate. The run reaches it after the share `warmup`.
         warmup: the share of the run in which the rate rises linearly from 0, in [0, 1).
-        momentum: the momentum of SGD, with Nesterov's correction.
-        weight_decay: the decay of the weights of convolutions and linear layers; biases and norms have none.
+        momentum: the momentum of SGD, with Nesterov's correction, in [0, 1).
+        weight_decay: the decay of the weights of convolutions and linear layers. Biases and norms have none.
         label_smoothing: the share of the target that is spread over all classes.
-        teacher_weight: the share of the loss that comes from the teacher, in [0, 1]; 0 trains without a teacher.
-        teacher_sees: whether the teacher scores each photo once, or every view that the student sees.
+        teacher_weight: the share of the loss that comes from the teacher, in [0, 1]. 0 trains without a teacher.
+        teacher_sees: "photos" if the teacher scores each photo once, or "views" if it scores every augmented photo that
+            the student sees.
         teacher_temperature: the number that divides the logits of teacher and student.
         seed: the random seed. Step s depends on (seed, s) only, so a resumed run repeats the interrupted one.
+        augmentation: the bounds of the random crops, flips and light.
 
     Raises:
-        RecipeError: numbers are out of their range. The message names all of them.
+        RecipeError: a number is out of its range. The message names all such numbers.
     """
 
     stages: tuple[Stage, ...] = (Stage(128, 16), Stage(224, 3))
@@ -125,7 +127,7 @@ class Schedule:
     """Lists the steps of a run.
 
     The cosine of the learning rate advances with the pixels seen, not with the steps. So the few expensive epochs at
-    full size still get a rate that is high enough to adapt to that size.
+    full size still get a rate that is high enough for the network to adapt to that size.
     """
 
     def __init__(self, recipe: Recipe, photos: int) -> None:

@@ -6,7 +6,7 @@
     recipe.json    the plan, the photos, and each session: command, versions, commit, machine
 
 `zfserve train` calls it. It writes the tables after every epoch. It draws the pictures less often, because drawing
-takes longer than a GPU takes for an epoch of some thousand photos.
+takes longer than an epoch of some thousand photos takes on a GPU.
 """
 
 import csv
@@ -34,7 +34,13 @@ class Session:
     Attributes:
         command: the command line.
         first_step: the index of its first step.
-        commit: the git commit of the code, with `-dirty` where files differ from it; None outside a checkout.
+        device: the name of the GPU, or "cpu".
+        precision: the dtype of matrix products, such as "bfloat16".
+        started: the time of the start, ISO 8601, UTC.
+        zfserve, torch: the versions of the libraries.
+        commit: the git commit of the code, with `-dirty` if files differ from it. None outside a checkout.
+        threads: the number of threads that PyTorch uses.
+        machine: the operating system and the processor's architecture.
     """
 
     command: str
@@ -66,7 +72,7 @@ def describe_session(command: str, first_step: int, device: torch.device, precis
 
 
 def source_commit(file: Path) -> str | None:
-    """Returns the git commit of `file`, with `-dirty` where the checkout differs; None where git does not know it."""
+    """Returns the git commit of `file`, with `-dirty` if the checkout differs, or None if git does not know `file`."""
     commands = (
         [
             "git",

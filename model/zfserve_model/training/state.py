@@ -28,9 +28,9 @@ class Plan:
     Attributes:
         class_ids: the class ids in the order of the logits.
         photos: the number of training photos.
-        listing: the digest of these photos by `PhotoFolder.listing`; None where they are not compared.
-        start_digest: the sha256 (hex) of the weights file that training starts from; None for random weights.
-        freeze_through: the name of the last frozen layer; None where every layer is trained.
+        listing: the digest of these photos by `PhotoFolder.listing`. None if they are not compared.
+        start_digest: the sha256 (hex) of the weights file that training starts from. None means random weights.
+        freeze_through: the name of the last frozen layer. None means that every layer is trained.
     """
 
     recipe: Recipe
@@ -47,19 +47,19 @@ class Plan:
         return document
 
     def require_continues(self, earlier: dict[str, Any]) -> None:
-        """Checks that this plan equals `earlier`, the `document` of an interrupted run, apart from epochs at its end.
+        """Checks that this plan equals `earlier`, the `document` of an interrupted run. It may have more epochs.
 
         Raises:
             RecipeError: the plans differ. The message names every difference.
         """
         ours = _flatten(self.document())
-        # Older states do not have these keys. These values are what older releases did.
+        # States of older releases do not have these keys. The values here are what those releases did.
         theirs = {"recipe.teacher_sees": "photos", "listing": ours["listing"], **_flatten(earlier)}
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
             theirs["recipe.stages"] = ours["recipe.stages"]
         changes = [
-            "photos to learn from were added, removed, renamed or changed"
+            "training photos were added, removed, renamed or changed"
             if name == "listing"
             else f"{name} was {theirs.get(name)}, now {ours.get(name)}"
             for name in ours | theirs
@@ -83,8 +83,16 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class EpochResult:
     """Holds one row of the log.
 
-    Accuracies are in [0, 1]. Losses are cross-entropies in nats; `train_loss` includes the teacher's part. The two
+    Accuracies are in [0, 1]. Losses are cross-entropies in nats, and `train_loss` includes the teacher's part. The two
     `train_` figures are measured during training, on augmented photos and with dropout.
+
+    Attributes:
+        epoch: the number of the epoch, from 1.
+        size: the side of the photos, in pixels.
+        rate: the learning rate of the last step.
+        val_photos: the number of validation photos that were evaluated.
+        images_per_s: the speed of the training steps.
+        elapsed_s: the seconds spent in training steps since the start of the run.
     """
 
     epoch: int

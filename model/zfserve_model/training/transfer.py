@@ -1,7 +1,7 @@
 """Transfer learning starts a network from a trained one.
 
-`zfserve train --from` calls this module. Layers that were trained on one data set work for others, where only the last
-layers need training (Zeiler & Fergus, section 5.2).
+`zfserve train --from` calls this module. Layers that were trained on one data set also work on others. Only the last
+layers need training there (Zeiler & Fergus, section 5.2).
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: to
     if (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) != (usual.mean, usual.std):
         raise CheckpointError(
             f"the weights want mean {checkpoint.preprocessing.mean} and std {checkpoint.preprocessing.std}; "
-            f"training continues only from weights made for {usual.mean} and {usual.std} only"
+            f"training continues only from weights made for {usual.mean} and {usual.std}"
         )
     if class_ids == checkpoint.class_ids:
         return checkpoint.network

@@ -1,15 +1,15 @@
-"""A periodic timer says when to do something again. The loop, its progress and `zfserve train` use it."""
+"""A periodic timer tells when an action is due again. The loop, its progress and `zfserve train` use it."""
 
 import time
 from collections.abc import Callable
 
 
-class Interval:
-    """Is due once every `seconds`.
+class PeriodicTimer:
+    """Tells once every `seconds` that an action is due. The caller polls it.
 
     Args:
-        seconds: the length of the interval.
-        at_once: whether it is due now for the first time, or after the first interval.
+        seconds: the period.
+        at_once: True if the action is due now for the first time, False if it is due after the first period.
         clock: returns monotonic seconds.
     """
 
@@ -18,8 +18,8 @@ class Interval:
         self._clock = clock
         self._last_s = None if at_once else clock()
 
-    def is_over(self) -> bool:
-        """Returns True where it is due, and then begins the next interval."""
+    def is_due(self) -> bool:
+        """Returns True if the action is due, and then begins the next period."""
         now = self._clock()
         if self._last_s is not None and now - self._last_s < self._seconds:
             return False
