@@ -30,7 +30,7 @@ _BACKEND_UNHEALTHY = "backend unhealthy"
 _TLS_FAULTS = {
     "CERTIFICATE_VERIFY_FAILED": "no authority that is trusted here has signed its certificate; name that authority's "
     "file with --tls-ca",
-    "Hostname Verification Check failed": "its certificate has another name; give that with --tls-server-name",
+    "Hostname Verification Check failed": "its certificate has another name; give that name with --tls-server-name",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; leave the --tls options out",
 }
 """Maps gRPC's words for a failed TLS handshake to the sentence that the user gets."""
@@ -66,7 +66,7 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
         return sentence
     parts = [error.message]
     if isinstance(error, Unauthenticated):
-        parts.append("give one with --token-file or ZFSERVE_TOKEN")
+        parts.append("give a token with --token-file or ZFSERVE_TOKEN")
     if error.request_id and not isinstance(error, _CALLER_FAULTS):
         parts.append(f"request {error.request_id}")
     return "; ".join(parts)
@@ -87,7 +87,7 @@ def _explain_grpc(error: ZfserveError, arguments: argparse.Namespace) -> str | N
         case Unavailable():
             return (
                 f"no zfserve answers at {address}; start one with `zfserve serve`, or name another with --address, "
-                "and add --tls if it needs that"
+                "and add --tls if the server needs TLS"
             )
     return None
 

@@ -64,7 +64,7 @@ def list_labelled_photos(folder: Path, class_ids: Sequence[str]) -> LabelledPhot
     unknown = [name for name in found if name not in known]
     if unknown:
         raise PhotoError(
-            f"the model has no class {_enumerated(unknown)}, of which {folder} has folders; "
+            f"{folder} has folders for {_enumerated(unknown)}, but the model has no such class; "
             f"it knows {_enumerated(class_ids)}"
         )
     paths: list[Path] = []

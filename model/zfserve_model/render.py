@@ -10,7 +10,7 @@ from zfserve_photos.contact_sheet import Tile, contact_sheet
 
 from zfserve_model.networks import Network
 
-BRIGHTEST_SHARE = 0.005
+CLIPPED_SHARE = 0.005
 """The share of values that are clipped. A few extreme values would otherwise turn the rest of a projection grey."""
 ZERO = 128
 FILTER_COLUMNS = 12
@@ -24,7 +24,7 @@ def render_projection(pixels: Tensor) -> Image.Image:
     """
     strengths = pixels.detach().float().abs().flatten()
     strongest = strengths.sort(descending=True).values
-    scale = strongest[int(BRIGHTEST_SHARE * len(strongest))]
+    scale = strongest[int(CLIPPED_SHARE * len(strongest))]
     if scale == 0:  # nearly all values are zero, so the largest one sets the scale
         scale = strongest[0].clamp(min=torch.finfo(torch.float32).tiny)
     levels = ZERO + (ZERO - 1) * (pixels.detach().float() / scale).clamp(-1, 1)

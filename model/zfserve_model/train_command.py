@@ -147,11 +147,11 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
         try:
             _run(trainer, state, {"train": folders[0].counts(), "val": folders[1].counts()}, console)
         except Interrupted:
-            _say(console, f"stopped at step {state.next_step}; the same command resumes from {state_file}")
+            _print(console, f"stopped at step {state.next_step}; the same command resumes from {state_file}")
             return 128 + received[0]
     weights = arguments.output / "weights.safetensors"
     save_checkpoint(Checkpoint(state.network, folders[0].class_ids, labels, Preprocessing()), weights)
-    _say(console, f"wrote {weights}, with log.csv, curves.png, filters.png and recipe.json beside it")
+    _print(console, f"wrote {weights}, with log.csv, curves.png, filters.png and recipe.json beside it")
     return 0
 
 
@@ -267,7 +267,7 @@ def stop_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

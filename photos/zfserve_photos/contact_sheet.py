@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 # Colours, RGB.
-PAPER = (250, 250, 248)
-SLOT = (238, 238, 235)
+BACKGROUND = (250, 250, 248)
+SLOT_COLOUR = (238, 238, 235)
 """A picture that is smaller than the largest one has this colour around it."""
-TITLE_INK = (34, 34, 34)
-CAPTION_INK = (96, 96, 96)
+TITLE_COLOUR = (34, 34, 34)
+CAPTION_COLOUR = (96, 96, 96)
 
 # Sizes, in pixels.
 TITLE_SIZE = 20
@@ -72,12 +72,12 @@ def contact_sheet(
     )
     cells = [_cell(tile, magnification, slot) for tile in tiles]
     width, height = max(cell.width for cell in cells) + gap, max(cell.height for cell in cells) + gap
-    heading = _text(title, TITLE_SIZE, TITLE_INK)
+    heading = _text(title, TITLE_SIZE, TITLE_COLOUR)
     top = MARGIN + (heading.height + TILE_GAP if title else 0)
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     sheet_width = max(columns * width - gap, heading.width) + 2 * MARGIN
-    sheet = Image.new("RGB", (sheet_width, top + rows * height - gap + MARGIN), PAPER)
+    sheet = Image.new("RGB", (sheet_width, top + rows * height - gap + MARGIN), BACKGROUND)
     sheet.paste(heading, (MARGIN, MARGIN))
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
@@ -87,28 +87,28 @@ def contact_sheet(
 
 def _cell(tile: Tile, magnification: float, slot: tuple[int, int]) -> Image.Image:
     """Draws one tile: each picture in the middle of a slot of the same size, and the caption below."""
-    caption = _text(tile.caption, CAPTION_SIZE, CAPTION_INK)
+    caption = _text(tile.caption, CAPTION_SIZE, CAPTION_COLOUR)
     step = slot[0] + PICTURE_GAP
     height = slot[1] + (CAPTION_GAP + caption.height if tile.caption else 0)
-    cell = Image.new("RGB", (max(len(tile.pictures) * step - PICTURE_GAP, caption.width), height), PAPER)
+    cell = Image.new("RGB", (max(len(tile.pictures) * step - PICTURE_GAP, caption.width), height), BACKGROUND)
     for place, picture in enumerate(tile.pictures):
         size = (max(round(picture.width * magnification), 1), max(round(picture.height * magnification), 1))
         smooth = magnification < CRISP_MAGNIFICATION
         scaled = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
-        cell.paste(SLOT, (place * step, 0, place * step + slot[0], slot[1]))
+        cell.paste(SLOT_COLOUR, (place * step, 0, place * step + slot[0], slot[1]))
         cell.paste(scaled, (place * step + (slot[0] - size[0]) // 2, (slot[1] - size[1]) // 2))
     cell.paste(caption, (0, slot[1] + CAPTION_GAP))
     return cell
 
 
-def _text(text: str, size: int, ink: tuple[int, int, int]) -> Image.Image:
+def _text(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
     """Draws lines of text, as wide as the text. Every line has the same height, whatever its letters."""
     font = ImageFont.load_default(size)
     lines = text.split("\n")
     width = max(round(font.getlength(line) + 0.5) for line in lines)
     line_height = round(1.35 * size)
-    picture = Image.new("RGB", (max(width, 1), line_height * len(lines)), PAPER)
+    picture = Image.new("RGB", (max(width, 1), line_height * len(lines)), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for index, line in enumerate(lines):
-        draw.text((0, (index + 1) * line_height - round(0.3 * size)), line, ink, font, anchor="ls")
+        draw.text((0, (index + 1) * line_height - round(0.3 * size)), line, colour, font, anchor="ls")
     return picture

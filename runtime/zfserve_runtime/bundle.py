@@ -71,7 +71,7 @@ class InputSpec(_Entry):
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.resize == "crop" and self.shorter_side < max(self.height, self.width):
-            raise ValueError(f"shorter_side ({self.shorter_side}) must be at least the input's sides to crop from")
+            raise ValueError(f"shorter_side ({self.shorter_side}) must be at least as long as both sides of the input")
         return self
 
 

@@ -89,7 +89,7 @@ def _check_selection(indices: Sequence[int], layer: LayerEntry) -> None:
 
 def _check_count(count: int, layer: LayerEntry, field: str) -> None:
     if count == 0:
-        raise InvalidInput(f"ask for at least one map, at most {layer.channels}", field=field)
+        raise InvalidInput(f"ask for 1 to {layer.channels} maps of {layer.name}", field=field)
     if count > layer.channels:
         raise OutOfRange(f"{layer.name} has {layer.channels} maps; ask for no more", field=field)
 

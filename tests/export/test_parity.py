@@ -66,11 +66,11 @@ def test_within_the_tolerance_passes() -> None:
     require_parity("fp32", REFERENCE, actual, tolerance=0.02)
 
 
-def test_says_how_to_go_on_without_the_file_that_is_off() -> None:
+def test_the_error_says_how_to_export_nevertheless() -> None:
     actual = outputs([[0.91, 0.09], [0.4, 0.6]], [[0.0, 8.0], [2.0, 0.0]])
     remedies: dict[Precision, str] = {"fp32": "allow more with --tolerance", "fp16": "leave it out with --no-fp16"}
-    for precision, way_out in remedies.items():
-        with pytest.raises(ParityError, match=rf"the {precision} graph's .* allowed \({way_out}\)"):
+    for precision, remedy in remedies.items():
+        with pytest.raises(ParityError, match=rf"the {precision} graph's .* allowed \({remedy}\)"):
             require_parity(precision, REFERENCE, actual, tolerance=0.005)
 
 

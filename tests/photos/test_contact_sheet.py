@@ -2,7 +2,16 @@
 
 import pytest
 from PIL import Image
-from zfserve_photos.contact_sheet import CAPTION_GAP, MARGIN, PAPER, PICTURE_GAP, SLOT, TILE_GAP, Tile, contact_sheet
+from zfserve_photos.contact_sheet import (
+    BACKGROUND,
+    CAPTION_GAP,
+    MARGIN,
+    PICTURE_GAP,
+    SLOT_COLOUR,
+    TILE_GAP,
+    Tile,
+    contact_sheet,
+)
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -19,14 +28,14 @@ def test_tiles_run_left_to_right_and_top_to_bottom() -> None:
     assert sheet.getpixel((MARGIN, MARGIN)) == RED
     assert sheet.getpixel((MARGIN + step, MARGIN)) == GREEN
     assert sheet.getpixel((MARGIN, MARGIN + step)) == BLUE
-    assert sheet.getpixel((MARGIN + step, MARGIN + step)) == PAPER
+    assert sheet.getpixel((MARGIN + step, MARGIN + step)) == BACKGROUND
 
 
 def test_pictures_of_a_tile_are_side_by_side() -> None:
     sheet = contact_sheet([Tile((plain(RED), plain(BLUE)))], columns=3, picture_side=10)
     assert sheet.size == (2 * MARGIN + 20 + PICTURE_GAP, 2 * MARGIN + 10)
     row = [sheet.getpixel((MARGIN + x, MARGIN)) for x in range(20 + PICTURE_GAP)]
-    assert row == [RED] * 10 + [PAPER] * PICTURE_GAP + [BLUE] * 10
+    assert row == [RED] * 10 + [BACKGROUND] * PICTURE_GAP + [BLUE] * 10
 
 
 def test_tiny_pictures_become_crisp_squares_of_whole_pixels() -> None:
@@ -51,7 +60,7 @@ def test_all_pictures_have_one_magnification_and_smaller_ones_are_in_the_middle_
     sheet = contact_sheet([Tile((plain(RED, 20, 20),)), Tile((plain(GREEN, 10, 20),))], columns=1, picture_side=40)
     top = MARGIN + 40 + TILE_GAP
     row = [sheet.getpixel((MARGIN + x, top)) for x in range(40)]
-    assert row == [SLOT] * 10 + [GREEN] * 20 + [SLOT] * 10
+    assert row == [SLOT_COLOUR] * 10 + [GREEN] * 20 + [SLOT_COLOUR] * 10
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
@@ -62,7 +71,9 @@ def test_pictures_of_any_mode_are_drawn(mode: str) -> None:
 
 def inked_rows(sheet: Image.Image, top: int) -> set[int]:
     """Returns the rows from `top` on that are not blank."""
-    return {y for y in range(top, sheet.height) if any(sheet.getpixel((x, y)) != PAPER for x in range(sheet.width))}
+    return {
+        y for y in range(top, sheet.height) if any(sheet.getpixel((x, y)) != BACKGROUND for x in range(sheet.width))
+    }
 
 
 def test_captions_are_below_their_pictures_and_within_the_sheet() -> None:
@@ -84,7 +95,7 @@ def test_a_long_caption_or_title_widens_the_sheet() -> None:
     ):
         assert sheet.width > short.width
         margin = sheet.crop((sheet.width - MARGIN + 1, 0, sheet.width, sheet.height))
-        assert margin.getcolors() == [(margin.width * margin.height, PAPER)]
+        assert margin.getcolors() == [(margin.width * margin.height, BACKGROUND)]
 
 
 def test_the_title_is_above_the_tiles() -> None:

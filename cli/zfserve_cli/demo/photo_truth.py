@@ -73,11 +73,13 @@ def judge(truth: Truth, classification: Classification, labels: Collection[str])
         return Verdict("wrong", f"Wrong: {shown}, which {_rank_words(truth.shows, classification)}.", why)
     shown += f", none of its {len(labels)} classes"
     if truth.nearest not in labels:
-        return Verdict("wrong", f"Wrong, as it must be: {shown}.", why)
+        return Verdict("wrong", f"Wrong, as any answer would be: {shown}.", why)
     if said == truth.nearest:
-        return Verdict("near", f"Nearly right: {shown}, and it said the nearest.", why)
+        return Verdict("near", f"Nearly right: {shown}, and the network chose the nearest class.", why)
     return Verdict(
-        "wrong", f"Wrong: {shown}; the nearest, {truth.nearest}, {_rank_words(truth.nearest, classification)}.", why
+        "wrong",
+        f"Wrong: {shown}; the nearest class, {truth.nearest}, {_rank_words(truth.nearest, classification)}.",
+        why,
     )
 
 

@@ -25,7 +25,7 @@ def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: to
     usual = Preprocessing()
     if (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) != (usual.mean, usual.std):
         raise CheckpointError(
-            f"the weights want mean {checkpoint.preprocessing.mean} and std {checkpoint.preprocessing.std}; "
+            f"the weights need mean {checkpoint.preprocessing.mean} and std {checkpoint.preprocessing.std}; "
             f"training continues only from weights made for {usual.mean} and {usual.std}"
         )
     if class_ids == checkpoint.class_ids:

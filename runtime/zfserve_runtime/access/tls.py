@@ -78,7 +78,7 @@ def channel_credentials(files: ClientTlsFiles) -> FileReloader[grpc.ChannelCrede
         TlsError: a file cannot be read, is not PEM, or the key does not belong to the certificate.
     """
     paths = [file for file in (files.ca, files.certificate, files.key) if file is not None]
-    return FileReloader("TLS towards the worker", paths, lambda: _read_channel_credentials(files))
+    return FileReloader("TLS certificate for the worker", paths, lambda: _read_channel_credentials(files))
 
 
 def _read_configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:

@@ -28,7 +28,7 @@ class CallTracker:
         """Raises ShuttingDown if new calls are refused."""
         if self._refusing:
             self._may_arrive = True
-            raise ShuttingDown("the service is shutting down; try another instance, or again shortly")
+            raise ShuttingDown("the service is shutting down; try another instance, or try again shortly")
 
     def end(self) -> None:
         """Stops counting a call that has ended."""

@@ -41,8 +41,9 @@ def find_exposure(flag: str, address: str, encrypted: bool, allow_insecure: bool
     if encrypted or allow_insecure or is_local(address):
         return None
     return (
-        f"{flag} {address} can be reached from other machines, and without TLS anyone on the way can read and change "
-        "what is sent; give --tls-cert and --tls-key, or --allow-insecure where the network itself keeps others out"
+        f"{flag} {address} can be reached from other machines, and without TLS anyone on the network path can read "
+        "and change what is sent; give --tls-cert and --tls-key, or --allow-insecure if the network itself keeps "
+        "others out"
     )
 
 
@@ -69,7 +70,7 @@ def open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None, *, ca
     if not is_local(address):
         if tls is None:
             _log.warning(
-                "without TLS on a public address: anyone on the way can read the traffic",
+                "without TLS on a public address: anyone on the network path can read the traffic",
                 extra={"address": address},
             )
         if not callers_known:

@@ -92,7 +92,7 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge(
-            "zfserve_queue_depth", "Images that are accepted and not begun.", _MODEL_LABELS, registry=registry
+            "zfserve_queue_depth", "Accepted images whose run has not begun.", _MODEL_LABELS, registry=registry
         )
         self.worker_pairing = Gauge(
             "zfserve_worker_pairing",

@@ -76,7 +76,7 @@ def open_tracing(service: str, endpoint: str, ratio: float | None) -> Iterator[T
     try:
         pipeline = _build_pipeline(service, endpoint, ratio)
     except ModuleNotFoundError as error:
-        raise TracingError(f"there can be no traces: {not_installed(str(error.name), 'tracing')}") from error
+        raise TracingError(f"traces cannot be sent: {not_installed(str(error.name), 'tracing')}") from error
     except Exception as error:  # each variable has its own kind of error
         raise TracingError(f"OpenTelemetry cannot be set up: {error}") from error
     try:

@@ -7,7 +7,7 @@ from zfserve_runtime.errors import DeadlineExceeded, EngineFailed, EngineHung, E
 
 
 def not_running() -> ServiceError:
-    return ShuttingDown("the service is starting or shutting down; try another instance, or again shortly")
+    return ShuttingDown("the service is starting or shutting down; try another instance, or try again shortly")
 
 
 def engine_failed() -> ServiceError:
@@ -23,7 +23,7 @@ def engine_hung() -> ServiceError:
 
 
 def engine_lost() -> ServiceError:
-    return EngineLost("this server lost its engine and shuts down; try another instance, or again shortly")
+    return EngineLost("this server lost its engine and shuts down; try another instance, or try again shortly")
 
 
 def deadline_expired() -> ServiceError:

@@ -30,18 +30,18 @@ ANSWER = Classification(
         (
             Truth("chapel", nearest="church"),
             "near",
-            "Nearly right: the photo shows “chapel”, none of its 3 classes, and it said the nearest.",
+            "Nearly right: the photo shows “chapel”, none of its 3 classes, and the network chose the nearest class.",
         ),
         (
             Truth("perch", nearest="tench"),
             "wrong",
-            "Wrong: the photo shows “perch”, none of its 3 classes; the nearest, tench, was number 2 with 25.0%.",
+            "Wrong: the photo shows “perch”, none of its 3 classes; the nearest class, tench, was number 2 with 25.0%.",
         ),
-        (Truth("pagoda"), "wrong", "Wrong, as it must be: the photo shows “pagoda”, none of its 3 classes."),
+        (Truth("pagoda"), "wrong", "Wrong, as any answer would be: the photo shows “pagoda”, none of its 3 classes."),
         (
             Truth("trumpet", nearest="French horn"),
             "wrong",
-            "Wrong, as it must be: the photo shows “trumpet”, none of its 3 classes.",
+            "Wrong, as any answer would be: the photo shows “trumpet”, none of its 3 classes.",
         ),
     ],
 )
