@@ -46,7 +46,7 @@ def test_every_difference_of_plans_is_named() -> None:
 def test_other_photos_make_another_run() -> None:
     begun = replace(PLAN, listing="ab12")
     begun.require_continues(begun.document())
-    with pytest.raises(RecipeError, match="another plan: photos to learn from were added, removed, renamed or changed"):
+    with pytest.raises(RecipeError, match="another plan: training photos were added, removed, renamed or changed"):
         replace(PLAN, listing="cd34").require_continues(begun.document())
     older = begun.document()
     del older["listing"]  # states of older releases have no listing

@@ -40,7 +40,7 @@ def test_the_same_classes_keep_the_output_layer() -> None:
 
 
 def test_weights_made_for_other_input_are_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"want mean \(0\.5, 0\.5, 0\.5\)"):
+    with pytest.raises(CheckpointError, match=r"need mean \(0\.5, 0\.5, 0\.5\)"):
         start_from(trained(Preprocessing(mean=(0.5, 0.5, 0.5))), ("a", "b"), seeded(2))
 
 
