@@ -32,7 +32,7 @@ from zfserve_server.requests.photo_cache import PhotoCache
 from zfserve_server.requests.vision_service import VisionService
 from zfserve_server.worker.client import WorkerClient
 
-CACHED_PHOTOS = 256
+MAX_CACHED_PHOTOS = 256
 """The largest number of photos that are cached for later requests: 38 MB at 224x224."""
 
 MESSAGE_SLACK_BYTES = 1024 * 1024
@@ -105,4 +105,4 @@ def _build_server(
 
 def _build_decoder(config: ServerConfig) -> ImageDecoder:
     limits = ImageLimits(config.max_image_bytes, config.max_image_pixels)
-    return ImageDecoder(limits, PhotoCache(CACHED_PHOTOS, config.reference_ttl), available_cpus())
+    return ImageDecoder(limits, PhotoCache(MAX_CACHED_PHOTOS, config.reference_ttl), available_cpus())

@@ -11,6 +11,8 @@ from zfserve_runtime.grpc.method_handlers import Context, Metadata
 
 
 class Priority(StrEnum):
+    """Says how urgent a call is. Interactive images precede bulk images in the fair queue."""
+
     INTERACTIVE = "interactive"
     BULK = "bulk"
 

@@ -22,7 +22,7 @@ from zfserve_server.models.registry import ModelRegistry
 def early_checks(models: ModelRegistry) -> dict[str, CallCheck]:
     """Returns a check for each method whose one request brings photos for an engine, by the method's full name.
 
-    A check raises Overloaded if no model would accept the call, and InvalidInput if the metadata hold an unknown
+    A check raises Overloaded if no model would accept the call. It raises InvalidInput if the metadata hold an unknown
     priority or a client id that is too long.
     """
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 FIRST_GUESS_S = 0.05
 """Seconds for one image, until a batch is measured."""
 
-REMEMBERED = 32
-"""Batches. Under load they cover a few seconds, so that the rate follows changes of the machine's speed."""
+MEASURED_BATCHES = 32
+"""The number of last batches that the rate is measured over. Under load they cover a few seconds, so that the rate
+follows changes of the machine's speed."""
 
-OVERDUE = 2.0
+OVERDUE_FACTOR = 2.0
 """A run that lasts this many times longer than usual is expected to last as long again."""
 
 
@@ -25,7 +26,7 @@ class ServiceRate:
     def __init__(self, engines: int = 1, running_s: Callable[[], float] = lambda: 0.0) -> None:
         self._engines = engines
         self._running_s = running_s
-        self._batches: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
+        self._batches: deque[tuple[int, float, float]] = deque(maxlen=MEASURED_BATCHES)
         self._row_s = FIRST_GUESS_S
         self._rows = 1.0
         self._delivery_s = 0.0
@@ -76,7 +77,7 @@ class ServiceRate:
     def overdue_s(self) -> float:
         """Returns how many more seconds an overdue run is expected to last; 0 if no run is overdue."""
         running_s = self._running_s()
-        return running_s if self.measured and running_s > OVERDUE * self._row_s * self._rows else 0.0
+        return running_s if self.measured and running_s > OVERDUE_FACTOR * self._row_s * self._rows else 0.0
 
 
 def _percentile_90(seconds: Iterable[float]) -> float:

@@ -24,7 +24,7 @@ class ServedModel:
         admission: bounds the images in flight.
         metrics: the metrics of this version.
         startup_s: seconds from the start of the load until it was ready.
-        projecting: counts the projections in flight. The worker must hold the network until they end.
+        projections_in_flight: counts the projections in flight. The worker must hold the network until they end.
     """
 
     manifest: Manifest
@@ -33,12 +33,12 @@ class ServedModel:
     admission: Admission
     metrics: ModelMetrics
     startup_s: float
-    projecting: InFlight = field(default_factory=InFlight)
+    projections_in_flight: InFlight = field(default_factory=InFlight)
 
     async def close(self) -> None:
         """Waits until all accepted calls are answered, then closes the engines. Remove it from the registry first."""
         await self.admission.emptied()
-        await self.projecting.wait_none()
+        await self.projections_in_flight.wait_none()
         await self.batcher.close()
 
     @cached_property

@@ -52,8 +52,8 @@ class ImageDecoder:
         """Returns the image as the input of that model.
 
         Raises:
-            InvalidInput: the message has no image, or the image cannot be decoded or is too large, or the image is a
-                reference that was given out by a model with other weights or another input.
+            InvalidInput: the message has no image, or the image cannot be decoded or is too large. Another reason is a
+                reference that a model with other weights or another input gave out.
             NotFound: the image is a reference that is unknown or has expired.
         """
         spec = manifest.input

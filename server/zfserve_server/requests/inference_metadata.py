@@ -29,7 +29,7 @@ _STATES = {
     ModelState.RETIRING: "UNLOADING",
 }
 
-_ANY = -1
+_ANY_SIZE = -1
 """The size of the batch axis in a shape: any size."""
 
 
@@ -51,11 +51,12 @@ def describe_model(model: ServedModel, versions: list[str]) -> pb.ModelMetadataR
         versions=versions,
         platform=_platform(model),
         inputs=[
-            tensor(name=GRAPH_INPUT, datatype="UINT8", shape=[_ANY, *_pixel_dims(manifest)]),
-            tensor(name=FILE_INPUT, datatype="BYTES", shape=[_ANY, 1]),
+            tensor(name=GRAPH_INPUT, datatype="UINT8", shape=[_ANY_SIZE, *_pixel_dims(manifest)]),
+            tensor(name=FILE_INPUT, datatype="BYTES", shape=[_ANY_SIZE, 1]),
         ],
         outputs=[
-            tensor(name=name, datatype="FP32", shape=[_ANY, width]) for name, width in manifest.output_widths.items()
+            tensor(name=name, datatype="FP32", shape=[_ANY_SIZE, width])
+            for name, width in manifest.output_widths.items()
         ],
     )
 
@@ -97,19 +98,19 @@ def configure_model(model: ServedModel) -> model_config_pb2.ModelConfig:
     )
 
 
-def _dynamic_batching(most_waiting: int) -> model_config_pb2.ModelDynamicBatching:
+def _dynamic_batching(max_queue_size: int) -> model_config_pb2.ModelDynamicBatching:
     policy = model_config_pb2.ModelQueuePolicy
     return model_config_pb2.ModelDynamicBatching(
         max_queue_delay_microseconds=0,  # an idle engine starts at once
         priority_levels=2,
         default_priority_level=1,
         default_queue_policy=policy(
-            timeout_action=policy.REJECT, allow_timeout_override=True, max_queue_size=most_waiting
+            timeout_action=policy.REJECT, allow_timeout_override=True, max_queue_size=max_queue_size
         ),
     )
 
 
-def count_model(model: ServedModel) -> pb.ModelStatistics:
+def describe_statistics(model: ServedModel) -> pb.ModelStatistics:
     """Returns what the model has done since it was loaded, for requests of both services.
 
     The time of an engine's run includes the time to fill its batch and to split its outputs.

@@ -34,7 +34,7 @@ def narrow_deadline(request: pb.ModelInferRequest, deadline: Deadline) -> Deadli
     Raises:
         InvalidInput: `timeout` is negative or not a whole number.
     """
-    timeout_us = _whole(request, "timeout")
+    timeout_us = _read_whole_number(request, "timeout")
     if not timeout_us:
         return deadline
     until_s = time.monotonic() + timeout_us / 1e6
@@ -49,7 +49,7 @@ def choose_priority(request: pb.ModelInferRequest, caller: CallerIdentity) -> Ca
     Raises:
         InvalidInput: `priority` is negative or not a whole number.
     """
-    level = _whole(request, "priority")
+    level = _read_whole_number(request, "priority")
     return replace(caller, priority=Priority.INTERACTIVE if level == 1 else Priority.BULK) if level else caller
 
 
@@ -69,7 +69,7 @@ def wants_typed(request: pb.ModelInferRequest) -> bool:
     return not parameter.bool_param
 
 
-def _whole(request: pb.ModelInferRequest, name: str) -> int:
+def _read_whole_number(request: pb.ModelInferRequest, name: str) -> int:
     """Returns a parameter that is a whole number, or 0 if the request does not have it."""
     if name not in request.parameters:
         return 0

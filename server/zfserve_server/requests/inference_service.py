@@ -23,9 +23,9 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.classification import AdmittedRequest, ClassificationPipeline
 from zfserve_server.requests.inference_metadata import (
     configure_model,
-    count_model,
     describe_model,
     describe_server,
+    describe_statistics,
     index_entry,
 )
 from zfserve_server.requests.inference_parameters import choose_priority, narrow_deadline, refuse_sequences, wants_typed
@@ -200,7 +200,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             self._find_model(request.name, request.version)  # raises NotFound for an unknown model
         return pb.ModelStatisticsResponse(
             model_stats=[
-                count_model(model)
+                describe_statistics(model)
                 for model in self._models
                 if request.name in ("", model.manifest.name) and request.version in ("", model.manifest.version)
             ]

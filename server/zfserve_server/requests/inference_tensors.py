@@ -48,13 +48,13 @@ def is_typed(request: pb.ModelInferRequest) -> bool:
     return not request.raw_input_contents
 
 
-def check_input(request: pb.ModelInferRequest, spec: InputSpec, most: int) -> int:
+def check_input(request: pb.ModelInferRequest, spec: InputSpec, max_images: int) -> int:
     """Returns the number of images that the request brings. Checks the name, type and shape of its one input.
 
     It does not read the values.
 
     Args:
-        most: the largest number of images in one request.
+        max_images: the largest number of images in one request.
 
     Raises:
         InvalidInput: the input is not as the model's metadata says. The message says what to send.
@@ -68,9 +68,9 @@ def check_input(request: pb.ModelInferRequest, spec: InputSpec, most: int) -> in
     if _SHARED_MEMORY in tensor.parameters:
         raise Unimplemented("shared memory is not supported; send the tensor's values in the request")
     if tensor.name == GRAPH_INPUT:
-        _check_shape(tensor, "UINT8", ((spec.height, spec.width, 3),), most)
+        _check_shape(tensor, "UINT8", ((spec.height, spec.width, 3),), max_images)
     elif tensor.name == FILE_INPUT:
-        _check_shape(tensor, "BYTES", ((), (1,)), most)
+        _check_shape(tensor, "BYTES", ((), (1,)), max_images)
     else:
         raise InvalidInput(
             f"there is no input {tensor.name!r}; send pixels as {GRAPH_INPUT!r} or image files as {FILE_INPUT!r}",
@@ -96,12 +96,12 @@ def _field(tensor: Tensor) -> str:
     return f"inputs[{tensor.name}]"
 
 
-def _check_shape(tensor: Tensor, datatype: str, of_one: Sequence[tuple[int, ...]], most: int) -> None:
+def _check_shape(tensor: Tensor, datatype: str, image_shapes: Sequence[tuple[int, ...]], max_images: int) -> None:
     """Raises InvalidInput if a tensor has another data type or shape.
 
     Args:
-        of_one: the shapes that one image may have.
-        most: the largest number of images.
+        image_shapes: the shapes that one image may have.
+        max_images: the largest number of images.
     """
     field = _field(tensor)
     if tensor.datatype != datatype:
@@ -109,10 +109,10 @@ def _check_shape(tensor: Tensor, datatype: str, of_one: Sequence[tuple[int, ...]
             f"the input {tensor.name!r} is {datatype}, not {tensor.datatype!r}", field=f"{field}.datatype"
         )
     shape = tuple(tensor.shape)
-    if not shape or shape[1:] not in of_one or not 1 <= shape[0] <= most:
-        allowed = " or ".join(str(["N", *dims]).replace("'", "") for dims in of_one)
+    if not shape or shape[1:] not in image_shapes or not 1 <= shape[0] <= max_images:
+        allowed = " or ".join(str(["N", *dims]).replace("'", "") for dims in image_shapes)
         raise InvalidInput(
-            f"the input {tensor.name!r} has the shape {list(shape)}; send {allowed} with N from 1 to {most}",
+            f"the input {tensor.name!r} has the shape {list(shape)}; send {allowed} with N from 1 to {max_images}",
             field=f"{field}.shape",
         )
 

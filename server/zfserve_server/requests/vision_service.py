@@ -22,14 +22,14 @@ from zfserve_server.worker.client import WorkerClient
 
 DEFAULT_TOP_K = 5
 
-PROJECTIONS = 32
+MAX_PROJECTIONS = 32
 """The largest number of Project calls in flight. The worker has a shorter queue of its own. Projections that wait for a
 stuck worker take no place from classifications, because each model bounds those by itself. No projection is refused for
 its deadline, because its cost is unknown until it is done and its results come one by one."""
 
 
 class VisionService(VisionServiceServicer):
-    """Serves `zfserve.v1.VisionService`.
+    """Serves `zfserve.v1.VisionService`, whose methods zfserve.proto describes.
 
     Args:
         worker: computes projections; None refuses them.
@@ -40,7 +40,7 @@ class VisionService(VisionServiceServicer):
         self._pipeline = pipeline
         self._worker = worker
         self._projection_rate = ServiceRate()
-        self._projection_admission = Admission(PROJECTIONS, self._projection_rate)
+        self._projection_admission = Admission(MAX_PROJECTIONS, self._projection_rate)
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
         deadline = Deadline.of(context)
@@ -71,7 +71,7 @@ class VisionService(VisionServiceServicer):
         model = self._find_model(request)
         manifest = model.manifest
         caller = self._pipeline.identify(context)
-        with model.projecting, self._projection_admission.admit(caller):
+        with model.projections_in_flight, self._projection_admission.admit(caller):
             began, in_flight = time.monotonic(), self._projection_admission.in_flight
             validate_projection_request(request, manifest)
             if self._worker is None:
@@ -95,13 +95,15 @@ class VisionService(VisionServiceServicer):
         projectable = self._worker is not None and self._worker.holds(model.manifest.fingerprint)
         description = model.describe(projectable)
         name = model.manifest.name
-        description.versions.extend(_convert(status) for status in self._models.statuses() if status.name == name)
+        description.versions.extend(
+            _convert_status(status) for status in self._models.statuses() if status.name == name
+        )
         return description
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[_convert(status) for status in self._models.statuses()])
+        return pb.ListModelsResponse(models=[_convert_status(status) for status in self._models.statuses()])
 
     def _find_model(self, request: pb.ClassifyRequest | pb.ProjectRequest) -> ServedModel:
         return self._pipeline.find_model(request.model.name, request.model.version, request.image.reference)
@@ -115,7 +117,7 @@ _STATES = {
 }
 
 
-def _convert(status: ModelStatus) -> pb.ModelStatus:
+def _convert_status(status: ModelStatus) -> pb.ModelStatus:
     return pb.ModelStatus(**asdict(status) | {"state": _STATES[status.state]})
 
 

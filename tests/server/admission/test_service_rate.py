@@ -1,7 +1,7 @@
 """The service rate estimates when images are answered."""
 
 import pytest
-from zfserve_server.admission.service_rate import FIRST_GUESS_S, REMEMBERED, ServiceRate
+from zfserve_server.admission.service_rate import FIRST_GUESS_S, MEASURED_BATCHES, ServiceRate
 
 
 def observed(*batches: tuple[int, float], engines: int = 1, running_s: float = 0.0) -> ServiceRate:
@@ -41,7 +41,7 @@ def test_parallel_engines_share_the_images_ahead_but_not_a_batch() -> None:
 def test_one_pause_of_the_machine_changes_nothing_but_a_lasting_change_does() -> None:
     rate = observed(*[(1, 1.0)] * 20, (1, 600.0))
     assert rate.row_s == 1.0
-    for _ in range(REMEMBERED):
+    for _ in range(MEASURED_BATCHES):
         rate.observe(1, 3.0)
     assert rate.row_s == 3.0
 

@@ -18,7 +18,7 @@ from zfserve_runtime.errors import InvalidInput, Unimplemented
 from zfserve_server.batching.queue_entry import InferenceResult
 from zfserve_server.requests.inference_tensors import RequestedOutput, add_outputs, check_input, read_outputs, read_rows
 
-MOST = 4
+MAX_IMAGES = 4
 ONE = (1, SIDE, SIDE, 3)
 SIZE = SIDE * SIDE * 3
 
@@ -33,7 +33,7 @@ BESIDE_EMPTY = raw_request(263, 5, inputs=[tensor("pixels", "UINT8", 2, *ONE[1:]
 
 @pytest.mark.parametrize("request_", [raw_request(263, 5), typed_request(263, 5), BESIDE_EMPTY])
 def test_pixels(request_: pb.ModelInferRequest) -> None:
-    assert check_input(request_, MANIFEST.input, MOST) == 2
+    assert check_input(request_, MANIFEST.input, MAX_IMAGES) == 2
     np.testing.assert_array_equal(np.asarray(read_rows(request_)), batch_of(263, 5))
 
 
@@ -44,12 +44,12 @@ def test_files(shape: tuple[int, ...], typed: bool) -> None:
     request = of_tensor(tensor("image", "BYTES", *shape), raw=(prefixed(*files),))
     if typed:
         request = of_tensor(tensor("image", "BYTES", *shape, contents=Contents(bytes_contents=files)))
-    assert check_input(request, MANIFEST.input, MOST) == 2
+    assert check_input(request, MANIFEST.input, MAX_IMAGES) == 2
     assert read_rows(request) == files
 
 
 def read_all(request: pb.ModelInferRequest) -> None:
-    check_input(request, MANIFEST.input, MOST)
+    check_input(request, MANIFEST.input, MAX_IMAGES)
     read_rows(request)
     read_outputs(request, MANIFEST)
 
@@ -133,7 +133,7 @@ def test_an_invalid_tensor_is_named(request_: pb.ModelInferRequest, field: str, 
 def test_shared_memory_is_refused() -> None:
     region = {"shared_memory_region": Parameter(string_param="region")}
     with pytest.raises(Unimplemented):
-        check_input(of_tensor(tensor("pixels", "UINT8", *ONE, parameters=region)), MANIFEST.input, MOST)
+        check_input(of_tensor(tensor("pixels", "UINT8", *ONE, parameters=region)), MANIFEST.input, MAX_IMAGES)
     with pytest.raises(Unimplemented):
         read_outputs(raw_request(1, outputs=[output("features", **region)]), MANIFEST)
 

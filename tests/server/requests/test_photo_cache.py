@@ -64,7 +64,7 @@ def test_a_reference_expires_unless_it_is_used() -> None:
 @pytest.fixture
 async def server(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     """Starts a server that keeps one photo."""
-    monkeypatch.setattr("zfserve_server.grpc_server.CACHED_PHOTOS", 1)
+    monkeypatch.setattr("zfserve_server.grpc_server.MAX_CACHED_PHOTOS", 1)
     async with running_server(engine) as running:
         yield running
 
