@@ -1,4 +1,4 @@
-"""Tests a process after it was tuned. Tuning cannot be undone, so each test starts a process of its own."""
+"""Tests a process after it was tuned. Tuning cannot be undone, so a test that tunes starts a process of its own."""
 
 import os
 import subprocess

@@ -46,7 +46,7 @@ STATUSES = {
 }
 
 
-def test_the_table_below_covers_every_error_class() -> None:
+def test_the_table_covers_every_error_class() -> None:
     assert set(error_classes()) == set(STATUSES)
 
 

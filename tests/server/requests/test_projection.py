@@ -13,11 +13,12 @@ from fakes.serving import (
     FakeWorker,
     Running,
     classify_request,
+    projection_is,
     raw_image,
     running_server,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from zfserve_protos.methods import PROJECTION, VISION_SERVICE, WORKER_SERVICE
+from zfserve_protos.methods import VISION_SERVICE, WORKER_SERVICE
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.errors import (
     InvalidInput,
@@ -33,7 +34,6 @@ from zfserve_runtime.grpc.health import SERVER
 from zfserve_runtime.grpc.status import from_call_error
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture
@@ -50,19 +50,8 @@ def worker() -> FakeWorker:
 async def paired_server(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
     """Starts a server that is connected to its worker."""
     async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
-        await projection_is(server, SERVING)
+        await projection_is(server, serving=True)
         yield server
-
-
-async def projection_is(server: Running, status: int) -> None:
-    """Waits until the health of projections is `status`."""
-    request = health_pb2.HealthCheckRequest(service=PROJECTION)
-    watch = health_pb2_grpc.HealthStub(server.channel).Watch(request, timeout=30)
-    async for health in watch:
-        if health.status == status:
-            watch.cancel()
-            return
-    raise AssertionError("the watch ended")
 
 
 async def project(server: Running, request: pb.ProjectRequest, **options: float) -> list[pb.ProjectResponse]:
@@ -259,9 +248,9 @@ async def test_projections_return_when_the_worker_does(engine: FakeEngine, addre
         assert error.retry_after_s == 2.0
         for _ in range(2):  # the second time it dies and comes back
             async with FakeWorker().listening(address):
-                await projection_is(server, SERVING)
+                await projection_is(server, serving=True)
                 assert len(await project(server, request)) == 1
-            await projection_is(server, NOT_SERVING)
+            await projection_is(server, serving=False)
             assert type(await error_of(server, request)) is WorkerUnavailable
             assert (await server.vision.Classify(classify_request(3))).features[0] == 3
             health = health_pb2_grpc.HealthStub(server.channel)
@@ -274,7 +263,7 @@ async def test_a_worker_that_dies_during_a_projection(engine: FakeEngine, addres
     worker = FakeWorker(hangs_after=1)
     async with running_server(engine, worker=True, worker_address=address) as server:
         async with worker.listening(address):
-            await projection_is(server, SERVING)
+            await projection_is(server, serving=True)
             call = server.vision.Project(pb.ProjectRequest(image=raw_image(1), layer="conv1"))
             await call.read()
         with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -299,12 +288,11 @@ async def test_a_worker_with_other_weights_is_refused(engine: FakeEngine, addres
 async def test_a_worker_whose_health_is_not_serving(paired_server: Running, worker: FakeWorker) -> None:
     assert (await paired_server.vision.DescribeModel(pb.DescribeModelRequest())).projection_available
     worker.health.not_serving(WORKER_SERVICE)
-    await projection_is(paired_server, NOT_SERVING)
-    assert (
-        type(await error_of(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))) is WorkerUnavailable
-    )
+    await projection_is(paired_server, serving=False)
+    error = await error_of(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
+    assert type(error) is WorkerUnavailable
     worker.health.serving(WORKER_SERVICE)
-    await projection_is(paired_server, SERVING)
+    await projection_is(paired_server, serving=True)
 
 
 async def test_a_stuck_worker_leaves_classification_alone(paired_server: Running, worker: FakeWorker) -> None:

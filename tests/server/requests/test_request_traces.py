@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from fakes.collector import Collector
-from fakes.serving import FakeEngine, FakeWorker, classify_request, running_server
+from fakes.serving import FakeEngine, FakeWorker, classify_request, projection_is, running_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from zfserve_engines.images.input_image import ImageLimits, InputImage, decode_image
@@ -151,12 +151,7 @@ async def test_the_call_to_the_worker_is_part_of_the_trace(
         worker.listening(address),
         running_server(engine, worker=True, worker_address=address, otlp_endpoint=endpoint) as server,
     ):
-        watch = health_pb2_grpc.HealthStub(server.channel).Watch(
-            health_pb2.HealthCheckRequest(service="zfserve.v1.VisionService/Project")
-        )
-        async for health in watch:
-            if health.status == health_pb2.HealthCheckResponse.SERVING:
-                break
+        await projection_is(server, serving=True)
         request = pb.ProjectRequest(image=png(), layer="conv1", strongest=2)
         assert len([answer async for answer in server.vision.Project(request, metadata=TRACED)]) == 2
     asked = collector.only("zfserve.worker.v1.WorkerService/Project")
