@@ -141,19 +141,19 @@ class NetworkCache:
         Raises:
             BundleError: the version cannot be used.
         """
-        about = {"model": found.name, "version": found.version}
+        log_fields = {"model": found.name, "version": found.version}
         began_s = time.monotonic()
         try:
             bundle = await asyncio.to_thread(load_bundle, found.folder)
             projector = await self._torch_thread.run(self._open_projector, bundle)
         except BundleError as error:
             self._refused[found.folder] = found.files
-            _log.error("the network is refused", extra={**about, "reason": str(error)})
+            _log.error("the network is refused", extra={**log_fields, "reason": str(error)})
             raise
         manifest = projector.manifest
         self._projectors[manifest.fingerprint] = projector
         self._metrics.model_info.labels(manifest.name, manifest.version, manifest.fingerprint).set(1)
-        _log.info("the network is loaded", extra={**about, "seconds": round(time.monotonic() - began_s, 3)})
+        _log.info("the network is loaded", extra={**log_fields, "seconds": round(time.monotonic() - began_s, 3)})
         self._evict()
 
     def _capacity(self) -> int:

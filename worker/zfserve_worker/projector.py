@@ -84,10 +84,10 @@ class Projector:
         selection = self._select_maps(request, traced)
         projections = project(traced, request.layer, selection.maps, selection.units)
         for rank, index in enumerate(selection.maps):
-            about: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
-            with span("projection", about):
+            span_attributes: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
+            with span("projection", span_attributes):
                 projection = next(projections)
-            with span("render", about):
+            with span("render", span_attributes):
                 response = _response(projection, pixels, request.format)
             response.rank, response.total = rank, len(selection.maps)
             if selection.for_class is not None:
