@@ -1,4 +1,4 @@
-"""Every kind of engine by its name. Read by the server's choice of engine, `zfserve evaluate` and the benchmarks."""
+"""Lists every kind of engine. The server's choice of engine, `zfserve evaluate` and the benchmarks read the list."""
 
 from collections.abc import Mapping
 
@@ -11,8 +11,9 @@ from zfserve_engines.tensorrt.kinds import TENSORRT, TENSORRT_RTX
 ENGINE_KINDS: Mapping[EngineName, EngineKind] = {
     kind.name: kind for kind in (TENSORRT, TENSORRT_RTX, ONNX_TENSORRT, ONNX_CUDA, OPENVINO, ONNX_CPU, OPENVINO_BF16)
 }
-"""Their order is `auto`'s order: engines that are tuned on the GPU they run on, engines that are compiled for its type,
-ONNX Runtime on the GPU, the CPU, and last the engines that `auto` never takes."""
+"""The record of each kind by its name. With `--engine auto`, the server tries the kinds in this order: TensorRT engines
+that are tuned on this GPU, engines that are compiled for its compute capability, ONNX Runtime on the GPU, then engines
+on the CPU. Kinds that `auto` never takes come last."""
 
 
 def engine_kinds(*, on_gpu: bool) -> list[EngineKind]:

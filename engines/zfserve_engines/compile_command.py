@@ -1,4 +1,4 @@
-"""The command `zfserve compile`: builds a TensorRT engine of a bundle and keeps it in a store."""
+"""Runs the command `zfserve compile`, which builds a TensorRT engine of a bundle and keeps it in an engine store."""
 
 import argparse
 import logging
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=(),
         metavar="X.Y,...",
-        help="GPUs to build for, such as 8.6,8.9 (default: this machine's GPU; without a GPU, all from Ampere on)",
+        help="GPUs to build for, such as 8.6,8.9 (default: this machine's GPU; without a GPU, all GPUs from Ampere on)",
     )
     parser.add_argument(
         "--workspace", type=_bytes, metavar="BYTES", help="largest scratch memory on the GPU, such as 512M or 2G"
@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a higher level builds longer and may run faster (default: {BuildSettings.optimization_level})",
     )
     parser.add_argument(
-        "--tf32", action="store_true", help="round inputs of fp32 multiplications to 11 bits: faster, less exact"
+        "--tf32",
+        action="store_true",
+        help="round inputs of fp32 multiplications to 11 bits, which is faster but less exact",
     )
     parser.add_argument(
         "--engine-cache", type=Path, metavar="DIR", help="folder of engines (default: `engines` in the bundle)"
@@ -123,7 +125,7 @@ def read_settings(arguments: argparse.Namespace, bundle: Bundle) -> BuildSetting
         held = ", ".join(bundle.manifest.artefacts)
         raise BundleError(
             f"{bundle.folder} holds no graph for {arguments.precision} engines, only {held}; "
-            f"export a version that does: zfserve export WEIGHTS{_FLAGS.get(precision, '')}"
+            f"export it again with that graph: zfserve export WEIGHTS{_FLAGS.get(precision, '')}"
         )
     return BuildSettings(
         library=arguments.runtime,
@@ -139,12 +141,12 @@ def read_settings(arguments: argparse.Namespace, bundle: Bundle) -> BuildSetting
 def make_request(bundle: Bundle, settings: BuildSettings, library: Library) -> EngineRequest:
     """Returns the request for an engine.
 
-    If the settings name no GPUs, the request is for the GPU of this machine. If the machine has none, it is for all
-    default targets of the library.
+    If the settings name no GPUs, the request is for the GPU of this machine. If this machine has no GPU, the request is
+    for all default targets of the library.
 
     Raises:
         BuildFailed: the library cannot build for a compute capability.
-        EngineUnavailable: the library needs a GPU and there is none.
+        EngineUnavailable: the library needs a GPU, and this machine has none.
     """
     host = Host.here(detect_gpu())
     if not settings.compute_capabilities and host.gpu is None:
@@ -187,7 +189,7 @@ def print_summary(console: Console, engine: StoredEngine, *, built: bool) -> Non
 def _find_or_build(
     store: EngineStore, bundle: Bundle, request: EngineRequest, on_progress: OnProgress
 ) -> tuple[StoredEngine, bool]:
-    """Returns an engine, and whether it was built just now."""
+    """Returns an engine, and True if it was built just now."""
     settings, built = request.build_settings, False
 
     def build(timing_cache: bytes) -> BuiltEngine:
@@ -201,7 +203,7 @@ def _find_or_build(
 
 def _configure_logging(*, verbose: bool) -> None:
     configure_logging("console", logging.DEBUG if verbose else logging.WARNING)
-    # An error that TensorRT logs ends the build, and the command's message repeats it.
+    # An error that TensorRT logs also ends the build, so the command's own message already contains it.
     logging.getLogger("zfserve_engines.tensorrt.library").setLevel(logging.NOTSET if verbose else logging.CRITICAL)
 
 
@@ -235,7 +237,7 @@ def _fail(messages: Console, sentence: str, status: int) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Parses names with commas between them, and drops repetitions."""
+    """Splits `text` at its commas, and drops repetitions."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 

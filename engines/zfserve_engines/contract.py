@@ -1,4 +1,4 @@
-"""The contract of an engine, which runs a bundle's network, and the data that pass through it.
+"""Defines the interface of an engine, which runs a bundle's network, and the types of its outputs and description.
 
 The engines in onnx/, openvino/ and tensorrt/ implement it. The batcher, `zfserve_engines.golden` and the evaluation of
 a bundle call it.
@@ -59,7 +59,7 @@ class EngineInfo:
 
 
 OnWarming = Callable[[int, int], None]
-"""Receives the progress of a warm-up: the number of batch sizes that are ready, and the number of all."""
+"""Receives the progress of a warm-up: the number of batch sizes that are warm, and the number of all batch sizes."""
 
 
 class EngineUnavailable(Exception):

@@ -1,4 +1,4 @@
-"""The command `zfserve engines`: lists, verifies and removes compiled engines."""
+"""Runs the command `zfserve engines`, which lists, verifies and removes compiled engines."""
 
 import argparse
 from dataclasses import dataclass
@@ -29,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_action(actions, "list", "list all engines, and whether this machine can use each")
     _add_action(actions, "verify", "check every engine against its digest; exit with status 1 if one is damaged")
     prune = _add_action(
-        actions, "prune", "remove damaged engines, and those that an option names, except engines that are in use"
+        actions, "prune", "remove damaged engines, and engines that an option selects; keep engines that are in use"
     )
     prune.add_argument(
-        "--unusable", action="store_true", help="remove engines that this machine cannot use, although another may"
+        "--unusable",
+        action="store_true",
+        help="remove engines that this machine cannot use, even if another machine can",
     )
     prune.add_argument("--older-than", type=_days, metavar="DAYS", help="remove engines that are older than DAYS")
     prune.add_argument(
-        "--old-versions", action="store_true", help="remove engines of all but the newest version of each library"
+        "--old-versions", action="store_true", help="keep only engines of the newest version of each library"
     )
     prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
 
@@ -62,13 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class StoreView:
-    """A store, and the facts of this machine that decide which of its engines can be used.
+    """Holds a store, and the facts about this machine that decide which of its engines can be used.
 
     Attributes:
         store: the store.
         entries: the entries of the store.
         host: this machine.
-        installed: the versions of the libraries that built the engines, where they are installed here.
+        installed: the installed version of each library that built an engine. A missing library has no entry.
         graphs: the digests of the bundle's files; None for a folder that belongs to no bundle.
     """
 
@@ -79,9 +81,9 @@ class StoreView:
     graphs: frozenset[str] | None
 
     def faults(self, entry: StoreEntry) -> list[str]:
-        """Returns why this machine cannot use an undamaged engine, the most important reason first.
+        """Returns the reasons why this machine cannot use an undamaged engine, the most important first.
 
-        Each reason is a sentence without a full stop.
+        Each reason is a sentence without a full stop. An empty list means that the engine can be used.
         """
         if entry.record is None:
             return []
@@ -94,7 +96,11 @@ class StoreView:
 
 
 def open_view(bundle: Path, engine_cache: Path | None) -> StoreView:
-    """Opens the store of a bundle, or the one in `engine_cache`. Raises BundleError where it cannot be used."""
+    """Opens the store in the folder `engine_cache`; if that is None, the store inside the bundle.
+
+    Raises:
+        BundleError: the bundle cannot be loaded, or the folder does not exist.
+    """
     graphs = None
     if engine_cache is None:
         loaded = load_bundle(bundle)
@@ -109,7 +115,7 @@ def open_view(bundle: Path, engine_cache: Path | None) -> StoreView:
 
 
 def print_engines(console: Console, view: StoreView) -> int:
-    """Prints a table of all engines, and why this machine cannot use some of them. Returns the exit status."""
+    """Prints a table of all engines, with the reasons why this machine cannot use some. Returns the exit status."""
     if not view.entries:
         _print_line(console, "there are no engines", f"in {view.store.folder}")
         return 0
@@ -136,7 +142,7 @@ def print_engines(console: Console, view: StoreView) -> int:
 def verify_engines(console: Console, view: StoreView) -> int:
     """Checks every engine against its digest. Returns the exit status, which is 1 where an engine is damaged.
 
-    An engine that is being built is neither sound nor damaged.
+    An engine that is being built counts neither as sound nor as damaged.
     """
     damaged = 0
     for entry in view.entries:
@@ -187,7 +193,7 @@ def _add_action(
 
 
 def _installed(libraries: set[TensorRTLibrary]) -> dict[TensorRTLibrary, str]:
-    """Returns the versions of those libraries that are installed."""
+    """Returns the version of each of `libraries` that is installed."""
     versions: dict[TensorRTLibrary, str] = {}
     for library in libraries:
         try:
@@ -198,7 +204,7 @@ def _installed(libraries: set[TensorRTLibrary]) -> dict[TensorRTLibrary, str]:
 
 
 def _usability(entry: StoreEntry, view: StoreView) -> tuple[str, str | None]:
-    """Returns one word that says whether this machine can use an engine, and a sentence that says why not."""
+    """Returns a word that says whether this machine can use an engine, and the reason if it cannot, or None."""
     if entry.damage:
         if view.store.is_building(entry):
             return "being built", None
@@ -222,7 +228,7 @@ def _cells(entry: StoreEntry) -> tuple[str, ...]:
 
 
 def _name(entry: StoreEntry) -> str:
-    """Returns a name of an engine for messages."""
+    """Returns the name that messages give to an engine."""
     key = entry.key[:SHOWN_DIGITS]
     if entry.record is None:
         return key

@@ -1,7 +1,7 @@
-"""Golden inputs: photos with the outputs that the bundle's graphs gave for them when the bundle was made.
+"""Writes golden inputs, and verifies engines with them. They are photos with the outputs that the export recorded.
 
-`zfserve export` writes them. The server runs them before it reports ready. So a runtime that computes something else (a
-broken kernel, a wrong precision, rows of a batch in the wrong order) is found here and not by users.
+`zfserve export` writes them. The server runs them before it reports ready. So the server finds a runtime that computes
+something else (a broken kernel, a wrong precision, rows of a batch in the wrong order) before users do.
 """
 
 import zipfile
@@ -28,7 +28,7 @@ class Golden:
 
     Attributes:
         pixels: uint8 (n, H, W, 3), RGB.
-        probabilities: float32 (n, K) for each precision that the bundle holds.
+        probabilities: the recorded outputs, float32 (n, K), by the precision of the graph.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -94,7 +94,7 @@ def verify_engine(engine: Engine, bundle: Bundle) -> None:
             raise EngineDisagrees(
                 f"the {precision} engine ({engine.info.runtime}, {engine.info.provider}) differs from the recorded "
                 f"outputs by {difference:.3g} at batch size {len(found)}, and {tolerance:.3g} is allowed; "
-                "export the bundle again, on this kind of machine if it stays"
+                "export the bundle again; if the error remains, export it on this kind of machine"
             )
 
 

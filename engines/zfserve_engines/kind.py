@@ -1,7 +1,7 @@
-"""The record that describes one kind of engine.
+"""Defines the record that describes one kind of engine.
 
-The file of each engine defines its record beside its opener, and `catalogue` puts the records in order. A record
-imports no engine's library: an opener imports it when it is called. So a library that is not installed disables only
+The file of each engine defines its record beside its opener, and `catalogue` puts the records in order. A record does
+not import its engine's library. The opener imports the library when it is called, so a missing library disables only
 its own engines.
 """
 
@@ -34,7 +34,7 @@ class Package:
         title: the name for people, such as "TensorRT for RTX".
         module: the name to import.
         extra: the extra of pyproject.toml that installs it.
-        index: the package index that has it, where PyPI has not.
+        index: the URL of the package index that has the package; None: PyPI.
     """
 
     title: str
@@ -53,7 +53,8 @@ class Package:
         except ModuleNotFoundError as error:
             raise EngineUnavailable(not_installed(self.title, self.extra, self.index)) from error
         except (ImportError, OSError, RuntimeError) as error:
-            # The package is there, but not what it links to; NVIDIA's stub on PyPI raises RuntimeError.
+            # The package is installed, but a library that it links to is missing. NVIDIA's stub on PyPI raises
+            # RuntimeError.
             raise EngineUnavailable(f"{self.title} is installed but cannot be loaded: {error}") from error
 
 
@@ -71,12 +72,13 @@ class EngineKind:
         on_gpu: True for an engine on an NVIDIA GPU, False for one on the CPU.
         package: the Python package that the engine needs.
         open: opens warm engines.
-        precisions: the graphs of a bundle that the engine runs; by default all of them.
+        precisions: the precisions of the graphs that the engine runs; by default all precisions.
         compiled: True where TensorRT compiles the graph. TensorRT takes int8 with zero points of 0 only, so the setting
             `int8` then means the graph `int8-symmetric`.
-        skip_reason: given the precision of the graph, returns one sentence that says why `auto` does not try this kind
-            on this machine; None where it does.
-        by_name_only: one sentence that says why `auto` never tries this kind; None where it may.
+        skip_reason: a function of the graph's precision. It returns one sentence that says why `auto` does not try this
+            kind on this machine; None where `auto` tries it.
+        by_name_only: one sentence that says why `auto` never tries this kind, so that a user must name it; None where
+            `auto` may try it.
     """
 
     name: EngineName

@@ -1,6 +1,6 @@
-"""The options that every opener of an engine takes, and the steps that it reports.
+"""Defines the options that every opener of an engine takes, and the steps that it reports.
 
-Used by each engine's opener, by the server's choice of engine, by `zfserve evaluate` and by the benchmarks.
+Each engine's opener, the server's choice of engine, `zfserve evaluate` and the benchmarks use it.
 """
 
 import enum
@@ -57,8 +57,8 @@ class EngineOptions:
         max_batch_size: the largest number of photos in one run.
         threads: the number of CPU threads that all instances may use together.
         instances: the number of engines that share the device side by side.
-        cache: the folder of compiled engines; None: the folder `engines` in the bundle's folder.
-        on_invalid: the policy for a compiled engine that must not be used.
+        cache: the folder of compiled engines; None: the folder `engines` inside the bundle.
+        on_invalid: the policy for an invalid compiled engine.
     """
 
     bundle: Bundle
@@ -69,22 +69,22 @@ class EngineOptions:
     on_invalid: InvalidEnginePolicy = "rebuild"
 
     @property
-    def threads_each(self) -> int:
-        """Returns the number of CPU threads of one instance, at least 1."""
+    def threads_per_instance(self) -> int:
+        """The number of CPU threads of one instance, at least 1."""
         return max(1, self.threads // self.instances)
 
 
 def open_instances(
     first: Step, new_engine: Callable[..., Engine], options: EngineOptions, precision: Precision, report: Report
 ) -> list[Engine]:
-    """Opens `options.instances` engines one after another. Where one fails, it closes the others and raises.
+    """Opens `options.instances` engines one after another. If one fails, closes the others and raises its error.
 
     Args:
         first: the step that is reported before the first engine is opened.
         new_engine: the constructor of an engine.
         options: the options of the engines.
-        precision: the graph that they run.
-        report: receives every step.
+        precision: the precision of the graph that they run.
+        report: a function that receives every step.
     """
     report(first)
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def open_instances(
             engine = new_engine(
                 options.bundle,
                 precision,
-                threads=options.threads_each,
+                threads=options.threads_per_instance,
                 max_batch_size=options.max_batch_size,
                 on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
             )

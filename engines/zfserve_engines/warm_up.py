@@ -1,4 +1,4 @@
-"""Warms up a new engine. Called by the engines on ONNX Runtime and on OpenVINO when they are opened."""
+"""Warms up a new engine. The engines on ONNX Runtime and on OpenVINO call it when they are opened."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def warm_up(engine: Engine, manifest: Manifest, sizes: Iterable[int], on_warming
     """Runs black photos in batches of `sizes`. The largest batch comes first, so that memory is allocated in one piece.
 
     Raises:
-        BundleError: the widths of the outputs are not those of the manifest.
+        BundleError: the shapes of the outputs do not fit the manifest.
         EngineFailed: the engine failed on a batch.
     """
     spec = manifest.input

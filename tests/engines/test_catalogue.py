@@ -69,7 +69,7 @@ def test_engines_on_the_cpu_open_all_instances_and_report_their_steps(options: E
 
 
 def test_bf16_runs_only_the_fp32_graph(options: EngineOptions) -> None:
-    with pytest.raises(EngineUnavailable, match="leave --precision out, or take openvino for int8"):
+    with pytest.raises(EngineUnavailable, match="leave out --precision, or choose openvino for int8"):
         ENGINE_KINDS["openvino-bf16"].open(options, "int8", lambda step: None)
 
 

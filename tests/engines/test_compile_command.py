@@ -103,7 +103,7 @@ def test_a_bundle_without_the_precision_says_how_to_export_it(
     assert compile_bundle(bundle, "--precision", precision) == 2
     assert capsys.readouterr().err.strip() == (
         f"error: {bundle.folder} holds no graph for {precision} engines, only fp32; "
-        f"export a version that does: {command}"
+        f"export it again with that graph: {command}"
     )
 
 
@@ -113,7 +113,7 @@ def test_a_bundle_without_the_precision_says_how_to_export_it(
         (("--compute-capability", "9.0"), "cannot build for compute capability 9.0, only for 7.5, 8.0, "),
         (("--batches", "8,1"), "batches must be different, ascending and at least 1, not (8, 1)"),
         (("--optimization-level", "6"), "the optimisation level must be 0 to 5, not 6"),
-        (("--compute-capability", "8.9", "--workspace", "1"), "with a workspace of 1 bytes; allow it more with --wor"),
+        (("--compute-capability", "8.9", "--workspace", "1"), "with a workspace of 1 bytes; allow more with --wor"),
     ],
 )
 def test_settings_that_cannot_be_built(

@@ -1,6 +1,6 @@
 """Chooses the batch sizes that an engine on a GPU prepares, and the optimisation profile of each.
 
-Called by the engines on TensorRT and by ONNX Runtime's on a GPU. Nothing here needs a GPU.
+The engines on TensorRT, and those on ONNX Runtime with a GPU, call it. Nothing here needs a GPU.
 """
 
 from collections.abc import Sequence
@@ -21,30 +21,32 @@ class BatchProfile:
 
 
 def plan_profiles(batches: Sequence[int]) -> tuple[BatchProfile, ...]:
-    """Returns one profile for each batch size, each from where the one before it ends; see `BuildSettings.batches`."""
+    """Returns one profile for each of `batches`, which ascend. Each profile begins after the largest batch of the
+    previous one; see `BuildSettings.batches`.
+    """
     return tuple(BatchProfile(before + 1, largest) for before, largest in zip((0, *batches[:-1]), batches, strict=True))
 
 
 def choose_profile(profiles: Sequence[BatchProfile], size: int) -> int:
-    """Returns the index of the profile to run batches of `size` with.
+    """Returns the index of the profile that runs batches of `size`.
 
-    Of the profiles that take this size, it is the one tuned for the nearest size.
+    Several profiles may take this size. The function chooses the one that is tuned for the nearest size.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.smallest <= size <= profile.largest]
     return min(fitting, key=lambda index: profiles[index].largest)
 
 
-def plan_batch_sizes(profiles: Sequence[BatchProfile], most: int) -> tuple[int, ...]:
-    """Returns the batch sizes to prepare for batches of up to `most` photos, ascending.
+def plan_batch_sizes(profiles: Sequence[BatchProfile], max_batch_size: int) -> tuple[int, ...]:
+    """Returns the batch sizes to prepare for batches of up to `max_batch_size` photos, ascending.
 
-    A batch of another size is padded to the next of them. Each size costs a context and a CUDA graph, so only some are
-    prepared: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 and so on, and the largest of each profile. So padding is at most a third
-    of the work, and no batch is padded beyond the profile that is tuned for it.
+    A batch of another size is padded to the next prepared size. Each size costs a context and a CUDA graph, so only
+    some are prepared: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 and so on, and the largest size of each profile. So padding is
+    at most a third of the work, and no batch is padded beyond the profile that is tuned for it.
 
     Returns:
-        The sizes. The last is `most`, or the largest batch that the profiles take.
+        The sizes. The last is `max_batch_size`, or the largest batch that the profiles take if that is smaller.
     """
-    largest = min(most, max(profile.largest for profile in profiles))
+    largest = min(max_batch_size, max(profile.largest for profile in profiles))
     sizes = {largest, *(profile.largest for profile in profiles)}
     power = 1
     while power <= largest:
@@ -54,9 +56,9 @@ def plan_batch_sizes(profiles: Sequence[BatchProfile], most: int) -> tuple[int, 
 
 
 def first_missing_size(profiles: Sequence[BatchProfile]) -> int | None:
-    """Returns the smallest batch size that no profile takes; None where there is no gap below the largest profile.
+    """Returns the smallest batch size that no profile takes; None if the profiles take every size up to the largest.
 
-    Without any profile it is 1.
+    If `profiles` is empty, it returns 1.
     """
     largest = max((profile.largest for profile in profiles), default=1)
     sizes = range(1, largest + 1)

@@ -1,7 +1,7 @@
-"""The calls of CUDA that an engine needs: a stream, the memory of its work, and graphs that are captured from it.
+"""Wraps the parts of CUDA that an engine needs: a stream, GPU memory, page-locked memory and CUDA graphs.
 
-Used by the engines on TensorRT and by ONNX Runtime's on a GPU. It translates CUDA's errors. Work runs on CUDA's device
-0, which CUDA_VISIBLE_DEVICES chooses. Importing it needs cuda-bindings, which either TensorRT extra installs.
+The engines on TensorRT, and those on ONNX Runtime with a GPU, use it. It translates CUDA's errors. Work runs on CUDA's
+device 0, which CUDA_VISIBLE_DEVICES chooses. Importing it needs cuda-bindings. Both TensorRT extras install that.
 """
 
 import ctypes
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def check(answer: tuple[Any, ...]) -> Any:
-    """Returns the value that a call of cuda-bindings returned with its status.
+    """Checks the status that a call of cuda-bindings returned, and returns the value that came with it.
 
     Raises:
-        EngineLost: the status is a sticky error, see `errors`.
+        EngineLost: the status is a sticky error (see `errors`).
         EngineFailed: the status is any other error.
     """
     status, *values = answer
@@ -48,7 +48,7 @@ def free_memory_bytes() -> int:
 
 
 class Stream:
-    """A CUDA stream, which runs work on the GPU in order, and the memory that the work uses. `close` frees both."""
+    """Holds a CUDA stream, which runs GPU work in order, and the memory of that work. `close` frees both."""
 
     def __init__(self) -> None:
         self._owned = ExitStack()
@@ -72,7 +72,7 @@ class Stream:
         return address
 
     def allocate_pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Returns a new array in page-locked host memory, which the GPU copies while the CPU goes on.
+        """Returns a new array in page-locked host memory. The GPU can copy it while the CPU does other work.
 
         The array must not be used after `close`.
         """
@@ -85,8 +85,8 @@ class Stream:
     def on_close(self, callback: Callable[[], object]) -> None:
         """Registers a function that `close` calls.
 
-        `close` first frees the graphs that are captured after this call. It frees memory that was allocated before this
-        call afterwards.
+        `close` frees in reverse order. It frees graphs that are captured after this call, then calls `callback`, then
+        frees memory that was allocated before this call.
         """
         self._owned.callback(callback)
 
@@ -135,7 +135,7 @@ class Stream:
         return functools.partial(self._launch, executable)
 
     def close(self) -> None:
-        """Waits for the work and frees everything. Never raises: after a sticky error, calls only return it again."""
+        """Waits for the work and frees everything. Never raises. After a sticky error, CUDA only returns it again."""
         cudart.cudaStreamSynchronize(self._stream)
         self._owned.close()
 

@@ -1,7 +1,7 @@
 """Lists the CUDA errors after which only a new process can compute. Used by `device`, which translates CUDA's errors.
 
 A sticky error makes the CUDA context of the process unusable: every later call returns the same error. A server that
-went on would look alive and answer every request with an error.
+continued would look healthy, but would answer every request with an error.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ STICKY: Mapping[int, str] = {
     721: "cudaErrorTensorMemoryLeak",
     810: "cudaErrorMpsClientTerminated",
     911: "cudaErrorExternalDevice",
-    # NVIDIA's documentation does not say so for these. But their causes do not go away: damaged memory or links, or a
-    # GPU or context that is gone.
+    # NVIDIA's documentation does not say so for the errors below. But their causes are permanent: damaged memory or
+    # links, or a lost GPU or context.
     4: "cudaErrorCudartUnloading",
     100: "cudaErrorNoDevice",
     201: "cudaErrorDeviceUninitialized",

@@ -1,4 +1,4 @@
-"""Detects the NVIDIA GPU of this machine. Called by the openers of engines, the engine store, and the commands."""
+"""Detects the NVIDIA GPU of this machine. The openers of engines, the engine store, and the commands call it."""
 
 import logging
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class GpuFacts:
     Attributes:
         name: the GPU's name, such as "NVIDIA L4".
         compute_capability: the GPU's compute capability, such as "8.9".
-        driver_version: the version of NVIDIA's driver, such as "580.65.06"; "at least CUDA 13.0" where NVML cannot be
-            loaded, as in a container without the driver capability `utility`.
+        driver_version: the version of NVIDIA's driver, such as "580.65.06". Where NVML cannot be loaded, as in a
+            container without the driver capability `utility`, it is a text such as "at least CUDA 13.0".
         cuda_version: the newest CUDA version that this driver supports, such as "13.0".
-        memory_bytes: the whole memory of the GPU in bytes.
+        memory_bytes: the total memory of the GPU in bytes.
     """
 
     name: str
@@ -30,7 +30,7 @@ class GpuFacts:
 
 
 def detect_gpu(index: int = 0) -> GpuFacts | None:
-    """Returns CUDA's device `index`; None, with the reason in the debug log, where no such GPU can be used.
+    """Returns CUDA's device `index`. If it cannot be used, returns None and logs the reason at level DEBUG.
 
     It creates no CUDA context, so it is cheap and allocates no memory on the GPU.
     """
@@ -77,7 +77,7 @@ def _driver_version() -> str | None:
         from cuda.bindings import nvml
 
         nvml.init_v2()
-    except Exception as error:  # the errors of NVML, the loader and the import share no class below Exception
+    except Exception as error:  # NVML, the loader and the import raise unrelated classes
         log.debug("the driver's version is unknown: NVML cannot be used (%s)", error)
         return None
     try:

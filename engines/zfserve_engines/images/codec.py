@@ -1,8 +1,8 @@
 """Decodes image files to pixels. It is the only module that calls Pillow's decoders, so it translates their errors.
 
-Called by `zfserve_engines.images.input_image`, which knows the input of the network. Pillow 13 is the only decoder.
-Measured on 500 x 375 photos, its JPEG decoder takes 0.72 ms and simplejpeg takes 0.66 ms. But passing simplejpeg's
-array to Pillow for the resize costs 0.12 ms more, so a second decoder would only give other pixels.
+`zfserve_engines.images.input_image` calls it. Pillow 13 is the only decoder. Measured on 500 x 375 photos, its JPEG
+decoder takes 0.72 ms and simplejpeg takes 0.66 ms. But passing simplejpeg's array to Pillow for the resize costs 0.12
+ms more. So a second decoder would save no time, and would give other pixels.
 """
 
 import ctypes
@@ -24,18 +24,21 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, ServiceError
 
-FIELD = "image.encoded"
+ENCODED_FIELD = "image.encoded"
+"""The field of a request that holds an image file. Errors name it."""
 
 MAX_SIDE = 65_535
-"""The longest side, in pixels, which is also the longest that a JPEG can have. Pillow resizes columns before rows, so
-its intermediate picture has the height of the source. Without this limit, a PNG of one column could need gigabytes."""
+"""The longest side of an image, in pixels. It is also the longest side that a JPEG can have. Pillow resizes the
+width first, so its intermediate picture has the height of the source. Without this limit, a PNG that is one pixel wide
+could need gigabytes."""
 
 MAX_JPEG_SCANS = 100
 """The largest number of scans in a progressive JPEG; an ordinary one has about ten. Each scan costs a pass over the
-whole picture, and an empty scan takes only a few bytes of the file, so the number is limited as pixels are."""
+whole picture, but an empty scan takes only a few bytes of the file. So the limit on bytes does not limit the work."""
 
-# One plugin for each signature, instead of Image.open. So no other format is ever parsed, an MPO file from a phone is
-# read as the JPEG that it begins with, and the pixel limit is ours and not Pillow's limit for the whole process.
+# There is one Pillow plugin for each file signature. Image.open is not used, for three reasons. No other format is ever
+# parsed. An MPO file from a phone is read as the JPEG that it begins with. And the pixel limit is ours, not Pillow's
+# limit for the whole process.
 _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -49,12 +52,12 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 )
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, in pixels. The edges may lie within a pixel."""
+"""The edges of a rectangle: left, top, right and bottom, in pixels. They may be fractions."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The limits of an image. An image beyond them is refused before it is decoded.
+    """Holds the limits of an image. An image beyond them is refused before it is decoded.
 
     Attributes:
         max_bytes: the largest size of the file, or of the raw pixels, in bytes.
@@ -67,7 +70,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class Orientation:
-    """The EXIF orientation (TIFF 6.0, tag 274): how stored pixels are mirrored and then transposed to stand upright.
+    """Holds the EXIF orientation (TIFF 6.0, tag 274). It says how to mirror and transpose stored pixels to be upright.
 
     Attributes:
         exif: the tag's value, from 1 (stored upright) to 8.
@@ -81,7 +84,7 @@ class Orientation:
         return self.exif >= 5
 
     def stored_box(self, box: Box, width: int, height: int) -> Box:
-        """Maps `box`, in an upright picture of `width` x `height` pixels, to the stored pixels."""
+        """Maps `box` from an upright picture of `width` x `height` pixels to the stored picture."""
         left, top, right, bottom = box
         if self.exif in (2, 3, 6, 7):
             left, right = width - right, width - left
@@ -109,7 +112,7 @@ class ImageHeader:
 
     Attributes:
         file: the open file; its pixels may not be decoded yet.
-        orientation: how its pixels are stored.
+        orientation: the orientation of its stored pixels.
         width: the width of the upright picture, in pixels.
         height: the height of the upright picture, in pixels.
     """
@@ -123,7 +126,8 @@ class ImageHeader:
 def silence_decoders() -> None:
     """Stops the decoders from writing about damaged files to the log and to standard error. A client could fill both.
 
-    It changes the whole process, so only commands that serve call it. Damage that matters is raised as an error anyway.
+    It changes the whole process, so only processes that serve, and the fuzzer, call it. Damage that matters is raised
+    as an error anyway.
     """
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -139,22 +143,23 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     """Checks an image file against `limits` by its header alone, and reads its orientation.
 
     Raises:
-        ImageTooLarge: the file has more bytes, pixels, pixels in one side, or scans than the limits allow.
+        ImageTooLarge: the file has more bytes, pixels, pixels along one side, or scans than the limits allow.
         ImageUndecodable: the file is empty, damaged, or of another format.
     """
-    check_bytes(len(data), limits, FIELD)
+    check_bytes(len(data), limits, ENCODED_FIELD)
     if not data:
-        raise ImageUndecodable("the image is empty; send the bytes of an image file", field=FIELD)
+        raise ImageUndecodable("the image is empty; send the bytes of an image file", field=ENCODED_FIELD)
     plugin = _plugin(data)
     with _translated_errors():
         file = plugin(io.BytesIO(data))
-        check_size(file.width, file.height, limits, FIELD)
+        check_size(file.width, file.height, limits, ENCODED_FIELD)
         if isinstance(file, JpegImageFile) and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
             raise ImageTooLarge(
-                f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it again with an ordinary encoder", field=FIELD
+                f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it again with an ordinary encoder",
+                field=ENCODED_FIELD,
             )
         if isinstance(file, TiffImageFile) and TILEWIDTH in file.tag_v2:
-            check_size(file.tag_v2[TILEWIDTH], file.tag_v2.get(TILELENGTH, 1), limits, FIELD)
+            check_size(file.tag_v2[TILEWIDTH], file.tag_v2.get(TILELENGTH, 1), limits, ENCODED_FIELD)
         if not isinstance(file, JpegImageFile):
             # A PNG may store its orientation after the pixels, and Pillow turns a TIFF upright itself.
             file.load()
@@ -164,10 +169,10 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
 
 
 def decode_rgb(header: ImageHeader, least_width: int, least_height: int) -> tuple[Image.Image, float]:
-    """Returns the stored pixels in mode RGB, not turned upright, and the factor by which they were reduced.
+    """Returns the stored pixels in mode RGB, not turned upright, and the factor by which each side was reduced.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the result still has at least `least_width` x
-    `least_height` stored pixels. Its decoder then skips most of the inverse transform.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the result still has at least `least_width` x `least_height`
+    stored pixels. Its decoder then skips most of the inverse transform.
 
     Raises:
         ImageUndecodable: the file is damaged, cut short, or has 32-bit samples, which have no agreed meaning.
@@ -195,8 +200,8 @@ def check_size(width: int, height: int, limits: ImageLimits, field: str) -> None
         raise ImageUndecodable(f"the image is {width} x {height} pixels; send one of at least 1 x 1", field=field)
     if max(width, height) > MAX_SIDE or width * height > limits.max_pixels:
         raise ImageTooLarge(
-            f"the image is {width} x {height} pixels and the limit is {limits.max_pixels:,} in all and {MAX_SIDE:,} "
-            "to a side; send a smaller one",
+            f"the image is {width} x {height} pixels and the limit is {limits.max_pixels:,} pixels, and {MAX_SIDE:,} "
+            "along each side; send a smaller one",
             field=field,
         )
 
@@ -207,7 +212,9 @@ def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
     for signature, plugin in _FORMATS:
         if data.startswith(signature):
             return plugin
-    raise ImageUndecodable("the image is not a JPEG, PNG, WebP, BMP, TIFF or GIF file; convert it to one", field=FIELD)
+    raise ImageUndecodable(
+        "the image is not a JPEG, PNG, WebP, BMP, TIFF or GIF file; convert it to one", field=ENCODED_FIELD
+    )
 
 
 @contextmanager
@@ -218,11 +225,11 @@ def _translated_errors() -> Iterator[None]:
     except ServiceError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageTooLarge("the image does not fit in memory; send a smaller one", field=FIELD) from error
+        raise ImageTooLarge("the image does not fit in memory; send a smaller one", field=ENCODED_FIELD) from error
     except Exception as error:
         # Damaged files make Pillow raise almost any error: OSError, SyntaxError, struct.error, KeyError, TypeError...
         raise ImageUndecodable(
-            "the image cannot be decoded; it is damaged or cut short, send the complete file", field=FIELD
+            "the image cannot be decoded; it is damaged or cut short, send the complete file", field=ENCODED_FIELD
         ) from error
 
 
@@ -236,11 +243,13 @@ def _orientation(file: ImageFile.ImageFile) -> Orientation:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts to mode RGB. White shows through transparent pixels, as in a viewer. Keeps the upper 8 of 16 bits."""
+    """Converts a picture to mode RGB. Puts transparent pixels on white, as viewers do. Keeps the upper 8 of 16 bits."""
     if image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.mode in ("I", "F"):
-        raise ImageUndecodable("the image has 32-bit samples; convert it to 8 or 16 bits a channel", field=FIELD)
+        raise ImageUndecodable(
+            "the image has 32-bit samples; convert it to 8 or 16 bits a channel", field=ENCODED_FIELD
+        )
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("RGBA")

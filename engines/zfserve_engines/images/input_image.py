@@ -1,4 +1,4 @@
-"""Turns a photo into the input of a network: decoded, upright, RGB, resized by the bundle's rule.
+"""Turns a photo into the input of a network: decodes it, turns it upright, and resizes it by the bundle's rule.
 
 The server calls it for every request. The exporter calls it for calibration, parity and accuracy, so that the photos of
 its measurements are prepared as in serving. `zfserve_engines.images.codec` decodes; this module knows the geometry.
@@ -18,12 +18,13 @@ from zfserve_engines.images.codec import Box, ImageLimits, check_bytes, check_si
 __all__ = ["ImageLimits", "InputImage", "decode_image", "resize_raw"]
 
 RAW_FIELD = "image.raw"
+"""The field of a request that holds raw pixels. Errors name it."""
 
 OVERSAMPLING = 2
-"""The least number of decoded pixels for each pixel of the input, in each direction. A large JPEG is decoded at a
-fraction of its size as long as it keeps that many, so that the resize still averages. That takes half the time or less.
-The input differs from that of full decoding by less than 1 of 255 on average (0.2 to 0.7 measured, and 17 at the worst
-pixel)."""
+"""The smallest number of decoded pixels for each pixel of the input, in each direction. A large JPEG is decoded at a
+fraction of its size, as long as it keeps this many pixels, so that the resize still averages. That takes half the time
+or less. The input then differs from that of full decoding by less than 1 of 255 on average. Measured were 0.2 to 0.7 on
+average, and 17 at the worst pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +33,9 @@ class InputImage:
 
     Attributes:
         pixels: uint8 (H, W, 3), RGB, C-contiguous. The array may be read-only.
-        source_width: the width of the upright photo as it was sent, in pixels.
-        source_height: the height of the upright photo as it was sent, in pixels.
-        region: the part of that photo that `pixels` covers: all of it for `squash`, the centre for `crop`.
+        source_width: the width of the upright photo before the resize, in pixels.
+        source_height: the height of the upright photo before the resize, in pixels.
+        region: the part of the upright photo that `pixels` covers: all of it for `squash`, its centre for `crop`.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -43,7 +44,10 @@ class InputImage:
     region: Box
 
     def source_box(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
-        """Maps a box of `pixels` to whole pixels of the upright photo, rounded outwards and clipped at its edges."""
+        """Maps a box in `pixels` to the upright photo: left, top, right and bottom, in whole pixels.
+
+        The box is rounded outwards and clipped at the edges of the photo.
+        """
         height, width = self.pixels.shape[:2]
         across = (self.region[2] - self.region[0]) / width
         down = (self.region[3] - self.region[1]) / height
@@ -53,7 +57,7 @@ class InputImage:
 
 
 def decode_image(data: bytes, spec: InputSpec, limits: ImageLimits) -> InputImage:
-    """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file and resizes it. Of several frames it takes the first.
+    """Decodes a JPEG, PNG, WebP, BMP, TIFF or GIF file and resizes it. It takes the first of several frames.
 
     Raises:
         ImageTooLarge: the file exceeds a limit. It is checked before anything is decoded.
@@ -77,7 +81,7 @@ def decode_image(data: bytes, spec: InputSpec, limits: ImageLimits) -> InputImag
 def resize_raw(data: bytes, width: int, height: int, spec: InputSpec, limits: ImageLimits) -> InputImage:
     """Resizes pixels that are already decoded: uint8 (height, width, 3), RGB, row by row.
 
-    Pixels that already have the size of the input are not changed under either rule, because the sender resized them.
+    Pixels that already have the size of the input are not changed by either rule, because the caller has resized them.
 
     Raises:
         ImageTooLarge: the pixels exceed a limit.
@@ -89,7 +93,7 @@ def resize_raw(data: bytes, width: int, height: int, spec: InputSpec, limits: Im
     if len(data) != width * height * 3:
         raise InvalidInput(
             f"{width} x {height} RGB pixels take {width * height * 3:,} bytes and {len(data):,} were sent; "
-            "send 3 bytes a pixel, row by row",
+            "send 3 bytes for each pixel, row by row",
             field=RAW_FIELD,
         )
     if (width, height) == (spec.width, spec.height):
@@ -107,8 +111,9 @@ def resize_raw(data: bytes, width: int, height: int, spec: InputSpec, limits: Im
 def input_region(width: int, height: int, spec: InputSpec) -> Box:
     """Returns the part of an upright photo of `width` x `height` pixels that becomes the input of the network.
 
-    For `crop` it is the centre of the photo whose shorter side is scaled to `shorter_side` pixels. It is rounded as
-    torchvision rounds `Resize` and `CenterCrop`.
+    The result is in pixels of that photo. For `squash` it is the whole photo. For `crop`, the photo is scaled so that
+    its shorter side has `shorter_side` pixels, and the region is the centre of the scaled photo, mapped back. It is
+    rounded as torchvision rounds `Resize` and `CenterCrop`.
     """
     if spec.resize == "squash":
         return (0.0, 0.0, width, height)
@@ -126,16 +131,19 @@ def input_region(width: int, height: int, spec: InputSpec) -> Box:
 
 
 def _resize(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
-    """Resizes the part `box` of a picture, bilinear and antialiased.
+    """Resizes the part `box` of a picture to `width` x `height` pixels, bilinear and antialiased.
 
-    The pixels are those of a resize and a crop. But the whole scaled picture is never made: for 30000 x 10 pixels it
-    would be 768000 pixels wide.
+    The result is the same as that of a resize and a crop. But the whole scaled picture is never made. For a source of
+    30000 x 10 pixels it would be 768000 pixels wide.
     """
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def _whole(origin: float, scale: float, first: int, last: int, size: int) -> tuple[int, int]:
-    """Maps `first` and `last` to the source and rounds them outwards: at least one pixel, within [0, size]."""
+    """Maps the interval `first` to `last` to the source and rounds it outwards.
+
+    The result has at least one pixel, and is within [0, size].
+    """
     # The slack of 1e-9 keeps a product that should be a whole number out of the next pixel.
     begin = min(max(math.floor(origin + first * scale + 1e-9), 0), size - 1)
     end = max(min(math.ceil(origin + last * scale - 1e-9), size), begin + 1)

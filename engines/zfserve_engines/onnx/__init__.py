@@ -1,1 +1,1 @@
-"""Engines on ONNX Runtime, on the CPU or on an NVIDIA GPU."""
+"""Runs networks on ONNX Runtime, on the CPU or on an NVIDIA GPU."""

@@ -1,4 +1,4 @@
-"""Binds the inputs and outputs of ONNX Runtime's sessions to memory of a device. Used by `engine` on GPUs."""
+"""Binds the inputs and outputs of ONNX Runtime's sessions to memory of a device. `engine` uses it on GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,15 +35,15 @@ def bound_sizes(max_batch_size: int) -> tuple[int, ...]:
 class BoundSessions:
     """Runs batches of a few sizes only. Each size is bound once, before the first request.
 
-    The libraries of a GPU choose kernels again for every shape that they see first. So a batch is padded to the next
-    size with the old content of the buffer, and the warm-up runs every shape.
+    CUDA's libraries choose kernels for each new shape, which takes time. So the warm-up runs every bound size, and a
+    batch of another size is padded to the next bound size. The padding is the old content of the buffer.
 
     Args:
         sessions: the sessions by batch size, ascending as in `bound_sizes`. One session may serve several sizes.
-        device: ONNX Runtime's name of the device that holds the memory: "cuda", or "cpu" in tests.
+        device: the device that holds the memory, by ONNX Runtime's name: "cuda", or "cpu" in tests.
         widths: the width of each output by its name.
-        host: uint8 (max_batch_size, H, W, 3), the buffer from which batches are copied to the device. It is fastest
-            when it is page-locked.
+        host: uint8 (max_batch_size, H, W, 3), the buffer from which batches are copied to the device. The copy is
+            fastest from page-locked memory.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BoundSessions:
         }
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """Returns the outputs for uint8 (N, H, W, 3) as new arrays, in the order of `widths`."""
+        """Returns the outputs for `pixels`, uint8 (N, H, W, 3), as float32 (N, width), in the order of `widths`."""
         count = len(pixels)
         size = next(size for size in self._bindings if size >= count)
         binding = self._bindings[size]

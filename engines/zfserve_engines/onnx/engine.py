@@ -1,4 +1,4 @@
-"""The `Engine` that runs a bundle's graph on ONNX Runtime, on the CPU or on an NVIDIA GPU.
+"""Defines the `Engine` that runs a bundle's graph on ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
 The openers in `kinds`, the export and the benchmarks call it. `providers` holds the options, `session` opens sessions,
 and `binding` keeps their tensors on a GPU.
@@ -23,31 +23,31 @@ from zfserve_engines.onnx.providers import CPU, OnnxProvider
 from zfserve_engines.onnx.session import open_sessions
 from zfserve_engines.warm_up import cpu_warm_up_sizes, warm_up
 
-Run: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
-"""Computes probabilities and features from pixels, uint8 (N, H, W, 3)."""
+RunGraph: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
+"""Computes probabilities, float32 (N, K), and features, float32 (N, F), from pixels, uint8 (N, H, W, 3)."""
 
 log = logging.getLogger(__name__)
 
 
 class OnnxEngine:
-    """An `Engine` on ONNX Runtime. It is warm when the constructor returns.
+    """Implements `Engine` on ONNX Runtime. It is warm when the constructor returns.
 
     Args:
         bundle: the bundle whose artefact of `precision` is run.
         precision: the precision of the graph.
-        threads: the number of threads that share one `run`; on a GPU they only prepare its work.
+        threads: the number of CPU threads that share one `run`. With a GPU, they only prepare its work.
         max_batch_size: the largest batch that `run` takes.
         provider: the execution provider that computes.
         spinning: True lets idle threads wait for work in a busy loop. It saves microseconds per layer, but it uses the
             cores that decode photos, so it is off.
-        optimised: False computes every node alone, as ONNX defines it. That is slow, but correct for graphs whose fused
-            kernels are wrong: without VNNI, x86 saturates sums of 8-bit weights.
+        optimised: False computes every node alone, as ONNX defines it. That is slow, but it is correct where
+            fused kernels are wrong: on x86 without VNNI, fused int8 kernels saturate their sums.
         on_warming: receives the progress of the warm-up.
 
     Raises:
         BundleError: the bundle has no artefact of that precision, or its graph cannot be loaded or does not fit the
             manifest.
-        EngineUnavailable: this build of ONNX Runtime, or this machine, does not have the provider.
+        EngineUnavailable: this build of ONNX Runtime lacks the provider, or this machine cannot use it.
         EngineFailed: the first runs failed.
     """
 
@@ -71,9 +71,9 @@ class OnnxEngine:
         sessions = open_sessions(bundle, precision, provider, max_batch_size, options, count)
         self._info = EngineInfo("onnxruntime", provider.name, precision, max_batch_size, threads, _device(self._on_gpu))
         self._owned = ExitStack()
-        self._outputs_of: Run = _closed
+        self._run_graph: RunGraph = _closed
         try:
-            self._outputs_of = self._bind(sessions, sizes) if self._on_gpu else self._unbound(*sessions)
+            self._run_graph = self._bind(sessions, sizes) if self._on_gpu else self._unbound(*sessions)
             warm_up(self, bundle.manifest, sizes, on_warming)
         except BaseException:
             self.close()
@@ -87,33 +87,33 @@ class OnnxEngine:
         """See `Engine.run`."""
         self._info.check_batch(pixels, self._manifest.input)
         try:
-            probabilities, features = self._outputs_of(pixels)
+            probabilities, features = self._run_graph(pixels)
         except Exception as error:
             # ONNX Runtime's exceptions have no common class below Exception.
             log.exception("ONNX Runtime failed on a batch of %d", len(pixels))
-            if self._on_gpu and not can_still_run(self._outputs_of, pixels.shape[1:]):
+            if self._on_gpu and not can_still_run(self._run_graph, pixels.shape[1:]):
                 raise EngineLost("the GPU is lost; try another instance, or try again shortly") from error
             raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
         return EngineOutputs(probabilities, features)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._outputs_of = _closed
+        self._run_graph = _closed
         self._owned.close()
 
-    def _unbound(self, session: onnxruntime.InferenceSession) -> Run:
+    def _unbound(self, session: onnxruntime.InferenceSession) -> RunGraph:
         """Returns a function that runs a session on the CPU."""
         outputs = tuple(self._manifest.output_widths)
         return lambda pixels: session.run(outputs, {GRAPH_INPUT: pixels})
 
-    def _bind(self, sessions: Sequence[onnxruntime.InferenceSession], sizes: Sequence[int]) -> Run:
-        """Returns a function that runs sessions on the GPU, each bound for the batch sizes that it serves."""
+    def _bind(self, sessions: Sequence[onnxruntime.InferenceSession], sizes: Sequence[int]) -> RunGraph:
+        """Returns a function that runs sessions on the GPU. Each session is bound for the batch sizes it serves."""
         spec = self._manifest.input
         host = self._page_locked((self._info.max_batch_size, spec.height, spec.width, 3))
         return BoundSessions(dict(zip(sizes, cycle(sessions))), "cuda", self._manifest.output_widths, host).run
 
     def _page_locked(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Returns page-locked host memory, from which a GPU copies faster, or ordinary memory without cuda-bindings."""
+        """Returns page-locked host memory, which a GPU copies faster; ordinary memory without cuda-bindings."""
         try:
             from zfserve_engines.cuda.device import Stream, start_cuda
         except ImportError:
@@ -124,14 +124,14 @@ class OnnxEngine:
         return stream.allocate_pinned(shape, np.uint8)
 
 
-def can_still_run(outputs_of: Run, image_shape: tuple[int, ...]) -> bool:
-    """Returns whether one black photo can be run after a batch that failed.
+def can_still_run(run_graph: RunGraph, image_shape: tuple[int, ...]) -> bool:
+    """Returns True if one black photo, uint8 (1, *image_shape), still runs after a batch that failed.
 
-    After a sticky CUDA error no run succeeds, whichever library reports the error and under which name. After a large
-    batch that did not fit in memory, one photo still runs.
+    After a sticky CUDA error no run succeeds. Several libraries report such errors under different names, so this
+    function tries a run. After a large batch that did not fit in memory, one photo still runs.
     """
     try:
-        outputs_of(np.zeros((1, *image_shape), np.uint8))
+        run_graph(np.zeros((1, *image_shape), np.uint8))
     except Exception:
         log.exception("ONNX Runtime also fails on one black photo")
         return False

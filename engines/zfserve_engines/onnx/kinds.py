@@ -1,4 +1,4 @@
-"""The records and the openers of the engines on ONNX Runtime. Put in order by `catalogue`."""
+"""Defines the records and the openers of the engines on ONNX Runtime. `catalogue` lists the records."""
 
 from functools import partial
 
@@ -12,11 +12,11 @@ from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS
 
 
 def open_onnx_tensorrt(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
-    """Opens engines on TensorRT inside ONNX Runtime, with the bundle's folder of compiled engines."""
+    """Opens engines on TensorRT inside ONNX Runtime. They keep compiled engines in the folder of the engine store."""
     from zfserve_engines.store.store import EngineStore
 
     provider = TensorRTProvider(EngineStore.of(options.bundle, options.cache).folder)
-    # ONNX Runtime does not say whether it compiles or finds the engine in its cache.
+    # ONNX Runtime does not say whether it compiles an engine or finds one in its cache.
     return _open_onnx(Step("onnx-tensorrt", Phase.COMPILING), provider, options, precision, report)
 
 

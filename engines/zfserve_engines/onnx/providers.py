@@ -1,8 +1,10 @@
-"""The options of ONNX Runtime's execution providers. Used by `kinds` and `session`. It does not import ONNX Runtime.
+"""Sets the options of ONNX Runtime's execution providers. `kinds`, `engine` and `session` use it.
+
+It does not import ONNX Runtime.
 
 Source of the options: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT. They were tested with the
-parsers of onnxruntime-gpu 1.31, which refuse unknown names and values: CUDA's parser takes only 1 and 0, TensorRT's
-parser takes only True and False.
+parsers of onnxruntime-gpu 1.31, which refuse unknown names and values. For flags, CUDA's parser takes only 1 and 0, and
+TensorRT's parser takes only True and False.
 """
 
 import hashlib
@@ -23,7 +25,8 @@ from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS
 log = logging.getLogger(__name__)
 
 Chain = list[tuple[str, dict[str, str]]]
-"""Providers with their options, in order of preference. Each node of the graph runs on the first that supports it."""
+"""Lists providers with their options, in order of preference. Each node of the graph runs on the first provider that
+supports it."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class CpuProvider:
 class CudaProvider:
     """Computes with cuDNN and cuBLAS on CUDA's device 0, which CUDA_VISIBLE_DEVICES chooses.
 
-    CUDA graphs stay off, because each graph is for one shape at fixed addresses. `TensorRTEngine` has one for each
-    batch size.
+    CUDA graphs stay off, because each CUDA graph is for one shape at fixed addresses. (`TensorRTEngine` captures one
+    for each batch size.)
     """
 
     name: ClassVar[str] = "CUDAExecutionProvider"
@@ -70,8 +73,8 @@ class CudaProvider:
     """A session keeps one plan for each convolution and makes another whenever the batch size changes (ONNX Runtime's
     issue 23006). With one session for all sizes, fp16 batches of 1 to 32 took 12 ms instead of 2 ms on an H200."""
     needs: ClassVar[str] = (
-        "an NVIDIA driver, and CUDA and cuDNN of the versions that ONNX Runtime was built for, as "
-        "`pip install 'onnxruntime-gpu[cuda,cudnn]'` brings them"
+        "an NVIDIA driver, and CUDA and cuDNN in the versions that ONNX Runtime was built for; "
+        "`pip install 'onnxruntime-gpu[cuda,cudnn]'` installs both"
     )
 
     def options(self, precision: Precision) -> dict[str, str]:
@@ -82,11 +85,11 @@ class CudaProvider:
             "arena_extend_strategy": "kSameAsRequested",
             # The search runs during the warm-up only.
             "cudnn_conv_algo_search": "EXHAUSTIVE",
-            # TF32 rounds the inputs of fp32 multiplications to 11 bits, so that fp32 differs from the exported graph.
-            # But without TF32, ONNX Runtime uses no tensor cores for convolutions of any type.
+            # TF32 rounds the inputs of fp32 multiplications to 11 bits, so fp32 outputs would differ from the export's.
+            # But without TF32, ONNX Runtime uses no tensor cores for convolutions of any type, so fp16 needs it.
             "use_tf32": _flag(precision == "fp16"),
-            # Tensor cores are faster with channels last: 0.28 instead of 0.42 ms for a photo on an H200. With fp32 it
-            # is slower.
+            # Tensor cores are faster with channels last: 0.28 instead of 0.42 ms for a photo on an H200. fp32 is slower
+            # with channels last.
             "prefer_nhwc": _flag(precision == "fp16"),
         }
 
@@ -103,7 +106,7 @@ class TensorRTProvider:
     the outputs stay within the tolerance.
 
     Attributes:
-        cache: the folder of compiled engines and timings; None: compile at every start.
+        cache: the folder of compiled engines and timings; None: keep none, and compile at every start.
         find_gpu: returns the GPU of this machine. An engine that was compiled for one GPU does not serve on another.
     """
 
@@ -111,7 +114,7 @@ class TensorRTProvider:
     package: ClassVar[Package] = CudaProvider.package
     session_per_batch_size: ClassVar[bool] = False
     library: ClassVar[str] = "libnvinfer.so.10"
-    needs: ClassVar[str] = "what CUDAExecutionProvider needs, and libnvinfer.so.10 of TensorRT 10"
+    needs: ClassVar[str] = "the libraries of CUDAExecutionProvider, and libnvinfer.so.10 of TensorRT 10"
     cache: Path | None = None
     find_gpu: Callable[[], GpuFacts | None] = detect_gpu
 
@@ -128,7 +131,7 @@ class TensorRTProvider:
         largest = shape(workload.max_batch_size)
         options = {
             "device_id": "0",
-            # Without a profile it compiles again whenever it meets a batch outside those that it has seen.
+            # Without a profile, TensorRT compiles again for each batch size outside the range that it has seen.
             "trt_profile_min_shapes": shape(1),
             "trt_profile_opt_shapes": largest,
             "trt_profile_max_shapes": largest,
@@ -160,7 +163,7 @@ class TensorRTProvider:
         return [(self.name, options), *CudaProvider().chain(workload, runtime_version)]
 
     def _make_folder(self, workload: Workload, runtime_version: str) -> Path | None:
-        """Makes the folder of compiled engines. Returns None, and logs why, where engines cannot be kept safely."""
+        """Makes the folder of compiled engines. Returns None and logs why if engines cannot be kept safely."""
         if self.cache is None:
             return None
         gpu = self.find_gpu()

@@ -1,4 +1,4 @@
-"""Opens sessions of ONNX Runtime for a bundle's graph. Called by `engine` and by the openers in `kinds`."""
+"""Opens sessions of ONNX Runtime for a bundle's graph. `engine` and the openers in `kinds` call it."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ from zfserve_engines.onnx.providers import (
 
 log = logging.getLogger(__name__)
 
-onnxruntime.set_default_logger_severity(3)  # 3: errors only. It warns about every session on a GPU.
+onnxruntime.set_default_logger_severity(3)  # 3: errors only, because ONNX Runtime warns about every session on a GPU
 
 
 def open_sessions(
@@ -63,15 +63,15 @@ def require_libraries(provider: OnnxProvider) -> None:
     It also loads the libraries of NVIDIA's wheels, which the system's loader cannot find.
 
     Raises:
-        EngineUnavailable: this build of ONNX Runtime lacks the provider, or TensorRT cannot be loaded. ONNX Runtime
-            itself would report the second only on standard error.
+        EngineUnavailable: this build of ONNX Runtime lacks the provider, or TensorRT cannot be loaded. Without this
+            check, ONNX Runtime would report a missing TensorRT only on standard error.
     """
     available = onnxruntime.get_available_providers()
     if provider.name not in available:
         raise EngineUnavailable(
             f"this ONNX Runtime has no {provider.name}, only {', '.join(available)}; "
-            f"the extra `{CudaProvider.package.extra}`, in place of `{CpuProvider.package.extra}`, "
-            "brings those for NVIDIA's cards"
+            f"for NVIDIA GPUs, install the extra `{CudaProvider.package.extra}` "
+            f"instead of `{CpuProvider.package.extra}`"
         )
     if not isinstance(provider, CpuProvider):
         _load_cuda_libraries()
@@ -99,18 +99,18 @@ def _load_on_gpu(
 ) -> onnxruntime.InferenceSession:
     """Opens a session on a GPU.
 
-    The graph is sound, because its digest was checked and the export ran it on the CPU. So an error means that the
+    The graph is valid, because its digest was checked and the export ran it on the CPU. So an error here means that the
     provider cannot start.
     """
     cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
     try:
-        # The fallback of ONNX Runtime would print to stdout and use another provider.
+        # With its fallback, ONNX Runtime would print to stdout and use another provider.
         session = onnxruntime.InferenceSession(artefact, options, providers=chain, enable_fallback=0)
     except Exception as error:
         log.info("%s cannot start: %s", provider.name, error)
         raise EngineUnavailable(cannot) from error
     if session.get_providers()[0] != provider.name:
-        # If only libraries are missing, it takes the next provider and writes a line to stderr.
+        # If only libraries are missing, ONNX Runtime takes the next provider and writes a line to stderr.
         raise EngineUnavailable(cannot)
     return session
 
@@ -122,7 +122,7 @@ def _log_placement(session: onnxruntime.InferenceSession) -> None:
 
 
 def _load_cuda_libraries() -> None:
-    """Loads CUDA and cuDNN. ONNX Runtime prints what is missing, and this function logs it."""
+    """Loads CUDA and cuDNN. ONNX Runtime prints the libraries that are missing, and this function logs its lines."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         onnxruntime.preload_dlls()
@@ -150,9 +150,10 @@ def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) 
 
 
 def _fits(found: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
-    """Returns whether the shape `found` agrees with `wanted`, in which None is an axis that must be dynamic.
+    """Returns True if the shape `found` agrees with `wanted`.
 
-    An axis that the graph leaves open passes here, because the warm-up checks its size.
+    In `wanted`, None stands for an axis that must be dynamic. A dynamic axis in `found` agrees with any size, because
+    the warm-up checks the real size.
     """
     return len(found) == len(wanted) and all(
         not isinstance(size, int) or size == expected for size, expected in zip(found, wanted, strict=True)

@@ -1,1 +1,1 @@
-"""Engines on OpenVINO, on the CPU."""
+"""Runs networks on OpenVINO, on the CPU."""

@@ -1,6 +1,6 @@
-"""The `Engine` that runs a bundle's graph on OpenVINO, on the CPU, with its openers and its records.
+"""Defines the `Engine` that runs a bundle's graph on OpenVINO, on the CPU, with its openers and its records.
 
-`catalogue` puts the records in order. It is the only module that calls OpenVINO, so it translates its errors.
+`catalogue` puts the records in order. Only this module calls OpenVINO, so it translates OpenVINO's errors.
 """
 
 import logging
@@ -26,9 +26,9 @@ PACKAGE = Package("OpenVINO", "openvino", "openvino")
 
 
 class OpenVinoEngine:
-    """An `Engine` on OpenVINO's CPU device. It is warm when the constructor returns.
+    """Implements `Engine` on OpenVINO's CPU device. It is warm when the constructor returns.
 
-    One model with a dynamic batch serves every batch size. A model that is compiled for one size is not faster.
+    One compiled model with a dynamic batch axis serves every batch size. A model for one batch size is not faster.
 
     Args:
         bundle: the bundle whose artefact of `precision` is run.
@@ -86,7 +86,7 @@ class OpenVinoEngine:
 
 
 def _open_request(bundle: Bundle, precision: Precision, threads: int, arithmetic: str) -> Any:
-    """Returns an inference request of the compiled graph. OpenVINO does not export its types to type checkers."""
+    """Compiles the graph and returns an `InferRequest`. OpenVINO does not export its types to type checkers."""
     artefact = bundle.artefact(precision)
     openvino = PACKAGE.load()
     runtime = openvino.Core()
@@ -119,17 +119,17 @@ def open_openvino_bf16(options: EngineOptions, precision: Precision, report: Rep
     """Opens engines that compute the fp32 graph in bfloat16."""
     if precision != "fp32":
         raise EngineUnavailable(
-            f"it runs the fp32 graph, in bf16; leave --precision out, or take openvino for {precision}"
+            f"it runs only the fp32 graph, in bf16; leave out --precision, or choose openvino for {precision}"
         )
     new_engine = partial(OpenVinoEngine, arithmetic="bf16")
     return open_instances(Step("openvino-bf16", Phase.LOADING), new_engine, options, precision, report)
 
 
 def skip_reason(precision: Precision, cpu_has_int8: Callable[[], bool] = has_int8_instructions) -> str | None:
-    """Returns why `auto` does not try OpenVINO with the graph of that precision; None where it does.
+    """Returns why `auto` does not try OpenVINO with a graph of that precision; None if `auto` tries it.
 
-    OpenVINO is a fifth faster than ONNX Runtime at int8 where the CPU multiplies bytes (VNNI, AMX), and no faster
-    elsewhere (docs/engines.md).
+    OpenVINO is a fifth faster than ONNX Runtime at int8 on CPUs that multiply bytes (VNNI, AMX). Elsewhere it is no
+    faster (docs/engines.md).
     """
     if precision != "int8":
         return "auto takes it for int8 only, because it is no faster in floats; --engine openvino selects it"
@@ -152,6 +152,8 @@ OPENVINO_BF16 = EngineKind(
     precisions=("fp32",),
     package=PACKAGE,
     open=open_openvino_bf16,
-    # The bundle has no figures of the accuracy that 8 significant bits cost.
-    by_name_only="auto leaves it out, because it rounds every number to 8 bits; --engine openvino-bf16 selects it",
+    # The bundle has no figures for the accuracy that is lost with 8 significant bits.
+    by_name_only=(
+        "auto leaves it out, because it rounds numbers to 8 significant bits; --engine openvino-bf16 selects it"
+    ),
 )

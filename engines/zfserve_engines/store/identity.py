@@ -1,10 +1,12 @@
-"""The identity of a compiled engine: its key in the store, and the reasons why it may not serve a request.
+"""Defines the identity of a compiled engine: its key in the store, and the reasons why it may not serve a request.
 
-Called by `store`, `record` and the command `zfserve engines`. An engine holds weights and the machine code of one GPU,
-and nothing in it stops another model or machine from running it. So its whole identity is recorded beside it and
-compared, not only a hash, and an error can say what differs. There are two kinds. `tensorrt` tunes on the GPU of this
-machine, so its engines belong to that GPU and driver. `tensorrt-rtx` builds ahead of time for compute capabilities, so
-its engines belong to every GPU that has one of them.
+`store`, `record` and the command `zfserve engines` use it. An engine holds weights and machine code for certain GPUs.
+Nothing in it stops another model or machine from running it. So the store records its whole identity beside it, not
+only a hash, and compares it with each request. An error can then say what differs.
+
+There are two kinds of engines. `tensorrt` tunes on the GPU of this machine, so its engines belong to that GPU and
+driver. `tensorrt-rtx` builds ahead of time for compute capabilities, so its engines belong to every GPU that has one of
+them.
 """
 
 import hashlib
@@ -24,10 +26,10 @@ from zfserve_engines.tensorrt.settings import BuildSettings
 
 @dataclass(frozen=True)
 class Host:
-    """The properties of a machine that matter to an engine.
+    """Holds the properties of a machine that decide which engines it can run.
 
     Attributes:
-        gpu: the GPU; None on a machine that only builds engines.
+        gpu: the GPU; None on a machine without one, which can only build engines.
         system: the operating system, such as "Linux".
         architecture: the architecture of the CPU, such as "x86_64".
     """
@@ -51,12 +53,12 @@ class EngineRequest:
         version: the version of the bundle's model, for messages.
         graph_sha256: the digest of the ONNX file, which includes the weights.
         tensors: the inputs and outputs, such as "pixels: uint8 (N, 224, 224, 3)".
-        settings: the settings of the build. Without `compute_capabilities`, the engine must run on the GPU of `host`,
-            otherwise on all that are named.
+        settings: the settings of the build. If they name compute capabilities, the engine must run on all of them,
+            otherwise on the GPU of `host`.
         library_version: the version of the library that is installed.
         host: the machine that runs the engine.
-        min_batch_size: where given, an engine of that library and precision with other settings may serve, if it takes
-            batches of this size. None: the settings must be the same.
+        min_batch_size: if given, an engine with other settings may serve too. It must have the same library and
+            precision, and take batches of this size. None: all settings must be the same.
     """
 
     model: str
@@ -83,7 +85,7 @@ class EngineRequest:
 def request_engine(
     bundle: Bundle, settings: BuildSettings, library_version: str, host: Host, min_batch_size: int | None = None
 ) -> EngineRequest:
-    """Returns the request for an engine of `bundle` with `settings` on `host`; `min_batch_size` as in EngineRequest.
+    """Returns the request for an engine of `bundle` with `settings` on `host`. For `min_batch_size`, see EngineRequest.
 
     Raises:
         BundleError: the bundle holds no graph of that precision.
@@ -91,11 +93,11 @@ def request_engine(
     """
     if settings.library == "tensorrt":
         if host.gpu is None:
-            raise EngineUnavailable("tensorrt builds and runs on an NVIDIA GPU only, and there is none here")
+            raise EngineUnavailable("tensorrt builds and runs on an NVIDIA GPU only, and this machine has none")
         if settings.compute_capabilities not in ((), (host.gpu.compute_capability,)):
             raise EngineUnavailable("tensorrt builds for this machine's GPU only; tensorrt-rtx can build for others")
     elif host.gpu is None and not settings.compute_capabilities:
-        raise EngineUnavailable("there is no NVIDIA GPU here; name the cards to build for with --compute-capability")
+        raise EngineUnavailable("there is no NVIDIA GPU here; name the GPUs to build for with --compute-capability")
     manifest, file = bundle.manifest, bundle.artefact(settings.precision)
     tensors = (
         f"pixels: uint8 (N, {manifest.input.height}, {manifest.input.width}, 3)",
@@ -114,12 +116,12 @@ def request_engine(
     )
 
 
-class _Entry(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Card(_Entry):
-    """The GPU and the driver on which an engine was tuned."""
+class TuningGpu(_FrozenModel):
+    """Describes the GPU and the driver on which an engine was tuned. The attributes are as in GpuFacts."""
 
     name: str
     compute_capability: str
@@ -130,13 +132,13 @@ class Card(_Entry):
         return f"{self.name} ({self.compute_capability})"
 
 
-class EngineIdentity(_Entry):
-    """Everything that determines the content of an engine.
+class EngineIdentity(_FrozenModel):
+    """Holds everything that determines the content of an engine.
 
     Attributes:
         graph_sha256: the digest of the ONNX file, which includes the weights.
         tensors: the inputs and outputs, as in EngineRequest.
-        settings: the settings of the build. Its `compute_capabilities` are those of the targets, and never empty.
+        settings: the settings of the build. Their `compute_capabilities` are those of the target GPUs, and never empty.
         library_version: the version of the library that built the engine.
         card: the GPU on which the engine was tuned; None where it was built ahead of time.
         system: the operating system, as in Host.
@@ -147,7 +149,7 @@ class EngineIdentity(_Entry):
     tensors: tuple[str, ...]
     settings: BuildSettings
     library_version: str
-    card: Card | None
+    card: TuningGpu | None
     system: str
     architecture: str
 
@@ -156,7 +158,7 @@ class EngineIdentity(_Entry):
         """Returns the identity of the engine that a build for `request` makes."""
         card = None
         if request.settings.library == "tensorrt" and (gpu := request.host.gpu):
-            card = Card(
+            card = TuningGpu(
                 name=gpu.name,
                 compute_capability=gpu.compute_capability,
                 driver_version=gpu.driver_version,
@@ -174,12 +176,15 @@ class EngineIdentity(_Entry):
 
     @property
     def key(self) -> str:
-        """The sha256 of all fields, in hex. Two engines have the same key only where each can replace the other."""
+        """The sha256 of all fields, in hex. Two engines have the same key only if each can replace the other."""
         document = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(document.encode()).hexdigest()
 
     def differences(self, request: EngineRequest) -> list[str]:
-        """Returns why this engine may not serve `request`: sentences without a full stop, the most important first."""
+        """Returns why this engine may not serve `request`: sentences without a full stop, the most important first.
+
+        The list is empty if the engine may serve.
+        """
         found = []
         if self.graph_sha256 != request.graph_sha256:
             found.append(
@@ -198,7 +203,7 @@ class EngineIdentity(_Entry):
         Args:
             host: the machine that is to run the engine.
             library_version: the installed version of the library that built the engine; None where it is not installed.
-            named: the compute capabilities that the engine must support, instead of that of the host's GPU.
+            named: the compute capabilities that the engine must support. If empty, it must support the GPU of `host`.
         """
         return [
             *self._library_faults(library_version),
@@ -253,12 +258,12 @@ def _setting_differences(built: BuildSettings, request: EngineRequest) -> Iterat
 
 
 def _ascending(compute_capabilities: tuple[str, ...]) -> tuple[str, ...]:
-    """Sorts compute capabilities as numbers: 8.6 before 12.0."""
+    """Sorts compute capabilities as numbers, so that 8.6 comes before 12.0."""
     return tuple(sorted(compute_capabilities, key=lambda capability: (len(capability), capability)))
 
 
 def _format(value: object) -> str:
-    """Formats the value of a setting for people."""
+    """Formats the value of a setting for messages."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     if isinstance(value, bool):

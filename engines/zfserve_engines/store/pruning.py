@@ -1,4 +1,4 @@
-"""Decides which engines of a store are removed, and why. Called by `zfserve engines prune`."""
+"""Decides which engines of a store are removed, and why. The command `zfserve engines prune` calls it."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +9,18 @@ from zfserve_engines.store.record import StoreEntry
 from zfserve_engines.tensorrt.settings import TensorRTLibrary
 
 Versions = Mapping[TensorRTLibrary, str]
-"""The version of each library; a library that is missing has none."""
+"""The version of each library. A library that is not installed has no entry."""
 
 
 @dataclass(frozen=True)
 class PruneRule:
-    """Names the engines that are removed in addition to damaged ones.
+    """Selects the engines that are removed in addition to damaged engines.
 
     Attributes:
-        unusable: True removes engines that this machine cannot use, although another machine might.
+        unusable: True removes engines that this machine cannot use, even if another machine can.
         older_than: removes engines that are older than this; None: age does not matter.
-        old_versions: True keeps only the engines of the newest version of each library, as installed or in the store.
+        old_versions: True removes engines of a library version that is older than the newest one, which may be the
+            installed version or that of another engine in the store.
     """
 
     unusable: bool = False
@@ -34,7 +35,7 @@ def reason_to_remove(
 
     Args:
         entry: the engine.
-        rule: names the engines to remove.
+        rule: selects the engines to remove.
         faults: the reasons why this machine cannot use the engine.
         newest: the newest version of each library, from `newest_versions`.
         now: the current time.
@@ -46,7 +47,7 @@ def reason_to_remove(
     if rule.unusable and faults:
         return faults[0]
     if rule.old_versions and is_older(identity.library_version, newest[library]):
-        return f"it was built by {library} {identity.library_version}, and there is {newest[library]}"
+        return f"it was built by {library} {identity.library_version}, and {newest[library]} is newer"
     if rule.older_than is not None and age > rule.older_than:
         return f"it was built {age.days} days ago"
     return None
@@ -65,7 +66,7 @@ def newest_versions(entries: Iterable[StoreEntry], installed: Versions) -> dict[
 
 
 def is_older(version: str, than: str) -> bool:
-    """Returns whether a version is older. Numbers are compared as numbers, and an empty version is the oldest."""
+    """Returns True if `version` is older than `than`. Compares number by number; an empty version is the oldest."""
     return _numbers(version) < _numbers(than)
 
 

@@ -1,4 +1,4 @@
-"""One engine on disk: its plan and its record, and the check that they belong together. Used by `store`."""
+"""Reads one engine from disk: its plan and its record. Checks that they belong together. `store` uses it."""
 
 import hashlib
 import weakref
@@ -19,11 +19,11 @@ PLAN, RECORD, RUNTIME_CACHE = ".engine", ".json", ".runtime-cache"
 
 
 class EngineDamaged(Exception):
-    """The files of an engine are not as they were written. The message says how, as a sentence without a full stop."""
+    """The files of an engine are not as they were written. The message is a sentence without a full stop."""
 
 
 class EngineRecord(BaseModel):
-    """The record that is written beside a plan.
+    """Defines the record that is written beside a plan.
 
     Attributes:
         schema_version: the version of this schema.
@@ -32,7 +32,7 @@ class EngineRecord(BaseModel):
         identity: everything that determines the content of the engine.
         sha256: the digest of the plan, in hex.
         size_bytes: the size of the plan in bytes.
-        created_at: the time of the build.
+        created_at: the time of the build, in UTC.
         summary: the builder's `BuildSummary`.
     """
 
@@ -48,9 +48,9 @@ class EngineRecord(BaseModel):
     summary: dict[str, JsonValue]
 
     def is_meant_for(self, request: EngineRequest) -> bool:
-        """Returns whether the engine was built for such a request, so that the user is told why it cannot be used.
+        """Returns True if the user would expect this engine to serve `request`. An error then says why it may not.
 
-        It was if the library and the precision are the same, and the graph or the name of the model.
+        That is so if the library and the precision are the same, and also the graph or the name of the model.
         """
         built, wanted = self.identity.settings, request.settings
         same_model = self.model == request.model or self.identity.graph_sha256 == request.graph_sha256
@@ -59,12 +59,12 @@ class EngineRecord(BaseModel):
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """An engine that was verified and may be used.
+    """Holds an engine that was verified and may be used.
 
     Attributes:
         file: the file of the plan.
         record: the record beside it.
-        plan: the verified bytes. The file must not be read again.
+        plan: the verified bytes of the plan. The file must not be read again, because it may have changed.
     """
 
     file: Path
@@ -72,26 +72,26 @@ class StoredEngine:
     plan: bytes = field(repr=False)
 
     def hold_lock_for(self, owner: object) -> None:
-        """Holds a shared lock on the file while `owner`, which runs the plan, lives. So `prune` does not remove it."""
+        """Holds a shared lock on the file while `owner`, which runs the plan, exists. So `prune` keeps the file."""
         held = ExitStack()
-        with suppress(OSError):  # already removed, or on a file system without locks: the plan runs anyway
+        with suppress(OSError):  # if the file is gone, or cannot be locked, the plan runs anyway
             held.enter_context(shared_lock(self.file))
         weakref.finalize(owner, held.close)
 
     def runtime_cache(self, gpu: GpuFacts) -> ChecksummedFile:
-        """Returns the file for the kernels that tensorrt-rtx compiles on the GPU, which make the next start faster."""
-        card = hashlib.sha256(f"{gpu.name} {gpu.compute_capability}".encode()).hexdigest()[:12]
-        return ChecksummedFile(self.file.with_name(f"{self.file.stem}-{card}{RUNTIME_CACHE}"))
+        """Returns the file of kernels that tensorrt-rtx compiles on this GPU. It makes the next start faster."""
+        gpu_digest = hashlib.sha256(f"{gpu.name} {gpu.compute_capability}".encode()).hexdigest()[:12]
+        return ChecksummedFile(self.file.with_name(f"{self.file.stem}-{gpu_digest}{RUNTIME_CACHE}"))
 
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """The files of one key of the store, which may be incomplete.
+    """Describes the files of one key of the store. They may be incomplete or damaged.
 
     Attributes:
         file: the file of the plan, which may be missing.
         record: the record; None where it is missing or cannot be read.
-        damage: a sentence as in EngineDamaged; None where no damage was found.
+        damage: the message of EngineDamaged; None where no damage was found.
     """
 
     file: Path
@@ -144,7 +144,7 @@ def read_record(file: Path) -> EngineRecord:
     except OSError as error:
         raise EngineDamaged(f"its record cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise EngineDamaged("its record is not one that this release reads") from error
+        raise EngineDamaged("this release cannot read its record") from error
     if record.identity.key != file.stem:
         raise EngineDamaged("its record was changed, or is another engine's")
     return record

@@ -1,13 +1,13 @@
-"""The folder of compiled TensorRT engines. Each engine is built once, verified, and used only where it is valid.
+"""Keeps compiled TensorRT engines in a folder. Each engine is built once, verified, and used only where it is valid.
 
-Called by `zfserve compile`, by `zfserve engines`, and by the opener of the engines on TensorRT.
+`zfserve compile`, `zfserve engines`, and the opener of the engines on TensorRT call it. The folder is
+<bundle>/engines/, or one folder that many models share. It holds these files:
 
-<bundle>/engines/, or one folder for many models
   <key>.engine                            the plan; the key is the digest of its identity (see `identity`)
-  <key>.json                              its record, written last: a plan without a record was never finished
+  <key>.json                              its record, which is written last: a plan without it is incomplete
   <key>.lock                              exists while the engine is built
-  <key>-<card>.runtime-cache              the kernels that tensorrt-rtx compiled when the engine first ran on a GPU
-  tensorrt-<version>-<card>.timing-cache  the timings that tensorrt measured on a GPU, where its next builds start
+  <key>-<gpu>.runtime-cache               the kernels that tensorrt-rtx compiled when the engine first ran on a GPU
+  tensorrt-<version>-<gpu>.timing-cache   the timings that tensorrt measured on a GPU; its next builds reuse them
   .*.partial                              a file that is being written
 
 Reading needs no lock and no permission to write.
@@ -53,7 +53,7 @@ class NoValidEngine(EngineUnavailable):
     """The store holds no engine that may be used.
 
     Attributes:
-        reason: why the nearest engine may not be used; None where there is none at all.
+        reason: why the engine that fits best may not be used; None if the store has no engine for this request.
     """
 
     def __init__(self, message: str, reason: str | None) -> None:
@@ -66,16 +66,16 @@ Build = Callable[[bytes], BuiltEngine]
 
 
 class EngineStore:
-    """A folder of engines. Any number of processes may use it at the same time."""
+    """Manages a folder of engines. Any number of processes may use it at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
     def of(cls, bundle: Bundle, engine_cache: Path | None = None) -> Self:
-        """Returns the store in `engine_cache`, which many bundles may share, or else the one inside the bundle.
+        """Returns the store in `engine_cache`; if that is None, the store inside the bundle.
 
-        A shared folder is safe, because a key contains the digest of the graph.
+        Many bundles may share one folder, because a key contains the digest of the graph.
         """
         return cls(engine_cache or bundle.folder / FOLDER)
 
@@ -102,19 +102,19 @@ class EngineStore:
     def find_or_build(
         self, request: EngineRequest, build: Build, on_progress: OnProgress, on_invalid: InvalidEnginePolicy = "rebuild"
     ) -> StoredEngine:
-        """Returns a valid engine for `request`. Builds one where there is none, in one process at a time.
+        """Returns a valid engine for `request`. If there is none, builds one, in one process at a time.
 
-        An exception of `build` passes through, and leaves no files behind.
+        An exception that `build` raises passes through, and no files are left.
 
         Args:
             request: the engine that is needed.
             build: builds the engine.
             on_progress: receives the progress while another process builds the same engine.
-            on_invalid: the policy where an engine of this model is invalid, and no process is building a valid one.
+            on_invalid: the policy if an engine of this model is invalid, and no process is building a valid one.
 
         Raises:
-            NoValidEngine: an engine is invalid and may not be rebuilt.
-            EngineUnavailable: an engine has to be built, and the folder cannot be written.
+            NoValidEngine: an engine is invalid, and `on_invalid` forbids another build.
+            EngineUnavailable: an engine has to be built, but the folder cannot be written.
         """
         lock = self._lock(EngineIdentity.of(request).key)
         try:
@@ -136,7 +136,7 @@ class EngineStore:
             return self._build_unless_found(request, build, on_invalid)
 
     def entries(self) -> list[StoreEntry]:
-        """Returns all entries of the store, the newest first and entries without a record last.
+        """Returns all entries of the store. The newest comes first, and entries without a record come last.
 
         It checks everything except the digest of each plan, which `StoreEntry.load` checks.
         """
@@ -145,15 +145,15 @@ class EngineStore:
         return sorted(entries, key=lambda entry: -entry.record.created_at.timestamp() if entry.record else 0)
 
     def is_building(self, entry: StoreEntry) -> bool:
-        """Returns whether a process is building the engine."""
+        """Returns True if a process is building the engine."""
         return is_locked(self._lock(entry.key))
 
     def is_in_use(self, entry: StoreEntry) -> bool:
-        """Returns whether a process is building or running the engine, so that `remove` would keep it."""
+        """Returns True if a process is building or running the engine. Then `remove` keeps it."""
         return self.is_building(entry) or is_in_use(entry.file)
 
     def remove(self, entry: StoreEntry) -> bool:
-        """Removes an engine and its caches. Returns False, and changes nothing, where it is being built or in use.
+        """Removes an engine and its runtime caches. If it is being built or in use, keeps them and returns False.
 
         Raises:
             OSError: the folder cannot be written.
@@ -169,7 +169,7 @@ class EngineStore:
             return False
 
     def partial_files(self, key: str = "") -> list[Path]:
-        """Returns the files that processes were writing when they died, for `key` or for all keys."""
+        """Returns the partial files of processes that died while writing, for `key`; for all keys if it is empty."""
         return sorted(file for file in self.folder.glob(f".{key}*{PARTIAL}") if not is_locked(file))
 
     def timing_caches(self) -> dict[Path, str]:
@@ -177,7 +177,7 @@ class EngineStore:
         return {file: file.name.split("-")[1] for file in sorted(self.folder.glob(f"tensorrt-*-*{TIMING_CACHE}"))}
 
     def _candidates(self, request: EngineRequest) -> list[StoreEntry]:
-        """Returns the engines that are meant for such a request, and the damaged one that it would build again."""
+        """Returns the engines that are meant for `request`, and the damaged engine that has its key."""
         key = EngineIdentity.of(request).key
         return [
             entry
@@ -188,7 +188,7 @@ class EngineStore:
     def _build_unless_found(
         self, request: EngineRequest, build: Build, on_invalid: InvalidEnginePolicy
     ) -> StoredEngine:
-        """Builds an engine, in the one process that holds its lock, unless another process has just built it."""
+        """Builds an engine, unless another process has just built it. The caller holds the engine's lock."""
         try:
             return self.find(request)  # another process may have built it while this one waited
         except NoValidEngine as refusal:
@@ -220,7 +220,7 @@ class EngineStore:
             write_atomically(file, built.plan)
             write_atomically(file.with_suffix(RECORD), record.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
-            raise self._unwritable("the engine was built and cannot be kept", error) from error
+            raise self._unwritable("the engine was built but cannot be kept", error) from error
         return StoredEngine(file, record, built.plan)
 
     def _timing_cache(self, request: EngineRequest) -> ChecksummedFile | None:
@@ -242,7 +242,7 @@ class EngineStore:
 
 
 def _no_valid_engine(request: EngineRequest, folder: Path, reason: str | None) -> NoValidEngine:
-    """Returns the error for `request`; `reason` as in NoValidEngine."""
+    """Returns the error for `request`. For `reason`, see NoValidEngine."""
     settings = request.settings
     wanted = (
         f"{settings.precision} engine of {request.model} {request.version} "
@@ -250,4 +250,4 @@ def _no_valid_engine(request: EngineRequest, folder: Path, reason: str | None) -
     )
     if reason is None:
         return NoValidEngine(f"there is no {wanted} in {folder} (`zfserve compile` builds one)", None)
-    return NoValidEngine(f"there is no {wanted} to use in {folder}: {reason}", reason)
+    return NoValidEngine(f"there is no usable {wanted} in {folder}: {reason}", reason)

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT for RTX: building engines and running them."""
+"""Builds and runs engines on TensorRT and TensorRT for RTX."""

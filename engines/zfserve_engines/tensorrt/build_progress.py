@@ -1,4 +1,6 @@
-"""Turns the progress of a TensorRT build into one number that never decreases, and stops a build. Called by `builder`.
+"""Turns the progress of a TensorRT build into one number that never decreases. It can also stop a build.
+
+`builder` calls it.
 
 TensorRT reports nested phases: each phase has a number of steps, and other phases may begin and end during a step.
 """
@@ -9,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 OnProgress = Callable[[str, int, int], None]
-"""Receives the name of a phase, the number of steps that are done, and the number of all steps. Called in another
-thread. An exception that it raises stops the build, and the build raises it."""
+"""Receives the name of a phase, the number of steps that are done, and the number of all steps. The build calls it in
+another thread. An exception that it raises stops the build, and the build raises it."""
 
 TOTAL = 1000
 """The number of all steps that `BuildProgress` reports."""
@@ -18,7 +20,7 @@ TOTAL = 1000
 
 @dataclass
 class _Phase:
-    """A phase that has begun and not ended."""
+    """Holds the state of a phase that has begun but not ended."""
 
     parent: str | None
     steps: int
@@ -29,7 +31,7 @@ class BuildProgress:
     """Implements the methods of TensorRT's `IProgressMonitor`, which several threads may call.
 
     `make_monitor` derives a class from both. No exception may pass through TensorRT. So an exception that `on_progress`
-    raises is stored in `failure`, and the build is told to end.
+    raises is stored in `failure`, and the build ends at its next step.
     """
 
     def __init__(self, on_progress: OnProgress) -> None:
@@ -55,7 +57,7 @@ class BuildProgress:
             self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Completes a step of a phase. TensorRT calls it, and stops the build where it returns False."""
+        """Completes a step of a phase. TensorRT calls it, and stops the build if it returns False."""
         with self._lock:
             if phase := self._open.get(phase_name):
                 phase.done = max(phase.done, step + 1)
@@ -89,7 +91,7 @@ class BuildProgress:
 
 
 def make_monitor(module: Any, on_progress: OnProgress) -> Any:
-    """Returns a `BuildProgress` that is an `IProgressMonitor` of the library `module`."""
+    """Returns a `BuildProgress` that is also an `IProgressMonitor` of the library `module`."""
 
     class Monitor(BuildProgress, module.IProgressMonitor):  # type: ignore[misc]
         pass

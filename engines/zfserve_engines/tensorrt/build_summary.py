@@ -1,6 +1,6 @@
-"""Summarises a TensorRT build from the network that TensorRT parsed. Called by `builder`.
+"""Summarises a TensorRT build from the network that TensorRT parsed. `builder` calls it.
 
-A plan can be inspected only on a GPU. The network tells everything except the kernels into which layers were fused.
+A plan can be inspected only on a GPU. The parsed network shows everything except how layers were fused into kernels.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from zfserve_runtime.bundle import Precision
 from zfserve_engines.cuda.batch_sizes import BatchProfile
 
 DYNAMIC = -1
-"""Stands in a shape for an axis whose size differs from batch to batch."""
+"""The size that a shape gives for the batch axis, because it differs from batch to batch."""
 
 _COMPUTING = ("CONVOLUTION", "MATRIX_MULTIPLY", "LRN", "SOFTMAX")
 """The kinds of layers whose precision matters."""
@@ -57,16 +57,16 @@ class BuildSummary:
 
     Attributes:
         library: the name and version of the library.
-        precision: the precision of the graph; single layers may differ, see `layers`.
-        compute_capabilities: the compute capabilities of the target GPUs; empty: the GPU of the building machine.
+        precision: the precision of the graph. Some layers may have another precision; see `layers`.
+        compute_capabilities: the compute capabilities of the target GPUs. Empty: the GPU of the machine that built it.
         inputs: the inputs of the network.
         outputs: the outputs of the network.
         profiles: the optimisation profiles.
         layers: the layers of the network as it was parsed.
         plan_bytes: the size of the engine in bytes.
         seconds: the time from reading the graph to the finished plan.
-        peak_memory_bytes: the largest memory that this process has ever held, with its libraries; None where the system
-            is not Linux.
+        peak_memory_bytes: the peak memory of the whole process up to the end of the build; None where the system is not
+            Linux.
     """
 
     library: str
@@ -81,7 +81,7 @@ class BuildSummary:
     peak_memory_bytes: int | None
 
     def computing_layers(self) -> dict[tuple[str, str], int]:
-        """Returns the number of layers for each (kind, precision) of the layers that compute."""
+        """Returns the number of layers for each (kind, precision), for the kinds in `_COMPUTING` only."""
         return Counter((layer.kind, layer.precision) for layer in self.layers if layer.kind in _COMPUTING)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class BuildSummary:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
-        """Reads what `to_json` returned. Raises pydantic.ValidationError where the document is something else."""
+        """Reads a document from `to_json`. Raises pydantic.ValidationError if it is not one."""
         return TypeAdapter(cls).validate_python(document)
 
 
@@ -124,7 +124,7 @@ def dtype_name(tensor: Any) -> str:
 
 
 def peak_memory_bytes() -> int | None:
-    """Returns the largest memory that this process has ever held, in bytes; None where /proc does not tell."""
+    """Returns the peak memory of this process in bytes; None where /proc cannot be read."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -138,6 +138,6 @@ def _describe(tensor: Any) -> TensorSummary:
 
 
 def _precision(layer: Any, quantised: dict[str, str]) -> str:
-    """Returns the precision of a layer's input. A constant has no input, so it is that of its output."""
+    """Returns the precision of a layer's input. A constant has no input, so its output counts."""
     tensor = layer.get_input(0) if layer.num_inputs else layer.get_output(0)
     return quantised.get(tensor.name, dtype_name(tensor))

@@ -1,7 +1,7 @@
-"""Builds a TensorRT engine from an ONNX graph in three steps: parse, configure, build. Called through the engine store.
+"""Builds a TensorRT engine from an ONNX graph in three steps: parse, configure, build. The engine store calls it.
 
-The network is strongly typed: only the graph fixes the precision of each operation. So the engine computes what was
-measured at export, and fp32, fp16 and int8 are all built in the same way.
+The network is strongly typed, which means that the graph fixes the precision of each operation. So the engine computes
+in the precisions that were measured at export, and fp32, fp16 and int8 are all built in the same way.
 """
 
 import re
@@ -30,12 +30,13 @@ class BuildFailed(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class BuiltEngine:
-    """Holds an engine that is not yet on disk.
+    """Holds a compiled engine that is not yet on disk.
 
     Attributes:
         plan: the bytes that a TensorRT runtime of the same version deserialises.
         summary: describes what was built.
-        timing_cache: the input of the next build on this GPU; empty with TensorRT for RTX, which measures no timings.
+        timing_cache: the timings that the next build on this GPU reuses. Empty with TensorRT for RTX, which measures no
+            timings.
     """
 
     plan: bytes
@@ -49,14 +50,15 @@ def build_engine(
     """Builds the engine of an ONNX file. Blocks for seconds to minutes.
 
     The build runs in another thread. TensorRT calls Python between its steps, and a KeyboardInterrupt in such a call
-    would unwind TensorRT's frames. Here the interrupt hits the thread that waits, and the build ends at its next step.
+    would unwind TensorRT's frames. With this thread, the interrupt reaches the caller, which waits, and the build ends
+    at its next step.
 
     Args:
         graph: the ONNX file.
-        settings: the settings of the build. Without `compute_capabilities`, `tensorrt` builds for the GPU of this
-            machine, and `tensorrt-rtx` for every GPU from Ampere on.
-        on_progress: receives the progress, in the other thread. An exception that it raises stops the build and is
-            raised here.
+        settings: the settings of the build. If they name no compute capabilities, `tensorrt` builds for the GPU of this
+            machine, and `tensorrt-rtx` builds for every GPU from Ampere on.
+        on_progress: receives the progress, in the thread of the build. An exception that it raises stops the build and
+            is raised here.
         timing_cache: the timing cache of an earlier build on this GPU by this library.
 
     Raises:
@@ -78,8 +80,8 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
     started = time.monotonic()
     try:
         builder = library.module.Builder(library.logger)
-    except TypeError as error:  # without a GPU `tensorrt` returns null, which pybind11 turns into a TypeError
-        raise BuildFailed(f"{library} cannot build here: it finds no NVIDIA GPU with a driver that suits it") from error
+    except TypeError as error:  # without a GPU, TensorRT returns null, which pybind11 turns into a TypeError
+        raise BuildFailed(f"{library} cannot build here: it finds no NVIDIA GPU with a suitable driver") from error
     network = builder.create_network(1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parse(library, network, graph)
     profiles = plan_profiles(settings.batches)
@@ -90,7 +92,7 @@ def _build(library: Library, graph: Path, settings: BuildSettings, monitor: Any,
     if library.kind == "tensorrt":
         for timings in (timing_cache, b""):
             if config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False):
-                break  # TensorRT refuses the timings of another GPU
+                break  # TensorRT refuses timings of another GPU, so the second try is an empty cache
     facts = read_network(network)
     with library.logger.collect_errors() as errors:
         plan = builder.build_serialized_network(network, config)
@@ -118,7 +120,7 @@ def parse(library: Library, network: Any, graph: Path) -> None:
     """Parses an ONNX file into `network`.
 
     Raises:
-        BuildFailed: the file is not an ONNX graph, or holds an operator that the library does not support.
+        BuildFailed: the file is missing, is not an ONNX graph, or has an operator that the library does not support.
     """
     parser = library.module.OnnxParser(network, library.logger)
     if parser.parse_from_file(str(graph)):
@@ -128,7 +130,7 @@ def parse(library: Library, network: Any, graph: Path) -> None:
         # The description of some checks is only the condition that failed, such as "false".
         why = f" ({error.desc()})" if " " in error.desc() else ""
         raise BuildFailed(
-            f"{library} does not support the operator {operator} of {graph.name} as {error.node_name()} has it{why}"
+            f"{library} does not support the operator {operator} of {graph.name} in the node {error.node_name()}{why}"
         )
     if not graph.is_file():
         raise BuildFailed(f"there is no graph at {graph}")
@@ -138,11 +140,12 @@ def parse(library: Library, network: Any, graph: Path) -> None:
 def configure(library: Library, builder: Any, settings: BuildSettings) -> Any:
     """Returns an `IBuilderConfig` without profiles, timing cache and progress monitor.
 
-    All differences between the libraries are here, in the timing cache of `_build` and in `Library.targets`:
+    The libraries differ only as listed here. The code for it is in this function, in `_build` and in `Library.targets`:
 
     - `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` builds for compute capabilities;
     - timing caches have no effect in `tensorrt-rtx`, which chooses kernels on the GPU that runs the engine;
-    - TensorRT 10 also has weakly typed networks, and needs the flag STRONGLY_TYPED; 11 and RTX accept the flag.
+    - TensorRT 10 also has weakly typed networks, so it needs the flag STRONGLY_TYPED; TensorRT 11 and TensorRT for RTX
+      accept the flag.
 
     Raises:
         BuildFailed: the library cannot build for a compute capability.
@@ -164,7 +167,7 @@ def configure(library: Library, builder: Any, settings: BuildSettings) -> Any:
 
 
 def check_targets(library: Library, compute_capabilities: Sequence[str]) -> None:
-    """Raises BuildFailed where `tensorrt-rtx` cannot build for one of them."""
+    """Raises BuildFailed if the library cannot build for one of `compute_capabilities`. `tensorrt` is not checked."""
     if library.kind == "tensorrt-rtx" and (unknown := [x for x in compute_capabilities if x not in library.targets]):
         raise BuildFailed(
             f"{library} cannot build for compute capability {', '.join(unknown)}, only for {', '.join(library.targets)}"
@@ -172,7 +175,7 @@ def check_targets(library: Library, compute_capabilities: Sequence[str]) -> None
 
 
 def _targets(library: Library, settings: BuildSettings) -> tuple[str, ...]:
-    """Returns the compute capabilities to build for. Raises BuildFailed where the library cannot build for one."""
+    """Returns the compute capabilities to build for. Raises BuildFailed if the library cannot build for one of them."""
     check_targets(library, settings.compute_capabilities)
     return settings.compute_capabilities or library.default_targets
 
@@ -190,17 +193,17 @@ def _make_profile(builder: Any, network: Any, profile: BatchProfile) -> Any:
 
 
 _LACKS_WORKSPACE = re.compile(r"OutOfMemory|insufficient workspace|could not find any implementation", re.IGNORECASE)
-_SOURCE_PLACES = re.compile(
+_SOURCE_LOCATIONS = re.compile(
     r"\[[\w.]+:\d+: \w+\] |\[[\w.]+::\w+::\d+\] | ?In \w+ at [\w./]+:\d+|\w+::\w+: |Error Code \d+: "
 )
 
 
 def _failure_sentence(library: Library, graph: Path, settings: BuildSettings, messages: Sequence[str]) -> str:
-    """Returns the sentence of the error that `messages`, TensorRT's errors, belong to."""
-    reason = "; ".join(messages) or "it does not say why"
+    """Returns the sentence for an error, from the `messages` that TensorRT logged."""
+    reason = "; ".join(messages) or "the library gives no reason"
     if settings.workspace_bytes is not None and _LACKS_WORKSPACE.search(reason):
         return (
             f"{library} cannot build {graph.name} with a workspace of {settings.workspace_bytes:,} bytes; "
-            f"allow it more with --workspace ({_SOURCE_PLACES.sub('', reason)})"
+            f"allow more with --workspace ({_SOURCE_LOCATIONS.sub('', reason)})"
         )
-    return f"{library} cannot build {graph.name}: {_SOURCE_PLACES.sub('', reason)}"
+    return f"{library} cannot build {graph.name}: {_SOURCE_LOCATIONS.sub('', reason)}"

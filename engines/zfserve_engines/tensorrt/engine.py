@@ -1,12 +1,12 @@
-"""The `Engine` that runs a network compiled by TensorRT or TensorRT for RTX on an NVIDIA GPU.
+"""Defines the `Engine` that runs a network compiled by TensorRT or TensorRT for RTX on an NVIDIA GPU.
 
     plan = LoadedPlan(stored.plan, manifest, load_library("tensorrt"), gpu)
     engines = open_engines(plan, manifest, precision, max_batch_size=32, instances=2)
 
-Called by the opener in `kinds`. Each engine has a stream, buffers, and one context for each batch size that it runs. A
-CUDA graph belongs to one shape, one set of addresses and one state of its context, so NVIDIA advises one context for
-each graph. The contexts share their scratch memory, because only one of them runs at a time. Importing this module
-needs cuda-bindings.
+The opener in `kinds` calls it. Each engine has a stream, buffers, and one execution context for each batch size that it
+runs. A CUDA graph belongs to one shape, one set of addresses and one state of its context. So NVIDIA advises one
+context for each graph. The contexts share their scratch memory, because only one of them runs at a time. Importing this
+module needs cuda-bindings.
 """
 
 import bisect
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
-    """An `Engine` on a loaded plan. It is warm when the constructor returns.
+    """Implements `Engine` on a loaded plan. It is warm when the constructor returns.
 
     Several engines may run at the same time, each in its own thread.
 
@@ -38,7 +38,8 @@ class TensorRTEngine:
         plan: the compiled engine on the GPU.
         manifest: the manifest of the bundle.
         precision: the precision of the graph that was compiled.
-        max_batch_size: the largest batch that `run` takes. The limit of the plan may be lower, see `info`.
+        max_batch_size: the largest batch that `run` takes. If the plan has a lower limit, that limit holds; see
+            `info`.
         on_warming: receives the progress of the warm-up.
 
     Raises:
@@ -80,7 +81,7 @@ class TensorRTEngine:
 
     @property
     def captured(self) -> tuple[int, ...]:
-        """The batch sizes, ascending, that are launched as CUDA graphs which this engine captured."""
+        """The batch sizes, ascending, whose CUDA graph this engine captured and launches."""
         return tuple(sorted(self._captured))
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> EngineOutputs:
@@ -88,13 +89,13 @@ class TensorRTEngine:
         self._info.check_batch(pixels, self._spec)
         count = len(pixels)
         size = self._sizes[bisect.bisect_left(self._sizes, count)]
-        self._pixels[:count] = pixels  # the later rows hold older photos, and their outputs are not read
+        self._pixels[:count] = pixels  # later rows hold older photos; their outputs are not read
         self._complete(self._launches[size])
         return EngineOutputs(self._probabilities[:count].copy(), self._features[:count].copy())
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._launches.clear()  # they refer to contexts, which must be freed before their memory
+        self._launches.clear()  # the functions refer to contexts, which must be freed before their memory
         self._stream.close()
         del self._plan
 
@@ -112,13 +113,14 @@ class TensorRTEngine:
             "probabilities": stream.allocate(self._probabilities.nbytes),
             "features": stream.allocate(self._features.nbytes),
         }
-        self._scratch_bytes = engine.device_memory_size_v2  # the profile that needs most; TensorRT refuses less
+        # This is enough for the profile that needs most. TensorRT refuses less.
+        self._scratch_bytes = engine.device_memory_size_v2
         self._scratch = stream.allocate(max(self._scratch_bytes, 1))
 
     def _prepare(self, size: int) -> Callable[[], None]:
-        """Returns a warm function that launches a batch of `size`: copy in, run, copy out."""
+        """Prepares batches of `size`. Returns a warm function that launches one: it copies in, runs, and copies out."""
         context, stream = self._plan.create_context(), self._stream
-        self._contexts.append(context)  # a graph uses it without a reference to it
+        self._contexts.append(context)  # a CUDA graph uses the context, but holds no reference to it
         profile = choose_profile(self._plan.signature.profiles, size)
         accepted = context.set_optimization_profile_async(profile, stream.handle)
         stream.wait()
@@ -130,17 +132,17 @@ class TensorRTEngine:
             raise EngineFailed(f"TensorRT does not accept batches of {size}; see the server's log")
         enqueue = functools.partial(self._enqueue, context, size)
         try:
-            # TensorRT must run once before a capture, to finish deferred work; TensorRT for RTX compiles kernels then.
+            # TensorRT must run once before a capture, to finish deferred work. TensorRT for RTX compiles kernels in it.
             self._complete(enqueue)
             launch = self._capture(size, enqueue) or enqueue
             self._complete(launch)
         except BaseException:
-            del context, enqueue  # otherwise the traceback keeps the context longer than its memory
+            del context, enqueue  # otherwise the traceback would keep the context after its memory is freed
             raise
         return launch
 
     def _enqueue(self, context: Any, size: int) -> None:
-        """Puts a batch of `size` on the stream: copy in, run, copy out."""
+        """Enqueues the work of a batch of `size` on the stream: copy in, run, copy out."""
         self._stream.copy_in(self._pixels[:size], self._addresses[GRAPH_INPUT])
         if not context.execute_async_v3(self._stream.handle):
             raise EngineFailed("TensorRT failed on this batch; try again, or see the server's log")
@@ -148,7 +150,7 @@ class TensorRTEngine:
         self._stream.copy_out(self._addresses["features"], self._features[:size])
 
     def _capture(self, size: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
-        """Captures `enqueue` as a CUDA graph. Returns None where graphs are off, or where CUDA refuses the capture."""
+        """Captures `enqueue` as a CUDA graph. Returns None if graphs are off or CUDA refuses the capture."""
         if not self._capturing:
             return None
         try:
@@ -167,7 +169,7 @@ class TensorRTEngine:
 
         Raises:
             EngineFailed: the batch failed.
-            EngineLost: the GPU is lost. TensorRT only reports that it failed, so the wait asks CUDA.
+            EngineLost: the GPU is lost. TensorRT only reports a failure, so the wait after it asks CUDA.
         """
         try:
             launch()
@@ -188,7 +190,7 @@ def open_engines(
     instances: int,
     on_warming: OnWarming = lambda done, total: None,
 ) -> list[TensorRTEngine]:
-    """Opens `instances` engines that share the plan. Where one fails, it closes the others and raises.
+    """Opens `instances` engines that share the plan. If one fails, closes the others and raises its error.
 
     Raises:
         EngineFailed: see `TensorRTEngine`.

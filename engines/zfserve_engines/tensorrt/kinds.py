@@ -1,4 +1,4 @@
-"""The records and the opener of the engines on TensorRT and on TensorRT for RTX. Put in order by `catalogue`."""
+"""Defines the records and the opener of the engines on TensorRT and TensorRT for RTX. `catalogue` lists them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_tensorrt(kind: TensorRTLibrary, options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:
-    """Opens engines that run a compiled engine of the store. Compiles it first where the store has none."""
+    """Opens engines that run a compiled engine of the store. If the store has none, compiles it first."""
     from zfserve_engines.cuda.gpu import require_gpu
 
     gpu = require_gpu()
@@ -47,10 +47,10 @@ def open_tensorrt(kind: TensorRTLibrary, options: EngineOptions, precision: Prec
 def find_or_compile(
     library: Library, gpu: GpuFacts, options: EngineOptions, precision: Precision, report: Report
 ) -> StoredEngine:
-    """Returns a compiled engine from the store. Compiles it now where none is large enough for this card.
+    """Returns a compiled engine from the store. Compiles one if none is valid here and takes `max_batch_size` photos.
 
     Raises:
-        EngineUnavailable: an engine would have to be compiled and cannot be, or it is invalid and may not be rebuilt.
+        EngineUnavailable: no engine is valid, and none can be compiled or `on_invalid` forbids it.
         BundleError: the bundle holds no graph of that precision.
     """
     from zfserve_engines.store.identity import Host, request_engine
@@ -74,7 +74,7 @@ def find_or_compile(
 
 
 def choose_batches(max_batch_size: int) -> tuple[int, ...]:
-    """Returns the batch sizes to tune for: the default ones that are smaller than `max_batch_size`, and that itself."""
+    """Returns the batch sizes to tune for: the default sizes below `max_batch_size`, and `max_batch_size`."""
     return (*(size for size in BuildSettings.batches if size < max_batch_size), max_batch_size)
 
 

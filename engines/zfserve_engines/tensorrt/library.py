@@ -1,7 +1,7 @@
 """Loads TensorRT (`tensorrt`) or TensorRT for RTX (`tensorrt_rtx`), two libraries of NVIDIA with one API.
 
-Called by `builder`, by the opener in `kinds` and by the commands. No other module imports the libraries, so they need
-not be installed for other engines. `builder.configure` lists how the two, and TensorRT 10 and 11, differ.
+`builder`, the opener in `kinds` and the commands call it. No other module imports these libraries, so they need not be
+installed for other engines. `builder.configure` lists how they differ, and how TensorRT 10 and 11 differ.
 """
 
 import functools
@@ -32,7 +32,10 @@ _LEVELS = {
 
 
 class LogForwarder:
-    """Implements TensorRT's `ILogger`: passes messages on to `logging`. `_make_logger` derives a class from both."""
+    """Implements the methods of TensorRT's `ILogger`. It forwards messages to `logging`.
+
+    `_make_logger` derives a class from both.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class LogForwarder:
     def collect_errors(self) -> Iterator[list[str]]:
         """Collects the errors that this thread logs, and still logs them.
 
-        TensorRT's `IErrorRecorder` does the same, but with TensorRT for RTX 1.7 it crashes when its builder is freed.
+        TensorRT's `IErrorRecorder` does the same, but it crashes in TensorRT for RTX 1.7 when its builder is freed.
         """
         self._here.errors = errors = list[str]()
         try:
@@ -62,7 +65,7 @@ class LogForwarder:
 
 @dataclass(frozen=True)
 class Library:
-    """One of the two libraries, ready to use.
+    """Holds one of the two libraries, ready to use.
 
     Attributes:
         kind: the name of the library.
@@ -81,7 +84,7 @@ class Library:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The compute capabilities, ascending, that it builds for without such a GPU; none for `tensorrt`."""
+        """The compute capabilities, ascending, that it can build for without such a GPU. Empty for `tensorrt`."""
         if self.kind == "tensorrt":
             return ()
         members = (name.removeprefix("SM") for name in self.module.ComputeCapability.__members__ if name[:2] == "SM")
@@ -89,13 +92,13 @@ class Library:
 
     @property
     def default_targets(self) -> tuple[str, ...]:
-        """The targets from Ampere on. Turing is built only on request, as it lacks kernels for our fp32 layers."""
+        """The targets from Ampere on. Turing is left out, because it lacks kernels for our fp32 layers."""
         return tuple(target for target in self.targets if target != _TURING)
 
 
-@functools.cache  # each keeps the first logger of the process, and crashes once that logger is freed
+@functools.cache  # a library keeps the first logger of the process, and crashes when it is freed
 def load_library(kind: TensorRTLibrary) -> Library:
-    """Loads a library. Raises EngineUnavailable where it is not installed or cannot be loaded."""
+    """Loads a library. Raises EngineUnavailable if it is not installed or cannot be loaded."""
     module = PACKAGES[kind].load()
     return Library(kind, module, module.__version__, _make_logger(module))
 

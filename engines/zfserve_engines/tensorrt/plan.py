@@ -1,4 +1,4 @@
-"""Loads a compiled engine onto the GPU once, for all engines that run it. Used by `engine`."""
+"""Loads a compiled engine onto the GPU once, for all `TensorRTEngine`s that run it. `engine` and `kinds` use it."""
 
 import logging
 from typing import Any
@@ -17,16 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class LoadedPlan:
-    """A compiled engine on the GPU, which any number of `TensorRTEngine`s can run.
+    """Holds a compiled engine on the GPU, which any number of `TensorRTEngine`s can run.
 
     Args:
-        plan: the compiled engine, which the engine store verified. A plan contains code, so a plan of unknown origin
-            must never be loaded.
+        plan: the compiled engine, after the engine store has verified it. A plan contains code, so a plan of unknown
+            origin must never be loaded.
         manifest: the manifest of the bundle.
         library: the library that built the plan.
         gpu: the GPU of this machine.
-        runtime_cache: the file of kernels that TensorRT for RTX compiled for this GPU in earlier processes.
-        cuda_graphs: True launches all kernels of a batch at once. Off for comparisons.
+        runtime_cache: the file of kernels that TensorRT for RTX compiled for this GPU in earlier processes; None: keep
+            no kernels.
+        cuda_graphs: True launches all kernels of a batch at once. False is for comparisons.
 
     Raises:
         BundleError: the plan is not an engine of this bundle.
@@ -62,12 +63,12 @@ class LoadedPlan:
     def library_captures_graphs(self) -> bool:
         """True where the library captures the CUDA graphs itself.
 
-        TensorRT for RTX does, because only it knows when its kernels are compiled for a shape.
+        TensorRT for RTX does so, because only the library knows when its kernels are compiled for a shape.
         """
         return self._config is not None
 
     def create_context(self) -> Any:
-        """Returns an `IExecutionContext` that still needs scratch memory."""
+        """Returns an `IExecutionContext`. The caller must give it scratch memory."""
         if self._config is not None:
             context = self.engine.create_execution_context(runtime_config=self._config)
         else:
@@ -77,9 +78,9 @@ class LoadedPlan:
         return context
 
     def save_runtime_cache(self) -> None:
-        """Writes the kernels that were compiled for this GPU to the cache file, so that the next process can read them.
+        """Writes the kernels that were compiled for this GPU to the cache file. The next process reads them.
 
-        Call it when all engines are warm.
+        Call it after all engines are warm.
         """
         if self._cache_file is None or self._cache is None:
             return
@@ -95,11 +96,11 @@ class LoadedPlan:
         return self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
 
     def _configure(self) -> Any:
-        """Returns an `IRuntimeConfig` with a cache and CUDA graphs. Only TensorRT for RTX has both in it."""
+        """Returns an `IRuntimeConfig` with a cache of kernels and CUDA graphs. Only TensorRT for RTX has both."""
         module, config = self.library.module, self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._user_managed)
-        # Kernels for a batch size are compiled before it first runs, during the warm-up. Otherwise a slower kernel
-        # would be verified, and another one, compiled in the background, would serve.
+        # EAGER compiles the kernels for a batch size before it first runs, during the warm-up. Otherwise the golden
+        # inputs would verify a slower kernel, and another kernel, compiled in the background, would serve.
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
         strategy = module.CudaGraphStrategy
         config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if self.cuda_graphs else strategy.DISABLED

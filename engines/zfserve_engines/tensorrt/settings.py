@@ -1,4 +1,4 @@
-"""The settings of a TensorRT build. They are part of the key in the store, so another setting gives another engine."""
+"""Defines the settings of a TensorRT build. They are part of the key of an engine in the store."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,18 +14,19 @@ COMPILED_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-symmetric")
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """The settings with which one engine is built.
+    """Holds the settings with which one engine is built.
 
     Attributes:
         library: the library that builds the engine.
         precision: the graph of the bundle that is compiled, one of `COMPILED_PRECISIONS`.
         batches: one batch size for each optimisation profile, ascending. A profile takes every batch that is larger
-            than the size before it, up to its own size, for which it is tuned.
+            than the previous size, up to its own size. It is tuned for its own size.
         compute_capabilities: the compute capabilities of the target GPUs, such as "8.9". Empty: the GPU of this
-            machine. Without a GPU, a library that can do so builds for every GPU from Ampere on.
+            machine; `tensorrt-rtx` without a GPU builds for every GPU from Ampere on.
         workspace_bytes: the largest scratch memory on the GPU; None: the library's default.
-        optimization_level: from 0 (fastest build) to 5.
-        tf32: True lets fp32 multiplications round their inputs to 11 bits. Off for parity.
+        optimization_level: TensorRT's effort, from 0 (fastest build) to 5 (fastest engine).
+        tf32: True lets fp32 multiplications round their inputs to 11 bits. False is for parity with
+            the export.
     """
 
     library: TensorRTLibrary

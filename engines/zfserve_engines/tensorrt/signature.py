@@ -1,6 +1,6 @@
 """Reads the inputs, outputs and profiles of a compiled engine and checks that they fit the bundle.
 
-Used by `plan`, which needs a GPU. Nothing here needs one.
+`plan` uses it, which needs a GPU. Nothing in this module needs a GPU.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def read_signature(module: Any, engine: Any) -> Signature:
 
 
 def check_signature(signature: Signature, manifest: Manifest) -> None:
-    """Raises BundleError where inputs, outputs or profiles are not those that the bundle needs."""
+    """Raises BundleError if the inputs, outputs or profiles do not fit the manifest."""
     spec = manifest.input
     wanted = {
         GRAPH_INPUT: TensorSummary(GRAPH_INPUT, "uint8", (DYNAMIC, spec.height, spec.width, 3)),
@@ -52,7 +52,7 @@ def check_signature(signature: Signature, manifest: Manifest) -> None:
     found = {tensor.name: tensor for tensor in (*signature.inputs, *signature.outputs)}
     faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     faults += [f"{tensor.name} is an unexpected input" for tensor in signature.inputs if tensor.name != GRAPH_INPUT]
-    # TensorRT writes every output, and refuses to run if one has no memory.
+    # TensorRT writes every output, and refuses to run if an output has no memory.
     faults += [f"{tensor.name} is an unexpected output" for tensor in signature.outputs if tensor.name not in wanted]
     for name in wanted.keys() & found.keys():
         if found[name] != wanted[name]:

@@ -99,7 +99,7 @@ def choose_engine(
             raise EngineUnavailable(str(error)) from error
         if not same:
             raise EngineUnavailable(f"{options.bundle.folder} holds another bundle than the one that was served")
-        alone = replace(options, instances=1, threads=options.threads_each)
+        alone = replace(options, instances=1, threads=options.threads_per_instance)
         (engine,) = open_verified(kinds[name], alone, lambda step: None)
         return engine
 

@@ -190,7 +190,7 @@ def test_a_request_describes_its_bundle(colour_bundle: ColourBundle) -> None:
     [
         ({"library": "tensorrt"}, None, "tensorrt builds and runs on an NVIDIA GPU only"),
         ({"library": "tensorrt", "compute_capabilities": ("9.0",)}, L4, "builds for this machine's GPU only"),
-        ({"library": "tensorrt-rtx"}, None, "name the cards to build for with --compute-capability"),
+        ({"library": "tensorrt-rtx"}, None, "name the GPUs to build for with --compute-capability"),
     ],
 )
 def test_a_request_that_cannot_be_built_is_refused(

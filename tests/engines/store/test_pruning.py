@@ -28,7 +28,7 @@ def entry_of(folder: Path, request: EngineRequest = TUNED) -> StoreEntry:
             ["x"],
             "11.0.0.120",
             0,
-            "it was built by tensorrt 11.0.0.114, and there is 11.0.0.120",
+            "it was built by tensorrt 11.0.0.114, and 11.0.0.120 is newer",
         ),
         (PruneRule(older_than=timedelta(days=30)), ["x"], "12.0", 31, "it was built 31 days ago"),
         (PruneRule(older_than=timedelta(days=0)), [], "12.0", 0.5, "it was built 0 days ago"),

@@ -51,10 +51,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a bit": (flip_a_bit, "its plan differs from its digest"),
     "no plan": (lambda plan: plan.unlink(), "its plan is missing"),
     "no record": (lambda plan: plan.with_suffix(".json").unlink(), "its record is missing"),
-    "half a record": (lambda plan: halve(plan.with_suffix(".json")), "its record is not one that this release reads"),
+    "half a record": (lambda plan: halve(plan.with_suffix(".json")), "this release cannot read its record"),
     "a record of the future": (
         lambda plan: change_record(plan, '"schema_version": 1', '"schema_version": 2'),
-        "its record is not one that this release reads",
+        "this release cannot read its record",
     ),
     "a record that lies": (
         lambda plan: change_record(plan, "NVIDIA A10", "NVIDIA H100"),

@@ -90,7 +90,7 @@ def test_a_full_disk_is_reported_and_leaves_no_files(store: EngineStore) -> None
         assert builder.read_event() == "building"
         builder.send("full")
         assert builder.read_event() == (
-            f"unavailable the engine was built and cannot be kept, and {store.folder} cannot be written "
+            f"unavailable the engine was built but cannot be kept, and {store.folder} cannot be written "
             "(File too large); name another folder with --engine-cache"
         )
     assert list(store.folder.iterdir()) == []

@@ -127,14 +127,14 @@ def fails(graph: Path, chosen: BuildSettings) -> str:
 
 def test_an_operator_that_is_not_supported(tmp_path: Path) -> None:
     assert fails(write_graph(tmp_path / "model.onnx", "Det"), settings()) == (
-        "TensorRT does not support the operator Det of model.onnx as odd_one has it"
+        "TensorRT does not support the operator Det of model.onnx in the node odd_one"
     )
 
 
 def test_an_unknown_operator(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx", "Frobnicate", domain="somebodys.own")
     assert fails(graph, settings()).startswith(
-        "TensorRT does not support the operator Frobnicate of model.onnx as odd_one has it ("
+        "TensorRT does not support the operator Frobnicate of model.onnx in the node odd_one ("
     )
 
 
@@ -154,7 +154,7 @@ def test_a_graph_with_a_fixed_batch(tmp_path: Path) -> None:
 def test_too_little_workspace(graph: Path) -> None:
     sentence = fails(graph, settings(workspace_bytes=1))
     assert sentence.startswith(
-        "TensorRT cannot build model.onnx with a workspace of 1 bytes; allow it more with --workspace ("
+        "TensorRT cannot build model.onnx with a workspace of 1 bytes; allow more with --workspace ("
     )
 
 

@@ -95,7 +95,7 @@ def test_auto_takes_the_first_that_can_serve_and_gives_a_reason_for_the_others(
         NotTaken("onnx-cpu", "onnx-cuda comes before it and can serve"),
         NotTaken(
             "openvino-bf16",
-            "auto leaves it out, because it rounds every number to 8 bits; --engine openvino-bf16 selects it",
+            "auto leaves it out, because it rounds numbers to 8 significant bits; --engine openvino-bf16 selects it",
         ),
     )
     logged = [(record.message, vars(record)["engine"]) for record in caplog.records]
