@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the engines."""
+"""Provides the fixtures for the tests of the engines."""
 
 from pathlib import Path
 

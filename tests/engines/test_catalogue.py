@@ -1,4 +1,4 @@
-"""Tests the records of all kinds of engines, and what each opener says where its engine is unavailable."""
+"""Tests the records of all kinds of engines, and the error of each opener if its engine is unavailable."""
 
 import subprocess
 import sys

@@ -149,8 +149,8 @@ def test_a_library_that_is_not_installed(bundle: Bundle, capsys: pytest.CaptureF
     )
 
 
-class _Sender(logging.Handler):
-    """Sends a signal to this process at TensorRT's first message, so during the build."""
+class _SignalSender(logging.Handler):
+    """Sends a signal to this process during the build: when TensorRT logs its first message."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class _Sender(logging.Handler):
 def test_a_signal_leaves_nothing_behind(
     bundle: Bundle, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sender = _Sender(number)
+    sender = _SignalSender(number)
     logging.getLogger(TENSORRT_LOG).addHandler(sender)
     try:
         if number == signal.SIGINT:

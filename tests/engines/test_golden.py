@@ -13,13 +13,13 @@ from zfserve_runtime.bundle import Artefact, Bundle, BundleError
 ColourBundle = Callable[..., Bundle]
 
 
-class SlyEngine:
-    """A correct engine, except that `spoil` changes the probabilities of a batch."""
+class SpoilingEngine:
+    """Returns the golden outputs, after `spoil` has changed the probabilities of the batch."""
 
     def __init__(
         self, bundle: Bundle, spoil: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], max_batch_size: int
     ) -> None:
-        self.info = EngineInfo("sly", "none", "fp32", max_batch_size, 1)
+        self.info = EngineInfo("spoiled", "none", "fp32", max_batch_size, 1)
         self.batch_sizes: list[int] = []
         self._golden = load_golden(bundle)
         self._spoil = spoil
@@ -45,14 +45,14 @@ def test_an_engine_that_agrees_passes(colour_bundle: ColourBundle, max_batch_siz
 )
 def test_rows_are_run_alone_and_together(colour_bundle: ColourBundle, max_batch_size: int, sizes: list[int]) -> None:
     bundle = colour_bundle()
-    engine = SlyEngine(bundle, lambda probabilities: probabilities, max_batch_size)
+    engine = SpoilingEngine(bundle, lambda probabilities: probabilities, max_batch_size)
     verify_engine(engine, bundle)
     assert engine.batch_sizes == sizes
 
 
 def test_the_error_gives_the_difference_and_the_tolerance(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
-    engine = SlyEngine(bundle, lambda probabilities: probabilities + np.float32(0.25), 4)
+    engine = SpoilingEngine(bundle, lambda probabilities: probabilities + np.float32(0.25), 4)
     with pytest.raises(EngineDisagrees, match=r"by 0\.25 at batch size 1, and 1e-05 is allowed"):
         verify_engine(engine, bundle)
 
@@ -60,12 +60,12 @@ def test_the_error_gives_the_difference_and_the_tolerance(colour_bundle: ColourB
 def test_rows_mixed_up_in_a_batch_are_found(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     with pytest.raises(EngineDisagrees, match="at batch size 3"):
-        verify_engine(SlyEngine(bundle, lambda probabilities: probabilities[::-1], 4), bundle)
+        verify_engine(SpoilingEngine(bundle, lambda probabilities: probabilities[::-1], 4), bundle)
 
 
 def test_bfloat16_needs_its_own_tolerance(colour_bundle: ColourBundle) -> None:
-    def coarse(bundle: Bundle) -> SlyEngine:
-        engine = SlyEngine(bundle, lambda probabilities: probabilities + np.float32(0.01), 4)
+    def coarse(bundle: Bundle) -> SpoilingEngine:
+        engine = SpoilingEngine(bundle, lambda probabilities: probabilities + np.float32(0.01), 4)
         engine.info = replace(engine.info, bf16=True)
         return engine
 
@@ -82,13 +82,13 @@ def test_bfloat16_needs_its_own_tolerance(colour_bundle: ColourBundle) -> None:
 def test_nan_is_found(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     with pytest.raises(EngineDisagrees, match="by nan"):
-        verify_engine(SlyEngine(bundle, lambda probabilities: probabilities * np.float32("nan"), 4), bundle)
+        verify_engine(SpoilingEngine(bundle, lambda probabilities: probabilities * np.float32("nan"), 4), bundle)
 
 
 def test_another_shape_is_found(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     with pytest.raises(EngineDisagrees, match=r"answers \(1, 2\) where \(1, 3\)"):
-        verify_engine(SlyEngine(bundle, lambda probabilities: probabilities[:, :2], 4), bundle)
+        verify_engine(SpoilingEngine(bundle, lambda probabilities: probabilities[:, :2], 4), bundle)
 
 
 def test_golden_inputs_survive_a_round_trip(colour_bundle: ColourBundle) -> None:

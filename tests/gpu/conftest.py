@@ -1,4 +1,5 @@
-"""Fixtures of the tests that need a GPU. Each test has the marker `gpu` and is skipped on a machine without a GPU."""
+"""Provides the fixtures for the tests that need a GPU. Each test has the marker `gpu` and is skipped on a machine
+without a GPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Tests what `auto` chooses on a machine with a GPU."""
+"""Tests the engine that `auto` chooses on a machine with a GPU."""
 
 from pathlib import Path
 

@@ -46,9 +46,9 @@ def test_it_gives_the_golden_outputs(
     assert {step.engine for step in steps} == {name}
 
 
-def test_the_card_is_described_as_pytorch_describes_it(gpu: GpuFacts) -> None:
+def test_the_gpu_is_described_as_pytorch_describes_it(gpu: GpuFacts) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("PyTorch is without CUDA here: install it with make TORCH_INDEX=...")
+        pytest.skip("this PyTorch has no CUDA; install one with make TORCH_INDEX=...")
     found = torch.cuda.get_device_properties(0)
     assert gpu.name == found.name
     assert gpu.compute_capability == f"{found.major}.{found.minor}"

@@ -36,16 +36,17 @@ EVERY_ENGINE = pytest.mark.parametrize(("kind", "precision"), list(itertools.pro
 EVERY_LIBRARY = pytest.mark.parametrize("kind", LIBRARIES)
 
 FEATURE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8-symmetric": 0.1}
-"""The largest difference to ONNX Runtime on the CPU, as a fraction of the largest feature. It finds gross errors, such
-as a row or channel in the wrong place, whose differences are about 1. The golden inputs check the manifest's
-tolerance."""
+"""The largest allowed difference to ONNX Runtime on the CPU, as a fraction of the largest feature. It finds gross
+errors, such as a row or channel in the wrong place. Their differences are about 1. The golden inputs check the
+tolerance of the manifest, which is smaller."""
 
 MEMORY_SLACK_BYTES = 16 * 2**20
-"""The memory that the driver may keep of a closed engine, and that other processes may change meanwhile."""
+"""The tolerance of the memory checks in bytes. The driver may keep memory of a closed engine, and other processes may
+allocate memory meanwhile."""
 
 
 def same(left: EngineOutputs, right: EngineOutputs) -> bool:
-    """Returns whether two outputs are equal bit for bit."""
+    """Returns True if two outputs are equal bit for bit."""
     return bool(
         np.array_equal(left.probabilities, right.probabilities) and np.array_equal(left.features, right.features)
     )
@@ -111,7 +112,7 @@ def test_cuda_graphs_change_no_bit(
 
 
 @EVERY_LIBRARY
-def test_two_engines_at_a_time_give_the_outputs_of_one(
+def test_two_concurrent_engines_give_the_outputs_of_one(
     open_tensorrt: Open, photos: Pixels, kind: TensorRTLibrary
 ) -> None:
     engines = open_tensorrt(kind, "fp32", instances=2)
@@ -140,7 +141,7 @@ def test_closed_engines_free_their_memory_and_instances_share_the_weights(
     start_cuda()
 
     def held_bytes(instances: int) -> tuple[int, int]:
-        """Returns the GPU memory that this many open engines use, and the part still in use after they are closed."""
+        """Returns the GPU memory in bytes that open engines use, and the part still in use after they are closed."""
         before = free_memory_bytes()
         plan = LoadedPlan(plan_bytes, gpu_bundle.manifest, load_library(kind), gpu)
         engines = open_engines(plan, gpu_bundle.manifest, "fp32", max_batch_size=8, instances=instances)
@@ -213,7 +214,7 @@ plan = LoadedPlan(Path(plan_file).read_bytes(), bundle.manifest, load_library(ki
 (engine,) = open_engines(plan, bundle.manifest, "fp32", max_batch_size=8, instances=1)
 photo = np.zeros((1, 224, 224, 3), np.uint8)
 engine.run(photo)
-torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]  # out of bounds: an assertion on the card, which sticks
+torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]  # out of bounds: a sticky error
 for _ in range(2):
     try:
         engine.run(photo)
@@ -225,7 +226,7 @@ print("closed")
 
 
 @EVERY_LIBRARY
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA here, and the test breaks CUDA with it")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the test breaks CUDA with PyTorch, which has no CUDA here")
 def test_a_sticky_error_is_a_lost_engine(
     compiled: Compile, gpu_bundle: Bundle, tmp_path: Path, kind: TensorRTLibrary
 ) -> None:

@@ -16,12 +16,12 @@ from zfserve_model.training.photos import UPLOAD_BATCH, PhotoBatches
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch is without CUDA here: make TORCH_INDEX=..."),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA here; see TORCH_INDEX in Makefile"),
 ]
 
 
 @pytest.mark.parametrize("share", [0.25, 0.0])
-def test_photos_are_drawn_from_the_card_or_the_host(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_drawn_from_gpu_or_host_memory(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zfserve_model.training.photos.MAX_MEMORY_SHARE", share)
     count = 2 * UPLOAD_BATCH + 1
     pixels = np.random.default_rng(1).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ def test_photos_are_drawn_from_the_card_or_the_host(share: float, monkeypatch: p
 
 
 def test_the_default_network_learns_two_colours(tmp_path: Path) -> None:
-    """Twelve photos of two colours in 120 steps. Guessing has an accuracy of 0.5 and a loss of ln 2."""
+    """Trains on twelve photos of two colours for 120 steps. Guessing has an accuracy of 0.5 and a loss of ln 2."""
     write_toy_photos(tmp_path / "photos")
     trained = zfserve(
         *("train", "--data", tmp_path / "photos", "--output", tmp_path / "run"),

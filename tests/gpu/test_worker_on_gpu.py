@@ -16,7 +16,7 @@ from zfserve_worker.projector import open_projector
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch is without CUDA here: make TORCH_INDEX=..."),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA here; see TORCH_INDEX in Makefile"),
 ]
 
 STICKY = """
@@ -36,7 +36,7 @@ async def main():
             async for _ in thread.stream(breaking(), Deadline(), Metrics().of_model("tiny", "1")):
                 pass
         except EngineLost:
-            print("told", flush=True)
+            print("raised", flush=True)
 
 asyncio.run(main())
 """
@@ -44,7 +44,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("layer", ["conv1", "pool1", "conv3", "conv5", "pool5"])
 @pytest.mark.parametrize("unit", [pb.UnitRule(), pb.UnitRule(whole_map=pb.WholeMap())])
-def test_the_card_projects_what_the_cpu_projects(
+def test_projections_are_those_of_the_cpu(
     gpu_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, layer: str, unit: pb.UnitRule
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as the worker does
@@ -55,17 +55,17 @@ def test_the_card_projects_what_the_cpu_projects(
         unit=unit,
         format=pb.PICTURE_FORMAT_FLOAT32,
     )
-    here, there = (
+    on_cpu, on_gpu = (
         list(open_projector(gpu_bundle, 1, Metrics(), torch.device(name)).project(request)) for name in ("cpu", "cuda")
     )
-    assert [answer.map for answer in there] == [answer.map for answer in here]
-    for ours, theirs in zip(here, there, strict=True):
-        assert theirs.activation == pytest.approx(ours.activation, rel=1e-4)
-        assert (theirs.unit, theirs.box) == (ours.unit, ours.box)
-        expected, found = (np.frombuffer(answer.float32.data, "<f4") for answer in (ours, theirs))
+    assert [answer.map for answer in on_gpu] == [answer.map for answer in on_cpu]
+    for wanted, answer in zip(on_cpu, on_gpu, strict=True):
+        assert answer.activation == pytest.approx(wanted.activation, rel=1e-4)
+        assert (answer.unit, answer.box) == (wanted.unit, wanted.box)
+        expected, found = (np.frombuffer(projection.float32.data, "<f4") for projection in (wanted, answer))
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_a_sticky_error_is_a_lost_worker(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", STICKY], capture_output=True, text=True, timeout=100, check=False)
-    assert ended.stdout.split() == ["lost", "told", "lost", "told"], ended.stderr[-2000:]
+    assert ended.stdout.split() == ["lost", "raised", "lost", "raised"], ended.stderr[-2000:]

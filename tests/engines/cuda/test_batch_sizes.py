@@ -1,4 +1,4 @@
-"""Tests which batch sizes are prepared, and with which profile each is run."""
+"""Tests the choice of the batch sizes that are prepared, and of the profile for each size."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,8 +8,8 @@ from zfserve_engines.cuda.gpu import detect_gpu
 NO_SUCH_CARD = 4096
 
 
-def test_without_such_a_gpu_the_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Asks for a device number that no machine has, so it runs with a driver and without one."""
+def test_the_reason_for_a_missing_gpu_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Asks for a device index that no machine has. So it passes with and without a driver."""
     with caplog.at_level(logging.DEBUG, "zfserve_engines.cuda.gpu"):
         assert detect_gpu(NO_SUCH_CARD) is None
     assert "no GPU can be used: " in caplog.text

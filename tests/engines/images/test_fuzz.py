@@ -1,4 +1,4 @@
-"""Decodes some six hundred of the files of `python -m tools.fuzz`; hypothesis chooses half of them."""
+"""Decodes about six hundred of the files of `python -m tools.fuzz`. Hypothesis chooses half of them."""
 
 from functools import cache
 from pathlib import Path

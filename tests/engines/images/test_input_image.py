@@ -1,4 +1,4 @@
-"""Tests the pixels that files and raw pixels are turned to, and their place in the photo."""
+"""Tests the pixels that `decode_image` and `resize_raw` return, and the region of the photo that they cover."""
 
 import io
 import struct
@@ -35,7 +35,7 @@ def difference(one: npt.ArrayLike, other: npt.ArrayLike | Image.Image) -> npt.ND
 
 
 def one_colour(data: bytes) -> tuple[int, ...]:
-    """Returns the colour of a picture that has only one."""
+    """Decodes an image that has only one colour, and returns that colour."""
     pixels = squashed(data)
     assert (pixels == pixels[0, 0]).all()
     return tuple(pixels[0, 0].tolist())
@@ -76,7 +76,8 @@ def test_exif_orientation_is_honoured(kind: str, exif: int, resize: Literal["squ
     with Image.open(io.BytesIO(data)) as stored:
         upright = ImageOps.exif_transpose(stored).convert("RGB")
     assert (decoded.source_width, decoded.source_height) == upright.size
-    # A picture that is turned after the resize differs only by the rounding between the two passes of the resize.
+    # `decode_image` turns the picture after the resize. So it may differ by the rounding between the passes of the
+    # resize.
     expected = decode_image(encode(upright, "PNG"), small, LIMITS).pixels
     assert difference(decoded.pixels, expected).max() <= 1
 
@@ -182,11 +183,13 @@ def test_crop_equals_a_resize_and_a_centre_crop(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_a_large_jpeg_decoded_reduced_agrees_with_full_decoding(resize: Literal["squash", "crop"], mode: str) -> None:
+def test_reduced_decoding_of_a_large_jpeg_agrees_with_full_decoding(
+    resize: Literal["squash", "crop"], mode: str
+) -> None:
     data = encode(scene(1001, 803).convert(mode), "JPEG", quality=90)
     with Image.open(io.BytesIO(data)) as image:
         full = encode(image.convert("RGB"), "PNG")
-    # An input this small allows a reduction to 1/4, and the sides are no multiple of 4.
+    # An input of 80 x 80 allows a reduction to 1/4. The sides of the photo are not multiples of 4.
     small = spec(resize, side=80, shorter_side=92)
     limits = ImageLimits(max_bytes=20_000_000)
     reduced = decode_image(data, small, limits)
@@ -213,7 +216,7 @@ def test_extreme_shapes(size: tuple[int, int], resize: Literal["squash", "crop"]
 # Raw pixels
 
 
-def test_raw_pixels_of_the_inputs_size_are_taken_as_they_are() -> None:
+def test_raw_pixels_of_the_inputs_size_are_not_changed() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     for resize in ("squash", "crop"):
         image = resize_raw(pixels.tobytes(), 224, 224, spec(resize), LIMITS)
@@ -271,7 +274,7 @@ def test_the_region_lies_in_the_photo_and_around_its_centre(image: InputImage) -
     left, top, right, bottom = image.region
     assert 0 <= left < right <= image.source_width
     assert 0 <= top < bottom <= image.source_height
-    # The region is at most one pixel of the scaled photo off the centre, because its size and its place are rounded.
+    # The region is at most one pixel of the scaled photo away from the centre, because its size and place are rounded.
     scale = max(right - left, bottom - top) / len(image.pixels)
     assert abs((left + right) - image.source_width) <= 2 * scale + 1e-6
     assert abs((top + bottom) - image.source_height) <= 2 * scale + 1e-6

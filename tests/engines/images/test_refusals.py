@@ -1,4 +1,4 @@
-"""Tests that files are refused that are no image, damaged, or too large."""
+"""Tests that a file is refused if it is not an image, is damaged, or is too large."""
 
 import random
 import zlib

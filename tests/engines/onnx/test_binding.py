@@ -1,4 +1,4 @@
-"""Tests bound sessions with tensors in the CPU's memory, so without a GPU."""
+"""Tests bound sessions with tensors in CPU memory. It needs no GPU."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -28,7 +28,7 @@ def bind(bundle: Bundle, largest: int, sessions: int = 1) -> BoundSessions:
 
 @pytest.mark.parametrize("count", [1, 5, 7])
 @pytest.mark.parametrize("sessions", [1, 6])
-def test_gives_what_an_unbound_session_gives(bundle: Bundle, count: int, sessions: int) -> None:
+def test_bound_sessions_give_the_outputs_of_an_unbound_session(bundle: Bundle, count: int, sessions: int) -> None:
     """A batch of five is padded to six."""
     assert bound_sizes(7) == (1, 2, 3, 4, 6, 7)
     bound = bind(bundle, 7, sessions)

@@ -41,7 +41,7 @@ def test_rows_out_belong_to_rows_in(colour_bundle: ColourBundle) -> None:
     assert engine.run(pixels[1:2]).features.tolist() == [[0, 255, 0]]
 
 
-def test_says_what_runs(colour_bundle: ColourBundle) -> None:
+def test_info_describes_the_engine(colour_bundle: ColourBundle) -> None:
     info = open_engine(colour_bundle()).info
     assert (info.runtime, info.provider, info.precision) == ("onnxruntime", "CPUExecutionProvider", "fp32")
     assert (info.max_batch_size, info.threads, info.device) == (4, 1, "CPU")
@@ -54,8 +54,8 @@ def test_a_provider_that_is_missing_is_named(colour_bundle: ColourBundle, provid
         OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=2, provider=provider)
 
 
-class TensorRTOfOurOwn(TensorRTProvider):
-    """A provider that this ONNX Runtime has, with a library that no machine has."""
+class MissingTensorRTProvider(TensorRTProvider):
+    """Names a provider that this ONNX Runtime has, and a library that no machine has."""
 
     name = "CPUExecutionProvider"
     library = "libnvinfer.so.0"
@@ -63,7 +63,7 @@ class TensorRTOfOurOwn(TensorRTProvider):
 
 def test_a_library_that_is_missing_is_named(colour_bundle: ColourBundle, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EngineUnavailable, match=r"^TensorRT 10 is not installed: libnvinfer\.so\.0: "):
-        OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, provider=TensorRTOfOurOwn())
+        OnnxEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, provider=MissingTensorRTProvider())
     assert capfd.readouterr() == ("", "")
 
 
@@ -150,9 +150,9 @@ def test_a_manifest_that_does_not_fit(colour_bundle: ColourBundle) -> None:
         open_engine(colour_bundle("tall", input=large))
 
 
-def test_a_width_the_graph_leaves_open_is_measured(colour_bundle: ColourBundle) -> None:
+def test_a_dynamic_width_is_measured(colour_bundle: ColourBundle) -> None:
     def cut_features(model: onnx.ModelProto) -> None:
-        """The graph makes two features with a mask, so only a run shows their number."""
+        """Makes the graph drop one of three features by a mask. So only a run shows the width of `features`."""
         _, mean, divide, _ = model.graph.node
         mean.output[0] = divide.input[0] = "means"
         model.graph.node.insert(2, onnx.helper.make_node("Compress", ["means", "mask"], ["features"], axis=1))
@@ -166,8 +166,8 @@ def test_a_width_the_graph_leaves_open_is_measured(colour_bundle: ColourBundle) 
 def test_a_failure_of_the_runtime_is_translated_and_logged(
     colour_bundle: ColourBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def look_up_the_brightest(model: onnx.ModelProto) -> None:
-        """The graph indexes a table of one entry with the brightest value, so only black photos are in bounds."""
+    def index_by_the_brightest(model: onnx.ModelProto) -> None:
+        """Makes the graph index a table of one entry with the brightest value. So only black photos are in bounds."""
         added = [
             onnx.helper.make_node("ReduceMax", ["values"], ["brightest"], keepdims=0),
             onnx.helper.make_node("Cast", ["brightest"], ["index"], to=onnx.TensorProto.INT64),
@@ -178,7 +178,7 @@ def test_a_failure_of_the_runtime_is_translated_and_logged(
         for place, node in enumerate(added, start=2):
             model.graph.node.insert(place, node)
 
-    engine = open_engine(edit_graph(colour_bundle(), look_up_the_brightest))
+    engine = open_engine(edit_graph(colour_bundle(), index_by_the_brightest))
     black = np.zeros((3, 8, 8, 3), np.uint8)
     with caplog.at_level(logging.ERROR), pytest.raises(EngineFailed, match="failed on this batch") as caught:
         engine.run(black + np.uint8(1))

@@ -19,7 +19,7 @@ def open_engine(bundle: Bundle) -> OpenVinoEngine:
     return OpenVinoEngine(bundle, "fp32", threads=1, max_batch_size=4)
 
 
-def test_gives_what_onnx_runtime_gives(colour_bundle: ColourBundle) -> None:
+def test_the_outputs_are_those_of_onnx_runtime(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle()
     engine, reference = open_engine(bundle), OnnxEngine(bundle, "fp32", threads=1, max_batch_size=4)
     verify_engine(engine, bundle)
@@ -39,15 +39,15 @@ def test_outputs_outlive_the_next_batch(colour_bundle: ColourBundle) -> None:
     assert (white.features == 255).all()
 
 
-def test_rows_of_a_larger_array_may_be_run_in_any_layout(colour_bundle: ColourBundle) -> None:
-    """OpenVINO reads the pixels in place, so it must read rows correctly that are not contiguous."""
+def test_rows_that_are_not_contiguous_can_be_run(colour_bundle: ColourBundle) -> None:
+    """OpenVINO reads the pixels in place. So it must also read arrays whose rows are not contiguous."""
     engine = open_engine(colour_bundle())
     pixels = np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), np.uint8)
     every_other = engine.run(pixels[::2])
     np.testing.assert_array_equal(every_other.features, engine.run(pixels[::2].copy()).features)
 
 
-def test_says_what_runs(colour_bundle: ColourBundle) -> None:
+def test_info_describes_the_engine(colour_bundle: ColourBundle) -> None:
     info = open_engine(colour_bundle()).info
     assert (info.runtime, info.provider, info.precision) == ("openvino", "CPU f32", "fp32")
     assert (info.max_batch_size, info.threads, info.device) == (4, 1, "CPU")
@@ -65,14 +65,14 @@ def test_without_openvino_the_extra_is_named(colour_bundle: ColourBundle, monkey
         open_engine(colour_bundle())
 
 
-@pytest.mark.skipif(HAS_BF16, reason="this CPU has it")
+@pytest.mark.skipif(HAS_BF16, reason="this CPU has bf16")
 def test_bf16_is_refused_where_the_cpu_has_none(colour_bundle: ColourBundle) -> None:
     with pytest.raises(EngineUnavailable, match="no bf16"):
         OpenVinoEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, arithmetic="bf16")
 
 
 @needs_bf16
-def test_bf16_is_said_to_run(colour_bundle: ColourBundle) -> None:
+def test_info_says_that_bf16_runs(colour_bundle: ColourBundle) -> None:
     engine = OpenVinoEngine(colour_bundle(), "fp32", threads=1, max_batch_size=1, arithmetic="bf16")
     assert (engine.info.provider, engine.info.bf16, open_engine(colour_bundle("other")).info.bf16) == (
         "CPU bf16",
@@ -95,7 +95,7 @@ def test_an_artefact_without_its_file(colour_bundle: ColourBundle) -> None:
         open_engine(bundle)
 
 
-def test_a_width_that_the_manifest_does_not_say(colour_bundle: ColourBundle) -> None:
+def test_a_width_that_differs_from_the_manifest(colour_bundle: ColourBundle) -> None:
     with pytest.raises(BundleError, match=r"'features' has shape \(4, 3\) for 4 photos .* \(4, 4\)"):
         open_engine(colour_bundle(feature_width=4))
 

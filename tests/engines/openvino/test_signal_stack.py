@@ -23,7 +23,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("order", ["oldest first", "newest first"])
-def test_signals_are_heard_after_engines_were_closed(colour_bundle: Callable[..., Bundle], order: str) -> None:
+def test_signals_are_handled_after_engines_were_closed(colour_bundle: Callable[..., Bundle], order: str) -> None:
     # The program runs in another process, because a fault would end the process.
     command = [sys.executable, "-c", PROGRAM, str(colour_bundle().folder), order]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

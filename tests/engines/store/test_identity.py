@@ -64,11 +64,11 @@ OTHERS: dict[str, tuple[EngineRequest, str]] = {
         "features: float32 (N, 3), not pixels: float32 (N, 3, 8, 8)",
     ),
 }
-"""Requests that differ from TUNED, each with the sentence that says how."""
+"""Requests that differ from TUNED, each with the sentence that states the difference."""
 
 
 @pytest.mark.parametrize(("wanted", "sentence"), OTHERS.values(), ids=OTHERS)
-def test_an_engine_is_refused_for_whatever_differs(wanted: EngineRequest, sentence: str) -> None:
+def test_an_engine_is_refused_for_any_difference(wanted: EngineRequest, sentence: str) -> None:
     assert differences(TUNED, wanted) == [sentence]
     assert EngineIdentity.of(wanted).key != EngineIdentity.of(TUNED).key
 
@@ -83,7 +83,7 @@ def test_an_engine_serves_the_request_that_it_was_built_for() -> None:
     assert differences(AHEAD, AHEAD) == []
 
 
-def test_the_weightiest_difference_comes_first() -> None:
+def test_the_most_important_difference_comes_first() -> None:
     wanted = on_card(with_settings(replace(TUNED, graph_sha256="cd" * 32), tf32=True), H100)
     assert [sentence.split(" (")[0] for sentence in differences(TUNED, wanted)] == [
         "it was built for other weights",
@@ -92,13 +92,13 @@ def test_the_weightiest_difference_comes_first() -> None:
     ]
 
 
-def test_a_name_and_a_version_are_for_the_reader_only() -> None:
+def test_the_name_and_the_version_are_not_compared() -> None:
     renamed = replace(TUNED, model="other", version="7")
     assert EngineIdentity.of(renamed) == EngineIdentity.of(TUNED)
 
 
 @pytest.mark.parametrize("gpu", [A10, L4, RTX_4090])
-def test_an_engine_built_ahead_serves_every_card_of_its_capabilities(gpu: GpuFacts) -> None:
+def test_an_engine_built_ahead_serves_every_gpu_of_its_capabilities(gpu: GpuFacts) -> None:
     assert differences(AHEAD, on_card(AHEAD, gpu)) == []
 
 
@@ -117,21 +117,21 @@ def test_an_engine_built_ahead_serves_no_other_capability(wanted: EngineRequest,
 
 
 @pytest.mark.parametrize("name", ["batches", "workspace", "level", "TF32"])
-def test_where_it_is_enough_an_engine_with_other_settings_will_do(name: str) -> None:
+def test_a_minimum_batch_size_allows_other_settings(name: str) -> None:
     assert differences(OTHERS[name][0], replace(TUNED, min_batch_size=16)) == []
 
 
 @pytest.mark.parametrize("name", ["weights", "version", "card", "driver", "library", "precision", "inputs"])
-def test_only_settings_may_differ_where_it_is_enough(name: str) -> None:
+def test_a_minimum_batch_size_allows_no_other_difference(name: str) -> None:
     wanted, sentence = OTHERS[name]
     assert differences(TUNED, replace(wanted, min_batch_size=16)) == [sentence]
 
 
-def test_an_engine_for_smaller_batches_is_not_enough() -> None:
+def test_an_engine_for_smaller_batches_is_refused() -> None:
     assert differences(TUNED, replace(TUNED, min_batch_size=33)) == ["it takes batches of up to 32, not of 33"]
 
 
-def test_an_engine_built_ahead_knows_no_card_and_no_driver() -> None:
+def test_an_engine_built_ahead_belongs_to_no_gpu_and_no_driver() -> None:
     here, there = on_card(AHEAD, L4), on_card(AHEAD, RTX_4090)
     assert EngineIdentity.of(here).key == EngineIdentity.of(there).key
     assert EngineIdentity.of(here).card is None
@@ -155,7 +155,7 @@ def test_the_order_of_capabilities_does_not_matter() -> None:
         (AHEAD, None, "1.7.1.116", ["it was built for compute capability 8.6, 8.9, and there is no NVIDIA GPU here"]),
     ],
 )
-def test_says_whether_a_machine_can_use_it_at_all(
+def test_the_reasons_why_a_machine_cannot_use_an_engine(
     request_: EngineRequest, gpu: GpuFacts | None, version: str | None, faults: list[str]
 ) -> None:
     assert EngineIdentity.of(request_).faults_on(Host(gpu, "Linux", "x86_64"), version) == faults

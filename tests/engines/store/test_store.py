@@ -110,7 +110,7 @@ def test_the_policy_refuse_does_not_rebuild_an_invalid_engine(
 
 
 def test_the_policy_refuse_waits_for_an_engine_that_is_being_built(store: EngineStore) -> None:
-    store.find_or_build(on_card(TUNED, H100), Builder(), quiet)  # is refused
+    store.find_or_build(on_card(TUNED, H100), Builder(), quiet)  # TUNED cannot use this engine
     waits = threading.Event()
 
     def build(timing_cache: bytes) -> BuiltEngine:
@@ -199,13 +199,13 @@ def test_a_damaged_timing_cache_is_ignored(store: EngineStore) -> None:
     assert builder.given == [b""]
 
 
-def test_a_runtime_cache_belongs_to_an_engine_and_a_card(store: EngineStore) -> None:
+def test_a_runtime_cache_belongs_to_an_engine_and_a_gpu(store: EngineStore) -> None:
     engine = store.find_or_build(AHEAD, Builder(), quiet)
     cache = engine.runtime_cache(L4)
     cache.write(b"kernels")
     assert store.find(on_card(AHEAD, L4)).runtime_cache(L4).read() == b"kernels"
     assert engine.runtime_cache(RTX_4090).read() is None
-    assert engine.runtime_cache(replace(L4, driver_version="591.10")) == cache  # TensorRT itself judges the driver
+    assert engine.runtime_cache(replace(L4, driver_version="591.10")) == cache  # TensorRT itself checks the driver
 
 
 def test_other_files_in_the_folder_are_left_alone(store: EngineStore) -> None:

@@ -48,21 +48,21 @@ def change_record(plan: Path, old: str, new: str) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, "its plan has 3 of 4 bytes"),
     "empty": (empty, "its plan has 0 of 4 bytes"),
-    "a bit": (flip_a_bit, "its plan differs from its digest"),
+    "a flipped bit": (flip_a_bit, "its plan differs from its digest"),
     "no plan": (lambda plan: plan.unlink(), "its plan is missing"),
     "no record": (lambda plan: plan.with_suffix(".json").unlink(), "its record is missing"),
     "half a record": (lambda plan: halve(plan.with_suffix(".json")), "this release cannot read its record"),
-    "a record of the future": (
+    "a record with a newer schema": (
         lambda plan: change_record(plan, '"schema_version": 1', '"schema_version": 2'),
         "this release cannot read its record",
     ),
-    "a record that lies": (
+    "a record of another GPU": (
         lambda plan: change_record(plan, "NVIDIA A10", "NVIDIA H100"),
         "its record was changed, or is another engine's",
     ),
-    "a digest that lies": (lambda plan: change_record(plan, '"sha256": "', '"sha256": "0'), "differs from its digest"),
+    "a wrong digest": (lambda plan: change_record(plan, '"sha256": "', '"sha256": "0'), "differs from its digest"),
 }
-"""Kinds of damage to an engine with the plan `plan`, each with the sentence that reports it."""
+"""Functions that damage the engine with the file `plan`, each with the sentence that reports the damage."""
 
 
 @pytest.mark.parametrize(("do", "sentence"), DAMAGE.values(), ids=DAMAGE)

@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
 
 
-def test_of_two_processes_one_builds_and_both_get_the_engine(store: EngineStore) -> None:
+def test_one_of_two_processes_builds_and_both_get_the_engine(store: EngineStore) -> None:
     with building(store.folder, "a") as first, building(store.folder, "b") as second:
         starts = {first.read_event(): first, second.read_event(): second}
         assert set(starts) == {"building", "waiting"}

@@ -25,14 +25,14 @@ def test_a_phase_counts_as_part_of_the_step_it_runs_in(progress: BuildProgress, 
     assert reports == [
         ("Building", 0, TOTAL),
         ("Cloning", 0, TOTAL),
-        ("Cloning", 125, TOTAL),  # one of four, in one of two
-        ("Cloning", 187, TOTAL),  # and half of another
+        ("Cloning", 125, TOTAL),  # 1/4 of the first of two steps is 125 of 1000
+        ("Cloning", 187, TOTAL),  # 1/2 of another step of four adds 62
     ]
 
 
 def test_progress_never_decreases_within_an_outermost_phase(progress: BuildProgress, reports: Reports) -> None:
     progress.phase_start("Building", None, 2)
-    for name in ("Cloning", "Timing", "Timing"):  # three phases in one step, two of one name
+    for name in ("Cloning", "Timing", "Timing"):  # three phases run in one step, and two have the same name
         progress.phase_start(name, "Building", 2)
         assert progress.step_complete(name, 0)
         assert progress.step_complete(name, 1)

@@ -164,7 +164,7 @@ def test_a_compute_capability_that_the_library_does_not_support(graph: Path) -> 
 
 
 def test_a_layer_without_a_kernel_for_the_gpu(tmp_path: Path) -> None:
-    """Turing has no kernel for fp32 matrix products. The error quotes TensorRT without the places in its source."""
+    """Turing has no kernel for fp32 matrix products. The error quotes TensorRT without the locations in its source."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -231,7 +231,7 @@ print(first.summary.library, len(first.timing_cache) > 0, len(second.plan) > 0)
 
 
 def test_the_calls_that_only_tensorrt_receives(graph: Path) -> None:
-    """Runs TensorRT for RTX under the name of TensorRT, which cannot be installed here, in another process.
+    """TensorRT cannot be installed here. So another process runs TensorRT for RTX under the name of TensorRT.
 
     It checks that the calls exist in the API and that no targets are set. It does not check that TensorRT builds.
     """

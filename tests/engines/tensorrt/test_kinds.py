@@ -31,7 +31,7 @@ def test_an_engine_is_tuned_for_the_usual_batches_and_the_largest(
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 class TestCompiled:
-    """Compiles with TensorRT for RTX, for a GPU that this machine need not have."""
+    """Compiles with TensorRT for RTX. The target GPU need not be in this machine."""
 
     def test_an_engine_is_compiled_once_and_then_found(self, options: EngineOptions) -> None:
         steps: list[Step] = []
