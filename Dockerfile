@@ -1,13 +1,13 @@
-# One file, four images: `server` (CPU, without PyTorch), `server-gpu`, `worker` and `export`.
+# Builds four images: `server` (CPU, without PyTorch), `server-gpu`, `worker` and `export`.
 #
 #   docker build --target server -t zfserve:server .
 #
-# BASE_IMAGE needs Python 3.11 with venv. TORCH_INDEX: https://download.pytorch.org/whl/cu130 for a worker on a GPU; empty:
-# pip's ordinary index. A pip.conf that names your own index goes in as a secret, `--secret id=pip,src=pip.conf`, and stays
-# out of the image.
+# BASE_IMAGE needs Python 3.11 with venv. For a worker on a GPU, set TORCH_INDEX to
+# https://download.pytorch.org/whl/cu130. If TORCH_INDEX is empty, pip uses its ordinary index. To use your own index, pass
+# a pip.conf as a secret: `--secret id=pip,src=pip.conf`. It stays out of the image.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-# /opt/build installs, /opt/zfserve is what an image gets: without pip.
+# pip runs in /opt/build and installs into /opt/zfserve. Only /opt/zfserve is copied to an image, so images have no pip.
 FROM ${BASE_IMAGE} AS build
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/zfserve
 COPY constraints.txt tools/slim_environment.sh /build/
@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/build/bin/pip wheel --no-deps --wheel-dir /wheels .
 
 FROM build AS server-build
-# With openvino beside them, int8 is quicker on CPUs with VNNI, and bf16 can be had: docs/engines.md.
+# With the extra `openvino` too, int8 is faster on CPUs with VNNI, and bf16 is available: docs/engines.md.
 ARG SERVER_EXTRAS=server,tracing
 COPY --from=wheel /wheels /wheels
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -33,7 +33,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[server-gpu,tensorrt-rtx,tracing]" \
     && sh /build/slim_environment.sh /opt/zfserve
 
-# Only torch itself is looked up in its own index; --no-deps, as that index has old copies of what it needs.
+# Only torch itself comes from TORCH_INDEX. The index has old copies of the dependencies, so this step has --no-deps.
 FROM build AS torch-build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -52,7 +52,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[export]" \
     && sh /build/slim_environment.sh /opt/zfserve
 
-# What all four have in common at run time: nothing is written but to /tmp and to volumes.
+# All four images are built on this stage. The programs write to /tmp and to volumes only.
 FROM ${BASE_IMAGE} AS runtime
 RUN groupadd --gid 10001 zfserve \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin zfserve
@@ -70,14 +70,14 @@ COPY --from=worker-build /opt/zfserve /opt/zfserve
 EXPOSE 8501 9501
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["zfserve", "health", "--address", "localhost:8501", "--timeout", "4"]
-# The network is the container's own; what reaches further is what is published of it. TLS and tokens: docs/security.md.
+# The container has a network of its own, so only published ports can be reached. TLS and tokens: docs/security.md.
 CMD ["worker", "--listen", "0.0.0.0:8501", "--allow-insecure", "--metrics-host", "0.0.0.0", "--metrics-port", "9501", \
     "--model", "/models/zfnet"]
 
 FROM runtime AS server-gpu
 COPY --from=server-gpu-build /opt/zfserve /opt/zfserve
 EXPOSE 8500 9500
-# A first start may compile an engine.
+# The first start may compile an engine, so the start period is long.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s \
     CMD ["zfserve", "health", "zfserve.v1.VisionService", "--timeout", "4"]
 CMD ["serve", "--host", "0.0.0.0", "--allow-insecure", "--metrics-host", "0.0.0.0", "--model", "/models/zfnet", \

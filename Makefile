@@ -1,9 +1,9 @@
-# Every target creates .venv and installs what it needs by itself, and into nothing else of the system.
+# Targets create .venv and install what they need into it. They change nothing else on the system.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
-# Where the CPU-only PyTorch comes from. For CUDA: `make TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...`;
-# empty: from the ordinary index.
+# TORCH_INDEX is the package index of PyTorch. The default has PyTorch for the CPU only. For CUDA, run
+# `make TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...`. If it is empty, pip uses its ordinary index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
@@ -15,12 +15,12 @@ help:
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-# Only torch itself is looked up there; where that index is out of reach, the ordinary one serves.
+# Only torch itself is looked up in TORCH_INDEX. If that index cannot be reached, pip uses its ordinary index.
 	$(BIN)/python -m pip install -q --retries 0 --no-deps -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-# The reference the weight import is tested against; it asks for torchvision, which its networks never import.
+# pytorchcv is the reference in the tests of the weight import. Its networks never import torchvision, which it requires.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps pytorchcv
-# The client that the Open Inference Protocol is tested with; it asks for older ml_dtypes and protobuf, and works with these.
+# tritonclient tests the Open Inference Protocol. It requires older ml_dtypes and protobuf, but works with the pinned ones.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tritonclient
 	touch $@
 
@@ -37,10 +37,10 @@ models/zfnet: | $(BIN)/.installed
 
 # `make test`    the whole suite
 test: $(BIN)/.installed
-# Two processes with a thread of torch's each: with two each they would wait for one another on two cores.
+# Two test processes with one PyTorch thread each fill two cores. With two threads each they would block one another.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
 
-# `make test-gpu`  what only an NVIDIA GPU can show; fails where there is none. For its PyTorch, see TORCH_INDEX above
+# `make test-gpu`  the tests that need an NVIDIA GPU; fails without one. For its PyTorch, see TORCH_INDEX above
 test-gpu: $(BIN)/.installed
 	$(BIN)/python -c 'import sys; from zfserve_engines.cuda.gpu import detect_gpu; sys.exit(0 if detect_gpu() else "there is no NVIDIA GPU that CUDA can use here")'
 	$(BIN)/pytest -q -m gpu tests/gpu
@@ -56,12 +56,12 @@ check: $(BIN)/.installed
 	$(BIN)/pytest -q tests/test_boundaries.py tests/test_pages.py
 	$(BUILD_SITE)
 
-# `make docs`    the documentation site, into site/; fails where a link leads nowhere
+# `make docs`    the documentation site, into site/; fails if a link is broken
 docs: $(BIN)/.installed
 	$(BUILD_SITE)
 	@echo 'to read it, with search: python3 -m http.server --directory site'
 
-# The variable turns off a notice that Material for MkDocs ends in 2027. Its successor, Zensical, reads the same mkdocs.yml.
+# The variable turns off the notice that Material for MkDocs ends in 2027. Its successor, Zensical, reads mkdocs.yml too.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # `make bench`   the benchmarks, each with its limit
@@ -72,7 +72,7 @@ bench: $(BIN)/.installed models/zfnet
 audit: .audit/bin/pip-audit
 	$(PYTHON) tools/audit.py .audit/bin/pip-audit constraints.txt
 
-# Apart from .venv: what it needs is no part of this project.
+# pip-audit has an environment of its own, because its dependencies are not part of this project.
 .audit/bin/pip-audit:
 	$(PYTHON) -m venv .audit
 	.audit/bin/pip install -q pip-audit==2.10.1

@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of docs/architecture.md, held by reading every import statement."""
+"""Tests that each room imports only the rooms that docs/architecture.md permits. Reads every import statement."""
 
 import ast
 import re

@@ -21,7 +21,7 @@ from typing import Any
 SERVICES = {"pypi": "pypi.org", "osv": "api.osv.dev"}
 
 SOUND, VULNERABLE, UNKNOWN = 0, 1, 2
-"""Exit statuses."""
+"""The exit statuses."""
 
 INDEX = "https://pypi.org"
 CONNECTIONS = 4
@@ -42,7 +42,7 @@ def main(pip_audit: str, constraints: str, index: str = INDEX) -> int:
         return report(dependencies)
     hosts = " nor ".join(SERVICES.values())
     sys.stderr.write(
-        f"audit: neither {hosts} answers for the versions pinned; run it where one of them can be reached\n"
+        f"audit: neither {hosts} answers for the pinned versions; run it where one of them can be reached\n"
     )
     return UNKNOWN
 

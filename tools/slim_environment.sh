@@ -1,6 +1,6 @@
 #!/bin/sh
-# Removes from a virtual environment what no program needs at run time: the libraries' tests, PyTorch's C++ headers and its
-# test programs. The Dockerfile calls it.
+# Removes files from a virtual environment that no program needs at run time: the libraries' tests, PyTorch's C++ headers
+# and its test programs. The Dockerfile calls it.
 #
 #   slim_environment.sh FOLDER
 set -eu

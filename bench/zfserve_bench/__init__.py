@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a ratio against its limit. Called by `zfserve bench`."""
+"""Runs benchmarks. Each prints a ratio against its limit. `zfserve bench` calls them."""

@@ -1,4 +1,4 @@
-"""The command `zfserve bench`: runs benchmarks, prints their tables, and compares their figures with the limits.
+"""Runs the command `zfserve bench`: runs benchmarks, prints their tables, and compares their figures with the limits.
 
 To add a benchmark, write a module with a function from `BenchmarkConfig` to `Report`, and name it in `BENCHMARKS`.
 """
@@ -66,7 +66,7 @@ OVERLOAD_SECONDS, QUICK_OVERLOAD_SECONDS = 60.0, 4.0
 REPEATS = 50
 
 TABLE_WIDTH = 1000
-"""The width of the output, whatever the terminal's. A table that is cut to fit cannot be pasted."""
+"""The width of the output in characters, on every terminal. A table that is cut to fit cannot be pasted."""
 
 HELD, MISSED, UNUSABLE = 0, 1, 2
 """The exit statuses: all limits hold, a limit is missed or a benchmark failed, unusable arguments or input."""

@@ -1,4 +1,4 @@
-"""Bundles and settings so small that a benchmark takes a second or two."""
+"""Provides bundles and settings that are so small that a benchmark takes a second or two."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
 @pytest.fixture
 def config_of(tmp_path: Path) -> Callable[[Bundle], BenchmarkConfig]:
-    """A quick config for a bundle, with two sample photos."""
+    """Returns a function from a bundle to a quick config with two sample photos."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     photos = tuple(sorted(SAMPLES.glob("*.jpg"))[:2])
@@ -28,7 +28,7 @@ def config_of(tmp_path: Path) -> Callable[[Bundle], BenchmarkConfig]:
 
 @pytest.fixture(scope="session")
 def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of the figure-3 network with random weights, for benchmarks that need weights and a worker."""
+    """Returns a bundle of the figure-3 network with random weights, for benchmarks that need weights and a worker."""
     spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=16)
     network = build_network(spec, torch.Generator().manual_seed(5)).eval()
     checkpoint = Checkpoint(network.half().float(), ("n1", "n2"), ("one", "two"), Preprocessing())
@@ -56,7 +56,10 @@ def _no_processes_left() -> Iterator[None]:
 
 @pytest.fixture
 def figures() -> Callable[[Report], dict[str, float]]:
-    """Returns the figures of a report by name. All of them must be finite, positive and without a limit."""
+    """Returns a function that returns the figures of a report by name.
+
+    It asserts that all of them are finite, positive and without a limit.
+    """
 
     def by_name(report: Report) -> dict[str, float]:
         assert all(finding.limit is None for finding in report.findings)

@@ -28,7 +28,7 @@ Half = Callable[[str], onnx.ModelProto]
 
 WIDTH, CLASSES = 16, 3
 ARCHITECTURES = {"zfnet": False, "zfnet-fig3": False, "alexnet": True}
-"""Whether each architecture has contrast norm in the fixture `exported`."""
+"""The architectures. The value is True if the fixture `exported` gives the architecture contrast norm."""
 
 MULTIPLICATIONS = {
     "fp32": {("CONVOLUTION", "float32"): 5, ("MATRIX_MULTIPLY", "float32"): 3},

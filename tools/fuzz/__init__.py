@@ -1,1 +1,1 @@
-"""A fuzzer for the image decoders. `python -m tools.fuzz` runs it; docs/security.md records its runs."""
+"""Fuzzes the image decoders. `python -m tools.fuzz` runs it; docs/security.md records its runs."""

@@ -24,7 +24,7 @@ from tools.fuzz.mutations import mutate
 from tools.fuzz.oracle import decode_all
 
 HELD, FAULTS, UNUSABLE = 0, 1, 2
-"""Exit statuses."""
+"""The exit statuses."""
 
 
 def main() -> int:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from tools.fuzz.oracle import OUTCOMES
 
 SILENCE_TIMEOUT_S = 120.0
-"""A decoder hangs when its process prints nothing for so long. Wall-clock time, generous for a busy machine."""
+"""A decoder is considered to hang if its process prints nothing for this many seconds. It is long enough for a busy
+machine."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from zfserve_runtime.errors import ImageTooLarge, ImageUndecodable, InvalidInput
 from tools.fuzz.mutations import mutate
 
 SIDE = 32
-"""Side of the decoded image in pixels. It is small, because the final resize is not what is tested."""
+"""The side of the decoded image in pixels. It is small, because the final resize is not what is tested."""
 
 SPEC = InputSpec(height=SIDE, width=SIDE, resize="squash", shorter_side=SIDE, mean=(0, 0, 0), std=(1, 1, 1))
 LIMITS = ImageLimits(max_bytes=1024 * 1024, max_pixels=2_000_000)
@@ -25,11 +25,11 @@ LIMITS = ImageLimits(max_bytes=1024 * 1024, max_pixels=2_000_000)
 
 MAX_CPU_S = 3.0
 MAX_MEMORY_BYTES = 96 * 1024 * 1024
-"""Additional memory for one file. Pillow needs 4 bytes a pixel (up to LIMITS.max_pixels) for each of its pictures, and
-a conversion holds up to four of them. The codecs add what they keep."""
+"""The largest additional memory for one file. Pillow needs 4 bytes for each pixel (up to LIMITS.max_pixels) for each of
+its pictures, and a conversion holds up to four of them. The codecs need memory too."""
 
 OUTCOMES = ("decoded", ImageUndecodable.reason, ImageTooLarge.reason)
-"""The outcomes that are no faults."""
+"""The outcomes that are not faults."""
 
 
 def decode_all(corpus: Sequence[bytes], seed: int, indices: range) -> None:

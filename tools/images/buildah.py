@@ -52,7 +52,7 @@ class Buildah:
             self("rm", name)
 
     def configuration(self, image: str) -> dict[str, Any]:
-        """Returns how the image is run: `Entrypoint`, `Cmd`, `Healthcheck`, `User`."""
+        """Returns the configuration of the image: `Entrypoint`, `Cmd`, `Healthcheck`, `User`."""
         found: dict[str, Any] = json.loads(self("inspect", "--type", "image", image))["Docker"]["config"]
         return found
 
@@ -88,7 +88,7 @@ def make_base(buildah: Buildah) -> str:
 def build(buildah: Buildah, target: str, base: str, arguments: argparse.Namespace) -> str:
     """Builds a target of the Dockerfile on `base`, and returns the image's name. The output goes to a log file."""
     image = f"localhost/zfserve:{target}"
-    # Docker's format, because OCI's has no health check.
+    # The format is Docker's, because OCI's format has no health check.
     options = ["--isolation", "chroot", "--format", "docker", "--layers", "--target", target, "--tag", image]
     options += ["--build-arg", f"BASE_IMAGE={base}"]
     if arguments.torch_index is not None:

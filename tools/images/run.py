@@ -93,7 +93,7 @@ def wait_until_healthy(buildah: Buildah, container: str, image: str) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Makes an empty folder that the images' user may write to, in place of an existing one."""
+    """Makes an empty folder that the images' user may write to, and removes an existing one first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     os.chown(folder, USER, USER)

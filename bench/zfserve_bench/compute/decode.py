@@ -1,4 +1,4 @@
-"""Benchmark `decode`: the CPU time of decoding and resizing a JPEG file."""
+"""Benchmark `decode`: measures the CPU time of decoding and resizing a JPEG file."""
 
 import io
 import statistics
@@ -15,7 +15,7 @@ from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
 
 MAX_CPU = Limit("at most", 2.5)
-"""Milliseconds of one core."""
+"""The largest CPU time for one file, in milliseconds of one core."""
 
 REPEATS = 20
 """The number of times that a round decodes each photo. The CPU clock may tick in whole milliseconds."""

@@ -42,11 +42,11 @@ Classify = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """An engine, or PyTorch, that runs the netcost.
+    """Holds an engine, or PyTorch, that runs the network.
 
     Attributes:
         precision: the precision of the graph.
-        arithmetic: the arithmetic that it computes in. For a float graph it may be coarser than the graph's.
+        arithmetic: the arithmetic that it computes in. For a float graph it may be less exact than the graph.
         off_by: the largest difference of a probability to the recorded fp32 outputs, on the golden inputs.
         top1: the share of photos that it classifies correctly; None if it was not measured.
     """
@@ -61,7 +61,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Round:
-    """The measurements of one round.
+    """Holds the measurements of one round.
 
     Attributes:
         batch_s: the seconds of a batch, by contender (its index in the list) and batch size.
@@ -183,7 +183,7 @@ def _open_engines(
     stack: ExitStack,
     notes: list[str],
 ) -> Iterator[Contender]:
-    """Yields the engines that open and give the golden outputs. Adds a note with the reason for each other one."""
+    """Yields the engines that open and give the golden outputs. For each other engine, adds a note with the reason."""
     bundle = config.bundle
     options = EngineOptions(bundle, max(BATCH_SIZES), config.threads)
     for kind in kinds:

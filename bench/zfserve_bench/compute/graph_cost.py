@@ -11,7 +11,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class GraphCost:
-    """The least work of a network.
+    """Holds the least work that a network needs.
 
     Attributes:
         image_flops: the multiplications and additions of the convolutions and matrix products, for one photo.
@@ -60,7 +60,7 @@ def count_cost(file: Path) -> GraphCost:
 
 
 def _multiplications(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Returns the multiplications of a node for one photo; 0 for a node that is no convolution or matrix product."""
+    """Returns the multiplications of a node for one photo; 0 if it is neither a convolution nor a matrix product."""
     if node.op_type == "Conv":
         # Each value of the output is a sum over one filter: (channels in / groups) x height x width.
         return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])

@@ -1,4 +1,4 @@
-"""Benchmark `projection`: the time of the nine strongest conv5 projections, in forward passes and beside captum."""
+"""Benchmark `projection`: measures the nine strongest conv5 projections, in forward passes and beside captum."""
 
 import importlib
 import importlib.util
@@ -102,14 +102,17 @@ def project_for_class(network: Network, image: Tensor) -> list[Projection]:
 
 
 def captum_strongest(network: Network, image: Tensor) -> list[Tensor]:
-    """Returns the same with captum, one call a map: gradients for the whole input, float32 (3, H, W), seeded with 1."""
+    """Returns the same projections from captum, with one call for each map.
+
+    Each is the gradient for the whole input, float32 (3, H, W), and begins with 1 at the unit.
+    """
     captum = importlib.import_module("captum.attr")
     activations = network.trunk[: _position(network) + 1](image[None])[0]
     strengths = activations.flatten(1).amax(1)
     deconvolution = captum.NeuronDeconvolution(network, network.trunk.get_submodule(LAYER))
     gradients = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns at every call that it sets hooks
+        warnings.simplefilter("ignore")  # captum warns at every call that it sets hooks
         for index in strengths.sort(descending=True, stable=True).indices[:MAPS].tolist():
             row, column = divmod(int(activations[index].argmax()), activations.shape[-1])
             # A clone, because captum makes the input require a gradient.

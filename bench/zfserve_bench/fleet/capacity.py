@@ -1,4 +1,4 @@
-"""Benchmark `capacity`: the size of a node pool for a number of images per hour, from measurements on this machine.
+"""Benchmark `capacity`: computes the size of a node pool for a number of images per hour, from measurements here.
 
 docs/capacity.md explains the formulas.
 """
@@ -25,21 +25,21 @@ from zfserve_bench.services import usable_cpus
 IMAGES_PER_HOUR = (1_000, 100_000, 10_000_000)
 
 UTILISATION = 0.6
-"""The planned load over the measured capacity. The rest is for uneven arrivals, for the start of new replicas, and for
-a replica that is down."""
+"""The planned load over the measured capacity. The rest is a reserve for uneven arrivals, for the start of new
+replicas, and for a replica that is down."""
 
 EXPLAINED_SHARE = 0.01
 """The share of photos whose nine strongest projections are requested too."""
 
 CPUS_A_REPLICA = 2
 CPUS_A_WORKER = 2
-"""The requests of deploy/base."""
+"""The CPU requests of the pods in deploy/base."""
 
 MIN_REPLICAS = 2
 """The least number of replicas and of workers, so that one may be down."""
 
 MEMORY_MARGIN = 1.5
-"""Planned memory over resident memory: for photos in flight, and for a new model version beside the old one."""
+"""The planned memory over the resident memory. The rest is for photos in flight, and for a new model version."""
 
 CPUS_A_NODE = 15
 """The CPUs for pods of a node with 16 CPUs. One is for the node's own agents."""

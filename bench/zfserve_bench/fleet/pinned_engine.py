@@ -19,11 +19,11 @@ from zfserve_bench.inputs import random_images
 from zfserve_bench.service.in_process import InProcess
 
 BATCH = 16
-"""The default of the largest batch of a server."""
+"""The largest batch of a server by default."""
 
 
 class PinnedEngine:
-    """The process, as the benchmark that starts it sees it. Leaving the block ends the process."""
+    """Starts the process and sends it runs. Leaving the block ends the process."""
 
     def __init__(self, bundle: Bundle, precision: Precision, cpu: int) -> None:
         command = [sys.executable, "-m", "zfserve_bench.fleet.pinned_engine", str(bundle.folder), precision, str(cpu)]

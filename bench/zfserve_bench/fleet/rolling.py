@@ -25,7 +25,7 @@ SHARE_OF_CAPACITY = 0.4
 """The load over the capacity. One replica is always down, and its start takes a core."""
 
 MAX_CALLS_PER_S = 100.0
-"""More calls would measure the load generator, if the network is tiny."""
+"""With a tiny network, more calls would measure the load generator."""
 
 PROBE = ClosedLoop(Kind.RAW, clients=8, warm_up=8, calls=64)
 
@@ -136,7 +136,7 @@ def _counted(name: str, during: int, otherwise: int, limit: Limit | None = None)
 
 
 def percentile_ms(records: Sequence[Call], percent: int) -> float:
-    """Returns a percentile of the durations of at least two calls, whatever their status."""
+    """Returns a percentile of the durations of at least two calls of any status, in milliseconds."""
     return statistics.quantiles([one.seconds * 1e3 for one in records], n=100)[percent - 1]
 
 

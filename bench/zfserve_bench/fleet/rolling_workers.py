@@ -20,7 +20,7 @@ WORKERS = 2
 """The smallest number in the Kubernetes manifests."""
 
 PER_S = 6.0
-"""Calls per second. Each projects the two strongest maps of the highest layer, some 50 ms of a worker's time."""
+"""Calls per second. Each projects the two strongest maps of the highest layer, which takes about 50 ms of a worker."""
 
 
 def measure_rolling_workers(config: BenchmarkConfig, count: int = WORKERS, per_s: float = PER_S) -> Report:

@@ -1,4 +1,4 @@
-"""Benchmark `scale`: throughput by the number of replicas behind client-side round robin, each on its own CPU."""
+"""Benchmark `scale`: measures throughput by number of replicas behind client-side round robin, each on its own CPU."""
 
 import statistics
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from zfserve_bench.reports.paired import alternate, median_ratio
 from zfserve_bench.services import usable_cpus
 
 MIN_SHARE: dict[Precision, Limit] = {"fp32": Limit("at least", 0.85), "int8": Limit("at least", 0.75)}
-"""The least throughput over that of as many engines on the same CPUs without a service."""
+"""The least throughput of replicas, over that of the same number of engines on the same CPUs without a service."""
 
 CLIENTS_A_REPLICA = 2 * BATCH
 """One batch in the engine, and the next one in the queue."""

@@ -1,7 +1,8 @@
 """The load process: `python -m zfserve_bench.load TARGET FOLDER`, started by `generator.LoadGenerator`.
 
 It reads orders from standard input and answers each on standard output (see `protocol`), until standard input ends.
-A real service's clients run on other machines, so this process is kept lean: it may share the CPUs with the service.
+The clients of a real service run on other machines. So this process uses little CPU, because it may share the CPUs with
+the service.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from zfserve_bench.load.senders import OWN_CONNECTION, balanced_channel
 
 
 class LoadProcess:
-    """Carries out orders.
+    """Carries out the orders of a benchmark.
 
     Args:
         target: the address of the server, or the addresses of several servers, separated by commas.

@@ -1,4 +1,4 @@
-"""A closed loop: each client waits for an answer before it makes its next call. Runs in the load process."""
+"""Runs a closed loop: each client waits for an answer before it makes its next call. Runs in the load process."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The load process, as the benchmark that starts it sees it."""
+"""Starts the load process and sends it orders. Benchmarks use it."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""An open loop: calls begin at their time, whatever became of earlier ones. Runs in the load process."""
+"""Runs an open loop: calls begin at their times, even if earlier calls still run. Runs in the load process."""
 
 import asyncio
 import random
@@ -31,7 +31,9 @@ class RunningOpenLoop:
         return taken
 
     async def finish(self) -> OpenLoopResult:
-        """Makes no more calls, waits for those in flight, and returns the calls that nobody has taken yet."""
+        """Makes no more calls, waits for those in flight, and returns the calls that `take_ended_calls` has not
+        returned.
+        """
         seconds = time.monotonic() - self._began_s
         self._stop.set()
         await self._run
@@ -52,7 +54,7 @@ async def run_streams(
     """Makes the calls of all streams until `stop` is set, then waits for those in flight. A slow call delays no other.
 
     Args:
-        senders: makes the next call of each stream.
+        senders: for each stream, the function that makes its next call.
         record: receives each call when it has ended.
     """
     in_flight = 0

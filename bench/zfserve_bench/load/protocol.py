@@ -114,7 +114,7 @@ class ClosedLoopResult:
     Attributes:
         calls: the number of calls answered while the clock ran.
         seconds: the time from the last answer of the warm-up to the last answer counted.
-        cpu_s: the CPU time of the load process meanwhile.
+        cpu_s: the CPU time of the load process in that time.
     """
 
     calls: int
@@ -145,7 +145,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """An order: make calls at given rates, whatever becomes of earlier ones, until the order to finish.
+    """An order: make calls at given rates until the order to finish, even if earlier calls still run.
 
     Attributes:
         random_arrivals: True for a Poisson process; False for equal intervals.
@@ -162,7 +162,8 @@ class OpenLoop:
 
     @classmethod
     def steady(cls, rates: Mapping[Kind, float]) -> Self:
-        """Returns an order for calls of several kinds at equal intervals, on a channel as zfserve's client has it.
+        """Returns an order for calls of several kinds at equal intervals, on a channel with the options of zfserve's
+        client.
 
         Args:
             rates: calls per second of each kind.

@@ -32,20 +32,20 @@ Send: TypeAlias = Callable[[], Awaitable[str]]
 """Makes the next call of a stream and returns the name of its status, or raises AioRpcError."""
 
 CANCEL_AFTER_S = 0.005
-"""The request reaches the server by then, and the answer takes longer."""
+"""The time after which a call is cancelled, in seconds. The server has the request by then, but has not answered."""
 
 REQUESTS_OF = {Kind.CANCELLED_CLASSIFY: Kind.JPEG, Kind.CANCELLED_PROJECT: Kind.PROJECT}
 """The kinds that send the requests of another kind."""
 
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
-"""Channels of one process share connections otherwise."""
+"""Without this option, channels of one process share connections."""
 
 
 @asynccontextmanager
 async def connect(
     target: str, requests: Mapping[Kind, Sequence[bytes]], stream: Stream, order: OpenLoop
 ) -> AsyncIterator[Send]:
-    """Opens the connection of a stream, and yields what makes its calls."""
+    """Opens the connection of a stream, and yields the function that makes its calls."""
     messages = requests.get(REQUESTS_OF.get(stream.kind, stream.kind), [b""])
     if order.sender is Sender.CLIENT:
         async with AsyncClient(target, priority=stream.priority, client_id=stream.name) as client:

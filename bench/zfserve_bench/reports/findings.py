@@ -39,7 +39,7 @@ class Limit:
     bound: float
 
     def holds(self, value: float) -> bool:
-        """Returns True if `value` keeps to the bound. NaN does not."""
+        """Returns True if `value` keeps to the bound. NaN never does."""
         return value >= self.bound if self.sense == "at least" else value <= self.bound
 
 

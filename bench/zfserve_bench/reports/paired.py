@@ -1,7 +1,7 @@
 """Paired measurements: alternates a baseline and a measurement, and compares each measurement with its neighbours.
 
-The speed of a machine drifts. A disturbance that outlasts a round affects both sides, and the median ignores a shorter
-one.
+The speed of a machine drifts. A disturbance that is longer than a round affects both sides. The median ignores
+shorter disturbances.
 """
 
 import statistics
@@ -36,5 +36,5 @@ def median_ratio(baselines: Sequence[float], values: Sequence[float]) -> float:
 
 
 def differences(baselines: Sequence[float], values: Sequence[float]) -> list[float]:
-    """Each value less the baseline around it; `baselines` has one more entry."""
+    """Returns each value minus the baseline around it. `baselines` has one more entry than `values`."""
     return [value - around for value, around in zip(values, surrounding_baselines(baselines), strict=True)]

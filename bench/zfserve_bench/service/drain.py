@@ -1,7 +1,7 @@
 """Benchmark `drain`: stops a service under load many times. The service must answer all calls that it accepted.
 
-The callers call without retries until the process is gone. A call is lost if the service's log has it and its caller
-got no answer by the service itself. Calls that never reached the service are counted separately.
+The callers call without retries until the process is gone. A call is lost if the service logged it and its caller
+got no answer from the service itself. Calls that never reached the service are counted separately.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ class Outcome(enum.Enum):
     """The end of a call, as its caller sees it."""
 
     ANSWERED = enum.auto()
-    REFUSED = enum.auto()  # by the service itself
-    UNAVAILABLE = enum.auto()  # by gRPC
-    CANCELLED = enum.auto()  # by gRPC
+    REFUSED = enum.auto()  # the service refused the call
+    UNAVAILABLE = enum.auto()  # gRPC ended the call
+    CANCELLED = enum.auto()  # gRPC ended the call
 
 
 @dataclass

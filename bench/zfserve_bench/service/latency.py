@@ -1,4 +1,4 @@
-"""Benchmark `latency`: the time that the service adds to in-process inference, for one client."""
+"""Benchmark `latency`: measures the time that the service adds to in-process inference, for one client."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ from zfserve_bench.service.bare_server import bare_server
 from zfserve_bench.services import classifying_service
 
 MAX_ADDED = Limit("at most", 1.5)
-"""Milliseconds."""
+"""The largest time that the service may add, in milliseconds."""
 
 CALLS = 10
 """The number of calls in a block. There are several, because the first of a block meets cold caches."""

@@ -1,8 +1,8 @@
-"""Benchmark `overload`: four times the capacity of the service for a minute, with deadlines.
+"""Benchmark `overload`: offers four times the capacity of the service for a minute, with deadlines.
 
-The service must answer in time what it accepts, and its goodput must stay near its capacity. Three senders take
-turns: bare calls at the capacity itself, as a reference that is not judged; bare calls at four times the capacity; and
-calls by zfserve's client.
+The service must answer in time every call that it accepts, and its goodput must stay near its capacity. Three senders
+take turns: bare calls at the capacity itself, as a reference that is not judged; bare calls at four times the capacity;
+and calls by zfserve's client.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ DEADLINE_IMAGES = 64
 
 MIN_GOODPUT = 0.90
 MIN_GOODPUT_INT8_ANY_CALLER = 0.85
-"""INT8 answers up to three times as fast as fp32, so each refusal takes the time of more answers."""
+"""INT8 answers up to three times as fast as fp32, so one refusal costs the time of more answers."""
 
 MIN_KEPT = 0.99
 MIN_BULK = 0.10
@@ -57,8 +57,9 @@ SENDERS = (
     (ANY_CALLER, Sender.BARE, OVERLOAD),
     ("zfserve's client", Sender.CLIENT, OVERLOAD),
 )
-"""Each sender's name, how it makes its calls, and its load over the capacity. The first shows what single calls can get
-of the capacity, because the closed loop that measures it sends calls by the batch."""
+"""Each sender's name, how it makes its calls, and its load over the capacity. The first is a
+reference: it shows the share of the capacity that single calls reach. The closed loop that measures the capacity sends
+calls in bursts as large as a batch."""
 
 CLIENT_MIX: tuple[tuple[str, Priority, float], ...] = (
     ("greedy", "interactive", 0.5),

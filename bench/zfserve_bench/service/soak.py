@@ -1,4 +1,4 @@
-"""Benchmark `soak`: calls of all kinds, good and bad, for a long time.
+"""Benchmark `soak`: makes calls of all kinds, good and bad, for a long time.
 
 Memory, file descriptors and threads must not grow, and every call must end as expected.
 """
@@ -45,7 +45,7 @@ SAMPLE_S = 10.0
 MIN_SAMPLES = 12
 
 MAX_GROWTH = Limit("at most", 0.2)
-"""MB per minute over the last half. 0.2 is some 120 bytes a call."""
+"""The largest growth in MB per minute over the last half. 0.2 is about 120 bytes for each call."""
 
 NO_MORE = Limit("at most", 0)
 BARS = "▁▂▃▄▅▆▇█"

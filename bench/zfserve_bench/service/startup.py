@@ -1,4 +1,4 @@
-"""Benchmark `startup`: the time until requests are answered, and the memory of server and worker then."""
+"""Benchmark `startup`: measures the time until requests are answered, and the memory of server and worker then."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Benchmark `throughput`: images per second of the service over those of ONNX Runtime in process."""
+"""Benchmark `throughput`: compares the images per second of the service with those of ONNX Runtime in process."""
 
 import statistics
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def loaded_service(config: BenchmarkConfig, precision: Precision, requests: list
 def _compare(
     config: BenchmarkConfig, precision: Precision, clients: int, generator: LoadGenerator, in_process: InProcess
 ) -> tuple[Finding, float]:
-    """Returns the finding, and the CPU time of the load generator in milliseconds a call."""
+    """Returns the finding, and the CPU time of the load generator in milliseconds for each call."""
     effort = config.effort
     loads: list[ClosedLoopResult] = []
     order = generator.saturating_loop(Kind.RAW, clients, effort.round_s)

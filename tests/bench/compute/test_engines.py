@@ -35,7 +35,7 @@ class FakePeaks:
         return 20.0
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Frees nothing, because there is nothing to free."""
 
 
 def contender(classify: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]] | None = None) -> Contender:
@@ -44,8 +44,8 @@ def contender(classify: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32
 
 
 def test_a_finding_has_the_medians_of_ratios_within_a_round() -> None:
-    """Ten photos need 1000 operations and 1100 bytes. In the second round machine and engine are half as fast. In the
-    third round something disturbs the engine alone."""
+    """Ten photos need 1000 operations and 1100 bytes. In the second round, machine and engine are half as fast. In
+    the third round, something disturbs only the engine."""
     rounds = [
         Round({(0, 10): 20.0}, {"fp32": 100.0}, 1100.0),
         Round({(0, 10): 40.0}, {"fp32": 50.0}, 550.0),

@@ -1,4 +1,4 @@
-"""Tests the parts of the GPU benchmark that run without a GPU: PyTorch, its baseline, computes the bundle's network."""
+"""Tests the parts of the GPU benchmark that run without a GPU: its PyTorch baseline computes the bundle's network."""
 
 from collections.abc import Callable
 from dataclasses import replace

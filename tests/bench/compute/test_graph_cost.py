@@ -12,7 +12,7 @@ def weights(name: str, *shape: int, dtype: type[np.generic] = np.float32) -> onn
 
 
 def save_graph(file: Path) -> Path:
-    """Saves a graph of Cast, a grouped Conv with stride, Flatten, a transposed Gemm, and a MatMul in 8 bits."""
+    """Saves a graph of Cast, a grouped Conv with stride, Flatten, a transposed Gemm, and an 8-bit MatMul."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("Conv", ["values", "filters"], ["maps"], group=2, strides=[2, 2], pads=[1, 1, 1, 1]),

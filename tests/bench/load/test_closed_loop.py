@@ -30,7 +30,7 @@ def test_calls_are_counted_in_whole_bursts(calls: float, whole: int) -> None:
 
 
 class CountingCall:
-    """Answers at once, and knows how many were in flight together, and what they sent."""
+    """Answers at once. Records the largest number of calls in flight and the requests that were sent."""
 
     def __init__(self) -> None:
         self.in_flight = self.most = 0

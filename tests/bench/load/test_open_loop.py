@@ -18,7 +18,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 
 
 def one_stream(calls_per_s: float, send: Send) -> tuple[OpenLoop, dict[Stream, Send]]:
-    """Returns an order with one stream, and what makes its calls."""
+    """Returns an order with one stream, and the function that makes its calls."""
     order = OpenLoop.steady({Kind.RAW: calls_per_s})
     return order, {order.streams[0]: send}
 
