@@ -83,7 +83,7 @@ def compare_rounds(times: list[dict[str, float]], judged: bool) -> Iterator[Find
         speedup = statistics.median(one["captum"] / one["project"] for one in times)
         limit = MIN_SPEEDUP if judged else None
         yield Finding(
-            f"{MAPS} captum calls, times as fast", median_ms("project"), median_ms("captum"), Quantity(speedup), limit
+            f"{MAPS} captum calls, speed-up", median_ms("project"), median_ms("captum"), Quantity(speedup), limit
         )
 
 

@@ -31,8 +31,8 @@ replicas, and for a replica that is down."""
 EXPLAINED_SHARE = 0.01
 """The share of photos whose nine strongest projections are requested too."""
 
-CPUS_A_REPLICA = 2
-CPUS_A_WORKER = 2
+CPUS_PER_REPLICA = 2
+CPUS_PER_WORKER = 2
 """The CPU requests of the pods in deploy/base."""
 
 MIN_REPLICAS = 2
@@ -41,10 +41,10 @@ MIN_REPLICAS = 2
 MEMORY_MARGIN = 1.5
 """The planned memory over the resident memory. The rest is for photos in flight, and for a new model version."""
 
-CPUS_A_NODE = 15
+CPUS_PER_NODE = 15
 """The CPUs for pods of a node with 16 CPUs. One is for the node's own agents."""
 
-CLIENTS_A_REPLICA = 16
+CLIENTS_PER_REPLICA = 16
 MAPS = 9
 
 
@@ -58,7 +58,7 @@ class Measured:
         cpus: the number of logical CPUs; two may belong to one core.
         explanations_per_s: the rate of photos with their nine strongest projections, by one worker on all of `cpus`.
         server_mb, worker_mb: resident memory of each process.
-        bytes_an_image: the mean size of a request and its answer together.
+        bytes_per_image: the mean size of a request and its answer together.
     """
 
     precision: str
@@ -67,7 +67,7 @@ class Measured:
     explanations_per_s: float
     server_mb: float
     worker_mb: float
-    bytes_an_image: float
+    bytes_per_image: float
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Plan:
 
     Attributes:
         cpus: the CPUs for classification at `UTILISATION`, before they are rounded up to whole replicas.
-        replicas, workers: the numbers of pods with `CPUS_A_REPLICA` and `CPUS_A_WORKER` each.
+        replicas, workers: the numbers of pods with `CPUS_PER_REPLICA` and `CPUS_PER_WORKER` each.
         memory_gb: the memory of all pods together.
-        nodes: the number of nodes with `CPUS_A_NODE` for pods.
+        nodes: the number of nodes with `CPUS_PER_NODE` for pods.
         mbit_per_s: the traffic to and from clients.
     """
 
@@ -95,8 +95,8 @@ def plan(measured: Measured, images_per_hour: float) -> Plan:
     """Returns the node pool for a number of images per hour."""
     per_s = images_per_hour / 3600
     cpus = per_s / (measured.images_per_s / measured.cpus * UTILISATION)
-    replicas = max(MIN_REPLICAS, math.ceil(cpus / CPUS_A_REPLICA))
-    explained_by_one = measured.explanations_per_s * CPUS_A_WORKER / measured.cpus
+    replicas = max(MIN_REPLICAS, math.ceil(cpus / CPUS_PER_REPLICA))
+    explained_by_one = measured.explanations_per_s * CPUS_PER_WORKER / measured.cpus
     workers = max(MIN_REPLICAS, math.ceil(per_s * EXPLAINED_SHARE / (explained_by_one * UTILISATION)))
     memory_mb = (replicas * measured.server_mb + workers * measured.worker_mb) * MEMORY_MARGIN
     return Plan(
@@ -105,8 +105,8 @@ def plan(measured: Measured, images_per_hour: float) -> Plan:
         replicas,
         workers,
         memory_mb / 1e3,
-        math.ceil((replicas * CPUS_A_REPLICA + workers * CPUS_A_WORKER) / CPUS_A_NODE),
-        per_s * measured.bytes_an_image * 8 / 1e6,
+        math.ceil((replicas * CPUS_PER_REPLICA + workers * CPUS_PER_WORKER) / CPUS_PER_NODE),
+        per_s * measured.bytes_per_image * 8 / 1e6,
     )
 
 
@@ -125,9 +125,9 @@ def measure_capacity(config: BenchmarkConfig) -> Report:
             f"CPUs, JPEG files of {JPEG_WIDTH} x {JPEG_HEIGHT}; {measured.explanations_per_s:.2f} photos/s explained "
             f"with {MAPS} projections each; {measured.server_mb:.0f} MB a server, "
             f"{measured.worker_mb:.0f} MB a worker;"
-            f"{measured.bytes_an_image / 1e3:.1f} KB an image, request and answer.",
+            f"{measured.bytes_per_image / 1e3:.1f} KB per image, request and answer together.",
             f"Planned for {UTILISATION:.0%} of that; {EXPLAINED_SHARE:.0%} of photos explained; "
-            f"{CPUS_A_REPLICA} CPUs a replica, {CPUS_A_WORKER} a worker, {CPUS_A_NODE} of a node's 16; "
+            f"{CPUS_PER_REPLICA} CPUs per replica, {CPUS_PER_WORKER} per worker, {CPUS_PER_NODE} of a node's 16; "
             f"memory times {MEMORY_MARGIN:g}.",
         ),
         measured="a day",
@@ -180,7 +180,7 @@ def _measure(config: BenchmarkConfig) -> Measured:
 
 def _classified_per_s(config: BenchmarkConfig, requests: list[bytes]) -> float:
     cpus, effort = usable_cpus(), config.effort
-    clients = CLIENTS_A_REPLICA * len(cpus)
+    clients = CLIENTS_PER_REPLICA * len(cpus)
     folder = config.scratch("capacity-load")
     with (
         running_fleet(config, "capacity", cpus) as fleet,

@@ -65,7 +65,7 @@ def measure_rolling(config: BenchmarkConfig, count: int = REPLICAS) -> Report:
             records = generator.finish().calls
         again = sum(count_retries(start.log.read_text()) for replica in replicas for start in replica.starts)
     return describe(
-        f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls a second",
+        f"Rolling restart: {count} replicas behind client-side round robin, {per_s:.0f} calls per second",
         make_findings(records, restarts, again, config.effort.judged),
         f"{len(restarts)} restarts, one replica at a time: SIGTERM, drain, and a new process on the same port. "
         "The next restart waits until the client has called the new process, "
@@ -123,9 +123,9 @@ def make_findings(records: Sequence[Call], restarts: Sequence[Restart], again: i
         findings.append(Finding(name, measured, reference, measured))
     for name, seconds in (
         ("calls tried again", Quantity(again)),
-        ("to stop, longest", Quantity(max(each.ended_s - each.asked_s for each in restarts), "s")),
-        ("to be ready again, longest", Quantity(max(each.ready_s - each.ended_s for each in restarts), "s")),
-        ("to be called again then, longest", Quantity(max(each.called_s - each.ready_s for each in restarts), "s")),
+        ("longest time to stop", Quantity(max(each.ended_s - each.asked_s for each in restarts), "s")),
+        ("longest time until ready", Quantity(max(each.ready_s - each.ended_s for each in restarts), "s")),
+        ("longest time until called", Quantity(max(each.called_s - each.ready_s for each in restarts), "s")),
     ):
         findings.append(Finding(name, seconds, None, seconds))
     return findings

@@ -40,7 +40,7 @@ def measure_rolling_workers(config: BenchmarkConfig, count: int = WORKERS, per_s
                 records = generator.finish().calls
             again = count_retries(service.log.read_text())
     return describe(
-        f"Rolling restart of workers: {count} workers of one server, {per_s:g} projections a second",
+        f"Rolling restart of workers: {count} workers of one server, {per_s:g} projections per second",
         make_findings(records, restarts, again, config.effort.judged),
         f"{len(restarts)} restarts, one worker at a time: SIGTERM, drain, and a new process on the same port. The next "
         "restart waits until the server has called the new process.",

@@ -18,7 +18,7 @@ from zfserve_bench.services import usable_cpus
 MIN_SHARE: dict[Precision, Limit] = {"fp32": Limit("at least", 0.85), "int8": Limit("at least", 0.75)}
 """The least throughput of replicas, over that of the same number of engines on the same CPUs without a service."""
 
-CLIENTS_A_REPLICA = 2 * BATCH
+CLIENTS_PER_REPLICA = 2 * BATCH
 """One batch in the engine, and the next one in the queue."""
 
 
@@ -70,7 +70,7 @@ def _compare(
         earlier: the findings on fewer replicas, the one on one replica first.
     """
     effort, count = config.effort, len(replicas)
-    clients = CLIENTS_A_REPLICA * count
+    clients = CLIENTS_PER_REPLICA * count
     order = generator.saturating_loop(Kind.RAW, clients, effort.round_s)
     answered_before = [replica.answered() for replica in replicas]
     alone, served = alternate(

@@ -82,7 +82,7 @@ def report(drains: Sequence[Drain], judged: bool = True) -> Report:
         return Quantity(sum(drain.count(outcome) for drain in drains), "calls")
 
     findings = (
-        finding("accepted and not answered", Quantity(sum(len(drain.lost) for drain in drains), "calls"), 0),
+        finding("accepted but not answered", Quantity(sum(len(drain.lost) for drain in drains), "calls"), 0),
         finding("slowest stop", Quantity(max(drain.seconds for drain in drains), "s"), GRACE_S),
         finding("exit status other than 0", Quantity(sum(drain.status != 0 for drain in drains)), 0),
         finding("refused before health said NOT_SERVING", Quantity(sum(_refused_early(drain) for drain in drains)), 0),

@@ -53,7 +53,7 @@ JPEG_QUALITY = 80
 ANY_CALLER = "any caller"
 
 SENDERS = (
-    ("any caller, one time", Sender.BARE, 1.0),
+    ("any caller, at the capacity", Sender.BARE, 1.0),
     (ANY_CALLER, Sender.BARE, OVERLOAD),
     ("zfserve's client", Sender.CLIENT, OVERLOAD),
 )
@@ -90,7 +90,7 @@ def measure_overload(config: BenchmarkConfig) -> Report:
             notes.append(
                 f"{name}: {len(result.calls) / result.seconds:.0f} calls/s offered for {result.seconds:.0f} s with "
                 f"deadlines of {run.deadline_s:.1f} s; the client held back {throttled:,} of {len(result.calls):,}; "
-                f"the load generator took {result.cpu_s / len(result.calls) * 1e3:.2f} ms of CPU time a call, {where}."
+                f"the load generator took {result.cpu_s / len(result.calls) * 1e3:.2f} ms of CPU time each, {where}."
             )
     return Report(
         f"Overload: {OVERLOAD:.0f} times the capacity, by four clients, one of them greedy and one of bulk",
@@ -186,9 +186,9 @@ def make_findings(
     kept = by_status[OK] / max(1, by_status[OK] + by_status[LATE])
     return [
         goodput(name, capacity, result, Limit("at least", least) if judged else None),
-        finding("accepted that kept their deadline", Quantity(kept), Limit("at least", MIN_KEPT)),
-        finding("the least of three clients", _rate(min(interactive)), MIN_FAIRNESS, _rate(max(interactive))),
-        finding("bulk among the answered", Quantity(bulk / max(1, by_status[OK])), Limit("at least", MIN_BULK)),
+        finding("accepted calls that met their deadline", Quantity(kept), Limit("at least", MIN_KEPT)),
+        finding("the least-served of three clients", _rate(min(interactive)), MIN_FAIRNESS, _rate(max(interactive))),
+        finding("share of bulk in the answers", Quantity(bulk / max(1, by_status[OK])), Limit("at least", MIN_BULK)),
         finding("neither answered, refused nor late", Quantity(_others(by_status), "calls"), Limit("at most", 0)),
         finding("refusal, median", _percentile(refusals, 0.5), Limit("at most", MAX_REFUSAL_MS)),
         finding("refusal, 99 %", _percentile(refusals, 0.99)),

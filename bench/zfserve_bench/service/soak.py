@@ -91,7 +91,7 @@ def measure_soak(config: BenchmarkConfig) -> Report:
     if config.samples is not None:
         config.samples.write_text(to_csv(samples), encoding="utf-8")
     return Report(
-        f"Soak: {config.soak_s / 60:g} minutes of {sum(rates.values()):.1f} calls a second of {len(rates)} kinds",
+        f"Soak: {config.soak_s / 60:g} minutes of {sum(rates.values()):.1f} calls per second of {len(rates)} kinds",
         "at the middle",
         "figure",
         tuple(make_findings(samples, records, config.effort.judged)),
@@ -189,7 +189,7 @@ def make_findings(samples: Sequence[Sample], records: Sequence[Call], judged: bo
     unexpected = Quantity(sum(not one.as_expected for one in records))
     findings.append(Finding("calls that ended wrongly", unexpected, None, unexpected, NO_MORE if judged else None))
     deepest = Quantity(max(sample.queue_depth for sample in samples))
-    findings.append(Finding("queue, deepest seen", deepest, None, deepest))
+    findings.append(Finding("queue, largest depth", deepest, None, deepest))
     return findings
 
 

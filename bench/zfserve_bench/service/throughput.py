@@ -43,7 +43,7 @@ def measure_throughput(config: BenchmarkConfig) -> Report:
             for clients in CLIENTS:
                 finding, cost_ms = _compare(config, precision, clients, generator, in_process)
                 findings.append(finding)
-                notes.append(f"{finding.name}: the load generator took {cost_ms:.2f} ms of CPU time a call.")
+                notes.append(f"{finding.name}: the load generator took {cost_ms:.2f} ms of CPU time per call.")
     return Report(
         "Throughput: Classify with raw pixels at saturation, beside in-process ONNX Runtime at its best batch size",
         "in process",

@@ -26,7 +26,7 @@ def test_projection(network_bundle: Bundle, config_of: ConfigOf, figures: Figure
     assert list(figures(report)) == [
         "in forward passes",
         "for a class, in forward passes",
-        "9 captum calls, times as fast",
+        "9 captum calls, speed-up",
     ]
     assert torch.get_num_threads() == before
 

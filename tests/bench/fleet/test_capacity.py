@@ -3,7 +3,7 @@
 import pytest
 from zfserve_bench.fleet.capacity import Measured, plan
 
-MEASURED = Measured("int8", 100, cpus=4, explanations_per_s=5, server_mb=300, worker_mb=600, bytes_an_image=50_000)
+MEASURED = Measured("int8", 100, cpus=4, explanations_per_s=5, server_mb=300, worker_mb=600, bytes_per_image=50_000)
 """A CPU does 25 images/s, 15 of them planned. A worker with two CPUs explains 2.5 photos/s, 1.5 of them planned."""
 
 

@@ -28,9 +28,9 @@ def test_calls_are_counted_by_their_start() -> None:
     assert (calls.measured.value, calls.reference.value, calls.figure.value) == (5, 4, 9)
     assert found["failed calls"].holds is True
     assert found["calls tried again"].figure.value == 4
-    assert found["to stop, longest"].figure.value == 2
-    assert found["to be ready again, longest"].figure.value == 7.5
-    assert found["to be called again then, longest"].figure.value == 1
+    assert found["longest time to stop"].figure.value == 2
+    assert found["longest time until ready"].figure.value == 7.5
+    assert found["longest time until called"].figure.value == 1
 
 
 def test_one_failed_call_misses_the_limit_whenever_it_began() -> None:

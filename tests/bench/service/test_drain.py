@@ -20,7 +20,7 @@ def drained(**changes: object) -> Drain:
     ("changes", "missed"),
     [
         ({}, []),
-        ({"lost": ["7"]}, ["accepted and not answered"]),
+        ({"lost": ["7"]}, ["accepted but not answered"]),
         ({"seconds": 31.0}, ["slowest stop"]),
         ({"status": 3}, ["exit status other than 0"]),
         ({"refused_s": 0.05}, ["refused before health said NOT_SERVING"]),

@@ -33,9 +33,9 @@ def test_figures_of_an_overload() -> None:
     assert figures == pytest.approx(
         {
             "goodput": 0.76,
-            "accepted that kept their deadline": 0.8,
-            "the least of three clients": 0.75,
-            "bulk among the answered": 0.16,
+            "accepted calls that met their deadline": 0.8,
+            "the least-served of three clients": 0.75,
+            "share of bulk in the answers": 0.16,
             "neither answered, refused nor late": 1,
             "refusal, median": 4.0,
             "refusal, 99 %": 20.0,
@@ -45,9 +45,9 @@ def test_figures_of_an_overload() -> None:
     )
     assert {name: finding.holds for name, finding in found.items() if finding.holds is not None} == {
         "goodput": False,
-        "accepted that kept their deadline": False,
-        "the least of three clients": False,
-        "bulk among the answered": True,
+        "accepted calls that met their deadline": False,
+        "the least-served of three clients": False,
+        "share of bulk in the answers": True,
         "neither answered, refused nor late": False,
         "refusal, median": True,
     }
@@ -68,8 +68,8 @@ def test_goodput_at_capacity_is_not_judged() -> None:
     result = OpenLoopResult(
         [*calls("greedy", OK, 27), *calls("greedy", OK, 5, began_s=109.9)], began_s=100.0, seconds=10.0, cpu_s=1.0
     )
-    found = goodput("fp32, any caller, one time", 3.0, result)
-    assert found.name == "fp32, any caller, one time, goodput"
+    found = goodput("fp32, any caller, at the capacity", 3.0, result)
+    assert found.name == "fp32, any caller, at the capacity, goodput"
     assert found.figure.value == pytest.approx(0.9)
     assert found.holds is None
 
