@@ -45,7 +45,7 @@ test-gpu: $(BIN)/.installed
 	$(BIN)/python -c 'import sys; from zfserve_engines.cuda.gpu import detect_gpu; sys.exit(0 if detect_gpu() else "there is no NVIDIA GPU that CUDA can use here")'
 	$(BIN)/pytest -q -m gpu tests/gpu
 
-# `make check`   format, lint, types, stubs, tables of the settings, import boundaries, and the links of all pages
+# `make check`   format, lint, types, stubs, tables of the settings, import boundaries, docstrings, and the links of all pages
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,7 +53,7 @@ check: $(BIN)/.installed
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python tools/generate_stubs.py --check
 	$(BIN)/python tools/generate_settings_page.py --check
-	$(BIN)/pytest -q tests/test_boundaries.py tests/test_pages.py
+	$(BIN)/pytest -q tests/test_boundaries.py tests/test_docstrings.py tests/test_pages.py
 	$(BUILD_SITE)
 
 # `make docs`    the documentation site, into site/; fails if a link is broken

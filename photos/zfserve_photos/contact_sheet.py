@@ -25,7 +25,7 @@ PICTURE_GAP = 4
 CAPTION_GAP = 6
 
 CRISP_MAGNIFICATION = 4
-"""From this magnification up, each pixel becomes a square of whole pixels. Below it, pictures are scaled smoothly."""
+"""Each pixel becomes a square of whole pixels at this magnification and above. Below it, scaling is smooth."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_all_units_together_add_what_the_score_gains_from_silence(layer: str) ->
 
 
 def test_without_biases_every_step_of_the_way_has_one_gradient() -> None:
-    """Without biases the network is homogeneous, so a unit adds its activation times its gradient."""
+    """A network without biases is homogeneous, so a unit adds its activation times its gradient."""
     network, _, forward = traced("zfnet-fig3", biases=False)
     start = forward.activations["conv5"].clone()[None].requires_grad_()
     scores = network_above(network, "conv5")(start)[0]

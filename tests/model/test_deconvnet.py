@@ -263,7 +263,7 @@ def test_nothing_is_left_on_the_network() -> None:
 @given(scale=st.floats(1e-3, 1e3), layer=st.sampled_from(["conv1", "relu2", "pool2", "conv3"]))
 @settings(max_examples=15)
 def test_projections_are_positively_homogeneous(scale: float, layer: str) -> None:
-    """With fixed switches, a unit that is c times as strong has a projection that is c times as strong."""
+    """A unit that is c times as strong has a projection that is c times as strong, if the switches are fixed."""
     _, _, traced_image = traced("zfnet-fig3")
     scaled = Trace(
         traced_image.trunk,

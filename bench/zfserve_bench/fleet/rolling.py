@@ -25,7 +25,7 @@ SHARE_OF_CAPACITY = 0.4
 """The load over the capacity. One replica is always down, and its start takes a core."""
 
 MAX_CALLS_PER_S = 100.0
-"""With a tiny network, more calls would measure the load generator."""
+"""More calls of a tiny network would measure the load generator."""
 
 PROBE = ClosedLoop(Kind.RAW, clients=8, warm_up=8, calls=64)
 

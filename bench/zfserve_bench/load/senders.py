@@ -38,7 +38,7 @@ REQUESTS_OF = {Kind.CANCELLED_CLASSIFY: Kind.JPEG, Kind.CANCELLED_PROJECT: Kind.
 """The kinds that send the requests of another kind."""
 
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
-"""Without this option, channels of one process share connections."""
+"""Channels of one process share connections unless they have this option."""
 
 
 @asynccontextmanager

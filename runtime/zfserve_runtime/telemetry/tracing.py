@@ -53,7 +53,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _CALL_TRACE = create_key("zfserve-call-trace")
 
 _SERVER_FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-"""With one of these statuses, a server's span is an error (semantic conventions for gRPC). All other errors are the
+"""A server's span with one of these statuses is an error (semantic conventions for gRPC). All other errors are the
 caller's."""
 
 
