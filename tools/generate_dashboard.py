@@ -22,14 +22,14 @@ WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 
 
 class Query(NamedTuple):
-    """A PromQL expression and the legend of its lines."""
+    """Holds a PromQL expression and the legend of its lines."""
 
     expression: str
     legend: str
 
 
 class Panel(NamedTuple):
-    """A panel: its title, Grafana's name of its unit, up to three queries, and a sentence that explains it."""
+    """Describes a panel by its title, Grafana's name of its unit, up to three queries, and an explanation."""
 
     title: str
     unit: str

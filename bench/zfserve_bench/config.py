@@ -1,4 +1,5 @@
-"""The settings of a benchmark run. `bench_command` makes them from the command line; every benchmark reads them."""
+"""Defines the settings of a benchmark run. `bench_command` makes them from the command line; every benchmark reads
+them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images and serialised requests that benchmarks send."""
+"""Makes the images and serialised requests that benchmarks send."""
 
 import io
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The service under test, without a worker, on CPUs of its own or on all."""
+"""Runs the service under test without a worker, on CPUs of its own or on all CPUs."""
 
 import os
 from collections.abc import Collection, Iterator

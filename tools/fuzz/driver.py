@@ -18,7 +18,7 @@ machine."""
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that broke a rule.
+    """Describes a file that broke a rule.
 
     Attributes:
         index: the file's index in the sequence of its seed.

@@ -13,7 +13,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Field:
-    """A number in a file.
+    """Locates a number in a file.
 
     Attributes:
         offset: the position of its first byte.

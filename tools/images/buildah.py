@@ -15,7 +15,7 @@ BASE = "localhost/python:3.11-bookworm"
 
 
 class Failure(Exception):
-    """An image is not as it must be, or a command failed. The message says which."""
+    """An image is not as it must be, or a command failed. The message says what is wrong."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Benchmark `gpu`: images per second of every engine on an NVIDIA GPU, for each batch size, beside torch.compile.
 
-All of them take pixels in the host's memory and return probabilities in the host's memory.
+All of them take pixels and return probabilities in the host's memory.
 """
 
 import statistics
@@ -84,7 +84,7 @@ class TorchClassifier:
 
 @dataclass(frozen=True)
 class Rival:
-    """An engine, or PyTorch without a compiler, that classifies on the GPU."""
+    """Holds an engine, or PyTorch without a compiler, that classifies on the GPU."""
 
     name: str
     precision: Precision

@@ -1,1 +1,1 @@
-"""Benchmarks of several replicas or workers: scaling, rolling restarts and capacity."""
+"""Measures several replicas or workers: scaling, rolling restarts and capacity."""

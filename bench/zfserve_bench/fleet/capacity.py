@@ -50,7 +50,7 @@ MAPS = 9
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements on one machine.
+    """Holds the measurements on one machine.
 
     Attributes:
         precision: the precision of the served graph.
@@ -72,7 +72,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of a node pool.
+    """Holds the size of a node pool.
 
     Attributes:
         cpus: the CPUs for classification at `UTILISATION`, before they are rounded up to whole replicas.

@@ -21,7 +21,7 @@ Start: TypeAlias = Callable[[str, str], AbstractContextManager[ServiceProcess]]
 
 
 class Replica:
-    """A replica that keeps its port when it is stopped and started again.
+    """Runs a replica. It keeps its port when it is stopped and started again.
 
     Args:
         name: the prefix of the names of its log folders, unique in this run of the benchmarks.

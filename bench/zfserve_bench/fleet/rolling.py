@@ -36,7 +36,7 @@ NONE_FAILED = Limit("at most", 0)
 
 
 class Restart(NamedTuple):
-    """One restart. All times are by `time.monotonic`.
+    """Holds the times of one restart, by `time.monotonic`.
 
     Attributes:
         asked_s: SIGTERM was sent.

@@ -15,7 +15,7 @@ UnaryCall: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 
 
 class AnswerCounter:
-    """Counts answers. The clock starts with the last answer of the warm-up and stops with the last one wanted.
+    """Counts answers. The clock starts with the last answer of the warm-up and stops with the last counted answer.
 
     Answers come in bursts, one batch at a time. A clock that runs from answer to answer counts whole bursts if the
     number of calls is a multiple of their size. A clock that runs for a fixed time is off by up to a batch.
@@ -46,7 +46,7 @@ async def run_closed_loop(
         requests: the requests, sent in turn.
 
     Raises:
-        ExceptionGroup: of AioRpcError, if a call failed.
+        ExceptionGroup: a call failed. It contains the AioRpcErrors.
     """
     assert order.warm_up >= 1, "the clock starts with an answer"
     counter = AnswerCounter(order)

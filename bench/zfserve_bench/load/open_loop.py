@@ -13,7 +13,7 @@ from zfserve_bench.load.senders import Send, connect
 
 
 class RunningOpenLoop:
-    """An open loop in progress.
+    """Holds an open loop in progress.
 
     Args:
         requests: serialised requests by kind.

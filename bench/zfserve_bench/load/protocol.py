@@ -1,4 +1,4 @@
-"""The protocol between a benchmark and its load process: orders, results, and the record of a call.
+"""Defines the protocol between a benchmark and its load process: orders, results, and the record of a call.
 
 An order is one line of JSON on the process's standard input, and its result is one line of JSON on standard output.
 Requests are large, so they travel in files.
@@ -22,7 +22,7 @@ class LoadFailed(RuntimeError):
 
 
 class Kind(StrEnum):
-    """The kinds of calls."""
+    """Lists the kinds of calls."""
 
     RAW = "classify raw"
     JPEG = "classify jpeg"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 
 class Sender(StrEnum):
-    """The ways in which an open loop makes its calls.
+    """Lists the ways in which an open loop makes its calls.
 
     Attributes:
         BARE: on a channel without retries, with the caller's identity and priority in the metadata.
@@ -64,7 +64,7 @@ EXPECTED_STATUSES: Mapping[str, set[str]] = {
 
 
 class Call(NamedTuple):
-    """The record of one call of an open loop.
+    """Records one call of an open loop.
 
     Attributes:
         stream: the name of the stream that made it.
@@ -91,7 +91,7 @@ def tally(calls: Sequence[Call]) -> str:
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """An order: each client makes one `Classify` call after the other, until enough are answered.
+    """Orders a closed loop: each client makes one `Classify` call after the other, until enough are answered.
 
     Attributes:
         kind: the kind of call, RAW or JPEG.
@@ -109,7 +109,7 @@ class ClosedLoop:
 
 @dataclass(frozen=True)
 class ClosedLoopResult:
-    """The result of a closed loop.
+    """Holds the result of a closed loop.
 
     Attributes:
         calls: the number of calls answered while the clock ran.
@@ -128,7 +128,7 @@ class ClosedLoopResult:
 
 @dataclass(frozen=True)
 class Stream:
-    """Calls of one caller and one kind at a constant rate.
+    """Describes the calls of one caller and one kind, at a constant rate.
 
     Attributes:
         name: its name in the records, and the caller's identity, if one is sent.
@@ -145,7 +145,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """An order: make calls at given rates until the order to finish, even if earlier calls still run.
+    """Orders an open loop: make calls at given rates until the order to finish, even if earlier calls still run.
 
     Attributes:
         random_arrivals: True for a Poisson process; False for equal intervals.
@@ -178,7 +178,7 @@ class OpenLoop:
 
 
 class OpenLoopResult(NamedTuple):
-    """The result of an open loop.
+    """Holds the result of an open loop.
 
     Attributes:
         calls: all calls, in the order in which they ended.

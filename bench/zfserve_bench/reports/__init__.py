@@ -1,1 +1,1 @@
-"""Reports of benchmarks: findings with their limits, tables, the machine, and paired measurements."""
+"""Makes the reports of benchmarks: findings with their limits, tables, the machine, and paired measurements."""

@@ -1,4 +1,4 @@
-"""The results of benchmarks: quantities, their limits, and whether they hold.
+"""Defines the results of benchmarks: quantities, their limits, and whether they hold.
 
 Every benchmark returns a `Report`, which `tables` prints.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with a unit.
+    """Holds a number with a unit.
 
     Attributes:
         value: an int for a count. NaN if there was nothing to measure, for example no refusal.
@@ -33,7 +33,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound for a figure, in the figure's unit."""
+    """Bounds a figure, in the figure's unit."""
 
     sense: Literal["at least", "at most"]
     bound: float
@@ -45,7 +45,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of a report.
+    """Holds one row of a report.
 
     Attributes:
         measured: the quantity of zfserve.
@@ -70,7 +70,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of one benchmark.
+    """Holds the result of one benchmark.
 
     Attributes:
         title: the title of the table.

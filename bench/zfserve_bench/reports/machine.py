@@ -14,7 +14,7 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino", "torch", 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine and its software.
+    """Describes a machine and its software.
 
     Attributes:
         cpu: the name of the CPU model.

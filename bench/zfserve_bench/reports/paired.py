@@ -1,4 +1,4 @@
-"""Paired measurements: alternates a baseline and a measurement, and compares each measurement with its neighbours.
+"""Measures in pairs: alternates a baseline and a measurement, and compares each measurement with its neighbours.
 
 The speed of a machine drifts. A disturbance that is longer than a round affects both sides. The median ignores
 shorter disturbances.

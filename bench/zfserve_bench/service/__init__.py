@@ -1,1 +1,1 @@
-"""Benchmarks of one service: throughput, latency, start, overload, drain and soak."""
+"""Measures one service: throughput, latency, start, overload, drain and soak."""

@@ -1,4 +1,4 @@
-"""A minimal gRPC server in Python, as the baseline for the latency of the service.
+"""Runs a minimal gRPC server in Python, as the baseline for the latency of the service.
 
 `bare_server` starts `python -m zfserve_bench.service.bare_server BUNDLE PRECISION THREADS`. The process answers one
 call at a time by one run of the engine in a thread. It has no batches, limits, checks, metrics or logs.

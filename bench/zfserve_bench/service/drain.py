@@ -32,7 +32,7 @@ GRACE_S = 30.0
 
 
 class Outcome(enum.Enum):
-    """The end of a call, as its caller sees it."""
+    """Lists the ways in which a call can end, as its caller sees it."""
 
     ANSWERED = enum.auto()
     REFUSED = enum.auto()  # the service refused the call
@@ -42,7 +42,7 @@ class Outcome(enum.Enum):
 
 @dataclass
 class Drain:
-    """One stop under load.
+    """Describes one stop under load.
 
     Attributes:
         outcomes: the outcome of each call by request id.

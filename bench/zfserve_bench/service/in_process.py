@@ -17,7 +17,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, eq=False)
 class InProcess:
-    """An engine and the batch that it runs.
+    """Holds an engine and the batch that it runs.
 
     Attributes:
         spinning: True if idle threads wait in a busy loop, which is ONNX Runtime's default.

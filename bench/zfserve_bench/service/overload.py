@@ -102,7 +102,7 @@ def measure_overload(config: BenchmarkConfig) -> Report:
 
 
 class Run(NamedTuple):
-    """One run of a sender.
+    """Holds one run of a sender.
 
     Attributes:
         sender: its name.

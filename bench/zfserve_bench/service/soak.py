@@ -53,7 +53,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Sample:
-    """The state of both processes at one moment.
+    """Holds the state of both processes at one moment.
 
     Attributes:
         elapsed_s: the time since the load began.

@@ -6,7 +6,7 @@ from zfserve_bench.load.generator import whole_bursts
 from zfserve_bench.load.protocol import ClosedLoop, ClosedLoopResult, Kind
 
 
-def test_the_clock_runs_from_the_end_of_the_warm_up_to_the_last_answer_wanted() -> None:
+def test_the_clock_runs_from_the_end_of_the_warm_up_to_the_last_counted_answer() -> None:
     counter = AnswerCounter(ClosedLoop(Kind.RAW, clients=1, warm_up=2, calls=3))
     results = []
     for _ in range(7):

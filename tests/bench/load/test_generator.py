@@ -42,7 +42,7 @@ def test_a_load_process_that_dies_fails_the_measurement(tmp_path: Path) -> None:
         generator.finish()  # no open loop was started, so the process fails
 
 
-def test_an_open_loop_offers_its_calls_whatever_becomes_of_them(
+def test_an_open_loop_offers_its_calls_even_if_they_fail(
     colour_bundle: Callable[..., Bundle], config_of: Callable[[Bundle], BenchmarkConfig], tmp_path: Path
 ) -> None:
     config = config_of(colour_bundle())

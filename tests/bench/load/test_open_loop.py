@@ -23,7 +23,7 @@ def one_stream(calls_per_s: float, send: Send) -> tuple[OpenLoop, dict[Stream, S
     return order, {order.streams[0]: send}
 
 
-async def test_calls_begin_whatever_becomes_of_earlier_ones() -> None:
+async def test_calls_begin_while_earlier_calls_run() -> None:
     release, stop = asyncio.Event(), asyncio.Event()
     calls: list[Call] = []
     held = 0

@@ -43,7 +43,7 @@ def test_an_order_survives_json() -> None:
         (Kind.CANCELLED_PROJECT, "CANCELLED", True),
     ],
 )
-def test_calls_that_should_fail_must(kind: Kind, status: str, expected: bool) -> None:
+def test_calls_that_should_fail_must_fail(kind: Kind, status: str, expected: bool) -> None:
     assert Call(kind, status, 0, 0).as_expected is expected
 
 
