@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
-# TORCH_INDEX is the package index of PyTorch. The default has PyTorch for the CPU only. For CUDA, run
-# `make TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...`. If it is empty, pip uses its ordinary index.
+# TORCH_INDEX is the package index of PyTorch. The default has PyTorch for the CPU only. For CUDA, add
+# TORCH_INDEX=https://download.pytorch.org/whl/cu130 to the command. If it is empty, pip uses its ordinary index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
