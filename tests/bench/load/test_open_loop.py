@@ -78,8 +78,11 @@ async def test_calls_begin_at_the_rate_of_their_stream(random_arrivals: bool) ->
     stop.set()
     await running
     assert len(calls) == pytest.approx(200, abs=80)
-    intervals = [round(later.began_s - call.began_s, 3) for call, later in pairwise(calls)]
-    assert (statistics.pstdev(intervals) > 0.003) is random_arrivals
+    intervals = [later.began_s - call.began_s for call, later in pairwise(calls)]
+    # Exponential intervals have a median deviation of 2.4 ms here. The outliers of a busy machine do not count.
+    middle = statistics.median(intervals)
+    deviation = statistics.median(abs(interval - middle) for interval in intervals)
+    assert (deviation > 0.001) is random_arrivals
 
 
 async def test_every_kind_of_call_ends_as_it_should(tmp_path: Path) -> None:

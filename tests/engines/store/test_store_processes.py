@@ -20,7 +20,8 @@ class BuilderProcess:
 
     def __init__(self, folder: Path, letter: str) -> None:
         command = [sys.executable, "-m", "fakes.builder_process", str(folder), letter, str(SIZE_BYTES)]
-        environment = os.environ | {"PYTHONPATH": str(TESTS)}
+        paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
