@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from zfserve.client import Client
-from zfserve.results import InputSpec, ModelDescription, ModelStatus
+from zfserve.model_description import InputSpec, ModelDescription, ModelStatus
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
 from zfserve_cli.exit_statuses import OK

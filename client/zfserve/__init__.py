@@ -39,21 +39,23 @@ if TYPE_CHECKING:
         Unavailable,
         ZfserveError,
     )
-    from zfserve.results import (
+    from zfserve.model_description import (
         AccuracyFigure,
-        Box,
-        Classification,
-        ClassScore,
         Engine,
         EngineNotTaken,
-        Float32Picture,
-        ImageReference,
         InputSpec,
         Layer,
         ModelDescription,
-        ModelIdentity,
         ModelStatus,
         ParityFigure,
+    )
+    from zfserve.results import (
+        Box,
+        Classification,
+        ClassScore,
+        Float32Picture,
+        ImageReference,
+        ModelIdentity,
         Position,
         Projection,
         Timings,
@@ -94,7 +96,7 @@ __all__ = [
     "ZfserveError",
 ]
 
-_MODULES = ("client", "async_client", "channel", "errors", "results")
+_MODULES = ("client", "async_client", "channel", "errors", "results", "model_description")
 
 
 def __getattr__(name: str) -> Any:

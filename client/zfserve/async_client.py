@@ -20,6 +20,7 @@ from zfserve.base_client import BaseClient, pause_before_retry
 from zfserve.channel import TlsOptions
 from zfserve.client import IN_FLIGHT, STRONGEST
 from zfserve.errors import Cancelled, Overloaded, ZfserveError
+from zfserve.model_description import ModelDescription, ModelStatus
 from zfserve.requests import (
     ImageSource,
     PictureFormat,
@@ -29,7 +30,7 @@ from zfserve.requests import (
     model_selector,
     project_request,
 )
-from zfserve.results import Classification, ModelDescription, ModelStatus, Projection
+from zfserve.results import Classification, Projection
 
 if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub

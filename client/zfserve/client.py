@@ -17,6 +17,7 @@ from zfserve import replies
 from zfserve.base_client import BaseClient
 from zfserve.channel import TlsOptions
 from zfserve.errors import ZfserveError
+from zfserve.model_description import ModelDescription, ModelStatus
 from zfserve.requests import (
     ImageSource,
     PictureFormat,
@@ -26,7 +27,7 @@ from zfserve.requests import (
     model_selector,
     project_request,
 )
-from zfserve.results import Classification, ModelDescription, ModelStatus, Projection
+from zfserve.results import Classification, Projection
 from zfserve.retrying_call import Call, RetryingCall
 from zfserve.tracing import CallSpan
 

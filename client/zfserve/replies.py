@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import Message
 from zfserve_protos.v1 import zfserve_pb2
 
-from zfserve.results import (
+from zfserve.model_description import (
     AccuracyFigure,
-    Box,
-    Classification,
-    ClassScore,
     Engine,
     EngineNotTaken,
-    Float32Picture,
-    ImageReference,
     InputSpec,
     Layer,
     ModelDescription,
-    ModelIdentity,
     ModelStatus,
     ParityFigure,
+)
+from zfserve.results import (
+    Box,
+    Classification,
+    ClassScore,
+    Float32Picture,
+    ImageReference,
+    ModelIdentity,
     Position,
     Projection,
     Timings,

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 import zfserve
 from google.protobuf.descriptor import Descriptor
-from zfserve import AsyncClient, Client, results
+from zfserve import AsyncClient, Client, model_description, results
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 
@@ -23,13 +23,13 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
         (results.Position, pb.Position),
         (results.Box, pb.Box),
         (results.Float32Picture, pb.Float32Picture),
-        (results.InputSpec, pb.InputSpec),
-        (results.Layer, pb.Layer),
-        (results.ParityFigure, pb.ParityFigure),
-        (results.AccuracyFigure, pb.AccuracyFigure),
-        (results.Engine, pb.Engine),
-        (results.EngineNotTaken, pb.EngineNotTaken),
-        (results.ModelDescription, pb.DescribeModelResponse),
+        (model_description.InputSpec, pb.InputSpec),
+        (model_description.Layer, pb.Layer),
+        (model_description.ParityFigure, pb.ParityFigure),
+        (model_description.AccuracyFigure, pb.AccuracyFigure),
+        (model_description.Engine, pb.Engine),
+        (model_description.EngineNotTaken, pb.EngineNotTaken),
+        (model_description.ModelDescription, pb.DescribeModelResponse),
         (results.Projection, pb.ProjectResponse),
     ],
 )

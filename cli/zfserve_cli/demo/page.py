@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageChops, ImageOps
-from zfserve.results import Box, Classification, Layer, ModelDescription, Projection
+from zfserve.model_description import Layer, ModelDescription
+from zfserve.results import Box, Classification, Projection
 
 from zfserve_cli.demo.photo_truth import Verdict
 

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from zfserve.client import STRONGEST, Client
-from zfserve.results import Classification, Layer, ModelDescription, Projection
+from zfserve.model_description import Layer, ModelDescription
+from zfserve.results import Classification, Projection
 
 from zfserve_cli.classify_command import score_table
 from zfserve_cli.demo.page import ExplainedPhoto, render_page
