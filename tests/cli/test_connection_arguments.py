@@ -55,7 +55,10 @@ TRUST = ("--tls-ca", str(CERTIFICATES / "ca.pem"))
             ("--tls-ca", str(CERTIFICATES / "client.pem")),
             "no authority that is trusted here has signed its certificate",
         ),
-        ((*TRUST, "--tls-server-name", "elsewhere"), "its certificate has another name; give that with --tls-server-"),
+        (
+            (*TRUST, "--tls-server-name", "elsewhere"),
+            "its certificate has another name; give that name with --tls-server-name",
+        ),
     ],
 )
 def test_a_failed_tls_handshake_says_which_option_to_change(

@@ -86,7 +86,7 @@ def test_another_engine(colour_bundle: ColourBundle, photos: Path, capsys: pytes
     assert "colours 1, fp32 by openvino" in printed
     assert "75.00%" in printed
     assert evaluate(bundle.folder, "--data", photos, "--engine", "openvino-bf16", "--precision", "int8") == 2
-    assert "runs the fp32 graph" in capsys.readouterr().err
+    assert "it runs only the fp32 graph" in capsys.readouterr().err
 
 
 def test_a_bare_state_dict(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_a_bare_state_dict(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert evaluate(tmp_path / "bare.pt", "--data", photos, "--labels", tmp_path / "labels.tsv") == 0
     assert "bare.pt, PyTorch fp32" in capsys.readouterr().out
     assert evaluate(tmp_path / "bare.pt", "--data", photos) == 2
-    assert "no class c-green, c-red" in " ".join(capsys.readouterr().err.split())
+    assert "folders for c-green, c-red, but the model has no such class" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_used_is_said_without_a_traceback(
@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_said_without_a_traceback(
     for words in (("--confusion", tmp_path / "c.foo"), ("--json", tmp_path)):
         assert "the result cannot be written" in complaint(bundle.folder, "--data", photos, *words)
     (photos / "val" / "c-mauve").mkdir()
-    assert "no class c-mauve" in complaint(bundle.folder, "--data", photos)
+    assert "folders for c-mauve, but the model has no such class" in complaint(bundle.folder, "--data", photos)
     assert "--batch-size must be at least 1" in complaint(bundle.folder, "--data", photos, "--batch-size", "0")
 
 
