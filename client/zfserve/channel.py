@@ -19,6 +19,7 @@ from zfserve_protos.channel_options import (
     message_size_options,
     ping_options,
 )
+from zfserve_protos.hosts import is_loopback
 from zfserve_protos.limits import MAX_CLIENT_ID_LENGTH
 from zfserve_protos.metadata import AUTHORIZATION_KEY, CLIENT_ID_KEY, PRIORITY_KEY, Priority
 from zfserve_protos.methods import VISION_SERVICE
@@ -157,14 +158,7 @@ def _is_local(target: str) -> bool:
     if scheme in ("unix", "unix-abstract"):
         return True
     hosts = [_host_of(address) for address in rest.removeprefix("///").split(",")]
-    return scheme in ("dns", "ipv4", "ipv6") and all(map(_is_loopback, hosts))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return scheme in ("dns", "ipv4", "ipv6") and all(map(is_loopback, hosts))
 
 
 def _host_of(address: str) -> str:

@@ -14,17 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from zfserve_engines.catalogue import engine_kinds
-from zfserve_engines.contract import Engine, EngineUnavailable
+from zfserve_engines.contract import Engine
 from zfserve_engines.cuda.gpu import detect_gpu
-from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_engines.golden import load_golden
 from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions
 from zfserve_export.evaluation import evaluate
 from zfserve_export.photos import list_labelled_photos
-from zfserve_runtime.bundle import BundleError, Precision
-from zfserve_runtime.errors import EngineFailed
+from zfserve_runtime.bundle import Precision
 
-from zfserve_bench.compute.gpu import DTYPES, TorchClassifier, check_torch, without_tf32
+from zfserve_bench.compute.gpu import DTYPES, TorchClassifier, check_torch, open_verified, without_tf32
 from zfserve_bench.compute.graph_cost import GraphCost, count_cost
 from zfserve_bench.compute.peaks import Arithmetic, CpuPeaks, GpuPeaks, Peaks
 from zfserve_bench.config import BenchmarkConfig
@@ -190,12 +189,7 @@ def _open_engines(
         for precision in precisions:
             if precision not in bundle.manifest.artefacts or precision not in kind.precisions:
                 continue
-            try:
-                (engine,) = kind.open(options, precision, lambda step: None)
-                stack.callback(engine.close)
-                verify_engine(engine, bundle)
-            except (EngineUnavailable, EngineFailed, BundleError) as error:
-                notes.append(f"Not measured: {kind.name}, {precision}: {error}.")
+            if (engine := open_verified(kind, options, precision, stack, notes)) is None:
                 continue
             arithmetic: Arithmetic = "bf16" if engine.info.bf16 else precision
             yield _contender(kind.name, precision, partial(_probabilities, engine), config, arithmetic)

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from zfserve_engines.catalogue import engine_kinds
-from zfserve_engines.contract import EngineUnavailable
+from zfserve_engines.contract import Engine, EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
 from zfserve_engines.golden import load_golden, verify_engine
+from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, Precision
@@ -129,6 +130,20 @@ def check_torch(classifier: TorchClassifier, bundle: Bundle) -> None:
             raise EngineFailed(f"PyTorch in {classifier.dtype} differs from the bundle's outputs by {difference:.3g}")
 
 
+def open_verified(
+    kind: EngineKind, options: EngineOptions, precision: Precision, stack: ExitStack, notes: list[str]
+) -> Engine | None:
+    """Opens one engine that gives the golden outputs; `stack` closes it. Otherwise adds a note and returns None."""
+    try:
+        (engine,) = kind.open(options, precision, lambda step: None)
+        stack.callback(engine.close)
+        verify_engine(engine, options.bundle)
+    except (EngineUnavailable, EngineFailed, BundleError) as error:
+        notes.append(f"Not measured: {kind.name}, {precision}: {error}.")
+        return None
+    return engine
+
+
 def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, notes: list[str]) -> Iterator[Rival]:
     """Yields PyTorch without a compiler, then every engine that opens and gives the golden outputs.
 
@@ -143,14 +158,8 @@ def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, not
         if precision not in kind.precisions:
             continue
         with ExitStack() as opened:
-            try:
-                (engine,) = kind.open(options, precision, lambda step: None)
-                opened.callback(engine.close)
-                verify_engine(engine, config.bundle)
-            except (EngineUnavailable, EngineFailed, BundleError) as error:
-                notes.append(f"{kind.name}, {precision}, is not measured: {error}")
-                continue
-            yield Rival(kind.name, precision, engine.run)
+            if (engine := open_verified(kind, options, precision, opened, notes)) is not None:
+                yield Rival(kind.name, precision, engine.run)
 
 
 def _compare(rival: Rival, baseline: Run, batch: Pixels, config: BenchmarkConfig) -> Finding:

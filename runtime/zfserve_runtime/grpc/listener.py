@@ -1,9 +1,9 @@
 """Opens the ports of both processes, and finds out whether other machines can reach an address."""
 
-import ipaddress
 import logging
 
 import grpc
+from zfserve_protos.hosts import is_loopback
 
 from zfserve_runtime.access.tls import TlsFiles, server_credentials
 
@@ -26,10 +26,7 @@ def is_local(address: str) -> bool:
         host = address[1:].partition("]")[0]
     elif address.count(":") == 1:
         host = address.partition(":")[0]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"  # any other name may stand for a public address
+    return is_loopback(host)
 
 
 def find_exposure(flag: str, address: str, encrypted: bool, allow_insecure: bool) -> str | None:
