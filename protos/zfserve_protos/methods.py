@@ -7,6 +7,7 @@ line starts fast.
 VISION_SERVICE = "zfserve.v1.VisionService"
 CLASSIFY = f"/{VISION_SERVICE}/Classify"
 PROJECT = f"/{VISION_SERVICE}/Project"
+EXPLAIN = f"/{VISION_SERVICE}/Explain"
 DESCRIBE_MODEL = f"/{VISION_SERVICE}/DescribeModel"
 LIST_MODELS = f"/{VISION_SERVICE}/ListModels"
 
@@ -17,6 +18,7 @@ alone is NOT_SERVING."""
 WORKER_SERVICE = "zfserve.worker.v1.WorkerService"
 WORKER_DESCRIBE = f"/{WORKER_SERVICE}/Describe"
 WORKER_PROJECT = f"/{WORKER_SERVICE}/Project"
+WORKER_EXPLAIN = f"/{WORKER_SERVICE}/Explain"
 
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 """The Open Inference Protocol."""

@@ -42,6 +42,63 @@ PICTURE_FORMAT_FLOAT32: PictureFormat.ValueType  # 2
 """The values of the projection, without scaling."""
 Global___PictureFormat: _TypeAlias = PictureFormat  # noqa: Y015
 
+class _ProjectionRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProjectionRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProjectionRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROJECTION_RULE_UNSPECIFIED: _ProjectionRule.ValueType  # 0
+    PROJECTION_RULE_PAPER: _ProjectionRule.ValueType  # 1
+    """All activations below the layer are ReLUs, also with an upper limit. The paper's rule applies to all of them."""
+    PROJECTION_RULE_EXTENDED: _ProjectionRule.ValueType  # 2
+    """Some activations below the layer are other functions, such as SiLU. Their backward step rectifies the signal too. This
+    is a convention that is not in the paper.
+    """
+
+class ProjectionRule(_ProjectionRule, metaclass=_ProjectionRuleEnumTypeWrapper):
+    """ProjectionRule says how far a projection follows the paper."""
+
+PROJECTION_RULE_UNSPECIFIED: ProjectionRule.ValueType  # 0
+PROJECTION_RULE_PAPER: ProjectionRule.ValueType  # 1
+"""All activations below the layer are ReLUs, also with an upper limit. The paper's rule applies to all of them."""
+PROJECTION_RULE_EXTENDED: ProjectionRule.ValueType  # 2
+"""Some activations below the layer are other functions, such as SiLU. Their backward step rectifies the signal too. This
+is a convention that is not in the paper.
+"""
+Global___ProjectionRule: _TypeAlias = ProjectionRule  # noqa: Y015
+
+class _ExplanationMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExplanationMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExplanationMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPLANATION_METHOD_UNSPECIFIED: _ExplanationMethod.ValueType  # 0
+    """The same as EXPLANATION_METHOD_INTEGRATED_GRADIENTS."""
+    EXPLANATION_METHOD_INTEGRATED_GRADIENTS: _ExplanationMethod.ValueType  # 1
+    """Integrated gradients (Sundararajan et al. 2017) at the layer, summed over its maps, with a baseline whose units are
+    all zero.
+    """
+    EXPLANATION_METHOD_GRAD_CAM: _ExplanationMethod.ValueType  # 2
+    """Grad-CAM (Selvaraju et al. 2017): the maps, each weighted by the mean gradient of the score over the map. Negative
+    values are kept.
+    """
+
+class ExplanationMethod(_ExplanationMethod, metaclass=_ExplanationMethodEnumTypeWrapper): ...
+
+EXPLANATION_METHOD_UNSPECIFIED: ExplanationMethod.ValueType  # 0
+"""The same as EXPLANATION_METHOD_INTEGRATED_GRADIENTS."""
+EXPLANATION_METHOD_INTEGRATED_GRADIENTS: ExplanationMethod.ValueType  # 1
+"""Integrated gradients (Sundararajan et al. 2017) at the layer, summed over its maps, with a baseline whose units are
+all zero.
+"""
+EXPLANATION_METHOD_GRAD_CAM: ExplanationMethod.ValueType  # 2
+"""Grad-CAM (Selvaraju et al. 2017): the maps, each weighted by the mean gradient of the score over the map. Negative
+values are kept.
+"""
+Global___ExplanationMethod: _TypeAlias = ExplanationMethod  # noqa: Y015
+
 class _ModelState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -339,7 +396,9 @@ class ProjectRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
-    """The name of a layer, as `DescribeModel` lists it, for example "conv5"."""
+    """The name of a layer, as `DescribeModel` lists it, for example "conv5"; or the name of a stage, which means its last
+    layer; or "last", which means the last layer of the last stage.
+    """
     strongest: _builtins.int
     """The number of maps, chosen by their highest activation. Unset means 9."""
     format: Global___PictureFormat.ValueType
@@ -541,6 +600,9 @@ class ProjectResponse(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     ATTRIBUTION_FIELD_NUMBER: _builtins.int
     FOR_CLASS_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    EXTENDED_NODES_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
     map: _builtins.int
     """The index of the feature map, from 0."""
     activation: _builtins.float
@@ -553,6 +615,10 @@ class ProjectResponse(_message.Message):
     total: _builtins.int
     attribution: _builtins.float
     """The contribution of the map to the score of `for_class`, in logits."""
+    rule: Global___ProjectionRule.ValueType
+    """The rule of the projection."""
+    layer: _builtins.str
+    """The name of the layer, where the request named a stage or "last"."""
     @_builtins.property
     def unit(self) -> Global___Position:
         """The projected unit. Unset for a whole map."""
@@ -573,6 +639,12 @@ class ProjectResponse(_message.Message):
     def for_class(self) -> Global___ClassScore:
         """The class that the map was chosen for, with its probability. Unset where the map was not chosen for a class."""
 
+    @_builtins.property
+    def extended_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the nodes below the layer whose backward step is a convention of zfserve, and not the paper's. Empty
+        where `rule` is PROJECTION_RULE_PAPER.
+        """
+
     def __init__(
         self,
         *,
@@ -589,16 +661,163 @@ class ProjectResponse(_message.Message):
         total: _builtins.int = ...,
         attribution: _builtins.float = ...,
         for_class: Global___ClassScore | None = ...,
+        rule: Global___ProjectionRule.ValueType = ...,
+        extended_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        layer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "float32", b"float32", "for_class", b"for_class", "model", b"model", "picture", b"picture", "png", b"png", "source_box", b"source_box", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "attribution", b"attribution", "box", b"box", "float32", b"float32", "for_class", b"for_class", "map", b"map", "model", b"model", "patch_png", b"patch_png", "picture", b"picture", "png", b"png", "rank", b"rank", "source_box", b"source_box", "total", b"total", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "attribution", b"attribution", "box", b"box", "extended_nodes", b"extended_nodes", "float32", b"float32", "for_class", b"for_class", "layer", b"layer", "map", b"map", "model", b"model", "patch_png", b"patch_png", "picture", b"picture", "png", b"png", "rank", b"rank", "rule", b"rule", "source_box", b"source_box", "total", b"total", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_picture: _TypeAlias = _typing.Literal["png", "float32"]  # noqa: Y015
     _WhichOneofArgType_picture: _TypeAlias = _typing.Literal["picture", b"picture"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_picture) -> _WhichOneofReturnType_picture | None: ...
 
 Global___ProjectResponse: _TypeAlias = ProjectResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """The name of a layer, of a stage, or "last", as in `ProjectRequest`. Unset means "last"."""
+    class_name: _builtins.str
+    """The id or the label of the class. Unset means the most probable class."""
+    method: Global___ExplanationMethod.ValueType
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        layer: _builtins.str = ...,
+        class_name: _builtins.str = ...,
+        method: Global___ExplanationMethod.ValueType = ...,
+        model: Global___ModelSelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "image", b"image", "layer", b"layer", "method", b"method", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
+    SERVED_PROBABILITY_FIELD_NUMBER: _builtins.int
+    SERVED_PRECISION_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    HEATMAP_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    BASELINE_SCORE_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_GAP_FIELD_NUMBER: _builtins.int
+    OVERLAY_PNG_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    SOURCE_BOX_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    served_probability: _builtins.float
+    """The probability of the same class that the serving engine gives, and the precision in which it computes. The two
+    probabilities differ where the engine computes in INT8, for example.
+    """
+    served_precision: _builtins.str
+    layer: _builtins.str
+    """The name of the layer."""
+    method: Global___ExplanationMethod.ValueType
+    score: _builtins.float
+    """The score of the class before the softmax, for the photo and for the baseline. Grad-CAM has no baseline."""
+    baseline_score: _builtins.float
+    completeness_gap: _builtins.float
+    """`score` - `baseline_score` - the sum of `heatmap`: the error of the approximation, in logits."""
+    overlay_png: _builtins.bytes
+    """The heatmap on the model's input: an RGB PNG. Colours are perceptually uniform, blue is negative, red is positive."""
+    scale: _builtins.float
+    """The value of the strongest colour of the overlay; the colours cover -`scale` to `scale`."""
+    @_builtins.property
+    def for_class(self) -> Global___ClassScore:
+        """The class, with the probability that the worker computed in float32."""
+
+    @_builtins.property
+    def heatmap(self) -> Global___HeatMap:
+        """The contribution of each unit of the layer, summed over its maps. With integrated gradients the unit is logits, and
+        the sum of all values is about `score` - `baseline_score`.
+        """
+
+    @_builtins.property
+    def source_box(self) -> Global___Box:
+        """The region of the photo as it was sent, upright, that the heatmap covers. Unset where the photo's size is unknown."""
+
+    @_builtins.property
+    def model(self) -> Global___ModelIdentity: ...
+    def __init__(
+        self,
+        *,
+        for_class: Global___ClassScore | None = ...,
+        served_probability: _builtins.float = ...,
+        served_precision: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        method: Global___ExplanationMethod.ValueType = ...,
+        heatmap: Global___HeatMap | None = ...,
+        score: _builtins.float = ...,
+        baseline_score: _builtins.float | None = ...,
+        completeness_gap: _builtins.float | None = ...,
+        overlay_png: _builtins.bytes = ...,
+        scale: _builtins.float = ...,
+        source_box: Global___Box | None = ...,
+        model: Global___ModelIdentity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_score", b"_baseline_score", "_completeness_gap", b"_completeness_gap", "baseline_score", b"baseline_score", "completeness_gap", b"completeness_gap", "for_class", b"for_class", "heatmap", b"heatmap", "model", b"model", "source_box", b"source_box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_score", b"_baseline_score", "_completeness_gap", b"_completeness_gap", "baseline_score", b"baseline_score", "completeness_gap", b"completeness_gap", "for_class", b"for_class", "heatmap", b"heatmap", "layer", b"layer", "method", b"method", "model", b"model", "overlay_png", b"overlay_png", "scale", b"scale", "score", b"score", "served_precision", b"served_precision", "served_probability", b"served_probability", "source_box", b"source_box"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__baseline_score: _TypeAlias = _typing.Literal["baseline_score"]  # noqa: Y015
+    _WhichOneofArgType__baseline_score: _TypeAlias = _typing.Literal["_baseline_score", b"_baseline_score"]  # noqa: Y015
+    _WhichOneofReturnType__completeness_gap: _TypeAlias = _typing.Literal["completeness_gap"]  # noqa: Y015
+    _WhichOneofArgType__completeness_gap: _TypeAlias = _typing.Literal["_completeness_gap", b"_completeness_gap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_score) -> _WhichOneofReturnType__baseline_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completeness_gap) -> _WhichOneofReturnType__completeness_gap | None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class HeatMap(_message.Message):
+    """HeatMap holds one value for each unit of a layer: float32, little-endian, (height, width), row by row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    width: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "height", b"height", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeatMap: _TypeAlias = HeatMap  # noqa: Y015
 
 @_typing.final
 class Box(_message.Message):
@@ -692,10 +911,19 @@ class DescribeModelResponse(_message.Message):
     FEATURE_WIDTH_FIELD_NUMBER: _builtins.int
     PROJECTION_AVAILABLE_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PROJECTION_OBSTACLE_FIELD_NUMBER: _builtins.int
+    FIXED_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
-    """The architecture: "zfnet", "zfnet-fig3" or "alexnet"."""
+    """The name of the architecture, for example "zfnet" or "resnet18"."""
     feature_width: _builtins.int
     projection_available: _builtins.bool
+    source: _builtins.str
+    """The source that the model was exported from, for example "pytorchcv:resnet18" or "resnet50.onnx"."""
+    projection_obstacle: _builtins.str
+    """A sentence that names the node which no projection can pass. Empty where the whole network can be projected."""
+    fixed_batch_size: _builtins.int
+    """The batch size of a network that takes no other batch size. Unset where the network takes any."""
     @_builtins.property
     def model(self) -> Global___ModelIdentity: ...
     @_builtins.property
@@ -736,10 +964,13 @@ class DescribeModelResponse(_message.Message):
         feature_width: _builtins.int = ...,
         projection_available: _builtins.bool = ...,
         versions: _abc.Iterable[Global___ModelStatus] | None = ...,
+        source: _builtins.str = ...,
+        projection_obstacle: _builtins.str = ...,
+        fixed_batch_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "input", b"input", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "architecture", b"architecture", "classes", b"classes", "engine", b"engine", "feature_width", b"feature_width", "input", b"input", "layers", b"layers", "model", b"model", "parity", b"parity", "projection_available", b"projection_available", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "architecture", b"architecture", "classes", b"classes", "engine", b"engine", "feature_width", b"feature_width", "fixed_batch_size", b"fixed_batch_size", "input", b"input", "layers", b"layers", "model", b"model", "parity", b"parity", "projection_available", b"projection_available", "projection_obstacle", b"projection_obstacle", "source", b"source", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -833,6 +1064,7 @@ class InputSpec(_message.Message):
     SHORTER_SIDE_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     STD_FIELD_NUMBER: _builtins.int
+    INTERPOLATION_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     width: _builtins.int
     resize: _builtins.str
@@ -840,6 +1072,8 @@ class InputSpec(_message.Message):
     crops the centre.
     """
     shorter_side: _builtins.int
+    interpolation: _builtins.str
+    """The interpolation of the resize: "bilinear" or "bicubic"."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean and the standard deviation of each channel, in RGB order, for values scaled to [0, 1]."""
@@ -855,10 +1089,11 @@ class InputSpec(_message.Message):
         shorter_side: _builtins.int = ...,
         mean: _abc.Iterable[_builtins.float] | None = ...,
         std: _abc.Iterable[_builtins.float] | None = ...,
+        interpolation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "mean", b"mean", "resize", b"resize", "shorter_side", b"shorter_side", "std", b"std", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "shorter_side", b"shorter_side", "std", b"std", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -876,18 +1111,34 @@ class Layer(_message.Message):
     RECEPTIVE_FIELD_FIELD_NUMBER: _builtins.int
     STRIDE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    RECEPTIVE_FIELD_WIDTH_FIELD_NUMBER: _builtins.int
+    STRIDE_WIDTH_FIELD_NUMBER: _builtins.int
+    OFFSET_WIDTH_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    WHOLE_IMAGE_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
-    """The kind: "conv", "relu", "norm" or "pool"."""
+    """The kind of operation that computes it, for example "conv", "relu", "norm", "pool", "add" or "concat"."""
     channels: _builtins.int
     height: _builtins.int
     width: _builtins.int
     receptive_field: _builtins.int
-    """The side of the square that one unit sees, in input pixels."""
+    """The number of rows that one unit sees, in input pixels. Padding counts."""
     stride: _builtins.int
-    """The distance between neighbouring units, in input pixels."""
+    """The distance between neighbouring units along a column, in input pixels."""
     offset: _builtins.int
-    """The first column (and row) that unit 0 sees, in input pixels. Negative inside the padding."""
+    """The first row that unit 0 sees, in input pixels. Negative inside the padding."""
+    receptive_field_width: _builtins.int
+    """The same for columns, where they differ from rows. 0 where they are alike."""
+    stride_width: _builtins.int
+    offset_width: _builtins.int
+    stage: _builtins.str
+    """The name of the stage, for example "stage4". Layers of one stage stand together."""
+    whole_image: _builtins.bool
+    """True where every unit sees the whole image, for example behind a squeeze-and-excitation gate."""
+    rule: Global___ProjectionRule.ValueType
+    """The rule of a projection from this layer."""
     def __init__(
         self,
         *,
@@ -899,12 +1150,20 @@ class Layer(_message.Message):
         receptive_field: _builtins.int = ...,
         stride: _builtins.int = ...,
         offset: _builtins.int = ...,
+        receptive_field_width: _builtins.int = ...,
+        stride_width: _builtins.int = ...,
+        offset_width: _builtins.int | None = ...,
+        stage: _builtins.str = ...,
+        whole_image: _builtins.bool = ...,
+        rule: Global___ProjectionRule.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_offset_width", b"_offset_width", "offset_width", b"offset_width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "kind", b"kind", "name", b"name", "offset", b"offset", "receptive_field", b"receptive_field", "stride", b"stride", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_offset_width", b"_offset_width", "channels", b"channels", "height", b"height", "kind", b"kind", "name", b"name", "offset", b"offset", "offset_width", b"offset_width", "receptive_field", b"receptive_field", "receptive_field_width", b"receptive_field_width", "rule", b"rule", "stage", b"stage", "stride", b"stride", "stride_width", b"stride_width", "whole_image", b"whole_image", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__offset_width: _TypeAlias = _typing.Literal["offset_width"]  # noqa: Y015
+    _WhichOneofArgType__offset_width: _TypeAlias = _typing.Literal["_offset_width", b"_offset_width"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offset_width) -> _WhichOneofReturnType__offset_width | None: ...
 
 Global___Layer: _TypeAlias = Layer  # noqa: Y015
 

@@ -49,6 +49,11 @@ class VisionServiceStub:
                 request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ProjectRequest.SerializeToString,
                 response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ProjectResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/zfserve.v1.VisionService/Explain',
+                request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.DescribeModel = channel.unary_unary(
                 '/zfserve.v1.VisionService/DescribeModel',
                 request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelRequest.SerializeToString,
@@ -84,6 +89,14 @@ class VisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
+        class, as an overlay on the photo and as numbers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeModel(self, request, context):
         """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export.
         """
@@ -111,6 +124,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.Project,
                     request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ProjectRequest.FromString,
                     response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ProjectResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainRequest.FromString,
+                    response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainResponse.SerializeToString,
             ),
             'DescribeModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeModel,
@@ -182,6 +200,33 @@ class VisionService:
             '/zfserve.v1.VisionService/Project',
             zfserve__protos_dot_v1_dot_zfserve__pb2.ProjectRequest.SerializeToString,
             zfserve__protos_dot_v1_dot_zfserve__pb2.ProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zfserve.v1.VisionService/Explain',
+            zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainRequest.SerializeToString,
+            zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

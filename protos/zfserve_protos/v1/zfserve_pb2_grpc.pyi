@@ -44,6 +44,10 @@ class VisionServiceStub:
     """Project returns, for each chosen feature map, the pixels that drove it, by the deconvnet of Zeiler & Fergus (ECCV
     2014, section 2.1). Results arrive one by one, the strongest map first. Cancelling the call stops the work.
     """
+    Explain: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.ExplainRequest, _zfserve_pb2.ExplainResponse]
+    """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
+    class, as an overlay on the photo and as numbers.
+    """
     DescribeModel: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.DescribeModelRequest, _zfserve_pb2.DescribeModelResponse]
     """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.ListModelsRequest, _zfserve_pb2.ListModelsResponse]
@@ -66,6 +70,10 @@ class VisionServiceAsyncStub(VisionServiceStub):
     Project: _aio.UnaryStreamMultiCallable[_zfserve_pb2.ProjectRequest, _zfserve_pb2.ProjectResponse]  # type: ignore[assignment]
     """Project returns, for each chosen feature map, the pixels that drove it, by the deconvnet of Zeiler & Fergus (ECCV
     2014, section 2.1). Results arrive one by one, the strongest map first. Cancelling the call stops the work.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_zfserve_pb2.ExplainRequest, _zfserve_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
+    class, as an overlay on the photo and as numbers.
     """
     DescribeModel: _aio.UnaryUnaryMultiCallable[_zfserve_pb2.DescribeModelRequest, _zfserve_pb2.DescribeModelResponse]  # type: ignore[assignment]
     """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export."""
@@ -98,6 +106,16 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_zfserve_pb2.ProjectResponse], _abc.AsyncIterator[_zfserve_pb2.ProjectResponse]]:
         """Project returns, for each chosen feature map, the pixels that drove it, by the deconvnet of Zeiler & Fergus (ECCV
         2014, section 2.1). Results arrive one by one, the strongest map first. Cancelling the call stops the work.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _zfserve_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zfserve_pb2.ExplainResponse, _abc.Awaitable[_zfserve_pb2.ExplainResponse]]:
+        """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
+        class, as an overlay on the photo and as numbers.
         """
 
     @_abc_1.abstractmethod

@@ -9,12 +9,14 @@ import re
 from zfserve_protos.methods import (
     CLASSIFY,
     DESCRIBE_MODEL,
+    EXPLAIN,
     INFERENCE_SERVICE,
     LIST_MODELS,
     MODEL_INFER,
     MODEL_STREAM_INFER,
     PROJECT,
     WORKER_DESCRIBE,
+    WORKER_EXPLAIN,
     WORKER_PROJECT,
 )
 
@@ -28,6 +30,7 @@ ALL = "all"
 GROUPS: dict[str, frozenset[str]] = {
     "classify": frozenset({CLASSIFY}),
     "project": frozenset({PROJECT}),
+    "explain": frozenset({EXPLAIN}),
     "describe": frozenset(
         {
             DESCRIBE_MODEL,
@@ -45,7 +48,7 @@ GROUPS: dict[str, frozenset[str]] = {
             *(f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in _SHARED_MEMORY),
         )
     ),
-    "worker": frozenset({WORKER_DESCRIBE, WORKER_PROJECT}),
+    "worker": frozenset({WORKER_DESCRIBE, WORKER_EXPLAIN, WORKER_PROJECT}),
 }
 """Maps each group to the full names of its methods. A method in no group is permitted by its own full name, or by
 `all`."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from zfserve_protos.v1 import zfserve_pb2 as zfserve__protos_dot_v1_dot_zfserve__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%zfserve_protos/worker/v1/worker.proto\x12\x11zfserve.worker.v1\x1a\x1fzfserve_protos/v1/zfserve.proto\"\'\n\x0f\x44\x65scribeRequest\x12\x14\n\x0c\x66ingerprints\x18\x01 \x03(\t\"=\n\x10\x44\x65scribeResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.zfserve.v1.ModelIdentity\"\x8b\x02\n\x0eProjectRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\r\n\x05layer\x18\x03 \x01(\t\x12\x13\n\tstrongest\x18\x04 \x01(\rH\x00\x12-\n\tselection\x18\x05 \x01(\x0b\x32\x18.zfserve.v1.MapSelectionH\x00\x12*\n\tfor_class\x18\x08 \x01(\x0b\x32\x15.zfserve.v1.ClassMapsH\x00\x12\"\n\x04unit\x18\x06 \x01(\x0b\x32\x14.zfserve.v1.UnitRule\x12)\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x19.zfserve.v1.PictureFormatB\x06\n\x04maps\"B\n\x0fProjectResponse\x12/\n\nprojection\x18\x01 \x01(\x0b\x32\x1b.zfserve.v1.ProjectResponse2\xb8\x01\n\rWorkerService\x12S\n\x08\x44\x65scribe\x12\".zfserve.worker.v1.DescribeRequest\x1a#.zfserve.worker.v1.DescribeResponse\x12R\n\x07Project\x12!.zfserve.worker.v1.ProjectRequest\x1a\".zfserve.worker.v1.ProjectResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%zfserve_protos/worker/v1/worker.proto\x12\x11zfserve.worker.v1\x1a\x1fzfserve_protos/v1/zfserve.proto\"8\n\x0f\x44\x65scribeRequest\x12\x14\n\x0c\x66ingerprints\x18\x01 \x03(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\"N\n\x10\x44\x65scribeResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.zfserve.v1.ModelIdentity\x12\x0f\n\x07release\x18\x02 \x01(\t\"\x8b\x02\n\x0eProjectRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\r\n\x05layer\x18\x03 \x01(\t\x12\x13\n\tstrongest\x18\x04 \x01(\rH\x00\x12-\n\tselection\x18\x05 \x01(\x0b\x32\x18.zfserve.v1.MapSelectionH\x00\x12*\n\tfor_class\x18\x08 \x01(\x0b\x32\x15.zfserve.v1.ClassMapsH\x00\x12\"\n\x04unit\x18\x06 \x01(\x0b\x32\x14.zfserve.v1.UnitRule\x12)\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x19.zfserve.v1.PictureFormatB\x06\n\x04maps\"B\n\x0fProjectResponse\x12/\n\nprojection\x18\x01 \x01(\x0b\x32\x1b.zfserve.v1.ProjectResponse\"\x87\x01\n\x0e\x45xplainRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\r\n\x05layer\x18\x03 \x01(\t\x12\x12\n\nclass_name\x18\x04 \x01(\t\x12-\n\x06method\x18\x05 \x01(\x0e\x32\x1d.zfserve.v1.ExplanationMethod\"C\n\x0f\x45xplainResponse\x12\x30\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x1b.zfserve.v1.ExplainResponse2\x8a\x02\n\rWorkerService\x12S\n\x08\x44\x65scribe\x12\".zfserve.worker.v1.DescribeRequest\x1a#.zfserve.worker.v1.DescribeResponse\x12R\n\x07Project\x12!.zfserve.worker.v1.ProjectRequest\x1a\".zfserve.worker.v1.ProjectResponse0\x01\x12P\n\x07\x45xplain\x12!.zfserve.worker.v1.ExplainRequest\x1a\".zfserve.worker.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'zfserve_protos.worker.v1.wo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBEREQUEST']._serialized_start=93
-  _globals['_DESCRIBEREQUEST']._serialized_end=132
-  _globals['_DESCRIBERESPONSE']._serialized_start=134
-  _globals['_DESCRIBERESPONSE']._serialized_end=195
-  _globals['_PROJECTREQUEST']._serialized_start=198
-  _globals['_PROJECTREQUEST']._serialized_end=465
-  _globals['_PROJECTRESPONSE']._serialized_start=467
-  _globals['_PROJECTRESPONSE']._serialized_end=533
-  _globals['_WORKERSERVICE']._serialized_start=536
-  _globals['_WORKERSERVICE']._serialized_end=720
+  _globals['_DESCRIBEREQUEST']._serialized_end=149
+  _globals['_DESCRIBERESPONSE']._serialized_start=151
+  _globals['_DESCRIBERESPONSE']._serialized_end=229
+  _globals['_PROJECTREQUEST']._serialized_start=232
+  _globals['_PROJECTREQUEST']._serialized_end=499
+  _globals['_PROJECTRESPONSE']._serialized_start=501
+  _globals['_PROJECTRESPONSE']._serialized_end=567
+  _globals['_EXPLAINREQUEST']._serialized_start=570
+  _globals['_EXPLAINREQUEST']._serialized_end=705
+  _globals['_EXPLAINRESPONSE']._serialized_start=707
+  _globals['_EXPLAINRESPONSE']._serialized_end=774
+  _globals['_WORKERSERVICE']._serialized_start=777
+  _globals['_WORKERSERVICE']._serialized_end=1043
 # @@protoc_insertion_point(module_scope)

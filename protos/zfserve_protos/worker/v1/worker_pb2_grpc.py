@@ -44,6 +44,11 @@ class WorkerServiceStub:
                 request_serializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ProjectRequest.SerializeToString,
                 response_deserializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ProjectResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/zfserve.worker.v1.WorkerService/Explain',
+                request_serializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -63,6 +68,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Explain returns the heatmap of a class.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Project,
                     request_deserializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ProjectRequest.FromString,
                     response_serializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ProjectResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ExplainRequest.FromString,
+                    response_serializer=zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class WorkerService:
             '/zfserve.worker.v1.WorkerService/Project',
             zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ProjectRequest.SerializeToString,
             zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zfserve.worker.v1.WorkerService/Explain',
+            zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ExplainRequest.SerializeToString,
+            zfserve__protos_dot_worker_dot_v1_dot_worker__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

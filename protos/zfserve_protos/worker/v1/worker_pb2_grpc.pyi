@@ -37,6 +37,8 @@ class WorkerServiceStub:
     """Describe loads the networks that the caller will ask for, and returns the networks that the worker holds."""
     Project: _grpc.UnaryStreamMultiCallable[_worker_pb2.ProjectRequest, _worker_pb2.ProjectResponse]
     """Project returns one message per feature map, each as soon as it is ready."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ExplainRequest, _worker_pb2.ExplainResponse]
+    """Explain returns the heatmap of a class."""
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -45,6 +47,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Describe loads the networks that the caller will ask for, and returns the networks that the worker holds."""
     Project: _aio.UnaryStreamMultiCallable[_worker_pb2.ProjectRequest, _worker_pb2.ProjectResponse]  # type: ignore[assignment]
     """Project returns one message per feature map, each as soon as it is ready."""
+    Explain: _aio.UnaryUnaryMultiCallable[_worker_pb2.ExplainRequest, _worker_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Explain returns the heatmap of a class."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -62,5 +66,13 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.ProjectResponse], _abc.AsyncIterator[_worker_pb2.ProjectResponse]]:
         """Project returns one message per feature map, each as soon as it is ready."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _worker_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ExplainResponse, _abc.Awaitable[_worker_pb2.ExplainResponse]]:
+        """Explain returns the heatmap of a class."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Reads networks in ONNX into graphs that PyTorch runs."""
