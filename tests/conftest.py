@@ -37,7 +37,6 @@ def colour_bundle(tmp_path: Path) -> ColourBundle:
         folder = tmp_path / name
         folder.mkdir()
         _write_colour_graph(folder / "model.onnx")
-        (folder / "weights.safetensors").write_bytes(b"no weights")
         pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
         logits = pixels.mean(axis=(1, 2), dtype=np.float64) / 51
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -46,8 +45,6 @@ def colour_bundle(tmp_path: Path) -> ColourBundle:
             "name": "colours",
             "version": "1",
             "architecture": "colours",
-            "hidden_width": 3,
-            "contrast_norm": False,
             "feature_width": 3,
             "classes": tuple(ClassEntry(class_id=f"c-{name}", label=name) for name in ("red", "green", "blue")),
             "input": InputSpec(

@@ -193,8 +193,8 @@ def measure(
     manifest = config.bundle.manifest
     print_machine(console, machine)
     console.print(
-        f"{manifest.name} {manifest.version}: {manifest.architecture}, hidden width {manifest.hidden_width}, "
-        f"{len(manifest.classes)} classes, {' and '.join(config.precisions)}; {config.threads} threads",
+        f"{manifest.name} {manifest.version}: {manifest.architecture}, {len(manifest.classes)} classes, "
+        f"{' and '.join(config.precisions)}; {config.threads} threads",
         highlight=False,
         soft_wrap=True,
     )

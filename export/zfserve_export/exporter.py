@@ -153,15 +153,15 @@ def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> M
         name=plan.name,
         version=version,
         architecture=spec.architecture,
-        hidden_width=spec.hidden_width,
-        contrast_norm=spec.contrast_norm,
         feature_width=spec.hidden_width,
         classes=tuple(
             ClassEntry(class_id=class_id, label=label)
             for class_id, label in zip(checkpoint.class_ids, checkpoint.labels, strict=True)
         ),
         input=input_spec(checkpoint.preprocessing),
-        layers=tuple(LayerEntry(**asdict(row)) for row in layer_table(checkpoint.network)),
+        layers=tuple(
+            LayerEntry(**asdict(row), stage=f"stage{row.name[-1]}") for row in layer_table(checkpoint.network)
+        ),
         artefacts={precision: ARTEFACTS[precision] for precision in plan.precisions},
         fingerprint=weights_fingerprint(checkpoint.network),
         files={},

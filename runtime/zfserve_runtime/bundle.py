@@ -2,23 +2,27 @@
 
 models/<name>/<version>/
   manifest.json         a `Manifest`
-  weights.safetensors   the weights, which the worker loads
-  model.onnx            the graph, which the server runs; variants are model.fp16.onnx, model.int8.onnx and
-                        model.int8-symmetric.onnx
+  model.onnx            the network, which the server runs and the worker projects; variants are model.fp16.onnx,
+                        model.int8.onnx and model.int8-symmetric.onnx
   golden.npz            inputs with expected outputs, which every engine must reproduce before it may serve
+
+Bundles of schema 1 also hold weights.safetensors. Their manifests are converted while they are read, so the rest of the
+code knows schema 2 only.
 """
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 
@@ -57,8 +61,9 @@ class InputSpec(_Entry):
     Attributes:
         resize: `squash` scales both sides to the input. `crop` scales the shorter side to `shorter_side` pixels and
             cuts out the centre.
-        mean, std: the mean and standard deviation of each channel, on values in [0, 1]. The ONNX graph contains them,
-            so only the worker applies them.
+        mean, std: the mean and standard deviation of each channel, in RGB order, on values in [0, 1]. The ONNX graph
+            contains them, so nobody applies them to the input.
+        interpolation: the filter of the resize.
     """
 
     height: int = Field(gt=0)
@@ -67,6 +72,7 @@ class InputSpec(_Entry):
     shorter_side: int = Field(gt=0)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -76,22 +82,48 @@ class InputSpec(_Entry):
 
 
 class LayerEntry(_Entry):
-    """Describes one layer of the trunk that can be projected. `zfserve_model.layer_table` computes it.
+    """Describes one layer that can be projected. `zfserve_model.layer_table` computes it.
+
+    Unit i sees the input pixels from `offset + i * stride` up to, but not including,
+    `offset + i * stride + receptive_field`. The fields with `_width` hold the same for columns. If they are left
+    out, columns are like rows.
 
     Attributes:
-        receptive_field: the side of the square that a unit sees, in input pixels.
-        stride: the distance between neighbouring units, in input pixels.
-        offset: the first column that unit 0 sees. It is negative if that column lies in the padding.
+        name: the name in requests, unique among the layers.
+        tensor: the name of the layer's output in `model.onnx`. Empty in a converted bundle of schema 1.
+        kind: the kind of operation, such as "conv", "relu", "norm", "pool", "add" or "concat".
+        stage: the name of the group of layers, such as "stage4". Layers of one stage stand together.
+        channels, height, width: the shape of the output.
+        receptive_field: the number of rows that a unit sees, in input pixels. Padding counts.
+        stride: the distance between neighbouring units along a column, in input pixels.
+        offset: the first row that unit 0 sees. It is negative if that row lies in the padding.
+        whole_image: True if every unit sees the whole image, as behind a squeeze-and-excitation gate.
+        rule: the rule of a projection from this layer. `extended` rectifies more functions than the paper's ReLU.
     """
 
     name: str
-    kind: Literal["conv", "relu", "norm", "pool"]
+    tensor: str = ""
+    kind: str
+    stage: str = ""
     channels: int
     height: int
     width: int
     receptive_field: int
     stride: int
     offset: int
+    receptive_field_width: int = 0
+    stride_width: int = 0
+    offset_width: int = 0
+    whole_image: bool = False
+    rule: Literal["paper", "extended"] = "paper"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_are_like_rows(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        rows = ("receptive_field", "stride", "offset")
+        return {f"{name}_width": fields[name] for name in rows if name in fields} | dict(fields)
 
 
 class ParityEntry(_Entry):
@@ -136,21 +168,33 @@ class Manifest(_Entry):
     """Describes a model. Server and worker know nothing else about it.
 
     Attributes:
-        fingerprint: the hex digest of the weights' names, shapes and values. It is the same in a server and its worker.
-        feature_width: F, the width of the last hidden layer.
+        schema_version: the schema of the file. 1 marks a manifest that was converted while it was read.
+        source: the origin of the network, such as "pytorchcv:resnet18" or "resnet50.onnx". Empty where unknown.
+        architecture: the name of the architecture, such as "zfnet" or "resnet18".
+        feature_width: F, the width of the tensor that enters the last linear layer. 0 if there is no such tensor; then
+            the graph has no output `features`.
+        layers: the layers that can be projected, in forward order.
+        projection_obstacle: a sentence that names the node which no projection can pass. Empty if there is none.
+        attribution_obstacle: a sentence that names the node which prevents attributions. Empty if there is none.
+        fixed_batch_size: the only batch size that the graph takes. 0 if it takes any.
+        fingerprint: the hex digest of the network and its weights. It is the same in a server and its worker, and every
+            graph file carries it in the metadata property "fingerprint". In schema 2 it is
+            `zfserve_model.graph.fingerprint.graph_fingerprint` of `model.onnx`.
         files: the sha256 (hex) of every other file of the bundle, by its path relative to the bundle.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=NAME_PATTERN)
+    source: str = ""
     architecture: str
-    hidden_width: int
-    contrast_norm: bool
-    feature_width: int
+    feature_width: int = Field(ge=0)
     classes: tuple[ClassEntry, ...] = Field(min_length=1)
     input: InputSpec
-    layers: tuple[LayerEntry, ...] = Field(min_length=1)
+    layers: tuple[LayerEntry, ...] = ()
+    projection_obstacle: str = ""
+    attribution_obstacle: str = ""
+    fixed_batch_size: int = Field(default=0, ge=0)
     artefacts: dict[Precision, Artefact]
     fingerprint: str
     files: dict[str, str]
@@ -160,11 +204,26 @@ class Manifest(_Entry):
     @property
     def output_widths(self) -> dict[str, int]:
         """Returns how many float32 values each output of the graph has for one photo, by the output's name."""
-        return {"probabilities": len(self.classes), "features": self.feature_width}
+        features = {"features": self.feature_width} if self.feature_width else {}
+        return {"probabilities": len(self.classes), **features}
 
     def layer(self, name: str) -> LayerEntry | None:
         """Returns the layer called `name`, or None if there is none."""
         return next((layer for layer in self.layers if layer.name == name), None)
+
+    def resolve_layer(self, name: str) -> LayerEntry | None:
+        """Returns the layer that `name` selects, or None if there is none.
+
+        Args:
+            name: the name of a layer; or the name of a stage, which stands for its last layer that is no pool, or for
+                its last layer if all are pools; or "last", which stands for the last stage.
+        """
+        if named := self.layer(name):
+            return named
+        stage = self.layers[-1].stage if name == "last" and self.layers else name
+        layers = [layer for layer in self.layers if layer.stage == stage]
+        no_pools = [layer for layer in layers if layer.kind != "pool"]
+        return next(reversed(no_pools or layers), None)
 
 
 @dataclass(frozen=True)
@@ -199,7 +258,7 @@ def load_bundle(folder: Path) -> Bundle:
     """
     folder = newest_version(folder)
     manifest = read_manifest(folder / MANIFEST)
-    needed = {WEIGHTS, GOLDEN, *(artefact.file for artefact in manifest.artefacts.values())}
+    needed = {GOLDEN, *(artefact.file for artefact in manifest.artefacts.values())}
     for name in sorted(needed - manifest.files.keys()):
         raise BundleError(f"the manifest in {folder} holds no digest of {name}; export the bundle again")
     for name, digest in manifest.files.items():
@@ -221,15 +280,31 @@ def read_manifest(file: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read; export the bundle again") from error
     schema = document.get("schema_version") if isinstance(document, dict) else None
-    if schema != SCHEMA_VERSION:
+    if schema not in (1, SCHEMA_VERSION):
         raise BundleError(
-            f"the bundle has schema {schema}, this release reads {SCHEMA_VERSION}; export it again with this release"
+            f"the bundle has schema {schema}, this release reads 1 to {SCHEMA_VERSION}; export it again with this "
+            "release"
         )
     try:
-        return Manifest.model_validate(document)
+        return Manifest.model_validate(_converted(document) if schema == 1 else document)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise BundleError(f"{file} is not valid: {faults}") from error
+
+
+def _converted(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of schema 2 for a manifest of schema 1.
+
+    Every network of schema 1 is a chain of five stages, and a layer's name ends in the number of its stage.
+    """
+    kept = {key: value for key, value in document.items() if key not in ("hidden_width", "contrast_norm")}
+    if isinstance(layers := document.get("layers"), list):
+        kept["layers"] = [_with_stage(layer) if isinstance(layer, dict) else layer for layer in layers]
+    return kept
+
+
+def _with_stage(layer: dict[str, Any]) -> dict[str, Any]:
+    return layer | {"stage": f"stage{str(layer.get('name'))[-1:]}"}
 
 
 def newest_version(folder: Path) -> Path:

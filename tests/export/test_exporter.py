@@ -36,7 +36,7 @@ def test_a_bundle_holds_what_the_design_says(bundle: Bundle) -> None:
 def test_the_manifest_describes_the_network(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert (manifest.name, manifest.version, manifest.architecture) == ("tiny", "1", "zfnet-fig3")
-    assert (manifest.hidden_width, manifest.feature_width, manifest.contrast_norm) == (16, 16, False)
+    assert (manifest.schema_version, manifest.feature_width) == (2, 16)
     assert [(entry.class_id, entry.label) for entry in manifest.classes] == [
         ("n01", "one"),
         ("n02", "two"),

@@ -15,9 +15,21 @@ LIMITS = ImageLimits(max_bytes=4_000_000, max_pixels=8_000_000)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 
-def spec(resize: Literal["squash", "crop"] = "squash", side: int = 224, shorter_side: int = 256) -> InputSpec:
-    zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return InputSpec(height=side, width=side, resize=resize, shorter_side=shorter_side, mean=zeros, std=ones)
+def spec(
+    resize: Literal["squash", "crop"] = "squash",
+    side: int = 224,
+    shorter_side: int = 256,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> InputSpec:
+    return InputSpec(
+        height=side,
+        width=side,
+        resize=resize,
+        shorter_side=shorter_side,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        interpolation=interpolation,
+    )
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

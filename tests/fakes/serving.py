@@ -121,8 +121,6 @@ MANIFEST = Manifest(
     name="fake",
     version="7",
     architecture="zfnet",
-    hidden_width=2,
-    contrast_norm=False,
     feature_width=2,
     classes=tuple(ClassEntry(class_id=f"n{index}", label=f"class {index}") for index in range(CLASSES)),
     input=InputSpec(

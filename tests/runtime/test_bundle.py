@@ -6,17 +6,19 @@ from typing import Any
 import pytest
 from zfserve_runtime.bundle import BundleError, Manifest, Precision, load_bundle, newest_version
 
-FILES = {"weights.safetensors": b"weights", "golden.npz": b"golden", "model.onnx": b"graph"}
+FILES = {"golden.npz": b"golden", "model.onnx": b"graph"}
+
+SCHEMA_1 = Path(__file__).parents[1] / "bundles" / "schema-1"
+"""A bundle that the first release exported. Its architecture is `zfnet-fig3` with 6, 8, 8, 8 and 6 maps and contrast norm."""
 
 
 def manifest_document(**changes: Any) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "tiny",
+        "source": "tiny.safetensors",
         "version": "1",
         "architecture": "zfnet",
-        "hidden_width": 16,
-        "contrast_norm": False,
         "feature_width": 16,
         "classes": [{"class_id": "n1", "label": "château"}, {"class_id": "n2", "label": "tench"}],
         "input": {
@@ -30,7 +32,9 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
         "layers": [
             {
                 "name": "conv1",
+                "tensor": "conv2d",
                 "kind": "conv",
+                "stage": "stage1",
                 "channels": 96,
                 "height": 110,
                 "width": 110,
@@ -71,6 +75,66 @@ def test_manifest_survives_a_round_trip() -> None:
     assert Manifest.model_validate_json(manifest.model_dump_json(indent=2)) == manifest
 
 
+def test_columns_are_like_rows_where_the_manifest_does_not_say_otherwise() -> None:
+    layer = Manifest.model_validate(manifest_document()).layers[0]
+    assert (layer.receptive_field_width, layer.stride_width, layer.offset_width) == (7, 2, -1)
+    wide = layer.model_dump() | {"receptive_field_width": 9, "stride_width": 3, "offset_width": 0}
+    layer = Manifest.model_validate(manifest_document(layers=[wide])).layers[0]
+    assert (layer.receptive_field, layer.stride, layer.offset) == (7, 2, -1)
+    assert (layer.receptive_field_width, layer.stride_width, layer.offset_width) == (9, 3, 0)
+
+
+def test_a_layer_has_its_name_its_stage_and_last() -> None:
+    layer = manifest_document()["layers"][0]
+    manifest = Manifest.model_validate(
+        manifest_document(
+            layers=[
+                layer | {"name": name, "kind": kind, "stage": stage}
+                for name, kind, stage in (
+                    ("stage1.conv", "conv", "stage1"),
+                    ("stage1.add", "add", "stage1"),
+                    ("stage1.pool", "pool", "stage1"),
+                    ("pooled", "pool", "stage2"),
+                    ("stage1", "conv", "stage3"),
+                    ("final", "relu", "stage3"),
+                    ("shrink", "pool", "stage3"),
+                )
+            ]
+        )
+    )
+
+    def resolved(name: str) -> str | None:
+        layer = manifest.resolve_layer(name)
+        return layer.name if layer else None
+
+    assert resolved("stage1.pool") == "stage1.pool"
+    assert resolved("stage1") == "stage1", "the name of a layer comes before the name of a stage"
+    assert resolved("stage2") == "pooled"
+    assert resolved("stage3") == resolved("last") == "final"
+    assert resolved("stage9") is resolved("") is None
+    assert Manifest.model_validate(manifest_document(layers=[])).resolve_layer("last") is None
+
+
+def test_a_graph_without_features_has_one_output() -> None:
+    assert Manifest.model_validate(manifest_document()).output_widths == {"probabilities": 2, "features": 16}
+    assert Manifest.model_validate(manifest_document(feature_width=0)).output_widths == {"probabilities": 2}
+
+
+def test_reads_a_bundle_of_schema_1() -> None:
+    bundle = load_bundle(SCHEMA_1)
+    manifest = bundle.manifest
+    assert (manifest.schema_version, manifest.architecture, manifest.feature_width) == (1, "zfnet-fig3", 8)
+    assert (manifest.source, manifest.projection_obstacle, manifest.fixed_batch_size) == ("", "", 0)
+    assert manifest.input.interpolation == "bilinear"
+    assert bundle.artefact("int8-symmetric") == SCHEMA_1 / "model.int8-symmetric.onnx"
+    assert "weights.safetensors" in manifest.files
+    norm = manifest.layer("norm2")
+    assert norm == manifest.layers[6]
+    assert (norm.stage, norm.kind, norm.tensor, norm.rule) == ("stage2", "norm", "", "paper")
+    assert (norm.receptive_field, norm.receptive_field_width, norm.offset, norm.offset_width) == (27, 27, -1, -1)
+    assert manifest.resolve_layer("last") == manifest.layer("relu5")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_refuses_a_corrupt_file(tmp_path: Path, name: str) -> None:
     folder = write_bundle(tmp_path / "1")
@@ -102,9 +166,13 @@ def test_refuses_a_file_without_a_digest(tmp_path: Path, name: str) -> None:
     [
         ("", "cannot be read"),
         ("[]", "schema None"),
-        (json.dumps(manifest_document(schema_version=2)), "schema 2, this release reads 1"),
+        (json.dumps(manifest_document(schema_version=3)), "schema 3, this release reads 1 to 2"),
         (json.dumps(manifest_document(classes=[])), "is not valid: classes"),
         (json.dumps(manifest_document(surprise=1)), "surprise: Extra inputs"),
+        (json.dumps(manifest_document(layers=["conv1"])), r"is not valid: layers\.0"),
+        (json.dumps(manifest_document(schema_version=1, layers=7)), "is not valid: layers"),
+        (json.dumps(manifest_document(schema_version=1, layers=["conv1"])), r"is not valid: layers\.0"),
+        (json.dumps(manifest_document(feature_width=-1)), "is not valid: feature_width"),
         (json.dumps(manifest_document(name="../elsewhere")), "is not valid: name"),
     ],
 )

@@ -37,8 +37,6 @@ def write_bundle(folder: Path, version: str) -> Bundle:
         "name": "tiny",
         "version": version,
         "architecture": spec.architecture,
-        "hidden_width": spec.hidden_width,
-        "contrast_norm": spec.contrast_norm,
         "feature_width": spec.hidden_width,
         "classes": [{"class_id": "n01", "label": "cat"}, {"class_id": "n02", "label": "dog"}],
         "input": {"height": 224, "width": 224, **asdict(preprocessing)},

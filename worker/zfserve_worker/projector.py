@@ -26,7 +26,7 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
-from zfserve_model.layer_table import layer_table
+from zfserve_model.layer_table import LayerRow, layer_table
 from zfserve_model.networks import Network
 from zfserve_model.render import render_projection
 from zfserve_protos.v1 import zfserve_pb2 as pb
@@ -188,7 +188,9 @@ def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device:
             f"{manifest.fingerprint[:12]}; export the bundle again"
         )
     # Requests are checked against the layers of the manifest, so these must be the layers of the network.
-    if [asdict(row) for row in layer_table(network)] != [layer.model_dump() for layer in manifest.layers]:
+    if [asdict(row) for row in layer_table(network)] != [
+        layer.model_dump(include=set(LayerRow.__annotations__)) for layer in manifest.layers
+    ]:
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
     of_model = metrics.of_model(manifest.name, manifest.version)
     projector = Projector(network, manifest, cached_traces, of_model, device)

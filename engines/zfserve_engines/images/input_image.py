@@ -26,6 +26,8 @@ fraction of its size, as long as it keeps this many pixels, so that the resize s
 or less. The input then differs from that of full decoding by less than 1 of 255 on average. Measured were 0.2 to 0.7 on
 average, and 17 at the worst pixel."""
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 
 @dataclass(frozen=True, eq=False)
 class InputImage:
@@ -73,7 +75,7 @@ def decode_image(data: bytes, spec: InputSpec, limits: ImageLimits) -> InputImag
         least_height=math.ceil(OVERSAMPLING * height * header.file.height / (stored[3] - stored[1])),
     )
     left, top, right, bottom = (side / reduction for side in stored)
-    resized = _resize(image, width, height, (left, top, right, bottom))
+    resized = _resize(image, (width, height), (left, top, right, bottom), spec)
     pixels = np.ascontiguousarray(header.orientation.upright(resized))
     return InputImage(pixels, header.width, header.height, region)
 
@@ -102,7 +104,7 @@ def resize_raw(data: bytes, width: int, height: int, spec: InputSpec, limits: Im
     region = input_region(width, height, spec)
     try:
         image = Image.frombuffer("RGB", (width, height), data, "raw", "RGB", 0, 1)
-        pixels = np.ascontiguousarray(_resize(image, spec.width, spec.height, region))
+        pixels = np.ascontiguousarray(_resize(image, (spec.width, spec.height), region, spec))
     except MemoryError as error:
         raise ImageTooLarge("the image does not fit in memory; send a smaller one", field=RAW_FIELD) from error
     return InputImage(pixels, width, height, region)
@@ -130,13 +132,13 @@ def input_region(width: int, height: int, spec: InputSpec) -> Box:
     )
 
 
-def _resize(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
-    """Resizes the part `box` of a picture to `width` x `height` pixels, bilinear and antialiased.
+def _resize(image: Image.Image, size: tuple[int, int], box: Box, spec: InputSpec) -> Image.Image:
+    """Resizes the part `box` of a picture to `size`, (width, height) in pixels, antialiased.
 
     The result is the same as that of a resize and a crop. But the whole scaled picture is never made. For a source of
     30000 x 10 pixels it would be 768000 pixels wide.
     """
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return image.resize(size, _FILTERS[spec.interpolation], box=box)
 
 
 def _whole(origin: float, scale: float, first: int, last: int, size: int) -> tuple[int, int]:

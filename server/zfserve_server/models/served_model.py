@@ -6,13 +6,18 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 from zfserve_protos.v1 import zfserve_pb2 as pb
-from zfserve_runtime.bundle import Manifest
+from zfserve_runtime.bundle import LayerEntry, Manifest
 from zfserve_runtime.grpc.in_flight import InFlight
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 
 from zfserve_server.admission.admission import Admission
 from zfserve_server.batching.batcher import Batcher
 from zfserve_server.models.engine_choice import EngineChoice
+
+_RULES = {
+    "paper": pb.ProjectionRule.PROJECTION_RULE_PAPER,
+    "extended": pb.ProjectionRule.PROJECTION_RULE_EXTENDED,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +75,15 @@ class ServedModel:
                 for index, entry in enumerate(manifest.classes)
             ],
             input=pb.InputSpec(**manifest.input.model_dump()),
-            layers=[pb.Layer(**layer.model_dump()) for layer in manifest.layers],
+            layers=[_layer_message(layer) for layer in manifest.layers],
             parity=[pb.ParityFigure(**figure.model_dump()) for figure in manifest.parity],
             accuracy=[pb.AccuracyFigure(**figure.model_dump()) for figure in manifest.accuracy],
             engine=self._engine(),
             feature_width=manifest.feature_width,
             projection_available=projection_available,
+            source=manifest.source,
+            projection_obstacle=manifest.projection_obstacle,
+            fixed_batch_size=manifest.fixed_batch_size,
         )
 
     def _engine(self) -> pb.Engine:
@@ -93,3 +101,12 @@ class ServedModel:
             not_taken=[pb.EngineNotTaken(name=entry.engine, reason=entry.reason) for entry in choice.not_taken],
             startup_seconds=self.startup_s,
         )
+
+
+def _layer_message(layer: LayerEntry) -> pb.Layer:
+    """Returns a layer as the interface describes it. The fields for columns stay unset where columns are like rows."""
+    unset = {"tensor", "rule"}
+    for name in ("receptive_field", "stride", "offset"):
+        if getattr(layer, name) == getattr(layer, f"{name}_width"):
+            unset.add(f"{name}_width")
+    return pb.Layer(**layer.model_dump(exclude=unset), rule=_RULES[layer.rule])

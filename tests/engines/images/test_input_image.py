@@ -164,11 +164,14 @@ def test_32_bit_samples_are_refused(mode: str) -> None:
 # Agreement with plain Pillow
 
 
-def test_a_photo_equals_a_plain_resize() -> None:
-    data = encode(scene(500, 375), "JPEG", quality=90)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_photo_equals_a_plain_resize(interpolation: Literal["bilinear", "bicubic"]) -> None:
+    rule, data = spec(interpolation=interpolation), encode(scene(500, 375), "JPEG", quality=90)
     with Image.open(io.BytesIO(data)) as image:
-        expected = image.resize((224, 224), Image.Resampling.BILINEAR)
-    assert difference(decode_image(data, spec(), LIMITS).pixels, expected).max() == 0
+        expected = image.resize((224, 224), Image.Resampling[interpolation.upper()])
+        raw = resize_raw(image.tobytes(), *image.size, rule, LIMITS).pixels
+    assert difference(decode_image(data, rule, LIMITS).pixels, expected).max() == 0
+    assert difference(raw, expected).max() == 0
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 501), (256, 256), (231, 640), (90, 60)])

@@ -175,10 +175,11 @@ def test_an_engine_is_not_opened_again_on_another_bundle(colour_bundle: Callable
     choice = choose_engine("onnx-cpu", "auto", options, lambda step: None)
     assert choice.reopen is not None
     choice.reopen().close()
-    (bundle.folder / "weights.safetensors").write_bytes(b"others")
-    with pytest.raises(EngineUnavailable, match=r"weights\.safetensors .* differs from its digest"):
+    golden = (bundle.folder / "golden.npz").read_bytes()
+    (bundle.folder / "golden.npz").write_bytes(b"others")
+    with pytest.raises(EngineUnavailable, match=r"golden\.npz .* differs from its digest"):
         choice.reopen()
-    (bundle.folder / "weights.safetensors").write_bytes(b"no weights")
+    (bundle.folder / "golden.npz").write_bytes(golden)
     manifest = bundle.manifest.model_copy(update={"fingerprint": "0" * 64})
     (bundle.folder / "manifest.json").write_text(manifest.model_dump_json())
     with pytest.raises(EngineUnavailable, match="holds another bundle"):
