@@ -171,6 +171,11 @@ class FakeWorker(WorkerServiceServicer):
         held = self.announced if self.fingerprint is None else [self.fingerprint]
         return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=fingerprint) for fingerprint in held])
 
+    async def Explain(  # noqa: N802
+        self, request: worker_pb2.ExplainRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> worker_pb2.ExplainResponse:
+        raise NotImplementedError
+
     async def Project(  # noqa: N802
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[worker_pb2.ProjectResponse]:

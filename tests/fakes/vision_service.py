@@ -164,6 +164,9 @@ class FakeVisionService(VisionServiceServicer):
             timings=pb.Timings(decode_ms=1.5, queue_ms=0.25, inference_ms=4.0, batch_size=2),
         )
 
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:  # noqa: N802
+        raise NotImplementedError
+
     def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ProjectResponse]:

@@ -30,6 +30,11 @@ class HeldWorker(WorkerServiceServicer):
     ) -> worker_pb2.DescribeResponse:
         return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=self._fingerprint)])
 
+    async def Explain(  # noqa: N802
+        self, request: worker_pb2.ExplainRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> worker_pb2.ExplainResponse:
+        raise NotImplementedError
+
     async def Project(  # noqa: N802
         self, request: worker_pb2.ProjectRequest, context: Context
     ) -> AsyncIterator[worker_pb2.ProjectResponse]:

@@ -9,7 +9,7 @@ from zfserve_runtime.bundle import BundleError, Manifest, Precision, load_bundle
 FILES = {"golden.npz": b"golden", "model.onnx": b"graph"}
 
 SCHEMA_1 = Path(__file__).parents[1] / "bundles" / "schema-1"
-"""A bundle that the first release exported. Its architecture is `zfnet-fig3` with 6, 8, 8, 8 and 6 maps and contrast norm."""
+"""A bundle that the first release exported. It is `zfnet-fig3` with 6, 8, 8, 8 and 6 maps and contrast norm."""
 
 
 def manifest_document(**changes: Any) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             await self._networks.announce(request.fingerprints)
         return worker_pb2.DescribeResponse(models=[identity(manifest) for manifest in self._networks.manifests])
 
+    async def Explain(  # noqa: N802 - the name in the proto
+        self, request: worker_pb2.ExplainRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.ExplainResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this release does not explain yet")
+
     async def Project(  # noqa: N802 - the name in the proto
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[worker_pb2.ProjectResponse]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 
+import grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
 from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
@@ -63,6 +64,9 @@ class VisionService(VisionServiceServicer):
             )
             model.add_best_classes(response, result.probabilities, top_k)
             return response
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this release does not explain yet")
 
     async def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: Context
