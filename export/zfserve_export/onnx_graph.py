@@ -20,8 +20,8 @@ from contextlib import contextmanager
 import onnx
 import torch
 from torch import Tensor, nn
-from zfserve_model.checkpoint import Preprocessing
 from zfserve_model.networks import INPUT_SIZE, Network
+from zfserve_model.preprocessing import Preprocessing
 
 OPSET = 18
 """The opset that torch's exporter writes natively. Newer ones need a version converter. TensorRT 10 reads this one."""

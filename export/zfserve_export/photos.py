@@ -5,15 +5,14 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_engines.images.input_image import ImageLimits, decode_image
-from zfserve_model.checkpoint import Preprocessing
-from zfserve_model.networks import INPUT_SIZE
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_photos.files import PHOTO_SUFFIXES, list_photo_files
 from zfserve_runtime.bundle import InputSpec
 from zfserve_runtime.cpus import available_cpus
@@ -21,8 +20,15 @@ from zfserve_runtime.errors import InvalidInput
 
 
 def input_spec(preprocessing: Preprocessing) -> InputSpec:
-    """Returns the input specification for a checkpoint's preprocessing. A bundle has it in its manifest."""
-    return InputSpec(height=INPUT_SIZE, width=INPUT_SIZE, **asdict(preprocessing))
+    """Returns the input specification for a preprocessing. A bundle has it in its manifest."""
+    return InputSpec(
+        height=preprocessing.height,
+        width=preprocessing.width,
+        resize=preprocessing.resize,
+        shorter_side=preprocessing.shorter_side,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
 
 
 class PhotoError(ValueError):

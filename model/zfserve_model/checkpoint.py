@@ -9,47 +9,20 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from zfserve_model.networks import INPUT_SIZE, Network, NetworkSpec, fold_batch_norm
+from zfserve_model.networks import Network, NetworkSpec, fold_batch_norm
+from zfserve_model.preprocessing import Preprocessing
 
 FORMAT = "zfserve-checkpoint-1"
-
-ResizeRule = Literal["squash", "crop"]
 
 
 class CheckpointError(ValueError):
     """The weights cannot be used. The message says what is wrong with them."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Describes how a photo becomes the network's input.
-
-    Attributes:
-        resize: `squash` (both sides to 224, aspect ratio lost) or `crop` (the shorter side to `shorter_side`,
-            then the central 224 x 224).
-        shorter_side: the length of the shorter side after the resize, in pixels, at least 224. Only `crop` uses it.
-        mean, std: the mean and standard deviation of each channel, in RGB order, for values scaled to [0, 1].
-    """
-
-    resize: ResizeRule = "squash"
-    shorter_side: int = 256
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        if self.resize not in get_args(ResizeRule):
-            raise ValueError(f"resize rule {self.resize!r} is unknown; choose one of {', '.join(get_args(ResizeRule))}")
-        if self.shorter_side < INPUT_SIZE:
-            raise ValueError(f"shorter_side is {self.shorter_side}; it must be at least {INPUT_SIZE}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError("mean and std need one number per channel, and those of std must be positive")
 
 
 @dataclass(frozen=True)

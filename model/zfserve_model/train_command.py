@@ -18,10 +18,11 @@ import torch
 from rich.console import Console
 from zfserve_protos.extras import not_installed
 
-from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, file_digest, save_checkpoint
+from zfserve_model.checkpoint import Checkpoint, CheckpointError, file_digest, save_checkpoint
 from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.labels import LabelsError, label_classes, read_labels
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
 from zfserve_model.training.loop import Diverged, Interrupted, Trainer
 from zfserve_model.training.periodic_timer import PeriodicTimer

@@ -23,13 +23,13 @@ from zfserve_model.checkpoint import (
     FORMAT,
     Checkpoint,
     CheckpointError,
-    Preprocessing,
     load_checkpoint,
     load_tensors,
     read_safetensors,
 )
 from zfserve_model.labels import label_classes, relabel
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, fold_batch_norm
+from zfserve_model.preprocessing import Preprocessing
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 

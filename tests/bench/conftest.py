@@ -10,8 +10,9 @@ from zfserve_bench.config import QUICK, BenchmarkConfig
 from zfserve_bench.reports.findings import Report
 from zfserve_bench.service.startup import status_number
 from zfserve_export.exporter import ExportPlan, export_bundle
-from zfserve_model.checkpoint import Checkpoint, Preprocessing
+from zfserve_model.checkpoint import Checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import Bundle
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Service, running_service, zfserve
-from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
+from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 

@@ -13,8 +13,9 @@ from PIL import Image
 from zfserve_export.exporter import ExportPlan, export_bundle
 from zfserve_export.onnx_graph import export_graph, half_network
 from zfserve_export.photos import list_labelled_photos, list_photos
-from zfserve_model.checkpoint import Checkpoint, Preprocessing, weights_fingerprint
+from zfserve_model.checkpoint import Checkpoint, weights_fingerprint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import Bundle
 
 CLASS_IDS = ("n01", "n02", "n03")

@@ -18,8 +18,9 @@ from zfserve_engines.tensorrt.builder import build_engine
 from zfserve_engines.tensorrt.settings import COMPILED_PRECISIONS, BuildSettings
 from zfserve_export.onnx_graph import export_graph
 from zfserve_export.quantize import quantize_files
-from zfserve_model.checkpoint import Checkpoint, Preprocessing
+from zfserve_model.checkpoint import Checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import Precision
 
 Pixels = NDArray[np.uint8]

@@ -11,8 +11,9 @@ from PIL import Image
 from zfserve_export import evaluate_command
 from zfserve_export.confusion_picture import draw_confusion
 from zfserve_export.evaluation import score
-from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
+from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import Bundle, Precision
 
 ColourBundle = Callable[..., Bundle]

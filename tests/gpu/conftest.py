@@ -19,8 +19,9 @@ from zfserve_engines.tensorrt.engine import TensorRTEngine, open_engines
 from zfserve_engines.tensorrt.library import load_library
 from zfserve_engines.tensorrt.plan import LoadedPlan
 from zfserve_engines.tensorrt.settings import BuildSettings, TensorRTLibrary
-from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint
+from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.atomic_file import ChecksummedFile
 from zfserve_runtime.bundle import Bundle, Precision, load_bundle
 

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from zfserve_model.checkpoint import Checkpoint, Preprocessing
+from zfserve_model.checkpoint import Checkpoint
 from zfserve_model.labels import LabelsError, imagenette_labels, label_classes, read_labels, relabel
 from zfserve_model.networks import Network, NetworkSpec
+from zfserve_model.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing
+from zfserve_model.checkpoint import Checkpoint, CheckpointError
 from zfserve_model.networks import Network, NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_model.training.recipe import RecipeError
 from zfserve_model.training.transfer import freeze_through, start_from
 

@@ -6,9 +6,10 @@ import torch
 from pytorchcv.models.zfnet import zfnet, zfnetb
 from safetensors.torch import save_file
 from torch import Tensor
-from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, save_checkpoint
+from zfserve_model.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from zfserve_model.labels import LabelsError
 from zfserve_model.networks import Network, NetworkSpec, build_network, fold_batch_norm
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_model.weights_import import load_weights
 
 CROP = Preprocessing(resize="crop", shorter_side=256)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zfserve_model.checkpoint import Checkpoint, Preprocessing, save_checkpoint, weights_fingerprint
+from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
 from zfserve_model.layer_table import layer_table
 from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest, load_bundle
 

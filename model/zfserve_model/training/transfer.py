@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from zfserve_model.checkpoint import Checkpoint, CheckpointError, Preprocessing, load_tensors
+from zfserve_model.checkpoint import Checkpoint, CheckpointError, load_tensors
 from zfserve_model.networks import Network, build_network
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_model.training.recipe import RecipeError
 
 OUTPUT_LAYER = "fc8"
