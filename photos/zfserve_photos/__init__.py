@@ -1,1 +1,1 @@
-"""Finds photo files, and draws contact sheets. It needs Pillow only, and every room may import it."""
+"""Finds photo files, and draws contact sheets, heatmaps and text. It needs Pillow only. Every room may import it."""

@@ -7,18 +7,14 @@ first layer.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-# Colours, RGB.
-BACKGROUND = (250, 250, 248)
+from zfserve_photos.text import BACKGROUND, CAPTION_COLOUR, CAPTION_SIZE, TITLE_COLOUR, TITLE_SIZE, draw_text
+
 SLOT_COLOUR = (238, 238, 235)
 """A picture that is smaller than the largest one has this colour around it."""
-TITLE_COLOUR = (34, 34, 34)
-CAPTION_COLOUR = (96, 96, 96)
 
 # Sizes, in pixels.
-TITLE_SIZE = 20
-CAPTION_SIZE = 13
 MARGIN = 24
 TILE_GAP = 20
 PICTURE_GAP = 4
@@ -72,7 +68,7 @@ def contact_sheet(
     )
     cells = [_cell(tile, magnification, slot) for tile in tiles]
     width, height = max(cell.width for cell in cells) + gap, max(cell.height for cell in cells) + gap
-    heading = _text(title, TITLE_SIZE, TITLE_COLOUR)
+    heading = draw_text(title, TITLE_SIZE, TITLE_COLOUR)
     top = MARGIN + (heading.height + TILE_GAP if title else 0)
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -87,7 +83,7 @@ def contact_sheet(
 
 def _cell(tile: Tile, magnification: float, slot: tuple[int, int]) -> Image.Image:
     """Draws one tile: each picture in the middle of a slot of the same size, and the caption below."""
-    caption = _text(tile.caption, CAPTION_SIZE, CAPTION_COLOUR)
+    caption = draw_text(tile.caption, CAPTION_SIZE, CAPTION_COLOUR)
     step = slot[0] + PICTURE_GAP
     height = slot[1] + (CAPTION_GAP + caption.height if tile.caption else 0)
     cell = Image.new("RGB", (max(len(tile.pictures) * step - PICTURE_GAP, caption.width), height), BACKGROUND)
@@ -99,16 +95,3 @@ def _cell(tile: Tile, magnification: float, slot: tuple[int, int]) -> Image.Imag
         cell.paste(scaled, (place * step + (slot[0] - size[0]) // 2, (slot[1] - size[1]) // 2))
     cell.paste(caption, (0, slot[1] + CAPTION_GAP))
     return cell
-
-
-def _text(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
-    """Draws lines of text, as wide as the text. Every line has the same height, whatever its letters."""
-    font = ImageFont.load_default(size)
-    lines = text.split("\n")
-    width = max(round(font.getlength(line) + 0.5) for line in lines)
-    line_height = round(1.35 * size)
-    picture = Image.new("RGB", (max(width, 1), line_height * len(lines)), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    for index, line in enumerate(lines):
-        draw.text((0, (index + 1) * line_height - round(0.3 * size)), line, colour, font, anchor="ls")
-    return picture

@@ -3,7 +3,6 @@
 import pytest
 from PIL import Image
 from zfserve_photos.contact_sheet import (
-    BACKGROUND,
     CAPTION_GAP,
     MARGIN,
     PICTURE_GAP,
@@ -12,6 +11,7 @@ from zfserve_photos.contact_sheet import (
     Tile,
     contact_sheet,
 )
+from zfserve_photos.text import BACKGROUND
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
