@@ -1,12 +1,15 @@
 """Calls a zfserve service from Python. `Client` is for ordinary code, and `AsyncClient` does the same for asyncio.
 
+    from pathlib import Path
+
     from zfserve import Client
 
     with Client("localhost:8500") as client:
         answer = client.classify("photo.jpg")
         print(answer.classes[0].label, answer.classes[0].probability)
-        for projection in client.project(answer.image_reference, "conv5", strongest=9):
+        for projection in client.project(answer.image_reference, strongest=9):
             print(projection.map, projection.activation)
+        Path("why.png").write_bytes(client.explain(answer.image_reference).overlay_png)
 
 The same with asyncio:
 
@@ -37,8 +40,10 @@ if TYPE_CHECKING:
         ServerFailed,
         Unauthenticated,
         Unavailable,
+        Unimplemented,
         ZfserveError,
     )
+    from zfserve.explanation import Explanation, HeatMap
     from zfserve.model_description import (
         AccuracyFigure,
         Engine,
@@ -72,7 +77,9 @@ __all__ = [
     "DeadlineExceeded",
     "Engine",
     "EngineNotTaken",
+    "Explanation",
     "Float32Picture",
+    "HeatMap",
     "ImageReference",
     "InputSpec",
     "InvalidInput",
@@ -93,10 +100,11 @@ __all__ = [
     "TlsOptions",
     "Unauthenticated",
     "Unavailable",
+    "Unimplemented",
     "ZfserveError",
 ]
 
-_MODULES = ("client", "async_client", "channel", "errors", "results", "model_description")
+_MODULES = ("client", "async_client", "channel", "errors", "results", "model_description", "explanation")
 
 
 def __getattr__(name: str) -> Any:

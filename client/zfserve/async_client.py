@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.channel_options import NO_HEALTH_CHECKING, Options
-from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, LIST_MODELS, PROJECT
+from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, EXPLAIN, LIST_MODELS, PROJECT
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import replies
 from zfserve.base_client import BaseClient, pause_before_retry
 from zfserve.channel import TlsOptions
-from zfserve.client import IN_FLIGHT, STRONGEST
+from zfserve.client import IN_FLIGHT, LAST, STRONGEST
 from zfserve.errors import Cancelled, Overloaded, ZfserveError
+from zfserve.explanation import Explanation, ExplanationMethod
 from zfserve.model_description import ModelDescription, ModelStatus
 from zfserve.requests import (
     ImageSource,
@@ -27,6 +28,7 @@ from zfserve.requests import (
     UnitRule,
     choose_maps,
     classify_request,
+    explain_request,
     model_selector,
     project_request,
 )
@@ -125,7 +127,7 @@ class AsyncClient(BaseClient):
     async def project(
         self,
         image: ImageSource,
-        layer: str,
+        layer: str = LAST,
         *,
         model: str | None = None,
         version: str | None = None,
@@ -150,9 +152,30 @@ class AsyncClient(BaseClient):
             call = self._stub.Project(request, timeout=self._timeout(timeout_s), metadata=metadata)
             try:
                 async for response in call:
-                    yield replies.projection(response)
+                    yield replies.projection(response, request.layer)
             finally:
                 call.cancel()
+
+    async def explain(
+        self,
+        image: ImageSource,
+        *,
+        layer: str = LAST,
+        class_name: str = "",
+        method: ExplanationMethod = "integrated-gradients",
+        model: str | None = None,
+        version: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Returns a heatmap of the places of one photo that speak for a class, and of those that speak against it.
+
+        See [`Client.explain`][zfserve.Client.explain] for arguments and errors.
+        """
+        request = await asyncio.to_thread(explain_request, image, layer, class_name, method, self._max_message_bytes)
+        request.model.MergeFrom(model_selector(model, version))
+        with self._call(EXPLAIN, self._throttle(EXPLAIN, request.model)) as metadata:
+            response = await self._stub.Explain(request, timeout=self._timeout(timeout_s), metadata=metadata)
+        return replies.explanation(response)
 
     async def describe(
         self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None

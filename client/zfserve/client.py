@@ -9,7 +9,7 @@ from typing import Self, TypeAlias, cast
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.channel_options import NO_HEALTH_CHECKING, Options
-from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, LIST_MODELS, PROJECT
+from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, EXPLAIN, LIST_MODELS, PROJECT
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
@@ -17,6 +17,7 @@ from zfserve import replies
 from zfserve.base_client import BaseClient
 from zfserve.channel import TlsOptions
 from zfserve.errors import ZfserveError
+from zfserve.explanation import Explanation, ExplanationMethod
 from zfserve.model_description import ModelDescription, ModelStatus
 from zfserve.requests import (
     ImageSource,
@@ -24,12 +25,16 @@ from zfserve.requests import (
     UnitRule,
     choose_maps,
     classify_request,
+    explain_request,
     model_selector,
     project_request,
 )
 from zfserve.results import Classification, Projection
 from zfserve.retrying_call import Call, RetryingCall
 from zfserve.tracing import CallSpan
+
+LAST = "last"
+"""This names the last layer of the last stage, which every network has."""
 
 STRONGEST = 9
 """`project` returns this many maps by default."""
@@ -185,7 +190,7 @@ class Client(BaseClient):
     def project(
         self,
         image: ImageSource,
-        layer: str,
+        layer: str = LAST,
         *,
         model: str | None = None,
         version: str | None = None,
@@ -205,7 +210,8 @@ class Client(BaseClient):
             image: the photo, in a form that `classify` takes. With `Classification.image_reference` the photo is not
                 sent again. But only the server that returned the reference knows it. If the address has several
                 servers, send the photo.
-            layer: the name of a layer in `ModelDescription.layers`, such as "conv5".
+            layer: the name of a layer in `ModelDescription.layers`, such as "conv5", or of a stage, which stands for
+                its last layer that is no pool. "last" is the last stage.
             model: the name of the model. None means the server's default model, or for a reference the model that
                 returned it.
             version: the version of the model. None means the newest version that is ready.
@@ -226,6 +232,7 @@ class Client(BaseClient):
             Overloaded: the server is too busy.
             Unavailable: no server answers, or it or its worker is starting or stopping.
             PreconditionFailed: the worker holds other weights than the server.
+            Unimplemented: the network cannot be projected. The message names the node in the way.
             DeadlineExceeded: the timeout is over.
             ZfserveError: the call failed in another way.
         """
@@ -239,9 +246,49 @@ class Client(BaseClient):
             call = self._stub.Project(request, timeout=timeout_s, metadata=metadata)
             try:
                 for response in call:
-                    yield replies.projection(response)
+                    yield replies.projection(response, request.layer)
             finally:
                 call.cancel()
+
+    def explain(
+        self,
+        image: ImageSource,
+        *,
+        layer: str = LAST,
+        class_name: str = "",
+        method: ExplanationMethod = "integrated-gradients",
+        model: str | None = None,
+        version: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Returns a heatmap of the places of one photo that speak for a class, and of those that speak against it.
+
+        Args:
+            image: the photo, in a form that `classify` takes.
+            layer: the layer whose units are looked at: the name of a layer or of a stage, or "last", as in `project`.
+            class_name: the id or the label of the class. "" is the most probable class.
+            method: "integrated-gradients" or "grad-cam".
+            model: the name of the model. None means the server's default model, or for a reference the model that
+                returned it.
+            version: the version of the model. None means the newest version that is ready.
+            timeout_s: the timeout in seconds, retries included. None means the client's timeout.
+
+        Raises:
+            InvalidInput: the photo cannot be read or decoded, or an argument is wrong.
+            NotFound: there is no such model, version, layer or class, or the reference has expired.
+            Overloaded: the server is too busy.
+            Unavailable: no server answers, or it or its worker is starting or stopping.
+            PreconditionFailed: the worker holds other weights than the server.
+            Unimplemented: the network cannot be explained from this layer, and the message names the node in the way.
+                Or the server is of a release without `Explain`.
+            DeadlineExceeded: the timeout is over.
+            ZfserveError: the call failed in another way.
+        """
+        request = explain_request(image, layer, class_name, method, self._max_message_bytes)
+        request.model.MergeFrom(model_selector(model, version))
+        with self._call(EXPLAIN, self._throttle(EXPLAIN, request.model)) as metadata:
+            response = self._stub.Explain(request, timeout=self._timeout(timeout_s), metadata=metadata)
+        return replies.explanation(response)
 
     def describe(
         self, *, model: str | None = None, version: str | None = None, timeout_s: float | None = None

@@ -11,6 +11,7 @@ ZfserveError
 ├── DeadlineExceeded        DEADLINE_EXCEEDED     the call took longer than its timeout
 ├── Cancelled               CANCELLED             the client was closed, or the call was cancelled
 ├── PreconditionFailed      FAILED_PRECONDITION   the worker holds other weights than the server
+├── Unimplemented           UNIMPLEMENTED         the network cannot do this, or the server does not know the method
 └── ServerFailed            any other status      a fault of the server
 """
 
@@ -105,8 +106,13 @@ class PreconditionFailed(ZfserveError):
     models."""
 
 
+class Unimplemented(ZfserveError):
+    """The network cannot be projected or explained, and the message names the node in the way. Or the server is of a
+    release that does not know the method."""
+
+
 class ServerFailed(ZfserveError):
-    """The server is at fault, or does not know the method. `request_id` finds the request in the server's log."""
+    """The server is at fault. `request_id` finds the request in the server's log."""
 
 
 _BY_CODE: dict[grpc.StatusCode, type[ZfserveError]] = {
@@ -120,6 +126,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ZfserveError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.FAILED_PRECONDITION: PreconditionFailed,
+    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
 }
 
 

@@ -20,6 +20,7 @@ class InputSpec:
         shorter_side: the length in pixels to which "crop" scales the shorter side.
         mean: float32 (3,), RGB, subtracted from values that are scaled to [0, 1].
         std: float32 (3,), RGB, by which the differences are divided.
+        interpolation: the interpolation of the resize: "bilinear" or "bicubic".
     """
 
     height: int
@@ -28,6 +29,7 @@ class InputSpec:
     shorter_side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,20 @@ class Layer:
 
     Attributes:
         name: the name that `project` takes, such as "conv5".
-        kind: "conv", "relu", "norm" or "pool".
+        kind: the kind of operation that computes it, such as "conv", "relu", "norm", "pool", "add" or "concat".
         channels: the number of feature maps.
         height: the number of rows of units in a map.
         width: the number of columns of units in a map.
-        receptive_field: the side of the square that a unit sees, in input pixels.
-        stride: the distance between neighbouring units, in input pixels.
-        offset: the input column where the receptive field of unit 0 begins. It is negative if the field begins in the
+        receptive_field: the number of rows that a unit sees, in input pixels. Padding counts.
+        stride: the distance between neighbouring units of a column, in input pixels.
+        offset: the input row where the receptive field of unit 0 begins. It is negative if the field begins in the
             padding.
+        receptive_field_width: the number of columns that a unit sees, in input pixels. Padding counts.
+        stride_width: the distance between neighbouring units of a row, in input pixels.
+        offset_width: the input column where the receptive field of unit 0 begins.
+        stage: the name of the stage, such as "stage4", which `project` takes as well. "" if the server names none.
+        whole_image: True if every unit sees the whole image, for example behind a squeeze-and-excitation gate.
+        rule: the rule of a projection from this layer, as in `Projection.rule`.
     """
 
     name: str
@@ -54,6 +62,12 @@ class Layer:
     receptive_field: int
     stride: int
     offset: int
+    receptive_field_width: int
+    stride_width: int
+    offset_width: int
+    stage: str = ""
+    whole_image: bool = False
+    rule: str = "paper"
 
 
 @dataclass(frozen=True)
@@ -165,16 +179,22 @@ class ModelDescription:
 
     Attributes:
         model: the name, version and fingerprint.
-        architecture: the network's architecture, such as "zfnet", "zfnet-fig3" or "alexnet".
+        architecture: the network's architecture, such as "zfnet" or "resnet18".
         classes: all classes in the order of the model's outputs. Each probability is 0.
         input: the input of the model.
         layers: the layers that can be projected, from the input upwards.
         parity: the comparisons with the network that the model was exported from.
         accuracy: the accuracy on a validation set. Empty if none was given at export.
         engine: the engine that runs the model.
-        feature_width: the number of units in the last hidden layer, which is the length of `Classification.features`.
+        feature_width: the number of values that enter the last linear layer, which is the length of
+            `Classification.features`. 0 if the model returns no features.
         projection_available: True if a worker is connected, so that `project` can be answered.
         versions: all versions of this model that the server knows of.
+        source: the source that the model was exported from, such as "pytorchcv:resnet18" or "resnet50.onnx". "" if
+            the server does not name it.
+        projection_obstacle: a sentence that names the node which no projection can pass. "" if the whole network can
+            be projected.
+        fixed_batch_size: the batch size of a network that takes no other batch size. 0 if it takes any.
     """
 
     model: ModelIdentity
@@ -188,3 +208,6 @@ class ModelDescription:
     feature_width: int
     projection_available: bool
     versions: tuple[ModelStatus, ...]
+    source: str = ""
+    projection_obstacle: str = ""
+    fixed_batch_size: int = 0

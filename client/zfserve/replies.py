@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import Message
 from zfserve_protos.v1 import zfserve_pb2
 
+from zfserve.explanation import Explanation, HeatMap
 from zfserve.model_description import (
     AccuracyFigure,
     Engine,
@@ -17,6 +18,7 @@ from zfserve.model_description import (
     ModelStatus,
     ParityFigure,
 )
+from zfserve.requests import METHODS
 from zfserve.results import (
     Box,
     Classification,
@@ -41,6 +43,15 @@ _STATES = {
     zfserve_pb2.MODEL_STATE_RETIRING: "retiring",
 }
 
+_RULES = {
+    # Servers before Explain name no rule. They serve networks whose activations are all ReLUs.
+    zfserve_pb2.PROJECTION_RULE_UNSPECIFIED: "paper",
+    zfserve_pb2.PROJECTION_RULE_PAPER: "paper",
+    zfserve_pb2.PROJECTION_RULE_EXTENDED: "extended",
+}
+
+_METHODS = {number: name for name, number in METHODS.items()}
+
 
 def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
     """Converts the reply of `Classify`."""
@@ -53,8 +64,12 @@ def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
     )
 
 
-def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
-    """Converts one message of the stream of `Project`."""
+def projection(response: zfserve_pb2.ProjectResponse, layer: str) -> Projection:
+    """Converts one message of the stream of `Project`.
+
+    Args:
+        layer: the layer that the request named. The server repeats it only where it is a stage or "last".
+    """
     return Projection(
         map=response.map,
         unit=_from_message(Position, response.unit) if response.HasField("unit") else None,
@@ -69,6 +84,24 @@ def projection(response: zfserve_pb2.ProjectResponse) -> Projection:
         total=response.total,
         for_class=_from_message(ClassScore, response.for_class) if response.HasField("for_class") else None,
         attribution=response.attribution if response.HasField("for_class") else None,
+        layer=response.layer or layer,
+        rule=_RULES.get(response.rule, ""),
+        extended_nodes=tuple(response.extended_nodes),
+    )
+
+
+def explanation(response: zfserve_pb2.ExplainResponse) -> Explanation:
+    """Converts the reply of `Explain`."""
+    return _from_message(
+        Explanation,
+        response,
+        for_class=_from_message(ClassScore, response.for_class),
+        method=_METHODS.get(response.method, ""),
+        heatmap=_from_message(HeatMap, response.heatmap),
+        baseline_score=response.baseline_score if response.HasField("baseline_score") else None,
+        completeness_gap=response.completeness_gap if response.HasField("completeness_gap") else None,
+        source_box=_from_message(Box, response.source_box) if response.HasField("source_box") else None,
+        model=_from_message(ModelIdentity, response.model),
     )
 
 
@@ -78,8 +111,8 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
         model=_from_message(ModelIdentity, response.model),
         architecture=response.architecture,
         classes=tuple(_from_message(ClassScore, entry) for entry in response.classes),
-        input=_from_message(InputSpec, response.input),
-        layers=tuple(_from_message(Layer, entry) for entry in response.layers),
+        input=_from_message(InputSpec, response.input, interpolation=response.input.interpolation or "bilinear"),
+        layers=tuple(map(_layer, response.layers)),
         parity=tuple(_from_message(ParityFigure, entry) for entry in response.parity),
         accuracy=tuple(_from_message(AccuracyFigure, entry) for entry in response.accuracy),
         engine=_from_message(
@@ -90,6 +123,21 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
         feature_width=response.feature_width,
         projection_available=response.projection_available,
         versions=tuple(model_status(entry) for entry in response.versions),
+        source=response.source,
+        projection_obstacle=response.projection_obstacle,
+        fixed_batch_size=response.fixed_batch_size,
+    )
+
+
+def _layer(entry: zfserve_pb2.Layer) -> Layer:
+    """Converts a layer. The message has the figures of columns only where they differ from those of rows."""
+    return _from_message(
+        Layer,
+        entry,
+        receptive_field_width=entry.receptive_field_width or entry.receptive_field,
+        stride_width=entry.stride_width or entry.stride,
+        offset_width=entry.offset_width if entry.HasField("offset_width") else entry.offset,
+        rule=_RULES.get(entry.rule, ""),
     )
 
 

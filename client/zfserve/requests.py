@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from zfserve_protos.v1 import zfserve_pb2
 
 from zfserve.errors import InvalidInput
+from zfserve.explanation import ExplanationMethod
 from zfserve.results import ImageReference, Position
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageReference | Any
@@ -55,6 +56,11 @@ class ForClass:
 Maps: TypeAlias = int | Sequence[int] | ForClass
 """Selects the maps to project. An int n selects the n strongest maps, a sequence lists maps, and a `ForClass` selects
 maps for a class."""
+
+METHODS = {
+    "integrated-gradients": zfserve_pb2.EXPLANATION_METHOD_INTEGRATED_GRADIENTS,
+    "grad-cam": zfserve_pb2.EXPLANATION_METHOD_GRAD_CAM,
+}
 
 _FORMATS = {"png": zfserve_pb2.PICTURE_FORMAT_PNG, "float32": zfserve_pb2.PICTURE_FORMAT_FLOAT32}
 
@@ -106,6 +112,21 @@ def project_request(
             request.selection.SetInParent()
             request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
     return request
+
+
+def explain_request(
+    image: ImageSource, layer: str, class_name: str, method: ExplanationMethod, max_bytes: int
+) -> zfserve_pb2.ExplainRequest:
+    """Builds the request for the explanation of one photo.
+
+    Raises:
+        InvalidInput: `image` cannot be read, is no image or is over `max_bytes`, or there is no such method.
+    """
+    if method not in METHODS:
+        raise _invalid(f"there is no method {method!r}; give {' or '.join(map(repr, METHODS))}", "method")
+    return zfserve_pb2.ExplainRequest(
+        image=image_message(image, max_bytes), layer=layer, class_name=class_name, method=METHODS[method]
+    )
 
 
 def choose_maps(strongest: int, maps: Sequence[int] | None, for_class: str | None) -> Maps:

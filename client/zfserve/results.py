@@ -142,8 +142,6 @@ class Float32Picture:
     def to_numpy(self) -> Any:
         """Returns the values as a read-only array, float32 (3, height, width), RGB.
 
-        This is the only method of the client that needs numpy.
-
         Raises:
             ModuleNotFoundError: numpy is not installed.
         """
@@ -173,6 +171,12 @@ class Projection:
         for_class: the class that the map was chosen for, with its probability. None if `for_class` was not given.
         attribution: what the map adds to the score of `for_class` before the softmax. It can be negative. None if
             `for_class` was not given.
+        layer: the name of the layer, also where the call named a stage or "last".
+        rule: "paper" if all activations below the layer are ReLUs. "extended" if some are other functions, whose
+            backward step rectifies the signal too. This is a convention that is not in the paper. "" is a rule that
+            this release of the client does not know.
+        extended_nodes: the names of the nodes below the layer whose backward step is such a convention. Empty if
+            `rule` is "paper".
     """
 
     map: int
@@ -188,3 +192,6 @@ class Projection:
     total: int
     for_class: ClassScore | None = None
     attribution: float | None = None
+    layer: str = ""
+    rule: str = "paper"
+    extended_nodes: tuple[str, ...] = ()

@@ -23,13 +23,13 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     return _ask_sync if request.param == "Client" else _ask_async
 
 
-def _ask_sync(address: str, method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+def _ask_sync(address: str, method: str, /, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     with Client(address, **client or {}) as opened:
         answer = getattr(opened, method)(*args, **kwargs)
         return list(answer) if isinstance(answer, Generator) else answer
 
 
-def _ask_async(address: str, method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+def _ask_async(address: str, method: str, /, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     async def call() -> Any:
         async with AsyncClient(address, **client or {}) as opened:
             answer = getattr(opened, method)(*args, **kwargs)

@@ -7,18 +7,21 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes.vision_service import DESCRIPTION, MODELS, Failure, FakeVisionService, listening, png
+from fakes.vision_service import DESCRIPTION, HEATMAP, MODELS, Failure, FakeVisionService, listening, png
 from google.protobuf.json_format import MessageToDict
 from zfserve import (
     AsyncClient,
+    Box,
     Cancelled,
     Classification,
     ClassScore,
     Client,
     DeadlineExceeded,
+    Explanation,
     ImageReference,
     InvalidInput,
     ModelDescription,
+    ModelIdentity,
     NotFound,
     OutOfRange,
     Overloaded,
@@ -27,7 +30,9 @@ from zfserve import (
     ServerFailed,
     TlsOptions,
     Unavailable,
+    Unimplemented,
     ZfserveError,
+    replies,
 )
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
@@ -66,9 +71,37 @@ def test_top_k_zero_is_sent_for_the_service_to_refuse(ask: Ask, address: str, se
 def test_describe(ask: Ask, address: str) -> None:
     description: ModelDescription = ask(address, "describe")
     message = MessageToDict(DESCRIPTION, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    for layer in message["layers"]:
+        layer |= {f"{figure}_width": layer[figure] for figure in ("receptive_field", "stride", "offset")}
+        layer["rule"] = layer["rule"].removeprefix("PROJECTION_RULE_").lower()
     for version in message["versions"]:
         version["state"] = version["state"].removeprefix("MODEL_STATE_").lower()
     assert _lists(asdict(description)) == message
+
+
+def test_a_layer_whose_columns_differ_from_its_rows(ask: Ask, address: str, service: FakeVisionService) -> None:
+    alike = pb.Layer(receptive_field=7, stride=2, offset=-3)
+    differing = pb.Layer(receptive_field_width=9, stride_width=4, offset_width=0)
+    differing.MergeFrom(alike)
+    service.description = pb.DescribeModelResponse(layers=[differing, alike])
+    wide, square = ask(address, "describe").layers
+    assert (wide.receptive_field_width, wide.stride_width, wide.offset_width) == (9, 4, 0)
+    assert (square.receptive_field_width, square.stride_width, square.offset_width) == (7, 2, -3)
+
+
+def test_a_server_before_explain_leaves_the_new_fields_unset(
+    ask: Ask, address: str, service: FakeVisionService
+) -> None:
+    service.description = pb.DescribeModelResponse(
+        input=pb.InputSpec(height=224, width=224), layers=[pb.Layer(name="conv1", receptive_field=7, stride=2)]
+    )
+    description: ModelDescription = ask(address, "describe")
+    (layer,) = description.layers
+    assert (layer.stage, layer.whole_image, layer.rule, layer.receptive_field_width) == ("", False, "paper", 7)
+    assert description.input.interpolation == "bilinear"
+    assert (description.source, description.projection_obstacle, description.fixed_batch_size) == ("", "", 0)
+    projection = replies.projection(pb.ProjectResponse(map=1), "conv1")
+    assert (projection.layer, projection.rule, projection.extended_nodes) == ("conv1", "paper", ())
 
 
 def test_models_are_listed_with_their_states(ask: Ask, address: str) -> None:
@@ -87,10 +120,12 @@ def test_every_call_names_its_model(
     ask(address, "classify", b"1", **chosen)
     ask(address, "classify_many", [b"1"], **chosen)
     ask(address, "project", b"1", "conv5", strongest=1, **chosen)
+    ask(address, "explain", b"1", **chosen)
     ask(address, "describe", **chosen)
     asked = [request.model for request in service.classify_requests]
     asked += [*(request.model for request in service.project_requests), *service.described]
-    assert [(selector.name, selector.version) for selector in asked] == [sent] * 4
+    asked += [request.model for request in service.explain_requests]
+    assert [(selector.name, selector.version) for selector in asked] == [sent] * 5
 
 
 @pytest.mark.parametrize(
@@ -101,17 +136,18 @@ def test_every_call_names_its_model(
         (grpc.StatusCode.OUT_OF_RANGE, OutOfRange),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
         (grpc.StatusCode.FAILED_PRECONDITION, PreconditionFailed),
+        (grpc.StatusCode.UNIMPLEMENTED, Unimplemented),
         (grpc.StatusCode.INTERNAL, ServerFailed),
         (grpc.StatusCode.UNKNOWN, ServerFailed),
     ],
 )
-@pytest.mark.parametrize("method", ["classify", "project"])
+@pytest.mark.parametrize("method", ["classify", "project", "explain"])
 def test_every_status_has_its_error_and_is_not_retried(
     ask: Ask, address: str, service: FakeVisionService, method: str, code: grpc.StatusCode, kind: type[ZfserveError]
 ) -> None:
     service.failures = [Failure(code, "Do this.", "SOME_REASON", "image.encoded", retry_after_s=1.5)]
     with pytest.raises(ZfserveError) as caught:
-        ask(address, method, b"1", *(["conv5"] if method == "project" else []))
+        ask(address, method, b"1")
     error = caught.value
     assert type(error) is kind
     assert (error.message, str(error), error.code) == ("Do this.", "Do this.", code)
@@ -121,7 +157,7 @@ def test_every_status_has_its_error_and_is_not_retried(
         1.5,
         "r-1",
     )
-    assert len(service.classify_requests) + len(service.project_requests) == 1
+    assert len(service.metadata) == 1
 
 
 @pytest.mark.parametrize(
@@ -133,13 +169,14 @@ def test_every_status_has_its_error_and_is_not_retried(
     ],
     ids=lambda failure: failure.code.name,
 )
+@pytest.mark.parametrize("method", ["classify", "explain"])
 @pytest.mark.parametrize("size", [10, 1_000_000])
 def test_a_refused_call_is_retried_for_photos_of_any_size(
-    ask: Ask, address: str, service: FakeVisionService, failure: Failure, size: int
+    ask: Ask, address: str, service: FakeVisionService, failure: Failure, size: int, method: str
 ) -> None:
     service.failures = [failure, failure]
-    assert ask(address, "classify", bytes(size)).classes
-    assert len(service.classify_requests) == 3
+    assert ask(address, method, bytes(size))
+    assert len(service.metadata) == 3
 
 
 def test_a_call_that_stays_refused_says_when_to_retry(ask: Ask, address: str, service: FakeVisionService) -> None:
@@ -224,6 +261,48 @@ def test_projections_of_named_maps_and_a_whole_map(ask: Ask, address: str, servi
     assert answers[0].pixels.to_numpy().tobytes() == bytes(range(96))
     request = service.project_requests[0]
     assert (request.image.reference, request.layer, list(request.selection.indices)) == ("r", "conv2", [7, 3])
+
+
+def test_a_projection_names_its_layer_and_its_rule(ask: Ask, address: str, service: FakeVisionService) -> None:
+    (last,) = ask(address, "project", b"1", strongest=1)
+    assert service.project_requests[0].layer == "last"
+    assert (last.layer, last.rule, last.extended_nodes) == ("relu5", "paper", ())
+    (extended,) = ask(address, "project", b"1", "silu", strongest=1)
+    assert (extended.layer, extended.rule) == ("silu", "extended")
+    assert extended.extended_nodes == ("stage1.silu", "stage2.silu", "stage3.silu", "stage4.silu", "stage5.silu")
+
+
+def test_an_explanation_has_types(ask: Ask, address: str, service: FakeVisionService) -> None:
+    answer: Explanation = ask(address, "explain", b"1")
+    (request,) = service.explain_requests
+    assert (request.layer, request.class_name) == ("last", "")
+    assert request.method == pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS
+    assert answer.for_class == ClassScore("church", "n1", 1, 0.75)
+    assert (answer.served_probability, answer.served_precision) == (0.6875, "int8")
+    assert (answer.layer, answer.method) == ("relu5", "integrated-gradients")
+    assert (answer.score, answer.baseline_score, answer.completeness_gap, answer.scale) == (4.0, 1.0, 0.25, 2.0)
+    assert answer.overlay_png == png((90, 30, 20))
+    assert answer.source_box == Box(0, 0, 40, 30)
+    assert answer.model == ModelIdentity("zfnet", "3", "ab12")
+    assert answer.heatmap.rows() == HEATMAP
+    assert answer.heatmap.to_numpy().tolist() == [list(row) for row in HEATMAP]
+
+
+def test_an_explanation_by_grad_cam_has_no_baseline(ask: Ask, address: str, service: FakeVisionService) -> None:
+    answer: Explanation = ask(
+        address, "explain", ImageReference("r"), layer="stage4", class_name="bee", method="grad-cam"
+    )
+    (request,) = service.explain_requests
+    assert (request.image.reference, request.layer, request.class_name) == ("r", "stage4", "bee")
+    assert (answer.method, answer.baseline_score, answer.completeness_gap) == ("grad-cam", None, None)
+    assert answer.source_box is None
+
+
+def test_a_method_that_does_not_exist_is_invalid_input(ask: Ask, address: str, service: FakeVisionService) -> None:
+    with pytest.raises(InvalidInput, match="no method 'lime'; give 'integrated-gradients' or 'grad-cam'") as caught:
+        ask(address, "explain", b"1", method="lime")
+    assert caught.value.field == "method"
+    assert not service.explain_requests
 
 
 @pytest.mark.parametrize("wanted", ["bee", ""])

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 import zfserve
 from google.protobuf.descriptor import Descriptor
-from zfserve import AsyncClient, Client, model_description, results
+from zfserve import AsyncClient, Client, explanation, model_description, results
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 
@@ -31,6 +31,8 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
         (model_description.EngineNotTaken, pb.EngineNotTaken),
         (model_description.ModelDescription, pb.DescribeModelResponse),
         (results.Projection, pb.ProjectResponse),
+        (explanation.HeatMap, pb.HeatMap),
+        (explanation.Explanation, pb.ExplainResponse),
     ],
 )
 def test_a_result_has_every_field_of_its_message(result: type, message: type) -> None:
@@ -47,7 +49,9 @@ def test_every_field_is_explained(name: str) -> None:
     assert {field.name for field in fields(result)} <= explained
 
 
-@pytest.mark.parametrize("method", ["__init__", "classify", "classify_many", "project", "describe", "list_models"])
+@pytest.mark.parametrize(
+    "method", ["__init__", "classify", "classify_many", "project", "explain", "describe", "list_models"]
+)
 def test_every_argument_is_explained(method: str) -> None:
     called = getattr(Client, method)
     text = Client.__doc__ if method == "__init__" else called.__doc__

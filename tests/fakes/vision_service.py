@@ -1,5 +1,6 @@
 """Fakes the VisionService with fixed answers. It can hold, fail and count calls. The tests of the client use it."""
 
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,40 @@ DESCRIPTION = pb.DescribeModelResponse(
     model=MODEL,
     architecture="zfnet",
     classes=[pb.ClassScore(label=label, class_id=f"n{index}", index=index) for index, label in enumerate(LABELS)],
-    input=pb.InputSpec(height=224, width=224, resize="squash", shorter_side=256, mean=[0.5] * 3, std=[0.25] * 3),
+    input=pb.InputSpec(
+        height=224,
+        width=224,
+        resize="squash",
+        shorter_side=256,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        interpolation="bicubic",
+    ),
     layers=[
-        pb.Layer(name="conv1", kind="conv", channels=96, height=110, width=110, receptive_field=7, stride=2, offset=-1),
-        pb.Layer(name="pool1", kind="pool", channels=96, height=55, width=55, receptive_field=11, stride=4, offset=-1),
+        pb.Layer(
+            name="conv1",
+            kind="conv",
+            channels=96,
+            height=110,
+            width=110,
+            receptive_field=7,
+            stride=2,
+            offset=-1,
+            stage="stage1",
+            rule=pb.PROJECTION_RULE_PAPER,
+        ),
+        pb.Layer(
+            name="pool1",
+            kind="pool",
+            channels=96,
+            height=55,
+            width=55,
+            receptive_field=11,
+            stride=4,
+            offset=-1,
+            stage="stage1",
+            rule=pb.PROJECTION_RULE_PAPER,
+        ),
     ],
     parity=[pb.ParityFigure(precision="fp32", inputs="photos", count=8, max_difference=1e-6, top1_agreement=1.0)],
     accuracy=[pb.AccuracyFigure(precision="int8", count=3925, top1=0.875, top5=0.9375)],
@@ -49,6 +80,7 @@ DESCRIPTION = pb.DescribeModelResponse(
     feature_width=256,
     projection_available=True,
     versions=MODELS,
+    source="checkpoint.safetensors",
 )
 
 
@@ -102,6 +134,8 @@ class FakeVisionService(VisionServiceServicer):
         cancelled: it is set when a stream of projections ends, for example because its caller cancels.
         classify_requests: the requests of all Classify calls.
         project_requests: the requests of all Project calls.
+        explain_requests: the requests of all Explain calls.
+        description: the answer of DescribeModel.
         described: the models that DescribeModel calls asked for.
         traceparents: the `traceparent` of each call that sent one.
         peers: the addresses of the connections of the calls.
@@ -116,6 +150,8 @@ class FakeVisionService(VisionServiceServicer):
     cancelled: threading.Event = field(default_factory=threading.Event)
     classify_requests: list[pb.ClassifyRequest] = field(default_factory=list)
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
+    explain_requests: list[pb.ExplainRequest] = field(default_factory=list)
+    description: pb.DescribeModelResponse = field(default_factory=lambda: DESCRIPTION)
     described: list[pb.ModelSelector] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
     peers: set[str] = field(default_factory=set)
@@ -164,9 +200,6 @@ class FakeVisionService(VisionServiceServicer):
             timings=pb.Timings(decode_ms=1.5, queue_ms=0.25, inference_ms=4.0, batch_size=2),
         )
 
-    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:  # noqa: N802
-        raise NotImplementedError
-
     def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ProjectResponse]:
@@ -188,6 +221,13 @@ class FakeVisionService(VisionServiceServicer):
                         return
             yield projection_message(request, index, rank, len(maps))
 
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:  # noqa: N802
+        self._record(context)
+        self.explain_requests.append(request)
+        if self.failures:
+            self.failures.pop(0).end(context)
+        return explanation_message(request)
+
     def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: grpc.ServicerContext
     ) -> pb.DescribeModelResponse:
@@ -195,7 +235,7 @@ class FakeVisionService(VisionServiceServicer):
         if self.failures:
             self.failures.pop(0).end(context)
         self.described.append(request.model)
-        return DESCRIPTION
+        return self.description
 
     def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: grpc.ServicerContext
@@ -220,7 +260,12 @@ def projection_message(request: pb.ProjectRequest, index: int, rank: int, total:
         model=MODEL,
         rank=rank,
         total=total,
+        layer="relu5" if request.layer == "last" else "",
+        rule=pb.PROJECTION_RULE_PAPER,
     )
+    if request.layer == "silu":
+        message.rule = pb.PROJECTION_RULE_EXTENDED
+        message.extended_nodes.extend(f"stage{number}.silu" for number in range(1, 6))
     if request.HasField("for_class"):
         message.for_class.CopyFrom(pb.ClassScore(label="bee", class_id="n1", index=1, probability=0.5))
         message.attribution = 0.25 - rank / 2
@@ -228,6 +273,30 @@ def projection_message(request: pb.ProjectRequest, index: int, rank: int, total:
         message.float32.CopyFrom(pb.Float32Picture(height=2, width=4, data=bytes(range(96))))
     else:
         message.png = png((128, 140, 150))
+    return message
+
+
+HEATMAP = ((0.5, -0.25, 0.0), (1.5, 2.0, -1.0))
+"""The heatmap of each explanation."""
+
+
+def explanation_message(request: pb.ExplainRequest) -> pb.ExplainResponse:
+    values = [value for row in HEATMAP for value in row]
+    message = pb.ExplainResponse(
+        for_class=pb.ClassScore(label=request.class_name or "church", class_id="n1", index=1, probability=0.75),
+        served_probability=0.6875,
+        served_precision="int8",
+        layer="relu5" if request.layer == "last" else request.layer,
+        method=request.method,
+        heatmap=pb.HeatMap(height=2, width=3, data=struct.pack(f"<{len(values)}f", *values)),
+        score=4.0,
+        overlay_png=png((90, 30, 20)),
+        scale=2.0,
+        source_box=None if request.image.HasField("reference") else pb.Box(left=0, top=0, right=40, bottom=30),
+        model=MODEL,
+    )
+    if request.method == pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS:
+        message.baseline_score, message.completeness_gap = 1.0, 0.25
     return message
 
 
