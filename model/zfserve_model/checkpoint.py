@@ -7,18 +7,21 @@ preprocessing, so a reader needs nothing else.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from zfserve_model.networks import Network, NetworkSpec, fold_batch_norm
 from zfserve_model.preprocessing import Preprocessing
 
 FORMAT = "zfserve-checkpoint-1"
+
+_MOST_FAULTS = 20
 
 
 class CheckpointError(ValueError):
@@ -105,7 +108,7 @@ def load_checkpoint(file: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} lacks the metadata of a checkpoint: {error}") from error
     network = Network(spec)
-    load_tensors(network, tensors)
+    load_tensors(network, tensors, spec.architecture)
     return Checkpoint(network.eval(), class_ids, labels, preprocessing)
 
 
@@ -131,23 +134,28 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def load_tensors(network: Network, tensors: dict[str, Tensor]) -> None:
-    """Copies `tensors`, of any floating-point dtype, into `network`.
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], architecture: str) -> None:
+    """Copies `tensors`, of any floating-point dtype, into `network`, whose architecture an error names.
+
+    The counters of batch norm, which only training reads, may be missing.
 
     Raises:
-        CheckpointError: tensors are missing, unknown, of another shape or not finite. The message names all of them.
+        CheckpointError: tensors are missing, unknown, of another shape or not finite. The message names all of them, or
+            the first few of many.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    faults = [f"{name} is missing" for name in wanted if name not in tensors]
-    faults += [f"{name} is not part of {network.spec.architecture}" for name in tensors if name not in wanted]
+    counters = {name for name in wanted if name.endswith(".num_batches_tracked")}
+    faults = [f"{name} is missing" for name in wanted if name not in tensors and name not in counters]
+    faults += [f"{name} is not part of {architecture}" for name in tensors if name not in wanted]
     for name, shape in wanted.items():
         if name in tensors and tuple(tensors[name].shape) != shape:
             faults.append(f"{name} has shape {tuple(tensors[name].shape)} where {shape} is needed")
         elif name in tensors and not torch.isfinite(tensors[name]).all():
             faults.append(f"{name} holds values that are not finite")
     if faults:
-        raise CheckpointError("the weights do not fit: " + "; ".join(faults))
-    network.load_state_dict(tensors)
+        more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+        raise CheckpointError("the weights do not fit: " + "; ".join(faults[:_MOST_FAULTS]) + more)
+    network.load_state_dict(tensors, strict=False)
 
 
 def weights_fingerprint(network: Network) -> str:

@@ -5,6 +5,8 @@
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -12,22 +14,29 @@ from pathlib import Path
 
 from zfserve_model.checkpoint import Checkpoint
 
+_SYNSET = re.compile(r"n\d{8}\s+\S")
+"""Matches a WordNet id and a label, as in the file synset.txt of the ONNX model zoo."""
+
 
 class LabelsError(ValueError):
     """The labels cannot be used. The message names the line or the class at fault."""
 
 
 def read_labels(file: Path) -> dict[str, str]:
-    """Reads labels by class id, in the order of the file. The file is a JSON object, or has lines of `id<TAB>label`.
+    """Reads labels by class id, in the order of the file.
+
+    The file has one class on each line: `id<TAB>label`, a WordNet id and a label (`n01440764 tench`), or only a label,
+    which is then the class id too. Or it is JSON: an object of ids and labels, an object of indices and
+    `[id, label]`, as Keras has it, or a list of labels.
 
     Raises:
-        LabelsError: the file cannot be read, has neither form, repeats an id, or leaves out a label.
+        LabelsError: the file cannot be read, has none of these forms, repeats an id, or leaves out a label.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")  # the codec skips a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise LabelsError(f"{file} cannot be read as labels: {error}") from error
-    pairs = _json_pairs(text, file) if text.lstrip().startswith("{") else _tab_pairs(text, file)
+    pairs = _json_pairs(text, file) if text.lstrip().startswith(("{", "[")) else _line_pairs(text, file)
     labels: dict[str, str] = {}
     for class_id, label in pairs:
         if class_id in labels:
@@ -43,22 +52,41 @@ def read_labels(file: Path) -> dict[str, str]:
 def _json_pairs(text: str, file: Path) -> list[tuple[str, object]]:
     try:
         # A dictionary would keep only the last of two equal ids.
-        pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=list)
+        document = json.loads(text, object_pairs_hook=tuple)
     except ValueError as error:
         raise LabelsError(f"{file} is not valid JSON: {error}") from error
+    if isinstance(document, list):
+        return _label_pairs(document, file)
+    pairs: list[tuple[str, object]] = list(document)
+    if {key for key, _ in pairs} == {str(index) for index in range(len(pairs))}:
+        pairs.sort(key=lambda pair: int(pair[0]))  # a JSON writer may have sorted them as words: 0, 1, 10, 2
+    if pairs and all(isinstance(value, list) and len(value) == 2 for _, value in pairs):
+        return [(str(value[0]), value[1]) for _, value in pairs if isinstance(value, list)]
     return pairs
 
 
-def _tab_pairs(text: str, file: Path) -> list[tuple[str, object]]:
+def _line_pairs(text: str, file: Path) -> list[tuple[str, object]]:
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if all(_SYNSET.match(line) for _, line in lines):
+        lines = [(number, line.replace("\t", " ").replace(" ", "\t", 1)) for number, line in lines]
+    if not any("\t" in line for _, line in lines):
+        return _label_pairs([line for _, line in lines], file)
     pairs: list[tuple[str, object]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         class_id, tab, label = line.partition("\t")
         if not tab:
-            raise LabelsError(f"{file}, line {number}: needs a class id, a tab and a label")
+            raise LabelsError(f"{file}, line {number}: needs a class id, a tab and a label, as other lines have")
         pairs.append((class_id.strip(), label))
     return pairs
+
+
+def _label_pairs(labels: Sequence[object], file: Path) -> list[tuple[str, object]]:
+    """Returns each label with itself as its id. A label that stands twice, as ImageNet's crane, gets its index too."""
+    names = [label.strip() if isinstance(label, str) else "" for label in labels]
+    if "" in names:
+        raise LabelsError(f"{file} has no label for class {names.index('')}")
+    counts = Counter(names)
+    return [(name if counts[name] == 1 else f"{name}-{index}", name) for index, name in enumerate(names)]
 
 
 def imagenette_labels() -> dict[str, str]:

@@ -3,8 +3,10 @@
 A checkpoint carries a `Preprocessing`, `zfserve export` makes one from its arguments, and a bundle's manifest holds it.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 ResizeRule = Literal["squash", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -52,3 +54,62 @@ class Preprocessing:
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std need one number per channel, and those of std must be positive")
+
+
+class PreprocessingFacts(TypedDict, total=False):
+    """Holds those fields of a `Preprocessing` that are known so far."""
+
+    resize: ResizeRule
+    shorter_side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    height: int
+    width: int
+    interpolation: Interpolation
+    channel_order: ChannelOrder
+
+
+PRESETS: Mapping[str, PreprocessingFacts] = {
+    # torchvision's, and so that of most PyTorch libraries.
+    "imagenet-torch": {
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "resize": "crop",
+        "interpolation": "bilinear",
+    },
+    # Values in [-1, 1], as in TensorFlow's slim and in Keras's mode "tf".
+    "imagenet-tf": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize": "crop", "interpolation": "bilinear"},
+    # Pixels of 0 to 255 in BGR minus Caffe's mean, as in Keras's mode "caffe".
+    "imagenet-caffe": {
+        "mean": (123.68 / 255, 116.779 / 255, 103.939 / 255),
+        "std": (1 / 255, 1 / 255, 1 / 255),
+        "resize": "crop",
+        "interpolation": "bilinear",
+        "channel_order": "bgr",
+    },
+    "0-1": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "none": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+}
+"""Facts that belong together, by name. The last two state only the range of the pixels: [0, 1], or 0 to 255."""
+
+CROPPED_SHARE = 0.875
+"""The share of the shorter side that the central crop keeps where nothing else is stated: 224 of 256 pixels."""
+
+
+def complete(facts: PreprocessingFacts) -> Preprocessing:
+    """Returns the preprocessing that `facts` describe. They may lack `shorter_side` and `channel_order`.
+
+    Raises:
+        ValueError: a value is impossible.
+    """
+    height, width = facts["height"], facts["width"]
+    return Preprocessing(
+        resize=facts["resize"],
+        shorter_side=facts.get("shorter_side") or math.ceil(max(height, width) / CROPPED_SHARE),
+        mean=facts["mean"],
+        std=facts["std"],
+        height=height,
+        width=width,
+        interpolation=facts["interpolation"],
+        channel_order=facts.get("channel_order", "rgb"),
+    )

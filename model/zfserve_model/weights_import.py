@@ -33,8 +33,8 @@ from zfserve_model.preprocessing import Preprocessing
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
-CONTAINERS = ("state_dict", "network")
-"""A file may hold the state_dict under one of these keys. The first is common, and our `state.pt` has the second."""
+CONTAINERS = ("state_dict", "model_state_dict", "model", "network")
+"""The keys under which a file may hold the state_dict. Other tools write the first three, our `state.pt` the last."""
 
 PYTORCHCV_LAYERS = {
     "features.stage1.unit1.conv": "trunk.conv1",
@@ -48,6 +48,10 @@ PYTORCHCV_LAYERS = {
 }
 # pytorchcv evaluates with a resize to 224 / 0.875 = 256, a centre crop, and torchvision's normalisation.
 PYTORCHCV_PREPROCESSING = Preprocessing(resize="crop", shorter_side=256)
+
+
+class UnknownLayout(CheckpointError):
+    """The file holds the state_dict of another network than ours. A state_dict alone does not define a network."""
 
 
 def load_weights(
@@ -73,6 +77,7 @@ def load_weights(
     Raises:
         CheckpointError: the file cannot be read safely, or tensors are missing, unknown or of the wrong shape. The
             message names all of them.
+        UnknownLayout: the file holds weights of another network.
         LabelsError: `class_names` leaves out a class of a checkpoint of ours.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -87,8 +92,10 @@ def load_weights(
     if None not in (with_norm, contrast_norm) and with_norm != contrast_norm:
         raise CheckpointError(f"{file} states its own contrast norm; leave out the option")
     norm = next((known for known in (contrast_norm, with_norm) if known is not None), foreign)
+    if architecture is None and not any(_fitting_convolutions(tensors).values()):
+        raise UnknownLayout(f"{file} holds the state_dict of another network than {', '.join(ARCHITECTURES)}")
     network = Network(infer_spec(tensors, architecture, norm))
-    load_tensors(network, tensors)
+    load_tensors(network, tensors, network.spec.architecture)
     ids = tuple(class_names) if class_names else tuple(str(index) for index in range(network.spec.classes))
     return Checkpoint(
         fold_batch_norm(network),
@@ -116,12 +123,7 @@ def infer_spec(tensors: Mapping[str, Tensor], architecture: str | None, contrast
 
 def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
     """Returns the architecture whose convolutions fit best, so that one damaged tensor does not matter."""
-    fitting = {}
-    for name, stages in ARCHITECTURES.items():
-        inputs = [3, *(stage.channels for stage in stages)]
-        shapes = [(stage.channels, inputs[i], stage.kernel, stage.kernel) for i, stage in enumerate(stages)]
-        held = [tensors.get(f"trunk.conv{i}.weight") for i in range(1, len(stages) + 1)]
-        fitting[name] = sum(h is not None and tuple(h.shape) == s for h, s in zip(held, shapes, strict=True))
+    fitting = _fitting_convolutions(tensors)
     best = [name for name, count in fitting.items() if count == max(fitting.values())]
     if len(best) != 1:
         convolutions = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor.ndim == 4]
@@ -132,9 +134,30 @@ def _infer_architecture(tensors: Mapping[str, Tensor]) -> str:
     return best[0]
 
 
+def _fitting_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Returns the number of convolutions of each architecture that have a tensor of their name and shape."""
+    fitting = {}
+    for name, stages in ARCHITECTURES.items():
+        inputs = [3, *(stage.channels for stage in stages)]
+        shapes = [(stage.channels, inputs[i], stage.kernel, stage.kernel) for i, stage in enumerate(stages)]
+        held = [tensors.get(f"trunk.conv{i}.weight") for i in range(1, len(stages) + 1)]
+        fitting[name] = sum(h is not None and tuple(h.shape) == s for h, s in zip(held, shapes, strict=True))
+    return fitting
+
+
 def _first_size(tensors: Mapping[str, Tensor], names: tuple[str, ...], default: int) -> int:
     """Returns the number of rows of the first tensor of `names` that exists. All of them have the same number."""
     return next((tensors[name].shape[0] for name in names if name in tensors and tensors[name].ndim), default)
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Reads the tensors of any network by name, without the prefixes that `DataParallel` and `torch.compile` add.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or holds anything else.
+    """
+    tensors, _, _ = _read_tensors(file)
+    return {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | None]:
@@ -145,6 +168,11 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | Non
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
         return tensors, metadata.get("format"), None
+    if file.suffix == ".pt2":
+        raise CheckpointError(
+            f"{file} is an archive of torch.export, and loading it can run any code; save `model.state_dict()`, or "
+            "export the module to ONNX"
+        )
     if file.suffix not in SUFFIXES:
         raise CheckpointError(f"{file}: weights are read from .safetensors, .pt and .pth files only")
     if not file.is_file():

@@ -101,7 +101,7 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
     tensors["trunk.conv2.bias"] = torch.zeros(7)
     tensors["head.fc8.bias"] = torch.tensor([0.0, float("nan")])
     with pytest.raises(CheckpointError) as raised:
-        load_tensors(network, tensors)
+        load_tensors(network, tensors, "zfnet-fig3")
     for fault in (
         "head.fc7.bias is missing",
         "head.fc9.bias is not part of zfnet-fig3",

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,41 @@ def test_both_forms_keep_the_order_of_the_file(text: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "n01440764 tench, Tinca tinca\nn01443537  goldfish\n",
+        '{"0": ["n01440764", "tench, Tinca tinca"], "1": ["n01443537", "goldfish"]}',
+        '{"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench, Tinca tinca"]}',
+    ],
+)
+def test_the_files_of_the_onnx_zoo_and_of_keras_hold_word_net_ids(text: str, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text(text)
+    expected = [("n01440764", "tench, Tinca tinca"), ("n01443537", "goldfish")]
+    assert list(read_labels(tmp_path / "labels").items()) == expected
+
+
+@pytest.mark.parametrize("text", ["crane\n two words \n\ncrane\n", '["crane", "two words", "crane"]'])
+def test_a_bare_label_is_its_own_id_and_equal_labels_stay_apart(text: str, tmp_path: Path) -> None:
+    """ImageNet has two classes called crane, and two called maillot."""
+    (tmp_path / "labels").write_text(text)
+    expected = [("crane-0", "crane"), ("two words", "two words"), ("crane-2", "crane")]
+    assert list(read_labels(tmp_path / "labels").items()) == expected
+
+
+def test_indices_in_json_are_numbers_and_not_words(tmp_path: Path) -> None:
+    """A JSON writer that sorts its keys writes 10 before 2."""
+    (tmp_path / "labels").write_text(json.dumps({str(index): f"class {index}" for index in range(12)}, sort_keys=True))
+    assert list(read_labels(tmp_path / "labels").values()) == [f"class {index}" for index in range(12)]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('["tench", 3]', "no label for class 1"),
+        ('["tench", " "]', "no label for class 1"),
+        ('{"0": ["n1", "tench"], "1": "horn"}', "no label for class '0'"),
+        ("[]", "holds no labels"),
+        ("{}", "holds no labels"),
         ("n1\ttench\nn2 horn\n", "line 2: needs a class id, a tab"),
         ("n1\ttench\nn1\thorn\n", "labels class 'n1' twice"),
         ('{"n1": "tench", "n1": "horn"}', "labels class 'n1' twice"),

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from zfserve_model.preprocessing import Preprocessing
+from zfserve_model.preprocessing import PRESETS, Preprocessing, PreprocessingFacts, complete
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,36 @@ def test_impossible_preprocessing_is_refused(wrong: dict[str, object], sentence:
 
 def test_a_squash_needs_no_shorter_side() -> None:
     assert Preprocessing(resize="squash", height=300, width=299).shorter_side == 256
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_and_a_size_and_a_resize_rule_is_whole(name: str) -> None:
+    facts: PreprocessingFacts = {
+        "resize": "crop",
+        "interpolation": "bicubic",
+        **PRESETS[name],
+        "height": 299,
+        "width": 299,
+    }
+    preprocessing = complete(facts)
+    assert preprocessing.shorter_side == 342, "299 / 0.875, rounded up"
+    assert preprocessing.channel_order == ("bgr" if name == "imagenet-caffe" else "rgb")
+
+
+@pytest.mark.parametrize(
+    ("name", "darkest", "brightest"),
+    [
+        ("imagenet-torch", (-2.1179, -2.0357, -1.8044), (2.2489, 2.4286, 2.6400)),
+        ("imagenet-tf", (-1, -1, -1), (1, 1, 1)),
+        ("imagenet-caffe", (-123.68, -116.779, -103.939), (131.32, 138.221, 151.061)),
+        ("0-1", (0, 0, 0), (1, 1, 1)),
+        ("none", (0, 0, 0), (255, 255, 255)),
+    ],
+)
+def test_the_presets_give_the_range_of_their_frameworks(
+    name: str, darkest: tuple[float, ...], brightest: tuple[float, ...]
+) -> None:
+    facts = PRESETS[name]
+    for value, expected in ((0, darkest), (1, brightest)):
+        normalised = [(value - mean) / std for mean, std in zip(facts["mean"], facts["std"], strict=True)]
+        assert normalised == pytest.approx(expected, abs=1e-4)

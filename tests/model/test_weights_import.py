@@ -10,7 +10,7 @@ from zfserve_model.checkpoint import Checkpoint, CheckpointError, save_checkpoin
 from zfserve_model.labels import LabelsError
 from zfserve_model.networks import Network, NetworkSpec, build_network, fold_batch_norm
 from zfserve_model.preprocessing import Preprocessing
-from zfserve_model.weights_import import load_weights
+from zfserve_model.weights_import import UnknownLayout, load_weights, read_state_dict
 
 CROP = Preprocessing(resize="crop", shorter_side=256)
 SMALL = NetworkSpec("alexnet", classes=3, hidden_width=5)
@@ -134,14 +134,25 @@ def test_faults_are_named_even_where_the_architecture_is_inferred(tmp_path: Path
             load_weights(file)
 
 
-def test_an_unknown_trunk_asks_for_the_architecture(tmp_path: Path) -> None:
-    save_file({"conv1.weight": torch.zeros(64, 3, 11, 11)}, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"\(64, 3, 11, 11\)\) do not identify the architecture"):
-        load_weights(tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"conv1\.weight has shape \(64, 3, 11, 11\) where"):
-        load_weights(tmp_path / "weights.safetensors", architecture="zfnet")
+def test_a_state_dict_of_another_network_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    """The first two convolutions of zfnet and zfnet-fig3 are alike."""
+    file = tmp_path / "weights.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, file)
+    with pytest.raises(UnknownLayout, match="another network than zfnet, zfnet-fig3, alexnet"):
+        load_weights(file)
+    with pytest.raises(CheckpointError, match=r"conv1\.weight has shape \(64, 3, 7, 7\) where"):
+        load_weights(file, architecture="zfnet")
     with pytest.raises(CheckpointError, match="'resnet' is unknown"):
-        load_weights(tmp_path / "weights.safetensors", architecture="resnet")
+        load_weights(file, architecture="resnet")
+    save_file({"conv1.weight": torch.zeros(96, 3, 7, 7)}, file)
+    with pytest.raises(CheckpointError, match=r"\(96, 3, 7, 7\)\) do not identify the architecture"):
+        load_weights(file)
+
+
+def test_a_state_dict_of_any_network_can_be_read(tmp_path: Path) -> None:
+    torch.save({"model": {"module._orig_mod.fc.weight": torch.ones(2, 3)}, "epoch": 3}, tmp_path / "weights.pth")
+    tensors = read_state_dict(tmp_path / "weights.pth")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"fc.weight": (2, 3)}
 
 
 class Payload:
@@ -178,6 +189,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         ("weights.pt", "plain tensors"),
         ("weights.safetensors", "not a safetensors file"),
         ("weights.onnx", "only"),
+        ("weights.pt2", "an archive of torch.export, and loading it can run any code"),
         ("absent.pt", "there is no file"),
     ):
         with pytest.raises(CheckpointError, match=message):
