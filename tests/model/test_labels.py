@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from zfserve_model.checkpoint import Checkpoint
-from zfserve_model.labels import LabelsError, imagenette_labels, label_classes, read_labels, relabel
+from zfserve_model.labels import LabelsError, imagenet_labels, imagenette_labels, label_classes, read_labels, relabel
 from zfserve_model.networks import Network, NetworkSpec
 from zfserve_model.preprocessing import Preprocessing
 
@@ -82,6 +82,15 @@ def test_imagenette_has_its_names_and_other_folders_stand_for_themselves() -> No
     assert label_classes(("n03394916", "my cat"), None) == ("French horn", "my cat")
     with pytest.raises(LabelsError, match="no label for my cat"):
         label_classes(("n03394916", "my cat"), imagenette_labels())
+
+
+def test_imagenet_has_a_thousand_labels_in_the_order_of_the_ids_and_contains_imagenette() -> None:
+    labels = imagenet_labels()
+    assert len(labels) == 1000
+    assert len(set(labels.values())) == 998, "two missiles and two sunglasses"
+    assert list(labels) == sorted(labels)
+    assert list(labels.items())[207] == ("n02099601", "Golden Retriever")
+    assert imagenette_labels().items() <= labels.items()
 
 
 def test_a_checkpoint_can_be_relabelled() -> None:
