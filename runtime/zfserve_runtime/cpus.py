@@ -5,7 +5,9 @@ for one another. Sources: for cgroup v2, section "CPU" of the kernel's cgroup-v2
 """
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from zfserve_runtime.cgroup import cgroup_folders
 
 _INT8_FLAGS = frozenset(("avx_vnni", "avx512_vnni", "amx_int8"))
 
@@ -17,7 +19,7 @@ def available_cpus(root: Path = Path("/")) -> int:
         root: the folder that holds `proc` and `sys`. Only tests pass another folder than "/".
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in cgroup_folders("cpu", root) if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *(int(quota) for quota in quotas)]))
 
 
@@ -35,28 +37,6 @@ def has_int8_instructions(root: Path = Path("/")) -> bool:
         return False
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return not _INT8_FLAGS.isdisjoint(flags)
-
-
-def _cgroup_folders(root: Path) -> list[Path]:
-    """Returns the folders of this process's CPU cgroup and of its ancestors. Each may set a quota."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount = root / "sys/fs/cgroup"
-        elif "cpu" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/cpu"
-        else:
-            continue
-        # Without a cgroup namespace the path is the host's, and is not mounted here. Then the mount itself is our
-        # cgroup.
-        inner = PurePosixPath(path.lstrip("/"))
-        folders += [mount / part for part in (inner, *inner.parents)]
-    return folders
 
 
 def _quota(folder: Path) -> float | None:

@@ -3,11 +3,10 @@
 These are metadata, configuration, statistics and the index of the repository.
 """
 
-from importlib.metadata import version
-
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_protos.inference import model_config_pb2
 from zfserve_runtime.bundle import GRAPH_INPUT, Manifest
+from zfserve_runtime.release import RELEASE
 from zfserve_runtime.telemetry.model_statistics import Total
 
 from zfserve_server.models.registry import ModelState, ModelStatus
@@ -35,7 +34,7 @@ _ANY_SIZE = -1
 
 def describe_server() -> pb.ServerMetadataResponse:
     """Names the server, its version and its extensions."""
-    return pb.ServerMetadataResponse(name="zfserve", version=version("zfserve"), extensions=EXTENSIONS)
+    return pb.ServerMetadataResponse(name="zfserve", version=RELEASE, extensions=EXTENSIONS)
 
 
 def describe_model(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:

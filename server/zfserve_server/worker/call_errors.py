@@ -12,10 +12,12 @@ from zfserve_runtime.errors import (
     EngineFailed,
     ServiceError,
     ShuttingDown,
+    Unimplemented,
     WorkerMismatch,
     WorkerUnavailable,
 )
 from zfserve_runtime.grpc.status import from_call_error
+from zfserve_runtime.release import RELEASE
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,25 @@ def worker_unavailable() -> ServiceError:
     )
 
 
-def worker_mismatch() -> ServiceError:
-    return WorkerMismatch("the projection worker holds other weights than this server; start both on the same bundle")
+def worker_mismatch(worker_release: str = RELEASE) -> ServiceError:
+    """Returns the error for a network that the worker does not hold.
+
+    Args:
+        worker_release: the release of the worker; "" for a release before 0.2.0, which did not tell it.
+    """
+    if worker_release == RELEASE:
+        sentence = "the projection worker holds other weights than this server; start both on the same bundle"
+    elif worker_release:
+        sentence = (
+            f"the projection worker is of release {worker_release}, this server is of release {RELEASE}, and the worker "
+            "does not hold this network; upgrade the workers first, and give both the same model folders"
+        )
+    else:
+        sentence = (
+            "the projection worker is of a release before 0.2.0, which reads bundles of schema 1 only, and does not "
+            "hold this network; upgrade the workers first"
+        )
+    return WorkerMismatch(sentence)
 
 
 def parsed(message: M | None) -> M:
@@ -53,6 +72,11 @@ def translate(error: grpc.aio.AioRpcError) -> ServiceError:
     code = error.code()
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return worker_unavailable()
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Unimplemented(
+            f"the projection worker is of an earlier release than this server ({RELEASE}) and does not know this call; "
+            "upgrade the workers first"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the worker needs longer than this call allows; ask for fewer maps or allow more time")
     logger.error("the worker failed", extra={"status": code.name, "details": error.details()})

@@ -1,4 +1,4 @@
-"""The client of the workers watches their health, pairs with them, and asks them for projections.
+"""The client of the workers watches their health, pairs with them, and asks them for projections and explanations.
 
 Built by `companion`.
 """
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import grpc
 from zfserve_protos.metadata import REQUEST_ID_KEY
-from zfserve_protos.methods import WORKER_PROJECT
+from zfserve_protos.methods import WORKER_EXPLAIN, WORKER_PROJECT
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
-from zfserve_runtime.errors import EngineFailed, WorkerMismatch
+from zfserve_runtime.errors import EngineFailed, Unimplemented, WorkerMismatch
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.request_id import current_request_id
+from zfserve_runtime.release import RELEASE
 from zfserve_runtime.telemetry.metrics import Metrics
-from zfserve_runtime.telemetry.tracing import outgoing_call
+from zfserve_runtime.telemetry.tracing import Metadata, outgoing_call
 
 from zfserve_server.worker.call_errors import parsed, short_text, translate
 from zfserve_server.worker.pairing import Pairing
@@ -34,7 +35,7 @@ _STATE_POLL_S = 0.1
 """Seconds between two reads of the channel's state."""
 
 _MAX_ATTEMPTS = 3
-"""The largest number of attempts at a projection. A worker may lack the network while another worker holds it."""
+"""The largest number of attempts at a call. A worker may lack the network while another worker holds it."""
 
 _DESCRIBE_TIMEOUT_S = 60.0
 """A Describe call may take this long, because the worker first loads the weights that it lacks."""
@@ -57,7 +58,7 @@ class WorkerIntervals:
 
 
 class WorkerClient:
-    """Forwards projections to the workers behind `channel`, which it does not own.
+    """Forwards projections and explanations to the workers behind `channel`, which it does not own.
 
     The channel asks each worker for its health (gRFC A17) and calls only those that serve. While one of several stops,
     the others go on, so this client only needs to know if there is any worker. It never asks a worker to project a
@@ -66,7 +67,7 @@ class WorkerClient:
     Args:
         channel: a channel with the options `worker_channel_options`.
         metrics: shows the pairing.
-        max_call_s: the longest time of one projection request, in seconds. It bounds callers without a deadline.
+        max_call_s: the longest time of one call, in seconds. It bounds callers without a deadline.
         on_change: called after each change of the pairing, with True if the worker can project all served networks.
         renew_channel: returns a channel to use from now on, or None to keep the current one. Its argument is True if
             the channel must be replaced.
@@ -156,11 +157,8 @@ class WorkerClient:
     async def _project_once(
         self, request: worker_pb2.ProjectRequest, deadline: Deadline
     ) -> AsyncGenerator[pb.ProjectResponse, None]:
-        remaining_s = deadline.remaining_s()
-        timeout_s = self._max_call_s if remaining_s is None else min(self._max_call_s, remaining_s)
         with outgoing_call(WORKER_PROJECT) as trace:
-            metadata = ((REQUEST_ID_KEY, current_request_id()), *trace)
-            call = self._worker.Project(request, timeout=timeout_s, metadata=metadata)
+            call = self._worker.Project(request, timeout=self._timeout_s(deadline), metadata=_metadata(trace))
             try:
                 async for message in call:
                     yield parsed(message).projection
@@ -168,6 +166,41 @@ class WorkerClient:
                 raise translate(error) from error
             finally:
                 call.cancel()
+
+    async def explain(self, request: worker_pb2.ExplainRequest, deadline: Deadline) -> pb.ExplainResponse:
+        """Returns the worker's explanation. Cancelling this cancels the call to the worker.
+
+        Raises:
+            WorkerUnavailable, WorkerMismatch: there is no worker, it went away, or it holds other weights.
+            Unimplemented: the workers are of a release before 0.2.0.
+            DeadlineExceeded: the caller's deadline or `max_call_s` passed.
+            ServiceError: the worker answered an error, which is passed on with the same status.
+        """
+        await self.require(request.fingerprint)
+        for attempts_left in reversed(range(_MAX_ATTEMPTS)):
+            try:
+                return await self._explain_once(request, deadline)
+            except Unimplemented:  # in a rolling upgrade, the next worker may be of this release
+                if not attempts_left:
+                    raise
+            except WorkerMismatch:
+                if not attempts_left:
+                    self._pairing.drop_held(request.fingerprint)
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _explain_once(self, request: worker_pb2.ExplainRequest, deadline: Deadline) -> pb.ExplainResponse:
+        with outgoing_call(WORKER_EXPLAIN) as trace:
+            call = self._worker.Explain(request, timeout=self._timeout_s(deadline), metadata=_metadata(trace))
+            try:
+                return parsed(await call).explanation
+            except grpc.aio.AioRpcError as error:
+                raise translate(error) from error
+
+    def _timeout_s(self, deadline: Deadline) -> float:
+        """Returns the time that a call to the worker may take, in seconds."""
+        remaining_s = deadline.remaining_s()
+        return self._max_call_s if remaining_s is None else min(self._max_call_s, remaining_s)
 
     def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
@@ -227,6 +260,11 @@ class WorkerClient:
             asked: frozenset[str] | None = None
             while asked != self._pairing.served:  # it may have changed during the call
                 self._described_at, asked = time.monotonic(), self._pairing.served
-                request = worker_pb2.DescribeRequest(fingerprints=sorted(asked))
-                response = await self._worker.Describe(request, timeout=_DESCRIBE_TIMEOUT_S)
-                self._pairing.set_held([model.fingerprint for model in parsed(response).models])
+                request = worker_pb2.DescribeRequest(fingerprints=sorted(asked), release=RELEASE)
+                response = parsed(await self._worker.Describe(request, timeout=_DESCRIBE_TIMEOUT_S))
+                self._pairing.set_worker([model.fingerprint for model in response.models], response.release)
+
+
+def _metadata(trace: Metadata) -> Metadata:
+    """Returns the metadata of a call to the worker: the id of the request that causes it, and its trace."""
+    return ((REQUEST_ID_KEY, current_request_id()), *trace)

@@ -8,6 +8,7 @@ import enum
 import logging
 from collections.abc import Callable, Collection
 
+from zfserve_runtime.release import RELEASE
 from zfserve_runtime.telemetry.metrics import Metrics
 
 from zfserve_server.worker.call_errors import worker_mismatch, worker_unavailable
@@ -40,6 +41,7 @@ class Pairing:
         self._on_change = on_change
         self._served: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
+        self._worker_release = RELEASE
         self._state = PairingState.DOWN
         self.worker_down = asyncio.Event()
         self.worker_down.set()
@@ -69,7 +71,7 @@ class Pairing:
         if not self.worker_up:
             raise worker_unavailable()
         if fingerprint not in self._held:
-            raise worker_mismatch()
+            raise worker_mismatch(self._worker_release)
 
     def set_worker_up(self, up: bool) -> None:
         (self.worker_down.clear if up else self.worker_down.set)()
@@ -79,9 +81,16 @@ class Pairing:
         """Sets the networks that the server serves. Call `update` once the worker was asked to load them."""
         self._served = frozenset(fingerprints)
 
-    def set_held(self, fingerprints: Collection[str]) -> None:
-        """Sets the networks that the worker holds by its last answer. Call `update` afterwards."""
+    def set_worker(self, fingerprints: Collection[str], release: str) -> None:
+        """Sets the networks that the worker holds, and its release, by its last answer. Call `update` afterwards.
+
+        Args:
+            release: the release of the worker; "" for a release before 0.2.0.
+        """
         self._held = frozenset(fingerprints)
+        if release != self._worker_release:
+            logger.info("the worker is of another release", extra={"worker_release": release, "release": RELEASE})
+        self._worker_release = release
 
     def drop_held(self, fingerprint: str) -> None:
         """Notes that the worker lacks that network."""
@@ -97,7 +106,10 @@ class Pairing:
         self._metrics.worker_pairing.labels(self._state.name.lower()).set(1)
         logger.info("the worker's pairing changed", extra={"pairing": self._state.name})
         if self._state is PairingState.MISMATCH:
-            logger.error("the worker lacks weights", extra={"lacks": sorted(self._served - self._held)})
+            reason = worker_mismatch(self._worker_release).message
+            logger.error(
+                "the worker lacks weights", extra={"reason": reason, "lacks": sorted(self._served - self._held)}
+            )
             self.mismatched.set()
         else:
             self.mismatched.clear()
