@@ -218,6 +218,8 @@ class Manifest(_Entry):
             name: the name of a layer; or the name of a stage, which stands for its last layer that is no pool, or for
                 its last layer if all are pools; or "last", which stands for the last stage.
         """
+        if not name:
+            return None  # a layer may be in no stage, but no request selects it by that
         if named := self.layer(name):
             return named
         stage = self.layers[-1].stage if name == "last" and self.layers else name

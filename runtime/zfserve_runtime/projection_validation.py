@@ -1,4 +1,4 @@
-"""Validates projection requests. The server and the worker apply the same rules."""
+"""Validates requests for projections and explanations. The server and the worker apply the same rules."""
 
 from collections.abc import Sequence
 
@@ -6,35 +6,44 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 
 from zfserve_runtime.bundle import LayerEntry, Manifest
-from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange
+from zfserve_runtime.errors import InvalidInput, NotFound, OutOfRange, Unimplemented
 
 _DEFAULT_COUNT = 9
 """The number of maps if the request does not give one."""
 
-MAX_LISTED_CLASSES = 20
-"""The largest number of classes that an error names."""
+_DEFAULT_LAYER = "last"
+"""The layer of an explanation if the request does not name one."""
+
+MAX_LISTED = 20
+"""The largest number of layers, stages or classes that an error names."""
+
+_LISTED_LENGTH = 400
+"""An error lists no further name once the listed ones have more characters."""
+
+_QUOTED_LENGTH = 64
+"""An error quotes at most this many characters of a name."""
 
 AnyProjectRequest = pb.ProjectRequest | worker_pb2.ProjectRequest
+AnyExplainRequest = pb.ExplainRequest | worker_pb2.ExplainRequest
 
 
-def validate_projection_request(request: AnyProjectRequest, manifest: Manifest) -> None:
-    """Refuses a request that does not fit the model, before any work is done.
+def validate_projection_request(request: AnyProjectRequest, manifest: Manifest) -> LayerEntry:
+    """Returns the layer to project. Refuses a request that does not fit the model, before any work is done.
 
     Raises:
         NotFound: the model has no such layer or class.
         OutOfRange: the layer has no such map or unit, or fewer maps than requested.
         InvalidInput: the request names no maps or too many, a label that several classes share, or an unknown format.
+        Unimplemented: a node of the network is in the way of the projection, or of the attribution to a class.
     """
-    layer = manifest.layer(request.layer)
-    if layer is None:
-        names = ", ".join(entry.name for entry in manifest.layers)
-        raise NotFound(f"there is no layer {request.layer[:64]!r}; choose one of {names}", field="layer")
+    layer = find_layer(request.layer, manifest)
     if request.WhichOneof("maps") == "selection":
         _check_selection(request.selection.indices, layer)
     elif request.WhichOneof("maps") == "strongest":
         _check_count(request.strongest, layer, "strongest")
     elif request.WhichOneof("maps") == "for_class":
-        find_class(request.for_class.class_name, manifest)
+        _check_attribution(manifest)
+        find_class(request.for_class.class_name, manifest, "for_class.class_name")
         if request.for_class.count:
             _check_count(request.for_class.count, layer, "for_class.count")
     if request.unit.WhichOneof("rule") == "position":
@@ -42,19 +51,54 @@ def validate_projection_request(request: AnyProjectRequest, manifest: Manifest) 
     if request.format not in pb.PictureFormat.values():
         formats = ", ".join(pb.PictureFormat.keys()[1:])
         raise InvalidInput(f"format {request.format} is unknown; choose one of {formats}", field="format")
+    return layer
 
 
-def map_count(request: AnyProjectRequest, manifest: Manifest) -> int:
-    """Returns the number of maps that a request asks for. Call `validate_projection_request` first."""
-    layer = manifest.layer(request.layer)
-    assert layer is not None, "validate_projection_request comes first"
+def validate_explanation_request(request: AnyExplainRequest, manifest: Manifest) -> LayerEntry:
+    """Returns the layer to explain. Refuses a request that does not fit the model, before any work is done.
+
+    Raises:
+        NotFound: the model has no such layer or class.
+        InvalidInput: the request names a label that several classes share, or an unknown method.
+        Unimplemented: a node of the network is in the way.
+    """
+    layer = find_layer(request.layer or _DEFAULT_LAYER, manifest)
+    _check_attribution(manifest)
+    find_class(request.class_name, manifest, "class_name")
+    if request.method not in pb.ExplanationMethod.values():
+        methods = ", ".join(pb.ExplanationMethod.keys()[1:])
+        raise InvalidInput(f"method {request.method} is unknown; choose one of {methods}", field="method")
+    return layer
+
+
+def map_count(request: AnyProjectRequest, layer: LayerEntry) -> int:
+    """Returns the number of maps of `layer` that a request asks for."""
     if request.WhichOneof("maps") == "selection":
         return len(request.selection.indices)
     return request.strongest or request.for_class.count or min(_DEFAULT_COUNT, layer.channels)
 
 
-def find_class(name: str, manifest: Manifest) -> int | None:
+def find_layer(name: str, manifest: Manifest) -> LayerEntry:
+    """Returns the layer that `name` selects: by its own name, by the name of its stage, or as "last".
+
+    Raises:
+        NotFound: the model has no such layer.
+        Unimplemented: the model has no such layer, and a node of the network keeps some layers from being projected.
+    """
+    if layer := manifest.resolve_layer(name):
+        return layer
+    choice = f"; choose {_layer_names(manifest)}" if manifest.layers else ""
+    sentence = f"there is no layer {name[:_QUOTED_LENGTH]!r} that can be projected"
+    if manifest.projection_obstacle:
+        raise Unimplemented(f"{sentence}: {manifest.projection_obstacle}{choice}", field="layer")
+    raise NotFound(f"{sentence}{choice}", field="layer")
+
+
+def find_class(name: str, manifest: Manifest, field: str) -> int | None:
     """Returns the index of the class whose id or label is `name`, or None if `name` is empty.
+
+    Args:
+        field: the field of the request that holds `name`.
 
     Raises:
         NotFound: no class has that id or label.
@@ -62,19 +106,43 @@ def find_class(name: str, manifest: Manifest) -> int | None:
     """
     if not name:
         return None
+    quoted = repr(name[:_QUOTED_LENGTH])
     for attribute in ("class_id", "label"):
         found = [index for index, entry in enumerate(manifest.classes) if getattr(entry, attribute) == name]
         if len(found) > 1:
-            ids = ", ".join(manifest.classes[index].class_id for index in found)
-            raise InvalidInput(
-                f"{len(found)} classes are called {name[:64]!r}; give the id of one: {ids}",
-                field="for_class.class_name",
-            )
+            ids = _listed([manifest.classes[index].class_id for index in found])
+            raise InvalidInput(f"{len(found)} classes are called {quoted}; give the id of one: {ids}", field=field)
         if found:
             return found[0]
-    labels = ", ".join(entry.label for entry in manifest.classes[:MAX_LISTED_CLASSES])
-    more = ", ..." if len(manifest.classes) > MAX_LISTED_CLASSES else ""
-    raise NotFound(f"there is no class {name[:64]!r}; choose one of {labels}{more}", field="for_class.class_name")
+    labels = [entry.label for entry in manifest.classes]
+    similar = [label for label in labels if name.casefold() in label.casefold()]
+    raise NotFound(f"there is no class {quoted}; choose one of {_listed(similar or labels)}", field=field)
+
+
+def _layer_names(manifest: Manifest) -> str:
+    """Returns what a request may name: all layers, or the stages where a network has too many layers for a sentence."""
+    names = [layer.name for layer in manifest.layers]
+    if len(names) <= MAX_LISTED:
+        return f"last or one of {_listed(names)}"
+    stages = list(dict.fromkeys(layer.stage for layer in manifest.layers if layer.stage))
+    return f"last, a stage ({_listed(stages)}), or one of {len(names)} layers, such as {names[0]} and {names[-1]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns at most `MAX_LISTED` of the names, separated by commas. It lists fewer names if they are long."""
+    shown: list[str] = []
+    for name in names[:MAX_LISTED]:
+        if sum(map(len, shown)) > _LISTED_LENGTH:
+            break
+        shown.append(name[:_QUOTED_LENGTH])
+    if more := len(names) - len(shown):
+        shown.append(f"... ({more} more)")
+    return ", ".join(shown)
+
+
+def _check_attribution(manifest: Manifest) -> None:
+    if manifest.attribution_obstacle:
+        raise Unimplemented(f"this network's classes cannot be explained: {manifest.attribution_obstacle}")
 
 
 def _check_selection(indices: Sequence[int], layer: LayerEntry) -> None:

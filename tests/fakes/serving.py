@@ -37,6 +37,7 @@ from zfserve_runtime.grpc.listener import open_port
 from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.grpc.server import InterceptingServer
 from zfserve_runtime.grpc.shutdown import StopRequest, drain
+from zfserve_runtime.release import RELEASE
 from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import serve
 from zfserve_server.config import ServerConfig
@@ -127,8 +128,30 @@ MANIFEST = Manifest(
         height=SIDE, width=SIDE, resize="squash", shorter_side=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
     ),
     layers=(
-        LayerEntry(name="conv1", kind="conv", channels=6, height=4, width=4, receptive_field=3, stride=2, offset=-1),
-        LayerEntry(name="pool1", kind="pool", channels=6, height=2, width=3, receptive_field=5, stride=4, offset=-1),
+        LayerEntry(
+            name="conv1",
+            tensor="conv1",
+            kind="conv",
+            stage="stage1",
+            channels=6,
+            height=4,
+            width=4,
+            receptive_field=3,
+            stride=2,
+            offset=-1,
+        ),
+        LayerEntry(
+            name="pool1",
+            tensor="pool1",
+            kind="pool",
+            stage="stage1",
+            channels=6,
+            height=2,
+            width=3,
+            receptive_field=5,
+            stride=4,
+            offset=-1,
+        ),
     ),
     artefacts={"fp32": Artefact(file="model.onnx", golden_tolerance=1e-3)},
     fingerprint=FINGERPRINT,
@@ -140,23 +163,28 @@ MANIFEST = Manifest(
 
 @dataclass
 class FakeWorker(WorkerServiceServicer):
-    """Answers each map with a projection whose activation is the sum of the pixels in the request.
+    """Answers each map with a projection whose activation, and each explanation with one whose score, is the sum of the
+    pixels in the request.
 
     Attributes:
         fingerprint: the network that it holds; None: it holds every network that it is asked for.
-        error: raised by each Project call; None: it answers.
-        hangs_after: the number of messages after which a stream hangs; None: no stream hangs.
-        requests, remaining_s, request_ids: the requests, with their remaining time and their request ids.
+        release: the release that it tells.
+        error: raised by each Project and Explain call; None: it answers.
+        hangs_after: the number of messages after which a stream hangs. Explain hangs too. None: no call hangs.
+        requests, explain_requests: the requests of Project and of Explain.
+        remaining_s, request_ids: the remaining time of each request, and its request id.
         announced: the fingerprints of the last Describe call.
         traceparents: the `traceparent` headers of the requests.
-        asked, cancelled: set when a Project call arrives, and when its caller cancels it.
+        asked, cancelled: set when a call arrives, and when its caller cancels it while it hangs.
     """
 
     fingerprint: str | None = FINGERPRINT
+    release: str = RELEASE
     error: Exception | None = None
     hangs_after: int | None = None
     health: Health = field(default_factory=lambda: Health(SERVER, WORKER_SERVICE))
     requests: list[worker_pb2.ProjectRequest] = field(default_factory=list)
+    explain_requests: list[worker_pb2.ExplainRequest] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     announced: list[str] = field(default_factory=list)
@@ -169,39 +197,68 @@ class FakeWorker(WorkerServiceServicer):
     ) -> worker_pb2.DescribeResponse:
         self.announced = list(request.fingerprints)
         held = self.announced if self.fingerprint is None else [self.fingerprint]
-        return worker_pb2.DescribeResponse(models=[pb.ModelIdentity(fingerprint=fingerprint) for fingerprint in held])
+        models = [pb.ModelIdentity(fingerprint=fingerprint) for fingerprint in held]
+        return worker_pb2.DescribeResponse(models=models, release=self.release)
 
     async def Explain(  # noqa: N802
         self, request: worker_pb2.ExplainRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> worker_pb2.ExplainResponse:
-        raise NotImplementedError
+        self.explain_requests.append(request)
+        self._note(context)
+        if self.error is not None:
+            raise self.error
+        if self.hangs_after is not None:
+            await self._hang()
+        index = next((at for at, entry in enumerate(MANIFEST.classes) if request.class_name == entry.label), 0)
+        entry = MANIFEST.layer(request.layer)
+        assert entry is not None
+        values = np.full((entry.height, entry.width), 0.25, "<f4")
+        return worker_pb2.ExplainResponse(
+            explanation=pb.ExplainResponse(
+                for_class=pb.ClassScore(label=MANIFEST.classes[index].label, index=index, probability=0.625),
+                method=request.method,
+                heatmap=pb.HeatMap(height=entry.height, width=entry.width, data=values.tobytes()),
+                score=float(np.frombuffer(request.pixels, np.uint8).sum()),
+                baseline_score=-1.5,
+                completeness_gap=0.125,
+                overlay_png=b"png",
+                scale=0.25,
+            )
+        )
 
     async def Project(  # noqa: N802
         self, request: worker_pb2.ProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[worker_pb2.ProjectResponse]:
         self.requests.append(request)
+        self._note(context)
+        if self.error is not None:
+            raise self.error
+        maps = list(request.selection.indices) or list(range(request.strongest or request.for_class.count))
+        for rank, index in enumerate(maps):
+            if rank == self.hangs_after:
+                await self._hang()
+            yield worker_pb2.ProjectResponse(
+                projection=pb.ProjectResponse(
+                    map=index,
+                    activation=float(np.frombuffer(request.pixels, np.uint8).sum()),
+                    box=pb.Box(left=2, top=0, right=4, bottom=8),
+                    png=b"png",
+                    rank=rank,
+                    total=len(maps),
+                    rule=pb.PROJECTION_RULE_PAPER,
+                )
+            )
+
+    def _note(self, context: grpc.aio.ServicerContext[object, object]) -> None:
         self.remaining_s.append(context.time_remaining())
         self.request_ids.append(current_request_id())
         metadata = context.invocation_metadata() or ()
         self.traceparents += [str(value) for key, value in metadata if key == "traceparent"]
         self.asked.set()
-        if self.error is not None:
-            raise self.error
-        maps = list(request.selection.indices) or list(range(request.strongest or request.for_class.count))
+
+    async def _hang(self) -> None:
         try:
-            for rank, index in enumerate(maps):
-                if rank == self.hangs_after:
-                    await asyncio.Event().wait()
-                yield worker_pb2.ProjectResponse(
-                    projection=pb.ProjectResponse(
-                        map=index,
-                        activation=float(np.frombuffer(request.pixels, np.uint8).sum()),
-                        box=pb.Box(left=2, top=0, right=4, bottom=8),
-                        png=b"png",
-                        rank=rank,
-                        total=len(maps),
-                    )
-                )
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise

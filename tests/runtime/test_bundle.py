@@ -113,6 +113,8 @@ def test_a_layer_has_its_name_its_stage_and_last() -> None:
     assert resolved("stage3") == resolved("last") == "final"
     assert resolved("stage9") is resolved("") is None
     assert Manifest.model_validate(manifest_document(layers=[])).resolve_layer("last") is None
+    staged = [layer.model_copy(update={"stage": ""}) for layer in manifest.layers]
+    assert manifest.model_copy(update={"layers": tuple(staged)}).resolve_layer("") is None
 
 
 def test_a_graph_without_features_has_one_output() -> None:

@@ -32,7 +32,7 @@ from zfserve_model.render import render_projection
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
-from zfserve_runtime.projection_validation import find_class, map_count
+from zfserve_runtime.projection_validation import find_class, find_layer, map_count
 from zfserve_runtime.telemetry.metrics import Metrics, ModelMetrics
 from zfserve_runtime.telemetry.tracing import note_model, span
 
@@ -132,13 +132,14 @@ class Projector:
             case "for_class":
                 return self._maps_for_class(request, traced, units)
             case _:
-                return _MapSelection(strongest_maps(traced, request.layer, map_count(request, self.manifest)), units)
+                count = map_count(request, find_layer(request.layer, self.manifest))
+                return _MapSelection(strongest_maps(traced, request.layer, count), units)
 
     def _maps_for_class(self, request: worker_pb2.ProjectRequest, traced: Trace, units: UnitRule) -> "_MapSelection":
         with span("attribution", {"zfserve.layer": request.layer}):
-            wanted = find_class(request.for_class.class_name, self.manifest)
+            wanted = find_class(request.for_class.class_name, self.manifest, "for_class.class_name")
             attribution = attribute(self._network, traced, request.layer, wanted)
-        maps = attribution.leading_maps(map_count(request, self.manifest))
+        maps = attribution.leading_maps(map_count(request, find_layer(request.layer, self.manifest)))
         if isinstance(units, StrongestUnit):
             units = attribution.leading_units(maps)
         entry = self.manifest.classes[attribution.index]

@@ -10,6 +10,7 @@ from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.projection_validation import validate_projection_request
+from zfserve_runtime.release import RELEASE
 
 from zfserve_worker.network_cache import NetworkCache
 from zfserve_worker.projector import identity
@@ -28,7 +29,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     ) -> worker_pb2.DescribeResponse:
         if request.fingerprints:
             await self._networks.announce(request.fingerprints)
-        return worker_pb2.DescribeResponse(models=[identity(manifest) for manifest in self._networks.manifests])
+        models = [identity(manifest) for manifest in self._networks.manifests]
+        return worker_pb2.DescribeResponse(models=models, release=RELEASE)
 
     async def Explain(  # noqa: N802 - the name in the proto
         self, request: worker_pb2.ExplainRequest, context: grpc.aio.ServicerContext[Any, Any]

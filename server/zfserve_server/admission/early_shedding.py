@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from zfserve_protos.methods import CLASSIFY, MODEL_INFER
+from zfserve_protos.methods import CLASSIFY, EXPLAIN, MODEL_INFER
 from zfserve_runtime.errors import Overloaded
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.deferred_read import CallCheck
@@ -26,14 +26,14 @@ def early_checks(models: ModelRegistry) -> dict[str, CallCheck]:
     priority or a client id that is too long.
     """
 
-    def check_classify(context: Context, metadata: Metadata) -> None:
+    def check_image(context: Context, metadata: Metadata) -> None:
         _check(models, [identify_caller(context, metadata)], Deadline.of(context))
 
     def check_infer(context: Context, metadata: Metadata) -> None:
         caller = identify_caller(context, metadata)  # the request may set another priority
         _check(models, [replace(caller, priority=priority) for priority in Priority], Deadline.of(context))
 
-    return {CLASSIFY: check_classify, MODEL_INFER: check_infer}
+    return {CLASSIFY: check_image, EXPLAIN: check_image, MODEL_INFER: check_infer}
 
 
 def all_models_busy(models: ModelRegistry) -> bool:

@@ -14,7 +14,7 @@ from zfserve_server.admission.admission import Admission
 from zfserve_server.batching.batcher import Batcher
 from zfserve_server.models.engine_choice import EngineChoice
 
-_RULES = {
+PROJECTION_RULES = {
     "paper": pb.ProjectionRule.PROJECTION_RULE_PAPER,
     "extended": pb.ProjectionRule.PROJECTION_RULE_EXTENDED,
 }
@@ -109,4 +109,4 @@ def _layer_message(layer: LayerEntry) -> pb.Layer:
     for name in ("receptive_field", "stride", "offset"):
         if getattr(layer, name) == getattr(layer, f"{name}_width"):
             unset.add(f"{name}_width")
-    return pb.Layer(**layer.model_dump(exclude=unset), rule=_RULES[layer.rule])
+    return pb.Layer(**layer.model_dump(exclude=unset), rule=PROJECTION_RULES[layer.rule])

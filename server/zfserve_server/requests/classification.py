@@ -9,7 +9,7 @@
 6. `_observe` records the times once the response is on its way.
 
 A service converts messages and calls these steps. An RPC that a worker answers calls steps 1, 2 and 4, and has an
-admission of its own (`VisionService.Project`).
+admission of its own (`VisionService.Project`). `VisionService.Explain` takes steps 3, 5 and 6 too.
 """
 
 import asyncio
@@ -108,7 +108,15 @@ class ClassificationPipeline:
             InvalidInput, NotFound: the image cannot be used; see `decode`.
             ServiceError: the engine has no result for it; see `Batcher.submit`.
         """
-        classified = await self._submit(request, await self.decode(image, request.model))
+        return await self.classify_decoded(request, await self.decode(image, request.model))
+
+    async def classify_decoded(self, request: AdmittedRequest, photo: Photo) -> ClassifiedPhoto:
+        """Returns a photo that `decode` made with its result.
+
+        Raises:
+            ServiceError: the engine has no result for it; see `Batcher.submit`.
+        """
+        classified = await self._submit(request, photo)
         self._observe(request, [classified])
         return classified
 

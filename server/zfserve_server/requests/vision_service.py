@@ -1,39 +1,43 @@
 """The service `zfserve.v1.VisionService`. It converts messages and calls the classification pipeline."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 
-import grpc
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
+from zfserve_runtime.bundle import Manifest
 from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Context
-from zfserve_runtime.projection_validation import validate_projection_request
+from zfserve_runtime.projection_validation import validate_explanation_request, validate_projection_request
 
 from zfserve_server.admission.admission import Admission
+from zfserve_server.admission.caller_identity import CallerIdentity
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.models.registry import ModelRegistry, ModelState, ModelStatus
 from zfserve_server.models.served_model import ServedModel
-from zfserve_server.requests.classification import AdmittedRequest, ClassificationPipeline
-from zfserve_server.requests.projection import add_source_box, check_projection, worker_request
+from zfserve_server.requests.classification import AdmittedRequest, ClassificationPipeline, ClassifiedPhoto
+from zfserve_server.requests.explanation import check_explanation, complete_explanation, explanation_request
+from zfserve_server.requests.image_decoder import Photo
+from zfserve_server.requests.projection import check_projection, complete_projection, projection_request
 from zfserve_server.worker.client import WorkerClient
 
 DEFAULT_TOP_K = 5
 
 MAX_PROJECTIONS = 32
-"""The largest number of Project calls in flight. The worker has a shorter queue of its own. Projections that wait for a
-stuck worker take no place from classifications, because each model bounds those by itself. No projection is refused for
-its deadline, because its cost is unknown until it is done and its results come one by one."""
+"""The largest number of Project and Explain calls in flight. The worker has a shorter queue of its own. Calls that wait
+for a stuck worker take no place from classifications, because each model bounds those by itself. None is refused for
+its deadline, because its cost is unknown until it is done, and the results of a projection come one by one."""
 
 
 class VisionService(VisionServiceServicer):
     """Serves `zfserve.v1.VisionService`, whose methods zfserve.proto describes.
 
     Args:
-        worker: computes projections; None refuses them.
+        worker: computes projections and explanations; None refuses them.
     """
 
     def __init__(self, models: ModelRegistry, pipeline: ClassificationPipeline, worker: WorkerClient | None) -> None:
@@ -49,6 +53,12 @@ class VisionService(VisionServiceServicer):
         caller = self._pipeline.identify(context)
         with model.metrics.statistics.request() as counted, model.admission.admit(caller, deadline):
             top_k = choose_top_k(request, len(model.manifest.classes))
+            if request.include_features and not model.manifest.feature_width:
+                raise InvalidInput(
+                    "this network has no features, because it does not end in a linear layer; "
+                    "leave include_features out",
+                    field="include_features",
+                )
             admitted = AdmittedRequest(model, caller, deadline, counted)
             photo, result = await self._pipeline.classify(admitted, request.image)
             response = pb.ClassifyResponse(
@@ -65,9 +75,6 @@ class VisionService(VisionServiceServicer):
             model.add_best_classes(response, result.probabilities, top_k)
             return response
 
-    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this release does not explain yet")
-
     async def Project(  # noqa: N802
         self, request: pb.ProjectRequest, context: Context
     ) -> AsyncIterator[pb.ProjectResponse]:
@@ -77,20 +84,41 @@ class VisionService(VisionServiceServicer):
         caller = self._pipeline.identify(context)
         with model.projections_in_flight, self._projection_admission.admit(caller):
             began, in_flight = time.monotonic(), self._projection_admission.in_flight
-            validate_projection_request(request, manifest)
-            if self._worker is None:
-                raise WorkerUnavailable("this server runs without a projection worker; start it with one")
-            await self._worker.require(manifest.fingerprint)
+            layer = validate_projection_request(request, manifest)
+            worker = await self._require_worker(manifest)
             photo = await self._pipeline.decode(request.image, model)
-            forwarded = worker_request(request, photo.image, manifest)
-            async with aclosing(self._worker.project(forwarded, deadline)) as projections:
+            forwarded = projection_request(request, photo.image, layer, manifest)
+            async with aclosing(worker.project(forwarded, deadline)) as projections:
                 async for projection in projections:
-                    check_projection(projection, request.layer, manifest)
-                    projection.model.CopyFrom(model.identity)  # another version may have the same weights
-                    add_source_box(projection, photo.image)
+                    check_projection(projection, layer, manifest)
+                    complete_projection(projection, photo.image, layer, model)
                     yield projection
             # The worker serves its calls in turns, so this call had about this share of the worker's time.
             self._projection_rate.observe(1, (time.monotonic() - began) / in_flight)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
+        deadline = Deadline.of(context)
+        model = self._find_model(request)
+        manifest = model.manifest
+        caller = self._pipeline.identify(context)
+        with model.projections_in_flight, self._projection_admission.admit(caller):
+            began, in_flight = time.monotonic(), self._projection_admission.in_flight
+            layer = validate_explanation_request(request, manifest)
+            worker = await self._require_worker(manifest)
+            photo = await self._pipeline.decode(request.image, model)
+            forwarded = explanation_request(request, photo.image, layer, manifest)
+            # The engine may compute in another precision than the worker, so the answer shows both probabilities.
+            serving = asyncio.ensure_future(self._classify(model, caller, deadline, photo))
+            explaining = asyncio.ensure_future(worker.explain(forwarded, deadline))
+            try:
+                served, explanation = await asyncio.gather(serving, explaining)
+            finally:
+                serving.cancel()
+                explaining.cancel()
+            check_explanation(explanation, layer, manifest)
+            complete_explanation(explanation, photo.image, served.result, layer, model)
+            self._projection_rate.observe(1, (time.monotonic() - began) / in_flight)
+            return explanation
 
     async def DescribeModel(  # noqa: N802
         self, request: pb.DescribeModelRequest, context: Context
@@ -109,8 +137,26 @@ class VisionService(VisionServiceServicer):
     ) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[_convert_status(status) for status in self._models.statuses()])
 
-    def _find_model(self, request: pb.ClassifyRequest | pb.ProjectRequest) -> ServedModel:
+    def _find_model(self, request: pb.ClassifyRequest | pb.ProjectRequest | pb.ExplainRequest) -> ServedModel:
         return self._pipeline.find_model(request.model.name, request.model.version, request.image.reference)
+
+    async def _require_worker(self, manifest: Manifest) -> WorkerClient:
+        """Returns the worker. Raises WorkerUnavailable or WorkerMismatch if none can compute for that network."""
+        if self._worker is None:
+            raise WorkerUnavailable("this server runs without a projection worker; start it with one")
+        await self._worker.require(manifest.fingerprint)
+        return self._worker
+
+    async def _classify(
+        self, model: ServedModel, caller: CallerIdentity, deadline: Deadline, photo: Photo
+    ) -> ClassifiedPhoto:
+        """Classifies a decoded photo. It takes a place among the model's images in flight until it has the result.
+
+        Raises:
+            Overloaded: the model has no place for the image, or its answer would come too late.
+        """
+        with model.metrics.statistics.request() as counted, model.admission.admit(caller, deadline):
+            return await self._pipeline.classify_decoded(AdmittedRequest(model, caller, deadline, counted), photo)
 
 
 _STATES = {

@@ -44,7 +44,7 @@ def worker_mismatch(worker_release: str = RELEASE) -> ServiceError:
         sentence = "the projection worker holds other weights than this server; start both on the same bundle"
     elif worker_release:
         sentence = (
-            f"the projection worker is of release {worker_release}, this server is of release {RELEASE}, and the worker "
+            f"the projection worker is of release {worker_release}, this server of release {RELEASE}, and the worker "
             "does not hold this network; upgrade the workers first, and give both the same model folders"
         )
     else:

@@ -1,8 +1,6 @@
 """Project is called through a real channel, with a fake worker."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -34,24 +32,6 @@ from zfserve_runtime.grpc.health import SERVER
 from zfserve_runtime.grpc.status import from_call_error
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> str:
-    return f"unix:{tmp_path}/worker.sock"
-
-
-@pytest.fixture
-def worker() -> FakeWorker:
-    return FakeWorker()
-
-
-@pytest.fixture
-async def paired_server(engine: FakeEngine, worker: FakeWorker, address: str) -> AsyncIterator[Running]:
-    """Starts a server that is connected to its worker."""
-    async with worker.listening(address), running_server(engine, worker=True, worker_address=address) as server:
-        await projection_is(server, serving=True)
-        yield server
 
 
 async def project(server: Running, request: pb.ProjectRequest, **options: float) -> list[pb.ProjectResponse]:
@@ -112,6 +92,13 @@ async def test_defaults(paired_server: Running, worker: FakeWorker) -> None:
     await project(paired_server, pb.ProjectRequest(image=raw_image(1), layer="conv1"))
     assert worker.requests[0].strongest == 6  # the default is nine, but the layer has six
     assert worker.requests[0].format == pb.PICTURE_FORMAT_PNG
+
+
+@pytest.mark.parametrize("name", ["conv1", "stage1", "last"])
+async def test_a_stage_or_last_names_a_layer(paired_server: Running, worker: FakeWorker, name: str) -> None:
+    [answer] = await project(paired_server, pb.ProjectRequest(image=raw_image(1), layer=name, strongest=1))
+    assert (answer.layer, answer.rule) == ("conv1", pb.PROJECTION_RULE_PAPER)
+    assert worker.requests[0].layer == "conv1"
 
 
 async def test_a_reference_replaces_the_photo(paired_server: Running, worker: FakeWorker) -> None:

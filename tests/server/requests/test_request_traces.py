@@ -154,11 +154,17 @@ async def test_the_call_to_the_worker_is_part_of_the_trace(
         await projection_is(server, serving=True)
         request = pb.ProjectRequest(image=png(), layer="conv1", strongest=2)
         assert len([answer async for answer in server.vision.Project(request, metadata=TRACED)]) == 2
-    asked = collector.only("zfserve.worker.v1.WorkerService/Project")
-    call = collector.only("zfserve.v1.VisionService/Project")
-    assert (asked.kind, asked.parent) == ("CLIENT", call.id)
-    assert asked.attributes["rpc.response.status_code"] == "OK"
-    assert worker.traceparents == [f"00-{TRACE}-{asked.id}-01"]
+        await server.vision.Explain(pb.ExplainRequest(image=png()), metadata=TRACED)
+    parents = []
+    for method in ("Project", "Explain"):
+        asked = collector.only(f"zfserve.worker.v1.WorkerService/{method}")
+        call = collector.only(f"zfserve.v1.VisionService/{method}")
+        assert (asked.kind, asked.parent) == ("CLIENT", call.id)
+        assert asked.attributes["rpc.response.status_code"] == "OK"
+        parents.append(f"00-{TRACE}-{asked.id}-01")
+    assert worker.traceparents == parents
+    inferences = [span for span in collector.named("inference") if span.parent == call.id]
+    assert len(inferences) == 1, "the engine's own probability of an explanation is part of its trace"
 
 
 async def test_every_line_of_a_call_carries_its_id_even_from_the_decoding_thread(
