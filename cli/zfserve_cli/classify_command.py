@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.bar import Bar
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from zfserve.client import Client
@@ -19,8 +18,9 @@ from zfserve.results import Classification, ClassScore
 from zfserve_photos.files import find_photos
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
-from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
-from zfserve_cli.service_call import call_service, exit_status, explain, print_error
+from zfserve_cli.exit_statuses import UNUSABLE
+from zfserve_cli.photo_outcomes import error_document, print_photo_errors, summary_status, with_progress
+from zfserve_cli.service_call import call_service, print_error
 
 Outcome = tuple[Path, Classification | ZfserveError]
 
@@ -59,11 +59,9 @@ def _classify(client: Client, photos: list[Path], arguments: argparse.Namespace)
     answers = client.classify_many(
         photos, model=model, version=version, top_k=arguments.top, features=arguments.features
     )
-    outcomes = _with_progress(zip(photos, answers, strict=True), len(photos))
+    outcomes = with_progress(zip(photos, answers, strict=True), len(photos), "classifying")
     errors = _write_json(outcomes) if arguments.json else _print_tables(list(outcomes), arguments)
-    if not errors:
-        return OK
-    return exit_status(errors[0]) if len(errors) == len(photos) else FAILED
+    return summary_status(errors, len(photos))
 
 
 def score_table(classification: Classification, title: str) -> Table:
@@ -92,7 +90,6 @@ def _bar(score: ClassScore, rank: int) -> Bar:
 
 def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace) -> list[ZfserveError]:
     """Prints all classes of a single photo, or one row for each of several photos. Returns the errors."""
-    errors = [(photo, answer) for photo, answer in outcomes if isinstance(answer, ZfserveError)]
     answers = [(photo, answer) for photo, answer in outcomes if isinstance(answer, Classification)]
     console = Console()
     if len(outcomes) == 1 and answers:
@@ -101,12 +98,7 @@ def _print_tables(outcomes: list[Outcome], arguments: argparse.Namespace) -> lis
         console.print(f" {timings_line(answer)}", style="dim", highlight=False)
     elif answers:
         console.print(_overview(answers))
-    if len({explain(error, arguments) for _, error in errors}) == 1 and len(errors) > 1:
-        print_error(f"{len(errors)} photos: {explain(errors[0][1], arguments)}")
-    else:
-        for photo, error in errors:
-            print_error(f"{photo}: {explain(error, arguments)}")
-    return [error for _, error in errors]
+    return print_photo_errors(outcomes, arguments)
 
 
 def _overview(answers: list[tuple[Path, Classification]]) -> Table:
@@ -134,31 +126,3 @@ def _write_json(outcomes: Iterator[Outcome]) -> list[ZfserveError]:
             document |= asdict(answer) | {"image_reference": answer.image_reference.value}
         sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
     return errors
-
-
-def error_document(error: ZfserveError) -> dict[str, object]:
-    """Returns the JSON document of a failed call."""
-    return {
-        "code": error.code.name,
-        "reason": error.reason,
-        "message": error.message,
-        "field": error.field,
-        "retry_after_s": error.retry_after_s,
-        "request_id": error.request_id,
-    }
-
-
-def _with_progress(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
-    """Yields the outcomes, and shows a progress bar on a terminal if there are several photos."""
-    messages = Console(stderr=True)
-    progress = Progress(
-        TextColumn("classifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=total == 1 or not messages.is_terminal,
-    )
-    with progress:
-        yield from progress.track(outcomes, total=total)

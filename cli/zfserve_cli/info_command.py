@@ -3,10 +3,10 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from zfserve.client import Client
@@ -14,11 +14,24 @@ from zfserve.model_description import InputSpec, ModelDescription, ModelStatus
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
 from zfserve_cli.exit_statuses import OK
+from zfserve_cli.layer_table import layer_table, stage_table
 from zfserve_cli.service_call import call_service
+from zfserve_cli.whole_table import print_whole
+
+FEW_LAYERS = 30
+"""A network with more layers is listed by stage. zfnet has 14."""
+
+FEW_CLASSES = 12
+"""At most this many classes are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="list every layer; otherwise a network of many layers is listed by stage",
+    )
     parser.add_argument("--json", action="store_true", help="print the whole description as one JSON document")
     add_connection_arguments(parser)
 
@@ -31,12 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
             document = asdict(client.describe(model=model, version=version)) | {"models": [*map(asdict, models)]}
             sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
             return OK
-        console = Console()
         if len(models) > 1 or any(status.reason for status in models):
-            console.print(_models(models))
-            console.print()
-        for part in _parts(client.describe(model=model, version=version)):
-            console.print(part)
+            print_whole(_models(models))
+            sys.stdout.write("\n")
+        _print_description(client.describe(model=model, version=version), arguments.layers)
         return OK
 
     return call_service(arguments, describe)
@@ -45,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _models(models: Sequence[ModelStatus]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("model", "version", "state", "weights"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for status in models:
         name = f"[bold]{escape(status.name)}[/]" if status.is_default else escape(status.name)
@@ -55,19 +66,27 @@ def _models(models: Sequence[ModelStatus]) -> Table:
     return table
 
 
-def _parts(description: ModelDescription) -> Iterator[RenderableType]:
-    yield _overview(description)
+def _print_description(description: ModelDescription, all_layers: bool) -> None:
+    """Prints the overview of a model, its layers, and what was measured at export.
+
+    Args:
+        all_layers: print a row for each layer, however many there are. Otherwise a long network gets one for each
+            stage.
+    """
+    console = Console()
+    console.print(_overview(description))
+    layers = description.layers
     if description.engine.not_taken:
-        yield ""
-        yield _engines_not_taken(description)
-    yield ""
-    yield _layers(description)
-    if description.accuracy:
-        yield ""
-        yield _accuracy(description)
-    if description.parity:
-        yield ""
-        yield _parity(description)
+        console.print("", _engines_not_taken(description), sep="\n")
+    if layers:
+        console.print()
+        by_stage = len(layers) > FEW_LAYERS and any(layer.stage for layer in layers) and not all_layers
+        print_whole(stage_table(layers) if by_stage else layer_table(layers))
+        if by_stage:
+            console.print(f" {len(layers)} layers; --layers lists all of them", style="dim", highlight=False)
+    for table in (_accuracy(description), _parity(description)):
+        if table.row_count:
+            console.print("", table, sep="\n")
 
 
 def _overview(description: ModelDescription) -> Table:
@@ -75,21 +94,51 @@ def _overview(description: ModelDescription) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim")
     table.add_column()
-    table.add_row("model", f"[bold]{escape(model.name)}[/] {escape(model.version)} ({description.architecture})")
+    table.add_row(
+        "model", f"[bold]{escape(model.name)}[/] {escape(model.version)} ({escape(description.architecture)})"
+    )
+    if description.source:
+        table.add_row("source", escape(description.source))
     table.add_row("weights", model.fingerprint)
     table.add_row("input", _input(description.input))
+    if description.fixed_batch_size:
+        table.add_row("batch", _fixed_batch(description.fixed_batch_size))
     table.add_row(
         "engine",
         f"[bold]{escape(engine.name)}[/] on {escape(engine.device)} ({engine.runtime}, {engine.provider}), "
         f"{engine.precision}, batches up to {engine.max_batch_size}, {_count(engine.threads, 'thread')}, "
         f"{_count(engine.instances, 'instance')}; ready after {engine.startup_seconds:.1f} s",
     )
-    table.add_row("projections", "available" if description.projection_available else "[yellow]not available now[/]")
-    table.add_row("features", f"{description.feature_width} values")
+    table.add_row("projections", _projections(description))
+    width = description.feature_width
+    table.add_row("features", f"{_count(width, 'value')}" if width else "none")
     labels = [entry.label for entry in description.classes]
-    shown = ", ".join(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
-    table.add_row(f"{len(labels)} classes", escape(shown))
+    shown = ", ".join(labels[:FEW_CLASSES])
+    if len(labels) > FEW_CLASSES:
+        shown += f" and {len(labels) - FEW_CLASSES:,} more (--json lists all)"
+    table.add_row(f"{len(labels):,} classes", escape(shown))
     return table
+
+
+def _fixed_batch(size: int) -> str:
+    if size == 1:
+        return "served one image at a time: the source has a fixed batch size of 1"
+    return f"served in batches of {size}: the source has a fixed batch size"
+
+
+def _projections(description: ModelDescription) -> str:
+    """Says if projections can be computed, and by which rule."""
+    if description.projection_obstacle:
+        some = "available for the layers below; " if description.layers else ""
+        return f"{some}[yellow]{escape(description.projection_obstacle)}[/]"
+    if not description.projection_available:
+        return "[yellow]not available now[/]"
+    extended = [layer for layer in description.layers if layer.rule == "extended"]
+    if not extended:
+        return "available"
+    if len(extended) == len(description.layers):
+        return "available, by the extended rule: some activations are no ReLUs"
+    return f"available, by the extended rule from {escape(extended[0].name)} upwards: some activations are no ReLUs"
 
 
 def _count(number: int, noun: str) -> str:
@@ -110,23 +159,7 @@ def _input(spec: InputSpec) -> str:
         "squash": "both sides are scaled to it",
         "crop": f"the shorter side is scaled to {spec.shorter_side}, then the centre is cut out",
     }.get(spec.resize, spec.resize)
-    return f"{spec.width} × {spec.height} RGB, {resize}"
-
-
-def _layers(description: ModelDescription) -> Table:
-    table = _figures("layer", "kind", "maps", "size", "sees", "stride", "offset")
-    for layer in description.layers:
-        table.add_row(
-            layer.name,
-            layer.kind,
-            str(layer.channels),
-            f"{layer.width} × {layer.height}",
-            f"{layer.receptive_field} px",
-            f"{layer.stride} px",
-            str(layer.offset),
-            style="" if layer.kind == "conv" else "dim",
-        )
-    return table
+    return f"{spec.width} × {spec.height} RGB, {spec.interpolation}: {resize}"
 
 
 def _accuracy(description: ModelDescription) -> Table:
@@ -152,5 +185,5 @@ def _figures(first: str, *columns: str) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column(first)
     for column in columns:
-        table.add_column(column, justify="left" if column == "kind" else "right")
+        table.add_column(column, justify="right")
     return table

@@ -12,20 +12,22 @@ from typing import cast
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from zfserve.client import STRONGEST, Client
+from zfserve.client import LAST, STRONGEST, Client
 from zfserve.requests import UnitRule
 from zfserve.results import Position, Projection
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
-from zfserve_cli.projection_files import NotSaved, SavedProjection, save_projection, save_sheet
-from zfserve_cli.projection_table import projection_table
+from zfserve_cli.picture_files import NotSaved, file_name_part
+from zfserve_cli.projection_files import SavedProjection, save_projection, save_sheet
+from zfserve_cli.projection_table import projection_table, rule_note
 from zfserve_cli.service_call import call_service, print_error
+from zfserve_cli.whole_table import print_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", type=Path, metavar="PHOTO", help="an image file")
-    parser.add_argument("--layer", default="conv5", help="a layer that `zfserve info` lists (default: %(default)s)")
+    add_layer_argument(parser)
     add_model_argument(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -63,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection_arguments(parser)
 
 
+def add_layer_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layer",
+        default=LAST,
+        help="a layer or a stage that `zfserve info` lists, or last, the last stage (default: %(default)s)",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     return call_service(arguments, lambda client: _project(client, arguments))
 
@@ -87,20 +97,23 @@ def _save_each(client: Client, arguments: argparse.Namespace) -> list[SavedProje
     saved: list[SavedProjection] = []
     with closing(_projections(client, arguments)) as projections:
         for projection in projections:
-            saved.append(save_projection(projection, arguments.layer, arguments.save))
+            saved.append(save_projection(projection, arguments.save))
             if arguments.json:
-                sys.stdout.write(json.dumps(_document(saved[-1])) + "\n")
+                sys.stdout.write(json.dumps(projection_document(saved[-1])) + "\n")
     return saved
 
 
 def _print_summary(saved: list[SavedProjection], arguments: argparse.Namespace) -> None:
-    title = f"{arguments.layer} of {arguments.photo.name}"
+    layer = next((entry.projection.layer for entry in saved), arguments.layer)
+    title = f"{layer} of {arguments.photo.name}"
     if for_class := next((entry.projection.for_class for entry in saved), None):
         title += f", for {for_class.label} ({for_class.probability:.1%})"
     if not arguments.json:
-        Console().print(projection_table(saved, title))
+        print_whole(projection_table(saved, title))
+        if note := rule_note([entry.projection for entry in saved]):
+            Console().print(f" {escape(note)}", style="dim", highlight=False, soft_wrap=True)
     if arguments.save:
-        sheet = arguments.save / f"{arguments.layer}-sheet.png"
+        sheet = arguments.save / f"{file_name_part(layer)}-sheet.png"
         save_sheet([entry.projection for entry in saved], title, sheet)
         Console(stderr=True).print(
             f"saved {len(saved)} projections with their patches; {escape(str(sheet))} shows all of them", soft_wrap=True
@@ -134,7 +147,8 @@ def _projections(client: Client, arguments: argparse.Namespace) -> Generator[Pro
         yield from progress.track(projections, total=total)
 
 
-def _document(saved: SavedProjection) -> dict[str, object]:
+def projection_document(saved: SavedProjection) -> dict[str, object]:
+    """Returns the JSON document of a projection. It has the names of the picture files, and never the pictures."""
     document = asdict(saved.projection)
     for picture in ("png", "pixels", "patch_png"):
         del document[picture]

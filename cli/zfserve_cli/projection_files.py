@@ -1,8 +1,7 @@
 """Writes projections to disk: two pictures for each projection, and one contact sheet for all."""
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,10 @@ from PIL import Image
 from zfserve.results import Projection
 from zfserve_photos.contact_sheet import Tile, contact_sheet
 
+from zfserve_cli.picture_files import file_name_part, saving, write_picture
+
 COLUMNS = 3
 """A row of a contact sheet has this many projections."""
-
-
-class NotSaved(Exception):
-    """A picture cannot be written. The message says which one and why."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,11 @@ class SavedProjection:
     patch: Path | None
 
 
-def save_projection(projection: Projection, layer: str, folder: Path | None) -> SavedProjection:
+def save_projection(projection: Projection, folder: Path | None) -> SavedProjection:
     """Writes the projection and its patch to `folder`, as `LAYER-RANK-mapMAP.png` and `LAYER-RANK-mapMAP-patch.png`.
 
     Args:
         projection: the projection. It is not saved if it has no PNG.
-        layer: the name of its layer.
         folder: the folder to write to. None writes nothing.
 
     Raises:
@@ -46,9 +42,9 @@ def save_projection(projection: Projection, layer: str, folder: Path | None) -> 
     """
     if folder is None or projection.png is None:
         return SavedProjection(projection, None, None)
-    stem = f"{layer}-{projection.rank + 1:02}-map{projection.map:04}"
+    stem = f"{file_name_part(projection.layer)}-{projection.rank + 1:02}-map{projection.map:04}"
     picture, patch = folder / f"{stem}.png", folder / f"{stem}-patch.png"
-    with _saving():
+    with saving():
         picture.write_bytes(projection.png)
         patch.write_bytes(projection.patch_png)
     return SavedProjection(projection, picture, patch)
@@ -60,25 +56,18 @@ def save_sheet(projections: Sequence[Projection], title: str, file: Path) -> Non
     Raises:
         NotSaved: the sheet cannot be written.
     """
-    tiles = [
-        Tile(
-            (_picture(projection.png), _picture(projection.patch_png)),
-            f"map {projection.map} · {_strength(projection)}",
-        )
-        for projection in projections
-        if projection.png is not None
-    ]
-    with _saving():
-        contact_sheet(tiles, COLUMNS, title).save(file)
+    tiles = [projection_tile(projection) for projection in projections if projection.png is not None]
+    write_picture(contact_sheet(tiles, COLUMNS, title), file)
 
 
-@contextmanager
-def _saving() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        raise NotSaved(f"a picture cannot be written{where}: {error.strerror or error}") from error
+def projection_tile(projection: Projection) -> Tile:
+    """Returns a projection beside its part of the photo, above the number of the map and what it adds.
+
+    Args:
+        projection: the projection. It has a PNG.
+    """
+    pictures = _picture(projection.png or b""), _picture(projection.patch_png)
+    return Tile(pictures, f"map {projection.map} · {_strength(projection)}")
 
 
 def _strength(projection: Projection) -> str:

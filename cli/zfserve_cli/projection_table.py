@@ -1,5 +1,7 @@
 """Draws the table that `zfserve project` prints."""
 
+from collections.abc import Sequence
+
 from rich.bar import Bar
 from rich.console import JustifyMethod
 from rich.markup import escape
@@ -7,6 +9,9 @@ from rich.table import Table
 from zfserve.results import Box, Projection
 
 from zfserve_cli.projection_files import SavedProjection
+
+FEW_NODES = 3
+"""At most this many nodes are named."""
 
 
 def projection_table(saved: list[SavedProjection], title: str) -> Table:
@@ -36,6 +41,15 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
             *([entry.picture.name] if entry.picture else []),
         )
     return table
+
+
+def rule_note(projections: Sequence[Projection]) -> str:
+    """Returns a line that says where the projections do not follow the paper, or "" where they do."""
+    nodes = next((projection.extended_nodes for projection in projections if projection.rule == "extended"), None)
+    if nodes is None:
+        return ""
+    shown = ", ".join(nodes[:FEW_NODES]) + (f" and {len(nodes) - FEW_NODES} more" if len(nodes) > FEW_NODES else "")
+    return f"extended rule: activations that are no ReLUs rectify the signal too, which is not in the paper: {shown}"
 
 
 def _strength(projection: Projection) -> float:

@@ -15,13 +15,14 @@ from zfserve.errors import (
     PermissionDenied,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
     ZfserveError,
 )
 
 from zfserve_cli.connection_arguments import open_client, tls_options
 from zfserve_cli.exit_statuses import FAILED, UNREACHABLE, UNUSABLE
 
-_CALLER_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthenticated)
+_CALLER_FAULTS = (InvalidInput, NotFound, OutOfRange, PermissionDenied, Unauthenticated, Unimplemented)
 """A retry with the same arguments fails in the same way."""
 
 _BACKEND_UNHEALTHY = "backend unhealthy"
@@ -51,7 +52,7 @@ def call_service(arguments: argparse.Namespace, call: Callable[[Client], int]) -
         with client:
             return call(client)
     except ZfserveError as error:
-        print_error(explain(error, arguments))
+        print_error(error_sentence(error, arguments))
         return exit_status(error)
 
 
@@ -60,9 +61,9 @@ def print_error(text: str) -> None:
     Console(stderr=True).print(f"[red]error:[/] {escape(text)}", soft_wrap=True)
 
 
-def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
+def error_sentence(error: ZfserveError, arguments: argparse.Namespace) -> str:
     """Returns one line that says what is wrong and what to do."""
-    if not error.reason and (sentence := _explain_grpc(error, arguments)):
+    if not error.reason and (sentence := _grpc_sentence(error, arguments)):
         return sentence
     parts = [error.message]
     if isinstance(error, Unauthenticated):
@@ -72,12 +73,14 @@ def explain(error: ZfserveError, arguments: argparse.Namespace) -> str:
     return "; ".join(parts)
 
 
-def _explain_grpc(error: ZfserveError, arguments: argparse.Namespace) -> str | None:
+def _grpc_sentence(error: ZfserveError, arguments: argparse.Namespace) -> str | None:
     """Returns a sentence for an error that gRPC made itself, or None if the error's own sentence is good enough."""
     address = arguments.address
     match error:
         case DeadlineExceeded():
             return f"no answer from {address} in time; allow more time with --timeout"
+        case Unimplemented():
+            return f"the server at {address} does not know this call; it is of an older release, or no zfserve"
         case Unavailable() if _BACKEND_UNHEALTHY in error.message:
             return f"no server at {address} is ready: each is starting or stopping; call one alone to learn more"
         case Unavailable() if tls_options(arguments):

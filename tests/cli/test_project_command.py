@@ -43,7 +43,7 @@ def test_project_for_a_class(
     monkeypatch.setenv("COLUMNS", "80")
     assert run("project", photos[0], "--for-class", "bee", "--top", 2, "--save", tmp_path / "out") == OK
     title, head, first, second = capsys.readouterr().out.splitlines()
-    assert title.split() == ["conv5", "of", photos[0].name + ",", "for", "bee", "(50.0%)"]
+    assert title.split() == ["relu5", "of", photos[0].name + ",", "for", "bee", "(50.0%)"]
     assert head.split()[:5] == ["map", "row,", "col", "activation", "adds"]
     assert "+0.250" in first
     assert "-0.250" in second
@@ -73,7 +73,38 @@ def test_project_as_json(
     documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(document["map"], document["rank"], document["total"]) for document in documents] == [(5, 0, 2), (1, 1, 2)]
     request = service.project_requests[0]
-    assert (request.layer, request.unit.position.row, request.unit.position.column) == ("conv5", 2, 7)
+    assert (request.layer, request.unit.position.row, request.unit.position.column) == ("last", 2, 7)
+    assert documents[0]["layer"] == "relu5"
+    assert documents[0]["rule"] == "paper"
+
+
+def test_a_projection_by_the_extended_rule_says_so_in_one_line(
+    run: Run, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("project", photos[0], "--layer", "silu") == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "extended" in line]
+    assert line.endswith("which is not in the paper: stage1.silu, stage2.silu, stage3.silu and 2 more")
+    assert run("project", photos[0], "--layer", "conv2") == OK
+    assert "extended" not in capsys.readouterr().out
+
+
+def test_layer_names_with_slashes_and_spaces_become_file_names(run: Run, photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert run("project", photos[0], "--layer", "/layer4/unit 2/Add", "--top", 1, "--save", folder) == OK
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "layer4_unit_2_Add-01-map0000-patch.png",
+        "layer4_unit_2_Add-01-map0000.png",
+        "layer4_unit_2_Add-sheet.png",
+    ]
+
+
+def test_names_stay_whole_in_a_narrow_terminal(
+    run: Run, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    name = "features.stage4.unit3.body.conv3.activ"
+    assert run("project", photos[0], "--layer", name, "--top", 1, "--save", tmp_path / "out") == OK
+    assert f"{name}-01-map0000.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--unit", "middle"], ["--maps", "a"], ["--maps", "1", "--top", "2"]])

@@ -129,6 +129,7 @@ class FakeVisionService(VisionServiceServicer):
 
     Attributes:
         failures: the errors of the next calls. Each call takes one.
+        project_failures: the errors of the next Project calls, after those of `failures`.
         open: while it is cleared, every Classify waits, and every projection but the first of a stream.
         arrived: it has one permit for every Classify that has begun.
         cancelled: it is set when a stream of projections ends, for example because its caller cancels.
@@ -145,6 +146,7 @@ class FakeVisionService(VisionServiceServicer):
     """
 
     failures: list[Failure] = field(default_factory=list)
+    project_failures: list[Failure] = field(default_factory=list)
     open: threading.Event = field(default_factory=threading.Event)
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -206,8 +208,9 @@ class FakeVisionService(VisionServiceServicer):
         self._record(context)
         self.project_requests.append(request)
         context.add_callback(self.cancelled.set)
-        if self.failures:
-            self.failures.pop(0).end(context)
+        for failures in (self.failures, self.project_failures):
+            if failures:
+                failures.pop(0).end(context)
         chosen = {
             "selection": request.selection.indices,
             "for_class": range(request.for_class.count),

@@ -1,0 +1,26 @@
+"""Writes the figures of an explanation as text. The terminal and the picture show the same words."""
+
+from zfserve.explanation import Explanation
+
+METHOD_NAMES = {"integrated-gradients": "integrated gradients", "grad-cam": "Grad-CAM"}
+
+
+def probability_text(explanation: Explanation) -> str:
+    """Returns the probability of the class, and both probabilities where the served one is not computed in float32."""
+    worker = explanation.for_class.probability
+    if explanation.served_precision in ("", "fp32"):
+        return f"{worker:.1%}"
+    return f"{explanation.served_probability:.1%} in {explanation.served_precision}, {worker:.1%} in float32"
+
+
+def score_text(explanation: Explanation) -> str:
+    """Returns the score of the class, and with integrated gradients its parts and the completeness gap."""
+    score = f"{explanation.score:.2f}"
+    if explanation.baseline_score is None or explanation.completeness_gap is None:
+        return score
+    gained = explanation.score - explanation.baseline_score
+    share = f" ({abs(explanation.completeness_gap / gained):.1%})" if gained else ""
+    return (
+        f"{score}: baseline {explanation.baseline_score:.2f}, heatmap {gained - explanation.completeness_gap:+.2f}, "
+        f"completeness gap {explanation.completeness_gap:+.3f}{share}"
+    )
