@@ -60,6 +60,10 @@ class FakeEngine:
 
     The id is the first feature. The second byte modulo 10 is the class.
 
+    Args:
+        max_batch_size: the largest number of images in one run.
+        feature_width: the number of features, 0 to 2.
+
     Attributes:
         open: while it is cleared, each run waits until it is set again.
         runs: gets one permit for each run that has begun.
@@ -69,7 +73,8 @@ class FakeEngine:
         batches: the ids of each batch, in order.
     """
 
-    def __init__(self, max_batch_size: int = 4) -> None:
+    def __init__(self, max_batch_size: int = 4, feature_width: int = 2) -> None:
+        self._feature_width = feature_width
         self.info = EngineInfo("fake", "FakeProvider", "fp32", max_batch_size, 1)
         self.open = threading.Event()
         self.open.set()
@@ -93,7 +98,8 @@ class FakeEngine:
         probabilities = np.full((len(pixels), CLASSES), 0.05, np.float32)
         probabilities[np.arange(len(pixels)), ids % 256 % CLASSES] = 0.55
         probabilities[np.isin(ids, list(self.not_finite)), 0] = np.nan
-        return EngineOutputs(probabilities, np.stack([ids, ids * 2], axis=1).astype(np.float32))
+        features = np.stack([ids, ids * 2], axis=1).astype(np.float32)
+        return EngineOutputs(probabilities, features[:, : self._feature_width])
 
     def close(self) -> None:
         self.closed = True

@@ -46,11 +46,17 @@ def models_on_disk(config: ServerConfig) -> ModelSource:
     return ModelSource(ModelRepository(config.model).scan, partial(_open, config))
 
 
+def _max_batch_size(config: ServerConfig, manifest: Manifest) -> int:
+    """Returns the largest number of images in one run. More than `max_queue` images are never admitted."""
+    wanted = min(config.max_batch_size, config.max_queue)
+    return min(wanted, manifest.fixed_batch_size or wanted)
+
+
 def _open(config: ServerConfig, found: FoundVersion, report: Report) -> OpenedVersion:
     bundle = load_bundle(found.folder)
     options = EngineOptions(
         bundle,
-        min(config.max_batch_size, config.max_queue),  # more images are never admitted
+        _max_batch_size(config, bundle.manifest),
         # Each model may use all CPUs. The models are seldom busy at the same time, and an idle engine does not spin.
         config.threads or available_cpus(),
         config.instances,

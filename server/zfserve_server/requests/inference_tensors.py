@@ -111,8 +111,9 @@ def _check_shape(tensor: Tensor, datatype: str, image_shapes: Sequence[tuple[int
     shape = tuple(tensor.shape)
     if not shape or shape[1:] not in image_shapes or not 1 <= shape[0] <= max_images:
         allowed = " or ".join(str(["N", *dims]).replace("'", "") for dims in image_shapes)
+        counts = f"N from 1 to {max_images}" if max_images > 1 else "N = 1, because this model runs one image at a time"
         raise InvalidInput(
-            f"the input {tensor.name!r} has the shape {list(shape)}; send {allowed} with N from 1 to {max_images}",
+            f"the input {tensor.name!r} has the shape {list(shape)}; send {allowed} with {counts}",
             field=f"{field}.shape",
         )
 

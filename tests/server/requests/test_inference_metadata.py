@@ -1,9 +1,12 @@
 """The Open Inference Protocol describes the server and its models, and refuses the methods that are not served."""
 
+import asyncio
+
 from fakes.inference_requests import Parameter, error_of, output, raw_request
 from fakes.model_repository import FakeModelRepository
 from fakes.serving import CLASSES, MANIFEST, FakeEngine, Running, running_server
 from zfserve_protos.inference import grpc_service_pb2 as pb
+from zfserve_protos.v1 import zfserve_pb2 as vision_pb
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import Unimplemented
 
@@ -57,6 +60,40 @@ async def test_several_models_and_versions() -> None:
         ready = (await service.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
         assert {each.name for each in ready} == {"fake"}
         assert not (await service.ModelReady(pb.ModelReadyRequest(name="bad"))).ready
+
+
+async def test_a_network_without_features_has_one_output(repository: FakeModelRepository) -> None:
+    repository.put(MANIFEST.model_copy(update={"feature_width": 0}), FakeEngine(feature_width=0))
+    async with running_server(repository=repository) as server:
+        service = server.inference
+        metadata = await service.ModelMetadata(pb.ModelMetadataRequest(name="fake"))
+        assert [each.name for each in metadata.outputs] == ["probabilities"]
+        config = (await service.ModelConfig(pb.ModelConfigRequest(name="fake"))).config
+        assert [each.name for each in config.output] == ["probabilities"]
+        answer = await service.ModelInfer(raw_request(5, 6))
+        assert [(each.name, list(each.shape)) for each in answer.outputs] == [("probabilities", [2, CLASSES])]
+        error = await error_of(service.ModelInfer(raw_request(5, outputs=[output("features")])))
+        assert error.message == "there is no output 'features', only probabilities"
+
+
+async def test_a_network_with_a_fixed_batch_takes_one_image_at_a_time(repository: FakeModelRepository) -> None:
+    engine = FakeEngine(max_batch_size=1)
+    repository.put(MANIFEST.model_copy(update={"fixed_batch_size": 1}), engine)
+    async with running_server(repository=repository) as server:
+        service = server.inference
+        assert (await service.ModelConfig(pb.ModelConfigRequest(name="fake"))).config.max_batch_size == 1
+        engine.open.clear()
+        calls = [asyncio.ensure_future(service.ModelInfer(raw_request(identity))) for identity in (5, 6, 7)]
+        await server.wait_for_queue_depth(2)
+        engine.open.set()
+        await asyncio.gather(*calls)
+        assert sorted(engine.batches) == [[5], [6], [7]]
+        (counted,) = (await service.ModelStatistics(pb.ModelStatisticsRequest(name="fake"))).model_stats
+        assert [(each.batch_size, each.compute_infer.count) for each in counted.batch_stats] == [(1, 3)]
+        error = await error_of(service.ModelInfer(raw_request(5, 6)))
+        assert error.message.endswith("with N = 1, because this model runs one image at a time")
+        description = await server.vision.DescribeModel(vision_pb.DescribeModelRequest())
+        assert (description.fixed_batch_size, description.engine.max_batch_size) == (1, 1)
 
 
 async def test_unimplemented_methods_say_why(server: Running) -> None:

@@ -8,7 +8,18 @@ import zlib
 import grpc
 import numpy as np
 import pytest
-from fakes.serving import CLASSES, FINGERPRINT, SIDE, FakeEngine, Running, classify_request, raw_image, running_server
+from fakes.model_repository import FakeModelRepository
+from fakes.serving import (
+    CLASSES,
+    FINGERPRINT,
+    MANIFEST,
+    SIDE,
+    FakeEngine,
+    Running,
+    classify_request,
+    raw_image,
+    running_server,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from zfserve_protos.methods import PROJECTION, VISION_SERVICE
@@ -111,6 +122,16 @@ async def test_bad_images(server: Running, image: pb.Image, error: type[ServiceE
     assert isinstance(answered, error)
     assert answered.field == field
     assert (await server.vision.Classify(classify_request(1))).classes[0].index == 1
+
+
+async def test_a_network_without_features_classifies_and_says_so(repository: FakeModelRepository) -> None:
+    repository.put(MANIFEST.model_copy(update={"feature_width": 0}), FakeEngine(feature_width=0))
+    async with running_server(repository=repository) as server:
+        answered = await error_of(server.vision.Classify(classify_request(3)))
+        assert (type(answered), answered.field) == (InvalidInput, "include_features")
+        answer = await server.vision.Classify(pb.ClassifyRequest(image=raw_image(3)))
+        assert answer.classes[0].index == 3
+        assert not answer.features
 
 
 @pytest.mark.parametrize("top_k", [0, CLASSES + 1])
