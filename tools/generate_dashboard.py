@@ -16,6 +16,7 @@ MODEL = f'{HERE},model=~"$model"'
 WORK = f'{HERE},method!~"/grpc.*"'
 CLASSIFY = f'{HERE},method=~".*/(Classify|ModelInfer)"'
 PROJECT = f'{HERE},method="/zfserve.v1.VisionService/Project"'
+EXPLAIN = f'{HERE},method="/zfserve.v1.VisionService/Explain"'
 
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 """The size of a panel in Grafana's units, of which a screen has 24 across, and the number of panels in a row."""
@@ -90,14 +91,17 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             Query(rate("zfserve_engine_failures_total", MODEL, "model"), "{{model}}: engine failed")),
             "Per second. Both should be 0."),
     ),
-    "Projections and the worker": (
+    "Projections, explanations and the worker": (
         Panel("Projection calls: latency", "s", quantiles("zfserve_request_seconds", PROJECT),
               "From arrival to the last feature map."),
         Panel("Projection of one feature map", "s", quantiles("zfserve_projection_seconds", MODEL), "In the worker."),
         Panel("Worker", "short", (
             Query(f"sum by (state) (zfserve_worker_pairing{{{HERE}}})", "{{state}}"),
             Query(f"sum(increase(zfserve_worker_restarts_total{{{HERE}}}[$__rate_interval]))", "restarts")),
-            "Replicas in each pairing state. Only `ready` replicas can project."),
+            "Replicas in each pairing state. Only `ready` replicas can project and explain."),
+        Panel("Explanation calls: latency", "s", quantiles("zfserve_request_seconds", EXPLAIN),
+              "From arrival to answer, with the engine's own classification."),
+        Panel("Explanation of one class", "s", quantiles("zfserve_explanation_seconds", MODEL), "In the worker."),
     ),
     "Models and start": (
         Panel("Versions served", "short",

@@ -24,7 +24,7 @@ from zfserve_runtime.file_lock import exclusive_lock
 
 OK, UNUSABLE = 0, 2
 
-ALLOWED_BY_DEFAULT = "classify,project,describe,infer"
+ALLOWED_BY_DEFAULT = "classify,project,explain,describe,infer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

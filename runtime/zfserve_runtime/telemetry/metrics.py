@@ -31,6 +31,7 @@ class Metrics:
         queue_seconds: the time from admission until the work begins.
         inference_seconds: the time of one run of the engine, whatever its batch size.
         projection_seconds: the time to project and render one feature map.
+        explanation_seconds: the time to explain one class, with its overlay, after the forward pass.
         batch_size: the number of images in one run of the engine.
         batch_fill: that number as a share of the largest batch, in (0, 1].
         queue_depth: the number of accepted images that wait for the engine, or in a worker for PyTorch.
@@ -68,6 +69,7 @@ class Metrics:
         self.queue_seconds = seconds("queue", "Time from admission until the work began.", *_MODEL_LABELS)
         self.inference_seconds = seconds("inference", "Time of one run of the engine.", *_MODEL_LABELS)
         self.projection_seconds = seconds("projection", "Time to project and render one feature map.", *_MODEL_LABELS)
+        self.explanation_seconds = seconds("explanation", "Time to explain one class and draw it.", *_MODEL_LABELS)
         self.batch_size = Histogram(
             "zfserve_batch_size",
             "Images in one run of the engine.",
@@ -146,6 +148,7 @@ class Metrics:
             self.inference_seconds,
             self.engine_failures,
             self.projection_seconds,
+            self.explanation_seconds,
             self.model_info,
         ):
             metric.remove_by_labels({"model": name, "version": version})
@@ -168,3 +171,4 @@ class ModelMetrics:
         self.inference_seconds = metrics.inference_seconds.labels(name, version)
         self.engine_failures = metrics.engine_failures.labels(name, version)
         self.projection_seconds = metrics.projection_seconds.labels(name, version)
+        self.explanation_seconds = metrics.explanation_seconds.labels(name, version)
