@@ -1,0 +1,143 @@
+"""Computes which input pixels a unit sees, by walking back over the graph with one box a tensor.
+
+A branch takes the hull of its consumers' boxes. This is exact for residual, dense, inception, dilated and asymmetric
+networks, where a formula for chains (Araujo et al., Distill 2019) is not. The layer table and the deconvnet call it.
+
+A unit can see pixels in two ways. Its *direct* field is what it reads through convolutions and pools. Gates, such as
+squeeze-and-excitation, and the statistics of layer, group and instance norm add more, often the whole image. A
+projection treats both as constants, so its signal stays in the direct field.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from zfserve_model.graph.box_rules import input_boxes
+from zfserve_model.graph.boxes import Boxes
+from zfserve_model.graph.graph import Graph, Node
+
+Paths = Literal["direct", "all"]
+
+_STATISTICS = ("LRN", "LayerNormalization", "GroupNormalization", "InstanceNormalization")
+_SQUASHING = ("Sigmoid", "HardSigmoid", "Tanh", "Softmax")
+
+
+@dataclass(frozen=True)
+class Region:
+    """Holds the rows and the columns of a region of a tensor. Both are empty where no unit is in it."""
+
+    rows: range
+    columns: range
+
+
+@dataclass(frozen=True)
+class Pitch:
+    """Describes the fields of all units of a layer along one axis of the image. Padding counts.
+
+    Unit i sees no pixel outside of `offset + i * stride` up to, but not including, `offset + i * stride + size`. In
+    networks without a resize it sees exactly these pixels.
+    """
+
+    size: int
+    stride: int
+    offset: int
+
+
+def field(
+    graph: Graph, tensor: str, rows: range, columns: range, maps: range | None = None, paths: Paths = "direct"
+) -> dict[str, Region]:
+    """Returns the region of each tensor below `tensor` that the units at `rows` and `columns` depend on.
+
+    Regions are clipped to their tensors at every step, so padding is not in them. Tensors that are not
+    (1, channels, height, width) are left out. `graph.input` has the region of the image.
+
+    Args:
+        tensor: a tensor of shape (1, channels, height, width).
+        maps: the feature maps that count, in the range of the channels. None stands for all.
+        paths: "direct" for the field of a projection, "all" for everything that changes the units.
+    """
+    maps = range(graph.shapes[tensor][1]) if maps is None else maps
+    spans = (range(1), maps, rows, columns)
+    boxes = Boxes(np.array([[each.start for each in spans]]), np.array([[each.stop for each in spans]]))
+    return {
+        name: Region(_range(found, 2), _range(found, 3))
+        for name, found in _walk_back(graph, tensor, boxes, paths, clip=True).items()
+        if len(graph.shapes[name]) == 4
+    }
+
+
+def pitches(graph: Graph, tensor: str) -> tuple[Pitch, Pitch]:
+    """Returns the direct fields of all units of `tensor`, (1, channels, height, width), along rows and columns."""
+    _, channels, height, width = graph.shapes[tensor]
+    # Unit k of the diagonal shows row k and column k. There are at least two, so that the stride can be seen.
+    units = np.arange(max(height, width, 2))
+    starts = np.stack([0 * units, 0 * units, units, units], axis=1)
+    stops = np.stack([0 * units + 1, 0 * units + channels, units + 1, units + 1], axis=1)
+    seen = _walk_back(graph, tensor, Boxes(starts, stops), "direct", clip=False).get(graph.input)
+    assert seen is not None, "a layer depends on the image"
+    return _pitch(seen, 2, height), _pitch(seen, 3, width)
+
+
+def sees_whole_image(graph: Graph, tensor: str) -> bool:
+    """Returns True if every unit of `tensor`, (1, channels, height, width), depends on all pixels that any unit reads.
+
+    These are the whole image, but for the few last pixels that a stride may leave out.
+    """
+    _, _, height, width = graph.shapes[tensor]
+    seen = [
+        field(graph, tensor, rows, columns, paths="all").get(graph.input)
+        for rows, columns in (
+            (range(1), range(1)),
+            (range(height - 1, height), range(width - 1, width)),
+            (range(height), range(width)),
+        )
+    ]
+    return seen[0] == seen[1] == seen[2]
+
+
+def _range(boxes: Boxes, axis: int) -> range:
+    start, stop = int(boxes.starts[0, axis]), int(boxes.stops[0, axis])
+    return range(start, stop) if start < stop else range(0)
+
+
+def _pitch(boxes: Boxes, axis: int, units: int) -> Pitch:
+    starts, stops = boxes.starts[: max(units, 2), axis], boxes.stops[: max(units, 2), axis]
+    stride = round((starts[-1] - starts[0]) / (len(starts) - 1))
+    steps = stride * np.arange(len(starts))
+    offset = int((starts - steps).min())
+    return Pitch(int((stops - steps).max()) - offset, stride, offset)
+
+
+def _walk_back(graph: Graph, tensor: str, boxes: Boxes, paths: Paths, *, clip: bool) -> dict[str, Boxes]:
+    """Returns the boxes in each tensor that `boxes` in `tensor` depend on."""
+    found = {tensor: boxes}
+    producers = {output: node for node in graph.nodes for output in node.outputs}
+    for node in reversed(graph.nodes):
+        for output in node.outputs:
+            if output not in found:
+                continue
+            step = _without_statistics(node) if paths == "direct" else node
+            for index, below in input_boxes(graph, step, output, found[output], clip=clip):
+                if paths == "direct" and _is_gate(graph, producers, node, index):
+                    continue
+                name = node.inputs[index]
+                found[name] = found[name].hull(below) if name in found else below
+    return found
+
+
+def _without_statistics(node: Node) -> Node:
+    """Returns the node, or an operation in place of a norm that reads each unit alone."""
+    return replace(node, operation="Identity") if node.operation in _STATISTICS else node
+
+
+def _is_gate(graph: Graph, producers: Mapping[str, Node], node: Node, index: int) -> bool:
+    """Returns True if the input scales another one: it has fewer places, or a function like the sigmoid computes it."""
+    if node.operation != "Mul" or any(name not in graph.shapes for name in node.inputs):
+        return False
+    gate, other = node.inputs[index], node.inputs[1 - index]
+    producer = producers.get(gate)
+    squashed = producer is not None and producer.operation in _SQUASHING
+    return squashed or math.prod(graph.shapes[gate][2:]) < math.prod(graph.shapes[other][2:])
