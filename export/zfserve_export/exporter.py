@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from zfserve_engines.golden import Golden, write_golden
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
-from zfserve_model.layer_table import layer_table
+from zfserve_model.network_layer_table import layer_table
 from zfserve_model.networks import Network
 from zfserve_runtime.bundle import (
     NAME_PATTERN,

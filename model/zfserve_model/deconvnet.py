@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zfserve_model.backward_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
-from zfserve_model.layer_table import layer_kind
+from zfserve_model.network_layer_table import layer_kind
 from zfserve_model.networks import Network
 
 CHUNK = 9

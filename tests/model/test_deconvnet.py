@@ -31,7 +31,7 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
-from zfserve_model.layer_table import layer_table
+from zfserve_model.network_layer_table import layer_table
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network
 
 TOLERANCE = 1e-5

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from fakes.graph_builder import GraphBuilder
-from zfserve_model.graph.receptive_field import Pitch, Region, field, pitches, sees_whole_image
+from zfserve_model.graph.receptive_field import Pitch, Region, field, pitches, see_whole_image
 
 
 def residual(net: GraphBuilder) -> str:
@@ -62,7 +62,7 @@ def test_fields_are_the_pixels_that_change_a_unit(build: Callable[[GraphBuilder]
 
 
 def test_intervals_may_be_larger_where_two_dilations_leave_gaps() -> None:
-    """A box covers the gaps between the places that a dilated kernel reads, so at the edges it may be a little larger."""
+    """A box covers the gaps between the places that a dilated kernel reads, so it may be larger at the edges."""
     net = GraphBuilder(33, 38)
     layer = twice_dilated(net)
     graph = net.graph()
@@ -79,7 +79,7 @@ def test_the_pitch_gives_the_field_of_every_unit(build: Callable[[GraphBuilder],
     net = GraphBuilder(33, 38)
     layer = build(net)
     graph = net.graph()
-    for axis, pitch in enumerate(pitches(graph, layer)):
+    for axis, pitch in enumerate(pitches(graph, [layer])[0]):
         image = net.image.shape[2 + axis]
         for index in range(net.values[layer].shape[2 + axis]):
             unit = [range(net.values[layer].shape[2]), range(net.values[layer].shape[3])]
@@ -97,14 +97,14 @@ def test_the_pitch_of_a_residual_block_by_hand() -> None:
     """A residual block sees what its longest branch sees: 1 + 2 + 2 + 2 * 2 pixels, and steps by its stride."""
     net = GraphBuilder(32, 32)
     layer = residual(net)
-    assert pitches(net.graph(), layer) == (Pitch(9, 2, -4), Pitch(9, 2, -4))
+    assert pitches(net.graph(), [layer])[0] == (Pitch(9, 2, -4), Pitch(9, 2, -4))
 
 
 def test_rows_and_columns_have_pitches_of_their_own() -> None:
     net = GraphBuilder(32, 32)
     layer = lopsided(net)
     # Rows: 2x, stride 1, no pad; then 4x, stride 2, pad 3. Columns: 3x, stride 2, pad 1; then 1x.
-    assert pitches(net.graph(), layer) == (Pitch(5, 2, -3), Pitch(3, 2, -1))
+    assert pitches(net.graph(), [layer])[0] == (Pitch(5, 2, -3), Pitch(3, 2, -1))
 
 
 def test_a_map_of_a_narrow_branch_sees_less() -> None:
@@ -126,9 +126,8 @@ def test_a_gate_shows_the_whole_image_but_a_projection_takes_it_as_constant() ->
         range(29), range(29)
     )  # the stride leaves one out
     assert field(graph, layer, *unit)["images"] == Region(range(10, 17), range(12, 19))
-    assert sees_whole_image(graph, layer)
-    assert not sees_whole_image(graph, "t0_0")
-    assert pitches(graph, layer) == (Pitch(7, 2, 0), Pitch(7, 2, 0))
+    assert see_whole_image(graph, [layer, "t0_0"]) == [True, False]
+    assert pitches(graph, [layer])[0] == (Pitch(7, 2, 0), Pitch(7, 2, 0))
 
 
 def test_a_unit_that_reads_only_padding_sees_nothing() -> None:

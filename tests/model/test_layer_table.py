@@ -1,116 +1,170 @@
-"""The layer table agrees with the sizes in the paper, and with perturbations of real pixels."""
+"""The layer table lists what a user of the network would name, with the names and stages of the source."""
 
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 import torch
+from fakes.graph_builder import GraphBuilder
 from torch import nn
-from zfserve_model.layer_table import LayerRow, layer_table
-from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec
-
-
-def small_network(architecture: str = "zfnet", *, contrast_norm: bool = False, batch_norm: bool = False) -> Network:
-    return Network(NetworkSpec(architecture, 10, 16, contrast_norm, batch_norm))
-
-
-def sizes(network: Network) -> list[int]:
-    return [row.height for row in layer_table(network) if row.kind in ("conv", "pool")]
-
-
-@pytest.mark.parametrize("architecture", ["zfnet", "zfnet-fig3"])
-def test_sizes_are_those_of_the_paper(architecture: str) -> None:
-    assert sizes(small_network(architecture)) == [110, 55, 26, 13, 13, 13, 13, 6]
-
-
-def test_sizes_of_alexnet() -> None:
-    assert sizes(small_network("alexnet")) == [55, 27, 27, 13, 13, 13, 13, 6]
-
-
-def test_names_and_kinds_follow_the_trunk() -> None:
-    rows = layer_table(small_network(contrast_norm=True))
-    assert [(row.name, row.kind) for row in rows[:4]] == [
-        ("conv1", "conv"),
-        ("relu1", "relu"),
-        ("norm1", "norm"),
-        ("pool1", "pool"),
-    ]
-    assert rows[-1] == LayerRow("pool5", "pool", 512, 6, 6, receptive_field=171, stride=32, offset=-49)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_shapes_are_those_of_the_forward_pass(architecture: str) -> None:
-    network, activations = small_network(architecture), torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE)
-    for row, module in zip(layer_table(network), network.trunk, strict=True):
-        activations = module(activations)
-        assert (row.channels, row.height, row.width) == activations.shape[1:]
-
-
-def test_what_a_worker_computes_needs_no_compiler() -> None:
-    """The meta device imports SymPy and torch._dynamo, which took a second of a worker's start and 80 MB."""
-    program = """
-import sys, torch
-from zfserve_model.deconvnet import project, trace
+from zfserve_model.graph.graph import Graph, Node
 from zfserve_model.layer_table import layer_table
-from zfserve_model.networks import Network, NetworkSpec
+from zfserve_model.network_layer_table import layer_table as network_layer_table
+from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec
 
-network = Network(NetworkSpec("zfnet", 10, 16)).eval()
-layer_table(network)
-list(project(trace(network, torch.zeros(3, 224, 224)), "conv5", [0]))
-print(*{"sympy", "torch._dynamo"} & set(sys.modules))
-"""
-    imported = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert imported == []
+Rename = Callable[[str, str, int], str]
 
 
-def test_batch_norm_is_refused() -> None:
-    with pytest.raises(ValueError, match="fold_batch_norm"):
-        layer_table(small_network(batch_norm=True))
+def graph_of_trunk(network: Network) -> Graph:
+    """Returns the trunk as a graph, with the names that export gives the nodes."""
+    nodes, constants = [], {}
+    activations, source = torch.zeros(1, 3, 224, 224), "images"
+    shapes = {source: tuple(activations.shape)}
+    for name, module in network.trunk.named_children():
+        activations = module(activations)
+        path, inputs = f"/trunk/{name}", (source,)
+        match module:
+            case nn.Conv2d():
+                constants[name] = module.weight
+                attributes: dict[str, object] = {"strides": list(module.stride), "pads": list(module.padding) * 2}
+                nodes.append(Node("Conv", (source, name), (path,), attributes, f"{path}/Conv"))
+            case nn.MaxPool2d():
+                attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}
+                nodes.append(Node("MaxPool", inputs, (path,), attributes, f"{path}/MaxPool"))
+            case nn.LocalResponseNorm():
+                nodes.append(Node("LRN", inputs, (path,), {"size": 5}, f"{path}/LRN"))
+            case _:
+                nodes.append(Node("Relu", inputs, (path,), {}, f"{path}/Relu"))
+        source = path
+        shapes[source] = tuple(activations.shape)
+    nodes.append(Node("ReduceMean", (source,), ("logits",), {"axes": [2, 3], "keepdims": 0}, "/head/ReduceMean"))
+    return Graph(tuple(nodes), constants, "images", "logits", "logits", None, {**shapes, "logits": (1, 512)})
 
 
-def test_a_foreign_layer_is_refused() -> None:
-    network = small_network()
-    network.trunk.add_module("surprise", nn.AvgPool2d(2))
-    with pytest.raises(ValueError, match="AvgPool2d"):
-        layer_table(network)
-
-
+@pytest.mark.parametrize("contrast_norm", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_receptive_fields_are_what_units_react_to(architecture: str) -> None:
-    """Counts along one axis. With positive weights a unit depends on each pixel in its field and on no other."""
-    network = small_network(architecture)
-    layers = [(row, network.trunk.get_submodule(row.name)) for row in layer_table(network)]
-    seen = torch.eye(INPUT_SIZE)[None, None]  # (1, 1, pixel, unit): whether the unit sees the pixel
-    for row, module in layers:
-        if isinstance(module, nn.Conv2d):
-            kernel = torch.ones(1, 1, 1, module.kernel_size[1])
-            padding = (0, int(module.padding[1]))
-            seen = nn.functional.conv2d(seen, kernel, None, (1, module.stride[1]), padding).clamp(max=1)
-        elif isinstance(module, nn.MaxPool2d):
-            seen = nn.functional.max_pool2d(seen, (1, 3), (1, 2), ceil_mode=True)
-        expected = torch.zeros(INPUT_SIZE, row.width)
-        for unit in range(row.width):
-            first = row.offset + unit * row.stride
-            expected[max(first, 0) : first + row.receptive_field, unit] = 1
-        assert torch.equal(seen[0, 0], expected), row.name
+@torch.no_grad()
+def test_the_tables_of_our_own_networks_are_those_of_their_modules(architecture: str, contrast_norm: bool) -> None:
+    network = Network(NetworkSpec(architecture, 10, 16, contrast_norm))
+    table, expected = layer_table(graph_of_trunk(network)), network_layer_table(network)
+    assert len(table) == len(expected)
+    for row, known in zip(table, expected, strict=True):
+        values = asdict(row)
+        assert {name: values[name] for name in asdict(known)} == asdict(known)
+        assert (row.receptive_field_width, row.stride_width, row.offset_width) == (
+            row.receptive_field,
+            row.stride,
+            row.offset,
+        )
+        assert row.stage == f"stage{row.name[-1]}"
+        assert not row.whole_image
 
 
-def test_a_perturbed_pixel_changes_the_units_that_see_it_and_no_others() -> None:
-    generator = torch.Generator().manual_seed(5)
-    network = small_network("zfnet-fig3").double()
-    images = torch.rand(1, 3, INPUT_SIZE, INPUT_SIZE, generator=generator).double().repeat(2, 1, 1, 1)
-    row_touched, column_touched = 61, 140
-    images[1, :, row_touched, column_touched] += 10.0
-    for row in layer_table(network):
-        with torch.inference_mode():
-            images = network.trunk.get_submodule(row.name)(images)
-        changed = (images[0] != images[1]).any(0).nonzero()
-        for axis, touched in enumerate((row_touched, column_touched)):
-            seeing = [
-                unit for unit in range(row.width) if 0 <= touched - row.offset - unit * row.stride < row.receptive_field
-            ]
-            reached = set(changed[:, axis].tolist())
-            # Above conv1, ReLUs and max-pools can hide a change from a unit that sees it, but cannot show it to others.
-            assert reached == set(seeing) if row.name == "conv1" else reached <= set(seeing), row.name
+def residual_network(name: Callable[[str, int, int, str], str], blocks: tuple[int, ...] = (2, 2)) -> Graph:
+    """Builds a small ResNet. `name` gets the part, the stage and the block, from 1 on, and the operation."""
+    net = GraphBuilder(64, 64)
+    x = net.relu(
+        net.conv("images", 4, (7, 7), (2, 2), (3, 3, 3, 3), name=name("conv", 0, 0, "Conv")), name("relu", 0, 0, "Relu")
+    )
+    x = net.pool(x, 3, 2, 1, ceil=False, name=name("pool", 0, 0, "MaxPool"))
+    for stage, count in enumerate(blocks, start=1):
+        for block in range(1, count + 1):
+            steps = (2, 2) if stage > 1 and block == 1 else (1, 1)
+            width = 4 * stage
+            way = (
+                x
+                if stage == 1 or block > 1
+                else net.conv(x, width, (1, 1), steps, name=name("down", stage, block, "Conv"))
+            )
+            y = net.conv(x, width, (3, 3), steps, (1, 1, 1, 1), name=name("conv1", stage, block, "Conv"))
+            y = net.conv(
+                net.relu(y, name("relu1", stage, block, "Relu")),
+                width,
+                (3, 3),
+                (1, 1),
+                (1, 1, 1, 1),
+                name=name("conv2", stage, block, "Conv"),
+            )
+            x = net.relu(
+                net.join("Add", [y, way], name("add", stage, block, "Add")), name("relu2", stage, block, "Relu")
+            )
+    return net.graph()
+
+
+def torchvision_names(part: str, stage: int, block: int, operation: str) -> str:
+    """Names nodes as torch's older exporter does for torchvision: a child of an nn.Sequential repeats its parent."""
+    if stage == 0:
+        return f"/{'maxpool' if part == 'pool' else part}{'1' if part == 'conv' else ''}/{operation}"
+    inner = {"add": "", "down": "downsample/downsample.0/", "relu1": "relu/", "relu2": "relu_1/"}.get(part, f"{part}/")
+    return f"/layer{stage}/layer{stage}.{block - 1}/{inner}{operation}"
+
+
+def dotted_torchvision_names(part: str, stage: int, block: int, operation: str) -> str:
+    """Names nodes by the path of the module, as the importer does for torch's newer exporter."""
+    return (
+        torchvision_names(part, stage, block, operation)
+        .removesuffix(operation)
+        .strip("/")
+        .replace(f"layer{stage}/layer{stage}", f"layer{stage}")
+        .replace("downsample/downsample", "downsample")
+        .replace("/", ".")
+        .replace("relu_1", "relu")
+    )
+
+
+def pytorchcv_names(part: str, stage: int, block: int, operation: str) -> str:
+    if stage == 0:
+        return f"/features/init_block/{'pool' if part == 'pool' else f'conv/{part}'}/{operation}"
+    inner = {"add": "", "down": "identity_conv/conv/", "relu2": "activ/"}.get(part, f"body/{part}/")
+    return f"/features/stage{stage}/unit{block}/{inner}{operation}"
+
+
+def keras_names(part: str, stage: int, block: int, operation: str) -> str:
+    inner = {"conv1": "1_conv", "relu1": "1_relu", "conv2": "2_conv", "down": "0_conv", "add": "add", "relu2": "out"}
+    if stage == 0:
+        return f"model/conv1_{part}/{operation}"
+    return f"model/conv{stage + 1}_block{block}_{inner[part]}/{operation}"
+
+
+def numbered_names(part: str, stage: int, block: int, operation: str) -> str:
+    return f"{operation}_{stage * 31 + block * 7 + len(part)}"
+
+
+def no_names(part: str, stage: int, block: int, operation: str) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (torchvision_names, ["relu", "maxpool", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]),
+        (dotted_torchvision_names, ["relu", "maxpool", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]),
+        (
+            pytorchcv_names,
+            ["init_block.conv", "init_block.pool", "stage1.unit1", "stage1.unit2", "stage2.unit1", "stage2.unit2"],
+        ),
+        (
+            keras_names,
+            [
+                "conv1_relu",
+                "conv1_pool",
+                "conv2_block1_out",
+                "conv2_block2_out",
+                "conv3_block1_out",
+                "conv3_block2_out",
+            ],
+        ),
+        (no_names, ["stem.1", "stem.2", "stage1.1", "stage1.2", "stage2.1", "stage2.2"]),
+        (numbered_names, ["stem.1", "stem.2", "stage1.1", "stage1.2", "stage2.1", "stage2.2"]),
+    ],
+)
+def test_a_residual_network_lists_its_stem_and_its_blocks(names: Callable[..., str], expected: list[str]) -> None:
+    table = layer_table(residual_network(names))
+    assert [row.name for row in table] == expected
+    assert [row.stage for row in table] == ["stem", "stem", "stage1", "stage1", "stage2", "stage2"]
+    assert [row.kind for row in table] == ["relu", "pool", "relu", "relu", "relu", "relu"]
+    assert [(row.channels, row.height) for row in table] == [(4, 32), (4, 16), (4, 16), (4, 16), (8, 8), (8, 8)]
+    # By hand: 7, + 2 * 2, + 4 * 4 and + 4 * 4 in each block of stage 1, + 2 * 4 + 2 * 8 in the block with the stride.
+    assert [row.receptive_field for row in table] == [7, 11, 27, 43, 67, 99]
+    assert [row.stride for row in table] == [2, 4, 4, 4, 8, 8]
+    assert [row.offset for row in table] == [-3, -5, -13, -21, -33, -49]

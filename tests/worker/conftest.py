@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
-from zfserve_model.layer_table import layer_table
+from zfserve_model.network_layer_table import layer_table
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_protos.worker.v1 import worker_pb2

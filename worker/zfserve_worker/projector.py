@@ -26,7 +26,7 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
-from zfserve_model.layer_table import LayerRow, layer_table
+from zfserve_model.network_layer_table import LayerRow, layer_table
 from zfserve_model.networks import Network
 from zfserve_model.render import render_projection
 from zfserve_protos.v1 import zfserve_pb2 as pb

@@ -149,7 +149,9 @@ def _resize(step: Step, boxes: Boxes) -> Boxes:
         if size != length:
             first = _neighbours(step, _coordinate(step, boxes.starts[:, axis], size, length))[0]
             last = _neighbours(step, _coordinate(step, boxes.stops[:, axis] - 1, size, length))[1]
-            starts[:, axis], stops[:, axis] = np.clip(first, 0, size - 1), np.clip(last, 0, size - 1) + 1
+            if step.clip:  # A place outside of the input reads the edge.
+                first, last = np.clip(first, 0, size - 1), np.clip(last, 0, size - 1)
+            starts[:, axis], stops[:, axis] = first, last + 1
     return Boxes(starts, stops)
 
 

@@ -16,7 +16,9 @@ from zfserve_model.graph.graph import Graph, Node
 Rule = Callable[[Step, Boxes], Boxes]
 
 
-def input_boxes(graph: Graph, node: Node, output: str, boxes: Boxes, *, clip: bool) -> Iterator[tuple[int, Boxes]]:
+def input_boxes(
+    graph: Graph, node: Node, output: str, boxes: Boxes, *, clip: bool = True
+) -> Iterator[tuple[int, Boxes]]:
     """Yields the index and the boxes of each input that is no constant. Without `clip` boxes may reach into padding."""
     rule, empty = RULES.get(node.operation, _whole), boxes.is_empty()
     for index, name in enumerate(node.inputs):

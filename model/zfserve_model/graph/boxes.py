@@ -23,6 +23,11 @@ class Boxes(NamedTuple):
     starts: Indices
     stops: Indices
 
+    @staticmethod
+    def empty(count: int, rank: int) -> "Boxes":
+        """Returns `count` boxes without units."""
+        return Boxes(np.full((count, rank), _FAR), np.full((count, rank), -_FAR))
+
     def hull(self, other: "Boxes") -> "Boxes":
         """Returns the smallest boxes that contain both."""
         return Boxes(np.minimum(self.starts, other.starts), np.maximum(self.stops, other.stops))
@@ -57,7 +62,7 @@ class Step(NamedTuple):
     node: Node
     output: str
     index: int
-    clip: bool
+    clip: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from itertools import groupby
 
 from zfserve_model.graph.box_rules import ACTIVATIONS, NORMS
 from zfserve_model.graph.graph import Graph, Node
-from zfserve_model.graph.module_paths import Path, cut_nodes, module_path, prefixes, sequential_modules
+from zfserve_model.graph.module_paths import Path, cut_nodes, module_path, pattern, prefixes, sequential_modules
 
 LONG = 40
 """A chain with more layers than this is shortened: an activation counts as part of its convolution."""
@@ -40,7 +40,8 @@ class Layer:
         path: the path of the layer in the source. The last part is the kind of the operation where a module calls a
             function in its own code.
         owner: the module that holds the layer directly.
-        block: True if the layer is the output of a block of several operations, which join branches.
+        block: True if the layer is an output of a block, a module with branches.
+        joins: True if the layer is the output of a block, or joins branches itself.
     """
 
     tensor: str
@@ -48,6 +49,7 @@ class Layer:
     path: Path
     owner: Path
     block: bool
+    joins: bool
 
     @property
     def kind(self) -> str:
@@ -96,8 +98,8 @@ def _enclosing(path: Path, blocks: set[Path]) -> Path | None:
 
 def _layer(node: Node, tensor: str, path: Path, modules: set[Path], block: Path | None) -> Layer:
     if block is not None:
-        return Layer(tensor, node, block, block[:-1], block=True)
-    layer = Layer(tensor, node, path, path[:-1], block=node.operation in _JOINS)
+        return Layer(tensor, node, block, block[:-1], block=True, joins=True)
+    layer = Layer(tensor, node, path, path[:-1], block=False, joins=node.operation in _JOINS)
     # A module that holds other modules calls the operation as a function.
     return replace(layer, path=(*path, layer.kind), owner=path) if path in modules else layer
 
@@ -116,7 +118,7 @@ def _outputs(graph: Graph, block: Path, inside: set[int]) -> dict[int, Layer]:
         for place, name in leaving.items()
     }
     return {
-        place: Layer(name, graph.nodes[place], paths[place], paths[place][:-1], block=True)
+        place: Layer(name, graph.nodes[place], paths[place], paths[place][:-1], block=True, joins=True)
         for place, name in leaving.items()
     }
 
@@ -125,15 +127,16 @@ def _shorten(layers: Sequence[Layer]) -> list[Layer]:
     """Merges the layers of a block, those of a small module, and an activation with the operation before it."""
     outputs = [list(same)[-1] for _, same in groupby(layers, lambda layer: layer.path)]
     merged: list[Layer] = []
-    for owner, group in groupby(outputs, lambda layer: layer.owner):
+    for (owner, block), group in groupby(outputs, lambda layer: (layer.owner, layer.block)):
         members = list(group)
         inside = sum(layer.path[: len(owner)] == owner for layer in outputs)
-        if owner and 1 < len(members) == inside <= SMALL_MODULE:
-            whole = replace(members[-1], path=owner, owner=owner[:-1], block=any(layer.block for layer in members))
-            merged.append(whole)
+        if block:
+            merged.extend(members)
+        elif owner and 1 < len(members) == inside <= SMALL_MODULE:
+            merged.append(replace(members[-1], path=owner, owner=owner[:-1], joins=any(part.joins for part in members)))
         else:
             merged.extend(_with_activations(members))
-    return merged
+    return _without_single_children(merged)
 
 
 def _with_activations(layers: Sequence[Layer]) -> list[Layer]:
@@ -141,7 +144,20 @@ def _with_activations(layers: Sequence[Layer]) -> list[Layer]:
     merged: list[Layer] = []
     for layer in layers:
         if merged and layer.node.operation in _POINTWISE:
-            merged[-1] = replace(layer, block=merged[-1].block)
+            merged[-1] = replace(layer, joins=merged[-1].joins)
         else:
             merged.append(layer)
     return merged
+
+
+def _without_single_children(layers: Sequence[Layer]) -> list[Layer]:
+    """Shortens `unit1.branches` to `unit1`, where each module of this kind holds one layer."""
+    kinds: dict[str, list[int]] = {}
+    for owner in {layer.owner for layer in layers}:
+        kinds.setdefault(pattern(owner), []).append(sum(layer.path[: len(owner)] == owner for layer in layers))
+    single = {kind for kind, numbers in kinds.items() if kind and len(numbers) > 1 and max(numbers) == 1}
+    shorter = [
+        replace(layer, path=layer.owner, owner=layer.owner[:-1]) if pattern(layer.owner) in single else layer
+        for layer in layers
+    ]
+    return shorter if shorter == layers else _without_single_children(shorter)

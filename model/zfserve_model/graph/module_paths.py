@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 from zfserve_model.graph.graph import Graph, Node
 
@@ -15,9 +16,10 @@ def module_path(node: Node) -> Path:
     "resnet50/conv1_relu/Relu", whose last part is the operation. It returns () where the file has no names, or only
     numbers the operations, such as "Conv_12".
     """
-    parts = [part for part in node.name.split("/") if part]
-    if parts and re.fullmatch(rf"(node_\w+|{node.operation}(_?\d+)?)", parts[-1], re.IGNORECASE):
-        parts.pop()
+    *parts, last = node.name.removeprefix("/").split("/")
+    is_operation = "/" in node.name and last[:1].isupper()
+    if not is_operation and not re.fullmatch(rf"node_.*|{node.operation}(_?\d+)?|", last):
+        parts.append(last)
     path: list[str] = []
     for part in parts:
         # A child of an nn.Sequential repeats the path of its parent: "layer1/layer1.0".
@@ -60,8 +62,11 @@ def sequential_modules(paths: Sequence[Path], cuts: Collection[int]) -> set[Path
     modules = prefixes(paths)
     for module in modules:
         inside = [place for place, path in enumerate(paths) if path[: len(module)] == module]
-        for place, following in zip(inside, inside[1:], strict=False):
-            same_child = len(paths[place]) > len(module) and paths[place][: len(module) + 1] == paths[following][: len(module) + 1]
+        for place, following in pairwise(inside):
+            same_child = (
+                len(paths[place]) > len(module)
+                and paths[place][: len(module) + 1] == paths[following][: len(module) + 1]
+            )
             if not same_child and place not in cuts:
                 broken.add(pattern(module))
     return {module for module in modules if pattern(module) not in broken}

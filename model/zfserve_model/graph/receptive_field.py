@@ -9,8 +9,9 @@ projection treats both as constants, so its signal stays in the direct field.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -60,42 +61,61 @@ def field(
         paths: "direct" for the field of a projection, "all" for everything that changes the units.
     """
     maps = range(graph.shapes[tensor][1]) if maps is None else maps
-    spans = (range(1), maps, rows, columns)
-    boxes = Boxes(np.array([[each.start for each in spans]]), np.array([[each.stop for each in spans]]))
     return {
-        name: Region(_range(found, 2), _range(found, 3))
-        for name, found in _walk_back(graph, tensor, boxes, paths, clip=True).items()
+        name: Region(_range(boxes, 2), _range(boxes, 3))
+        for name, boxes in _walk_back(graph, {tensor: _boxes(rows, columns, maps)}, paths, clip=True).items()
         if len(graph.shapes[name]) == 4
     }
 
 
-def pitches(graph: Graph, tensor: str) -> tuple[Pitch, Pitch]:
-    """Returns the direct fields of all units of `tensor`, (1, channels, height, width), along rows and columns."""
-    _, channels, height, width = graph.shapes[tensor]
+def pitches(graph: Graph, tensors: Sequence[str]) -> list[tuple[Pitch, Pitch]]:
+    """Returns the direct fields of all units of each tensor, (1, channels, height, width), along rows and columns."""
     # Unit k of the diagonal shows row k and column k. There are at least two, so that the stride can be seen.
-    units = np.arange(max(height, width, 2))
-    starts = np.stack([0 * units, 0 * units, units, units], axis=1)
-    stops = np.stack([0 * units + 1, 0 * units + channels, units + 1, units + 1], axis=1)
-    seen = _walk_back(graph, tensor, Boxes(starts, stops), "direct", clip=False).get(graph.input)
-    assert seen is not None, "a layer depends on the image"
-    return _pitch(seen, 2, height), _pitch(seen, 3, width)
+    units = [
+        [(range(k, k + 1), range(k, k + 1)) for k in range(max(2, *graph.shapes[tensor][2:]))] for tensor in tensors
+    ]
+    return [
+        (_pitch(seen, 2, graph.shapes[tensor][2]), _pitch(seen, 3, graph.shapes[tensor][3]))
+        for tensor, seen in zip(tensors, _seen(graph, tensors, units, "direct", clip=False), strict=True)
+    ]
 
 
-def sees_whole_image(graph: Graph, tensor: str) -> bool:
-    """Returns True if every unit of `tensor`, (1, channels, height, width), depends on all pixels that any unit reads.
+def see_whole_image(graph: Graph, tensors: Sequence[str]) -> list[bool]:
+    """Returns True for each tensor, (1, channels, height, width), whose units all depend on all pixels that any reads.
 
     These are the whole image, but for the few last pixels that a stride may leave out.
     """
-    _, _, height, width = graph.shapes[tensor]
-    seen = [
-        field(graph, tensor, rows, columns, paths="all").get(graph.input)
-        for rows, columns in (
-            (range(1), range(1)),
-            (range(height - 1, height), range(width - 1, width)),
-            (range(height), range(width)),
-        )
+    units = []
+    for tensor in tensors:
+        _, _, height, width = graph.shapes[tensor]
+        last = range(height - 1, height), range(width - 1, width)
+        units.append([(range(1), range(1)), last, (range(height), range(width))])
+    return [
+        bool((seen.starts == seen.starts[0]).all() and (seen.stops == seen.stops[0]).all())
+        for seen in _seen(graph, tensors, units, "all", clip=True)
     ]
-    return seen[0] == seen[1] == seen[2]
+
+
+def _seen(
+    graph: Graph, tensors: Sequence[str], units: Sequence[Sequence[tuple[range, range]]], paths: Paths, *, clip: bool
+) -> list[Boxes]:
+    """Returns the boxes of the image that the units of each tensor see. One walk serves all tensors."""
+    counts = [len(each) for each in units]
+    first = np.cumsum([0, *counts])
+    targets: dict[str, Boxes] = {}
+    for place, (tensor, each) in enumerate(zip(tensors, units, strict=True)):
+        own = [_boxes(rows, columns, range(graph.shapes[tensor][1])) for rows, columns in each]
+        spread = targets.get(tensor, Boxes.empty(first[-1], rank=4))
+        spread.starts[first[place] : first[place + 1]] = np.concatenate([boxes.starts for boxes in own])
+        spread.stops[first[place] : first[place + 1]] = np.concatenate([boxes.stops for boxes in own])
+        targets[tensor] = spread
+    image = _walk_back(graph, targets, paths, clip=clip)[graph.input]
+    return [Boxes(image.starts[start:stop], image.stops[start:stop]) for start, stop in pairwise(first)]
+
+
+def _boxes(rows: range, columns: range, maps: range) -> Boxes:
+    spans = (range(1), maps, rows, columns)
+    return Boxes(np.array([[each.start for each in spans]]), np.array([[each.stop for each in spans]]))
 
 
 def _range(boxes: Boxes, axis: int) -> range:
@@ -111,9 +131,9 @@ def _pitch(boxes: Boxes, axis: int, units: int) -> Pitch:
     return Pitch(int((stops - steps).max()) - offset, stride, offset)
 
 
-def _walk_back(graph: Graph, tensor: str, boxes: Boxes, paths: Paths, *, clip: bool) -> dict[str, Boxes]:
-    """Returns the boxes in each tensor that `boxes` in `tensor` depend on."""
-    found = {tensor: boxes}
+def _walk_back(graph: Graph, targets: Mapping[str, Boxes], paths: Paths, *, clip: bool) -> dict[str, Boxes]:
+    """Returns the boxes in each tensor that the boxes of `targets`, by tensor, depend on. All have the same length."""
+    found = dict(targets)
     producers = {output: node for node in graph.nodes for output in node.outputs}
     for node in reversed(graph.nodes):
         for output in node.outputs:

@@ -143,7 +143,7 @@ def _stages_of_chain(layers: Sequence[Layer], sizes: Sequence[tuple[int, ...]]) 
 def _stages_of_blocks(layers: Sequence[Layer], sizes: Sequence[tuple[int, ...]]) -> list[str]:
     """Returns the stages of a network with blocks. All layers before the first block are the stem."""
     names, stage = [], 0
-    stem = next((place for place, layer in enumerate(layers) if layer.block), len(layers))
+    stem = next((place for place, layer in enumerate(layers) if layer.joins), len(layers))
     for place, size in enumerate(sizes):
         if place >= stem and (place == stem or size != sizes[place - 1]):
             stage += 1
