@@ -101,15 +101,10 @@ def torchvision_names(part: str, stage: int, block: int, operation: str) -> str:
 
 def dotted_torchvision_names(part: str, stage: int, block: int, operation: str) -> str:
     """Names nodes by the path of the module, as the importer does for torch's newer exporter."""
-    return (
-        torchvision_names(part, stage, block, operation)
-        .removesuffix(operation)
-        .strip("/")
-        .replace(f"layer{stage}/layer{stage}", f"layer{stage}")
-        .replace("downsample/downsample", "downsample")
-        .replace("/", ".")
-        .replace("relu_1", "relu")
-    )
+    if stage == 0:
+        return {"conv": "conv1", "relu": "relu", "pool": "maxpool"}[part]
+    inner = {"add": "", "down": ".downsample.0", "relu1": ".relu", "relu2": ".relu"}.get(part, f".{part}")
+    return f"layer{stage}.{block - 1}{inner}"
 
 
 def pytorchcv_names(part: str, stage: int, block: int, operation: str) -> str:

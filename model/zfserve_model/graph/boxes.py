@@ -1,5 +1,6 @@
 """Defines boxes of units. The rules in `box_rules` and `box_moves` map them back through one operation."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Boxes(NamedTuple):
 
     def normalised(self) -> "Boxes":
         """Returns the same boxes, with all empty boxes alike."""
-        return self.emptied((self.stops <= self.starts).any(axis=1))
+        return self.emptied(self.is_empty())
 
     def emptied(self, empty: npt.NDArray[np.bool_]) -> "Boxes":
         """Returns the boxes, with those where `empty` (n,) is True replaced by empty boxes."""
@@ -46,10 +47,12 @@ class Boxes(NamedTuple):
 
     def is_empty(self) -> npt.NDArray[np.bool_]:
         """Returns True for each box without units, bool (n,)."""
-        return (self.stops <= self.starts).any(axis=1)
+        empty: npt.NDArray[np.bool_] = np.any(self.stops <= self.starts, axis=1)
+        return empty
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """Describes how one operation reads one of its inputs.
 
     Attributes:
