@@ -119,7 +119,8 @@ class ServerConfig(ProcessSettings):
     max_image_bytes: int = Field(ImageLimits.max_bytes, ge=1024, description="Largest image file accepted, in bytes.")
     max_image_pixels: int = Field(ImageLimits.max_pixels, ge=1, description="Largest image accepted, in pixels.")
     worker: bool = Field(
-        True, description="Answer projections and explanations. Without --worker-address, the server starts a worker of its own."
+        True,
+        description="Answer projections and explanations. Without --worker-address, the server starts a worker of its own.",
     )
     worker_device: str = Field(
         "cpu",
