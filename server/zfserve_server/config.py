@@ -120,7 +120,8 @@ class ServerConfig(ProcessSettings):
     max_image_pixels: int = Field(ImageLimits.max_pixels, ge=1, description="Largest image accepted, in pixels.")
     worker: bool = Field(
         True,
-        description="Answer projections and explanations. Without --worker-address, the server starts a worker of its own.",
+        description="Answer projections and explanations. Without --worker-address, the server starts a worker of its "
+        "own.",
     )
     worker_device: str = Field(
         "cpu",
