@@ -37,7 +37,7 @@ ALLOWED_FOREIGN = {
     "runtime": set[str](),
     "engines": {"numpy", "onnxruntime", "openvino"},
     "server": {"numpy"},
-    "model": {"torch", "numpy", "safetensors", "matplotlib"},
+    "model": {"torch", "onnx", "numpy", "safetensors", "matplotlib"},
     "worker": {"torch", "numpy"},
     "export": {"torch", "numpy", "onnx", "onnxruntime", "matplotlib"},
     "bench": FOREIGN,

@@ -1,0 +1,55 @@
+"""Builds a graph from an ONNX model. The worker calls it for a bundle's `model.onnx`, the export for its sources."""
+
+from pathlib import Path
+
+import onnx
+
+from zfserve_model.graph.decoding import Decoder
+from zfserve_model.graph.errors import GraphError
+from zfserve_model.graph.folding import Folding
+from zfserve_model.graph.graph import Graph
+from zfserve_model.graph.heads import find_head
+from zfserve_model.graph.interface import image_input, normalised_images, output_names
+from zfserve_model.graph.model_file import check_model, opset_version, read_model
+from zfserve_model.graph.ordering import needed_nodes, sort_nodes
+from zfserve_model.graph.simplification import simplify, used_constants
+
+__all__ = ["GraphError", "import_graph"]
+
+
+def import_graph(source: Path | onnx.ModelProto) -> Graph:
+    """Returns the network of a model whose input are `pixels`, uint8 (N, H, W, 3), or a float tensor (N, 3, H, W).
+
+    The graph begins after the normalisation of the pixels. Operations that are not in the table stay in the graph as
+    nodes that are not supported.
+
+    Raises:
+        GraphError: the file cannot be used as a network. The message is one sentence that says what to do.
+        OSError: the file cannot be opened.
+    """
+    model = check_model(read_model(source) if isinstance(source, Path) else source)
+    decoder = Decoder(opset_version(model), {})
+    nodes = decoder.decode(model.graph)
+    image = image_input(model.graph, decoder.constants)
+    name = image.name
+    nodes = sort_nodes(nodes, decoder.constants.keys() | {name})
+    wanted = output_names(model.graph)
+    if image.wrapped:
+        name = normalised_images(nodes, name)
+    nodes = needed_nodes(nodes, wanted, {name})
+    batches = (image.batch,) if image.batch else (2, 3)
+    folded = Folding(decoder, name, (3, image.height, image.width), batches).run(nodes)
+    nodes, wanted = simplify(folded.nodes, folded.constants, folded.shapes, wanted)
+    head = find_head(nodes, folded.constants, folded.shapes, wanted[0])
+    features = wanted[1] if len(wanted) > 1 else head.features
+    nodes = needed_nodes(head.nodes, [head.probabilities, *([features] if features else [])], {name})
+    made = {output for node in nodes for output in node.outputs} | {name}
+    return Graph(
+        nodes=tuple(nodes),
+        constants=used_constants(nodes, folded.constants),
+        input=name,
+        probabilities=head.probabilities,
+        logits=head.logits,
+        features=features,
+        shapes={tensor: shape for tensor, shape in head.shapes.items() if tensor in made},
+    )

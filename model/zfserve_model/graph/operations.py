@@ -1,0 +1,366 @@
+"""Lists the operations that a graph may have: the closed table `OPERATIONS`.
+
+`folding` computes shapes and constants with it, and `execution` runs a graph with it. To add an operation, add a row.
+The deconvnet refuses what has no rule in `zfserve_model.graph.rules`, so a new row needs one there too.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from zfserve_model.graph import shaping, windows
+
+Attributes = Mapping[str, Any]
+Compute = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Describes one row of the table.
+
+    Attributes:
+        compute: the function from the node's attributes and inputs to its output, or a tuple of outputs. An input that
+            is left out is None. It works on torch's `meta` device too, where it computes shapes only.
+        parameters: the positions of inputs whose values the function reads as numbers, such as sizes and limits. They
+            are on the CPU.
+    """
+
+    compute: Compute
+    parameters: tuple[int, ...] = ()
+
+
+def _batch_norm(
+    attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    factor = scale / torch.sqrt(variance + attributes.get("epsilon", 1e-5))
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    return x * factor.reshape(shape) + (shift - mean * factor).reshape(shape)
+
+
+def _instance_norm(attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    normalised: Tensor = F.instance_norm(x, weight=scale, bias=shift, eps=attributes.get("epsilon", 1e-5))
+    return normalised
+
+
+def _group_norm(attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    normalised: Tensor = F.group_norm(x, attributes["num_groups"], scale, shift, attributes.get("epsilon", 1e-5))
+    return normalised
+
+
+def _layer_norm(attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    axis = attributes.get("axis", -1) % x.dim()
+    axes = list(range(axis, x.dim()))
+    centred = x - x.mean(axes, keepdim=True)
+    deviation = torch.sqrt((centred * centred).mean(axes, keepdim=True) + attributes.get("epsilon", 1e-5))
+    normalised = centred / deviation * scale
+    return normalised if shift is None else normalised + shift
+
+
+def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    a = a.T if attributes.get("transA") else a
+    b = b.T if attributes.get("transB") else b
+    product = a @ b
+    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
+    product = product if alpha == 1 else alpha * product
+    return product if c is None else product + (c if beta == 1 else beta * c)
+
+
+def _clip(attributes: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    if low is None and high is None:
+        return x
+    return x.clamp(None if low is None else low.item(), None if high is None else high.item())
+
+
+def _softmax(attributes: Attributes, x: Tensor) -> Tensor:
+    axis = attributes.get("axis", -1) % x.dim()
+    if attributes.get("flattened"):  # Before opset 13, the axis and all after it are one.
+        return x.flatten(axis).softmax(-1).reshape(x.shape)
+    return x.softmax(axis)
+
+
+def _log_softmax(attributes: Attributes, x: Tensor) -> Tensor:
+    axis = attributes.get("axis", -1) % x.dim()
+    if attributes.get("flattened"):
+        return x.flatten(axis).log_softmax(-1).reshape(x.shape)
+    return x.log_softmax(axis)
+
+
+def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Compute:
+    def compute(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        chosen = [] if axes is None else shaping.integers(axes)
+        if not chosen:
+            if attributes.get("noop_with_empty_axes"):
+                return x
+            chosen = list(range(x.dim()))
+        return function(x, chosen, bool(attributes.get("keepdims", 1)))
+
+    return compute
+
+
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+        x = x.prod(axis, keepdim=keep)
+    return x
+
+
+def _arg(function: Callable[..., Tensor]) -> Compute:
+    def compute(attributes: Attributes, x: Tensor) -> Tensor:
+        if attributes.get("select_last_index"):
+            raise NotImplementedError("the last index of equal values")
+        return function(x, attributes.get("axis", 0), bool(attributes.get("keepdims", 1)))
+
+    return compute
+
+
+def _divide(attributes: Attributes, a: Tensor, b: Tensor) -> Tensor:
+    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+
+
+def _modulo(attributes: Attributes, a: Tensor, b: Tensor) -> Tensor:
+    return torch.fmod(a, b) if attributes.get("fmod") else torch.remainder(a, b)
+
+
+def _chain(function: Callable[[Tensor, Tensor], Tensor]) -> Compute:
+    def compute(attributes: Attributes, *tensors: Tensor) -> Tensor:
+        return functools.reduce(function, tensors)
+
+    return compute
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    def compute(attributes: Attributes, a: Tensor, b: Tensor) -> Tensor:
+        return function(a, b)
+
+    return Operation(compute)
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
+    def compute(attributes: Attributes, x: Tensor) -> Tensor:
+        return function(x)
+
+    return Operation(compute)
+
+
+def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate=attributes.get("approximate", "none"))
+
+
+def _elu(attributes: Attributes, x: Tensor) -> Tensor:
+    return F.elu(x, attributes.get("alpha", 1.0))
+
+
+def _selu(attributes: Attributes, x: Tensor) -> Tensor:
+    alpha, gamma = attributes.get("alpha", 1.6732632423543772), attributes.get("gamma", 1.0507009873554805)
+    selu: Tensor = gamma * torch.where(x > 0, x, alpha * (x.clamp(max=0).exp() - 1))
+    return selu
+
+
+def _leaky_relu(attributes: Attributes, x: Tensor) -> Tensor:
+    return F.leaky_relu(x, attributes.get("alpha", 0.01))
+
+
+def _p_relu(attributes: Attributes, x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x < 0, x * slope, x)
+
+
+def _hard_sigmoid(attributes: Attributes, x: Tensor) -> Tensor:
+    scaled: Tensor = attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5)
+    return scaled.clamp(0, 1)
+
+
+def _thresholded_relu(attributes: Attributes, x: Tensor) -> Tensor:
+    return torch.where(x > attributes.get("alpha", 1.0), x, torch.zeros_like(x))
+
+
+def _swish(attributes: Attributes, x: Tensor) -> Tensor:
+    return x * torch.sigmoid(attributes.get("alpha", 1.0) * x)
+
+
+def _first(attributes: Attributes, x: Tensor, *rest: Tensor | None) -> Tensor:
+    return x
+
+
+def _shape(attributes: Attributes, x: Tensor) -> Tensor:
+    return torch.tensor(
+        list(x.shape)[attributes.get("start", 0) : attributes.get("end")], dtype=torch.int64, device="cpu"
+    )
+
+
+def _size(attributes: Attributes, x: Tensor) -> Tensor:
+    return torch.tensor(x.numel(), dtype=torch.int64, device="cpu")
+
+
+def _constant_of_shape(attributes: Attributes, shape: Tensor) -> Tensor:
+    value = attributes.get("value")
+    sizes = shaping.integers(shape)
+    if value is None:
+        return torch.zeros(sizes)
+    return torch.full(sizes, value.item(), dtype=value.dtype)
+
+
+def _range(attributes: Attributes, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
+    return torch.arange(start.item(), limit.item(), step.item(), dtype=start.dtype)
+
+
+def _cast(attributes: Attributes, x: Tensor) -> Tensor:
+    return x.to(attributes["to"])
+
+
+def _cast_like(attributes: Attributes, x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.dtype)
+
+
+def _where(attributes: Attributes, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition, a, b)
+
+
+def _triangle(attributes: Attributes, x: Tensor, diagonal: Tensor | None = None) -> Tensor:
+    offset = 0 if diagonal is None else int(diagonal)
+    return x.triu(offset) if attributes.get("upper", 1) else x.tril(offset)
+
+
+def _global(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
+    def compute(attributes: Attributes, x: Tensor) -> Tensor:
+        return function(x, list(range(2, x.dim())), True)
+
+    return Operation(compute)
+
+
+def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return x.mean(axes, keepdim=keep)
+
+
+def _largest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return x.amax(axes, keepdim=keep)
+
+
+def _smallest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return x.amin(axes, keepdim=keep)
+
+
+def _total(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return x.sum(axes, keepdim=keep)
+
+
+def _mean_of_all(attributes: Attributes, *tensors: Tensor) -> Tensor:
+    return functools.reduce(torch.add, tensors) / len(tensors)
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    # Windows.
+    "Conv": Operation(windows.convolution),
+    "ConvTranspose": Operation(windows.transposed_convolution),
+    "MaxPool": Operation(windows.max_pool),
+    "AveragePool": Operation(windows.average_pool),
+    "GlobalAveragePool": _global(_mean),
+    "GlobalMaxPool": _global(_largest),
+    # Linear layers.
+    "Gemm": Operation(_gemm),
+    "MatMul": _binary(torch.matmul),
+    # Norms.
+    "BatchNormalization": Operation(_batch_norm),
+    "LRN": Operation(windows.local_response_norm),
+    "InstanceNormalization": Operation(_instance_norm),
+    "GroupNormalization": Operation(_group_norm),
+    "LayerNormalization": Operation(_layer_norm),
+    # Rectifiers and their smooth relatives.
+    "Relu": _unary(torch.relu),
+    "Clip": Operation(_clip, parameters=(1, 2)),
+    "LeakyRelu": Operation(_leaky_relu),
+    "PRelu": Operation(_p_relu),
+    "Elu": Operation(_elu),
+    "Selu": Operation(_selu),
+    "Celu": Operation(lambda attributes, x: F.celu(x, attributes.get("alpha", 1.0))),
+    "ThresholdedRelu": Operation(_thresholded_relu),
+    "Gelu": Operation(_gelu),
+    "Silu": _unary(F.silu),
+    "Swish": Operation(_swish),
+    "Mish": _unary(F.mish),
+    "HardSwish": _unary(F.hardswish),
+    "Softplus": _unary(F.softplus),
+    "Softsign": _unary(F.softsign),
+    # Gates.
+    "Sigmoid": _unary(torch.sigmoid),
+    "HardSigmoid": Operation(_hard_sigmoid),
+    "Tanh": _unary(torch.tanh),
+    "Softmax": Operation(_softmax),
+    "LogSoftmax": Operation(_log_softmax),
+    # Arithmetic.
+    "Add": _binary(torch.add),
+    "Sub": _binary(torch.sub),
+    "Mul": _binary(torch.mul),
+    "Div": Operation(_divide),
+    "Mod": Operation(_modulo),
+    "Pow": _binary(torch.pow),
+    "Sum": Operation(_chain(torch.add)),
+    "Mean": Operation(_mean_of_all),
+    "Max": Operation(_chain(torch.maximum)),
+    "Min": Operation(_chain(torch.minimum)),
+    "Sqrt": _unary(torch.sqrt),
+    "Reciprocal": _unary(torch.reciprocal),
+    "Exp": _unary(torch.exp),
+    "Log": _unary(torch.log),
+    "Erf": _unary(torch.erf),
+    "Sin": _unary(torch.sin),
+    "Cos": _unary(torch.cos),
+    "Abs": _unary(torch.abs),
+    "Neg": _unary(torch.neg),
+    "Sign": _unary(torch.sign),
+    "Floor": _unary(torch.floor),
+    "Ceil": _unary(torch.ceil),
+    "Round": _unary(torch.round),
+    # Reductions.
+    "ReduceMean": Operation(_reduce(_mean), parameters=(1,)),
+    "ReduceSum": Operation(_reduce(_total), parameters=(1,)),
+    "ReduceMax": Operation(_reduce(_largest), parameters=(1,)),
+    "ReduceMin": Operation(_reduce(_smallest), parameters=(1,)),
+    "ReduceProd": Operation(_reduce(_product), parameters=(1,)),
+    "ReduceL1": Operation(_reduce(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)), parameters=(1,)),
+    "ReduceL2": Operation(_reduce(lambda x, axes, keep: x.square().sum(axes, keepdim=keep).sqrt()), parameters=(1,)),
+    "ReduceSumSquare": Operation(_reduce(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)), parameters=(1,)),
+    "ReduceLogSumExp": Operation(_reduce(torch.logsumexp), parameters=(1,)),
+    "ArgMax": Operation(_arg(torch.argmax)),
+    "ArgMin": Operation(_arg(torch.argmin)),
+    # Movement of values.
+    "Identity": Operation(_first),
+    "Dropout": Operation(_first),
+    "Flatten": Operation(shaping.flatten),
+    "Reshape": Operation(shaping.reshape, parameters=(1,)),
+    "Squeeze": Operation(shaping.squeeze, parameters=(1,)),
+    "Unsqueeze": Operation(shaping.unsqueeze, parameters=(1,)),
+    "Transpose": Operation(shaping.transpose),
+    "Concat": Operation(shaping.concat),
+    "Split": Operation(shaping.split, parameters=(1,)),
+    "Slice": Operation(shaping.slice_axes, parameters=(1, 2, 3, 4)),
+    "Gather": Operation(shaping.gather),
+    "Pad": Operation(shaping.pad, parameters=(1, 2, 3)),
+    "Resize": Operation(shaping.resize, parameters=(1, 2, 3)),
+    "Expand": Operation(shaping.expand, parameters=(1,)),
+    "Tile": Operation(shaping.tile, parameters=(1,)),
+    "DepthToSpace": Operation(shaping.depth_to_space),
+    "SpaceToDepth": Operation(shaping.space_to_depth),
+    # Arithmetic on shapes and masks. Folding removes nearly all of it.
+    "Shape": Operation(_shape),
+    "Size": Operation(_size),
+    "ConstantOfShape": Operation(_constant_of_shape, parameters=(0,)),
+    "Range": Operation(_range, parameters=(0, 1, 2)),
+    "Cast": Operation(_cast),
+    "CastLike": Operation(_cast_like),
+    "Where": Operation(_where),
+    "Equal": _binary(torch.eq),
+    "Less": _binary(torch.lt),
+    "LessOrEqual": _binary(torch.le),
+    "Greater": _binary(torch.gt),
+    "GreaterOrEqual": _binary(torch.ge),
+    "And": _binary(torch.logical_and),
+    "Or": _binary(torch.logical_or),
+    "Xor": _binary(torch.logical_xor),
+    "Not": _unary(torch.logical_not),
+    "Trilu": Operation(_triangle, parameters=(1,)),
+}
+"""The operations by their ONNX name. `Silu` is the one name that ONNX does not have: it is Swish with alpha 1."""
