@@ -14,7 +14,7 @@ from zfserve.model_description import InputSpec, ModelDescription, ModelStatus
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument
 from zfserve_cli.exit_statuses import OK
-from zfserve_cli.layer_table import layer_table, stage_table
+from zfserve_cli.layer_table import layer_table, named_layer, stage_table
 from zfserve_cli.service_call import call_service
 from zfserve_cli.whole_table import print_whole
 
@@ -82,8 +82,10 @@ def _print_description(description: ModelDescription, all_layers: bool) -> None:
         console.print()
         by_stage = len(layers) > FEW_LAYERS and any(layer.stage for layer in layers) and not all_layers
         print_whole(stage_table(layers) if by_stage else layer_table(layers))
+        note = f"`last` stands for {named_layer([layer for layer in layers if layer.stage == layers[-1].stage]).name}"
         if by_stage:
-            console.print(f" {len(layers)} layers; --layers lists all of them", style="dim", highlight=False)
+            note = f"{len(layers)} layers, listed by --layers; {note}"
+        console.print(f" {escape(note)}", style="dim", highlight=False, soft_wrap=True)
     for table in (_accuracy(description), _parity(description)):
         if table.row_count:
             console.print("", table, sep="\n")

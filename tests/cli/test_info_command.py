@@ -94,7 +94,7 @@ def test_a_deep_network_is_listed_by_stage(
     service.description = described(layers=layers)
     assert run("info") == OK
     shown = capsys.readouterr().out
-    rows = [line.split() for line in shown.splitlines() if ".unit5.add" in line]
+    rows = [line.split() for line in shown.splitlines() if ".unit5.add " in line]
     assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
         (f"stage{stage}", "15", f"features.stage{stage}.unit5.add", "extended" if stage == 4 else "paper")
         for stage in range(1, 5)
@@ -102,12 +102,13 @@ def test_a_deep_network_is_listed_by_stage(
     assert "43 × 35 px" in shown
     assert "28 × 14" in shown
     assert "whole image" in shown
-    assert "60 layers; --layers lists all of them" in shown
+    assert "60 layers, listed by --layers; `last` stands for features.stage4.unit5.add\n" in shown
     assert run("info", "--layers") == OK
     shown = capsys.readouterr().out
     for layer in layers:
         assert f" {layer.name} " in shown, "a name stays whole in a narrow terminal"
     assert "--layers" not in shown
+    assert " `last` stands for features.stage4.unit5.add\n" in shown
 
 
 @pytest.mark.parametrize(
