@@ -101,7 +101,8 @@ def _panels(photo: Image.Image, name: str, explanation: Explanation) -> Image.Im
     values = heatmap_picture(heatmap.height, heatmap.width, heatmap.data)
     heated.paste(overlay(seen, values, explanation.scale), box)
     column = max(size[0], SHORTEST_SCALE)
-    left = _stack([shown, draw_text(name, CAPTION_SIZE, CAPTION_COLOUR, column)], CAPTION_GAP)
+    caption = name if box == (0, 0, *size) else f"{name} · the network does not see the pale part"
+    left = _stack([shown, draw_text(caption, CAPTION_SIZE, CAPTION_COLOUR, column)], CAPTION_GAP)
     right = _stack([heated, _colour_scale(explanation, column)], CAPTION_GAP)
     return _stack([left, right], TILE_GAP) if wide else _beside(left, right)
 

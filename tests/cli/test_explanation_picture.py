@@ -83,6 +83,9 @@ def test_the_part_of_the_photo_that_the_network_does_not_see_is_faded() -> None:
     assert isinstance(faded, tuple)
     assert min(faded) > 180
     assert picture.getpixel((MARGIN, seen + 214)) == BLUE
+    whole = drawn(Image.new("RGB", (430, 430), BLUE), box=Box(0, 0, 430, 430))
+    below = (MARGIN, seen + 215, MARGIN + HALF_WIDTH, seen + 240)
+    assert picture.crop(below).tobytes() != whole.crop(below).tobytes(), "the caption says what the pale part is"
 
 
 def test_the_colour_scale_has_the_colours_of_the_heatmap() -> None:
