@@ -52,11 +52,21 @@ def print_explanations(outcomes: list[Outcome], arguments: argparse.Namespace) -
         _print_one(*explained[0])
     elif explained:
         print_whole(_overview(explained))
-    for _, answer in explained:
-        if answer.picture is not None:
-            verb = "replaced" if answer.replaced else "saved"
-            Console(stderr=True).print(f"{verb} {escape(str(answer.picture))}", soft_wrap=True, highlight=False)
+    if line := _saved_line([answer for _, answer in explained]):
+        Console(stderr=True).print(escape(line), soft_wrap=True, highlight=False)
     print_photo_errors(outcomes, arguments)
+
+
+def _saved_line(explained: list[Explained]) -> str:
+    """Returns a line that says where the pictures are, and if they replaced older ones. "" if there are none."""
+    pictures = [answer.picture for answer in explained if answer.picture is not None]
+    replaced = sum(answer.replaced for answer in explained)
+    if not pictures:
+        return ""
+    if len(pictures) == 1:
+        return f"{'replaced' if replaced else 'saved'} {pictures[0]}"
+    line = f"saved {len(pictures)} pictures in {pictures[0].parent.resolve()}"
+    return f"{line}; {replaced} of them replaced older ones" if replaced else line
 
 
 def _print_one(photo: Path, answer: Explained) -> None:
@@ -80,12 +90,13 @@ def _print_one(photo: Path, answer: Explained) -> None:
 
 def _overview(explained: list[tuple[Path, Explained]]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("photo", "class", "probability", "layer"):
+    for column in ("photo", "class", "probability", "layer", "picture"):
         table.add_column(column, no_wrap=True)
     for photo, answer in explained:
         explanation = answer.explanation
         label = Text(explanation.for_class.label, "bold")
-        table.add_row(Text(str(photo)), label, probability_text(explanation), Text(explanation.layer))
+        picture = Text(answer.picture.name if answer.picture else "")
+        table.add_row(Text(str(photo)), label, probability_text(explanation), Text(explanation.layer), picture)
     return table
 
 

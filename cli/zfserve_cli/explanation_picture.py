@@ -59,8 +59,7 @@ def explanation_picture(
         parts.append(_stack([draw_text(heading, HEADING_SIZE, TITLE_COLOUR, WIDTH), within], CAPTION_GAP + 4))
     if note:
         parts.append(draw_text(note, CAPTION_SIZE, CAPTION_COLOUR, WIDTH))
-    page = _stack([Image.new("RGB", (WIDTH, 1), BACKGROUND), *parts], TILE_GAP + 4)
-    return ImageOps.expand(page.crop((0, TILE_GAP + 5, *page.size)), MARGIN, BACKGROUND)
+    return ImageOps.expand(_stack(parts, TILE_GAP + 4, WIDTH), MARGIN, BACKGROUND)
 
 
 def open_photo(photo: Path) -> Image.Image:
@@ -120,7 +119,8 @@ def _scaled(box: Box | None, size: tuple[int, int], panel: tuple[int, int]) -> t
         return 0, 0, *panel
     across, down = panel[0] / size[0], panel[1] / size[1]
     left, top = min(int(box.left * across), panel[0] - 1), min(int(box.top * down), panel[1] - 1)
-    return left, top, max(round(box.right * across), left + 1), max(round(box.bottom * down), top + 1)
+    right, bottom = min(round(box.right * across), panel[0]), min(round(box.bottom * down), panel[1])
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def _faded(panel: Image.Image) -> Image.Image:
@@ -159,10 +159,10 @@ def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
     return row
 
 
-def _stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Draws pictures one below the other, each at the left edge."""
+def _stack(pictures: Sequence[Image.Image], gap: int, least_width: int = 0) -> Image.Image:
+    """Draws pictures one below the other, each at the left edge, on a page that is at least `least_width` wide."""
     height = sum(picture.height for picture in pictures) + gap * (len(pictures) - 1)
-    stack = Image.new("RGB", (max(picture.width for picture in pictures), height), BACKGROUND)
+    stack = Image.new("RGB", (max(least_width, *(picture.width for picture in pictures)), height), BACKGROUND)
     top = 0
     for picture in pictures:
         stack.paste(picture, (0, top))

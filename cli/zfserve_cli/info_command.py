@@ -19,10 +19,10 @@ from zfserve_cli.service_call import call_service
 from zfserve_cli.whole_table import print_whole
 
 FEW_LAYERS = 30
-"""A network with more layers is listed by stage. zfnet has 14."""
+"""A network with more layers is listed by stage. zfnet has 13."""
 
 FEW_CLASSES = 12
-"""At most this many classes are printed."""
+"""The overview prints at most this many classes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from zfserve.results import Box, Projection
 from zfserve_cli.projection_files import SavedProjection
 
 FEW_NODES = 3
-"""At most this many nodes are named."""
+"""The note names at most this many nodes."""
 
 
 def projection_table(saved: list[SavedProjection], title: str) -> Table:

@@ -116,7 +116,12 @@ def test_several_photos_have_a_row_and_a_picture_each(
     assert names(folder / "out") == ["church-explained-2.png", "church-explained.png"], "no picture replaces another"
     for file in (church, twin):
         assert f"{file} " in shown.out, "a name stays whole in a narrow terminal"
-    assert shown.err.count("saved") == 2
+    assert "church-explained-2.png" in shown.out
+    assert shown.err == f"saved 2 pictures in {folder / 'out'}\n"
+    photo(folder / "out" / "church-explained-2.png")
+    (folder / "out" / "church-explained.png").unlink()
+    assert run("explain", church, twin, "--save", folder / "out") == OK
+    assert capsys.readouterr().err.endswith("; 1 of them replaced older ones\n")
 
 
 def test_a_bad_photo_among_good_ones_is_an_error_in_its_place(
