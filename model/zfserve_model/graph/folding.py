@@ -126,7 +126,7 @@ class Folding:
             self._pixels.update(node.outputs)
         constant = True
         for name, values in zip(node.outputs, computed, strict=False):
-            if all(value is values[0] for value in values) or _is_same_number(values):
+            if _is_same_number(values):
                 self._constants[name] = values[0].contiguous()
             elif name:
                 self._values[name] = values
@@ -268,7 +268,7 @@ def _is_same_number(values: Values) -> bool:
     first = values[0]
     if any(value.is_meta for value in values):
         return False
-    return all(value.shape == first.shape and torch.equal(value, first) for value in values[1:])
+    return all(value is first or (value.shape == first.shape and torch.equal(value, first)) for value in values[1:])
 
 
 def _bytes(tensor: Tensor) -> int:

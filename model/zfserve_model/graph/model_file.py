@@ -56,11 +56,21 @@ def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
         raise GraphError(
             f"the file uses operator set {opset}; export it again with operator set {OLDEST_OPSET} or later"
         )
-    if model.functions:
-        _check_functions(model)
-        model = onnx.inliner.inline_local_functions(model)
+    model = inline_functions(model)
     _check_weights(model)
     return model
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model without functions: each call is replaced by the function's operations.
+
+    Raises:
+        GraphError: a function calls itself, or inlining would make too many nodes.
+    """
+    if not model.functions:
+        return model
+    _check_functions(model)
+    return onnx.inliner.inline_local_functions(model)
 
 
 def opset_version(model: onnx.ModelProto) -> int:
