@@ -153,9 +153,7 @@ def _tensor_hash(tensor: onnx.TensorProto) -> bytes:
         raise GraphError(
             f"the weights {tensor.name!r} do not fit their shape {tuple(tensor.dims)}; export the file again"
         ) from error
-    content = (
-        repr(values.tolist()).encode() if values.dtype == object else memoryview(values.reshape(-1).view(np.uint8))
-    )
+    content = repr(values.tolist()).encode() if values.dtype == object else values.reshape(-1).view(np.uint8).data
     return _digest("tensor", str(tensor.data_type), str(tuple(tensor.dims)), content)
 
 

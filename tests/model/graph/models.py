@@ -1,6 +1,7 @@
 """Builds small ONNX models for tests, and runs them in ONNX Runtime."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,9 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 Array = NDArray[np.float32]
 
 
-def node(
-    operation: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes: object
-) -> onnx.NodeProto:
+def node(operation: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(operation, list(inputs), list(outputs), **attributes)
 
 

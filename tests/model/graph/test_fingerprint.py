@@ -36,8 +36,10 @@ def rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
         proto.input[:] = [names.get(name, name) for name in proto.input]
         proto.output[:] = [names.get(name, name) for name in proto.output]
         proto.name = names.get(proto.name, proto.name)
-    for entry in (*graph.initializer, *graph.input, *graph.output):
-        entry.name = names.get(entry.name, entry.name)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
 
 
 @given(seed=st.integers(0, 2**32), labels=st.lists(st.text(min_size=1), min_size=11, max_size=11, unique=True))
@@ -45,11 +47,13 @@ def test_names_order_and_metadata_do_not_matter(seed: int, labels: list[str]) ->
     expected = graph_fingerprint(residual_model())
     model = residual_model()
     shuffle = random.Random(seed).shuffle
-    for entries in (model.graph.node, model.graph.initializer):
-        copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
-        shuffle(copies)
-        del entries[:]
-        entries.extend(copies)
+    nodes, weights = list(residual_model().graph.node), list(residual_model().graph.initializer)
+    shuffle(nodes)
+    shuffle(weights)
+    model.graph.ClearField("node")
+    model.graph.ClearField("initializer")
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(weights)
     rename(model, dict(zip(["x", "w", "b", "c", "r", "s", "a", "shape", "y", "first", "second"], labels, strict=True)))
     model.producer_name, model.graph.name, model.doc_string = "someone", "another", "words"
     onnx.helper.set_model_props(model, {"fingerprint": "old"})

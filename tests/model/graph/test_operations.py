@@ -1,7 +1,8 @@
 """Tests that each operation of the table computes what ONNX Runtime does, in the forms of old and new operator sets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,10 +34,16 @@ class Case:
     opset: int = 20
 
 
-def case(name: str, operation: str, opset: int = 20, weights: object = (), **attributes: object) -> Case:
-    given = {f"w{position}": array for position, array in enumerate(weights) if array is not None}  # type: ignore[var-annotated, arg-type]
-    inputs = ["x", *(f"w{i}" if array is not None else "" for i, array in enumerate(weights))]  # type: ignore[arg-type]
-    return Case(f"{operation} {name}", node(operation, inputs, **attributes), given, opset)
+def case(
+    name: str,
+    operation: str,
+    opset: int = 20,
+    weights: Sequence[NDArray[Any] | np.float32 | None] = (),
+    **attributes: Any,
+) -> Case:
+    given = {f"w{position}": np.asarray(array) for position, array in enumerate(weights) if array is not None}
+    inputs = ["x", *(f"w{position}" if array is not None else "" for position, array in enumerate(weights))]
+    return Case(f"{operation} {name}", node(operation, inputs, ("y",), **attributes), given, opset)
 
 
 CASES = [
