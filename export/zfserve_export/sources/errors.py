@@ -1,0 +1,11 @@
+"""This module defines the error of a source. It imports nothing, so that the command line can check paths at once."""
+
+
+class SourceError(ValueError):
+    """The source cannot be exported. The message is one sentence, which says what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the type and the first line of an error that foreign code raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
