@@ -1,6 +1,8 @@
 """Draws text as pictures. Contact sheets and the pictures of the command line use it."""
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from zfserve_photos.fonts import Font, fitting_font
 
 BACKGROUND = (250, 250, 248)
 TITLE_COLOUR = (34, 34, 34)
@@ -20,7 +22,7 @@ def draw_text(text: str, size: int, colour: tuple[int, int, int], width: int | N
         width: the longest line in pixels, at least 1. Longer lines are broken between words, and words between letters.
             None breaks no line.
     """
-    font = ImageFont.load_default(size)
+    font, text = fitting_font(text, size)
     lines = [part for line in text.split("\n") for part in _broken(line, font, width)]
     widest = max(round(font.getlength(line) + 0.5) for line in lines)
     line_height = round(1.35 * size)
@@ -31,7 +33,7 @@ def draw_text(text: str, size: int, colour: tuple[int, int, int], width: int | N
     return picture
 
 
-def _broken(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int | None) -> list[str]:
+def _broken(line: str, font: Font, width: int | None) -> list[str]:
     """Breaks a line into parts that are at most `width` pixels long, but have at least one letter."""
     parts = []
     while width is not None and font.getlength(line) > width:
