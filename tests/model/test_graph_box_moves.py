@@ -165,12 +165,15 @@ def test_the_pitch_behind_a_resize_covers_every_unit() -> None:
         assert first <= seen.start < seen.stop <= first + rows.size
 
 
-KERNEL, STRIDE, PAD = (
-    st.tuples(st.integers(low, high), st.integers(low, high)) for low, high in ((1, 4), (1, 3), (0, 2))
+def pairs(smallest: int, largest: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(smallest, largest), st.integers(smallest, largest))
+
+
+@given(
+    layers=st.lists(st.tuples(pairs(1, 4), pairs(1, 3), pairs(0, 2)), min_size=1, max_size=4),
+    skip=st.booleans(),
+    data=st.data(),
 )
-
-
-@given(layers=st.lists(st.tuples(KERNEL, STRIDE, PAD), min_size=1, max_size=4), skip=st.booleans(), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_fields_of_any_chain_of_kernels_strides_and_pads_are_exact(
     layers: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]], skip: bool, data: st.DataObject
