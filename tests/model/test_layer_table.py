@@ -1,18 +1,19 @@
 """The layer table lists what a user of the network would name, with the names and stages of the source."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from fakes.graph_builder import GraphBuilder
 from torch import nn
 from zfserve_model.graph.graph import Graph, Node
+from zfserve_model.graph.module_paths import module_path
 from zfserve_model.layer_table import layer_table
 from zfserve_model.network_layer_table import layer_table as network_layer_table
 from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec
 
-Rename = Callable[[str, str, int], str]
+Name = Callable[[str, int, int, str], str]
 
 
 def graph_of_trunk(network: Network) -> Graph:
@@ -60,34 +61,23 @@ def test_the_tables_of_our_own_networks_are_those_of_their_modules(architecture:
         assert not row.whole_image
 
 
-def residual_network(name: Callable[[str, int, int, str], str], blocks: tuple[int, ...] = (2, 2)) -> Graph:
-    """Builds a small ResNet. `name` gets the part, the stage and the block, from 1 on, and the operation."""
+def residual_network(name: Name) -> Graph:
+    """Builds a ResNet with two stages of two blocks. `name` gets the part, the stage, the block and the operation."""
     net = GraphBuilder(64, 64)
-    x = net.relu(
-        net.conv("images", 4, (7, 7), (2, 2), (3, 3, 3, 3), name=name("conv", 0, 0, "Conv")), name("relu", 0, 0, "Relu")
-    )
+
+    def conv(source: str, width: int, kernel: int, step: int, part: str, stage: int = 0, block: int = 0) -> str:
+        pads = (kernel // 2,) * 4
+        return net.conv(source, width, (kernel, kernel), (step, step), pads, name=name(part, stage, block, "Conv"))
+
+    x = net.relu(conv("images", 4, 7, 2, "conv"), name("relu", 0, 0, "Relu"))
     x = net.pool(x, 3, 2, 1, ceil=False, name=name("pool", 0, 0, "MaxPool"))
-    for stage, count in enumerate(blocks, start=1):
-        for block in range(1, count + 1):
-            steps = (2, 2) if stage > 1 and block == 1 else (1, 1)
-            width = 4 * stage
-            way = (
-                x
-                if stage == 1 or block > 1
-                else net.conv(x, width, (1, 1), steps, name=name("down", stage, block, "Conv"))
-            )
-            y = net.conv(x, width, (3, 3), steps, (1, 1, 1, 1), name=name("conv1", stage, block, "Conv"))
-            y = net.conv(
-                net.relu(y, name("relu1", stage, block, "Relu")),
-                width,
-                (3, 3),
-                (1, 1),
-                (1, 1, 1, 1),
-                name=name("conv2", stage, block, "Conv"),
-            )
-            x = net.relu(
-                net.join("Add", [y, way], name("add", stage, block, "Add")), name("relu2", stage, block, "Relu")
-            )
+    for stage, block in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        step = 2 if (stage, block) == (2, 1) else 1
+        around = conv(x, 8, 1, 2, "down", stage, block) if step == 2 else x
+        y = net.relu(conv(x, 4 * stage, 3, step, "conv1", stage, block), name("relu1", stage, block, "Relu"))
+        y = conv(y, 4 * stage, 3, 1, "conv2", stage, block)
+        x = net.join("Add", [y, around], name("add", stage, block, "Add"))
+        x = net.relu(x, name("relu2", stage, block, "Relu"))
     return net.graph()
 
 
@@ -97,14 +87,6 @@ def torchvision_names(part: str, stage: int, block: int, operation: str) -> str:
         return f"/{'maxpool' if part == 'pool' else part}{'1' if part == 'conv' else ''}/{operation}"
     inner = {"add": "", "down": "downsample/downsample.0/", "relu1": "relu/", "relu2": "relu_1/"}.get(part, f"{part}/")
     return f"/layer{stage}/layer{stage}.{block - 1}/{inner}{operation}"
-
-
-def dotted_torchvision_names(part: str, stage: int, block: int, operation: str) -> str:
-    """Names nodes by the path of the module, as the importer does for torch's newer exporter."""
-    if stage == 0:
-        return {"conv": "conv1", "relu": "relu", "pool": "maxpool"}[part]
-    inner = {"add": "", "down": ".downsample.0", "relu1": ".relu", "relu2": ".relu"}.get(part, f".{part}")
-    return f"layer{stage}.{block - 1}{inner}"
 
 
 def pytorchcv_names(part: str, stage: int, block: int, operation: str) -> str:
@@ -133,7 +115,6 @@ def no_names(part: str, stage: int, block: int, operation: str) -> str:
     ("names", "expected"),
     [
         (torchvision_names, ["relu", "maxpool", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]),
-        (dotted_torchvision_names, ["relu", "maxpool", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]),
         (
             pytorchcv_names,
             ["init_block.conv", "init_block.pool", "stage1.unit1", "stage1.unit2", "stage2.unit1", "stage2.unit2"],
@@ -153,7 +134,7 @@ def no_names(part: str, stage: int, block: int, operation: str) -> str:
         (numbered_names, ["stem.1", "stem.2", "stage1.1", "stage1.2", "stage2.1", "stage2.2"]),
     ],
 )
-def test_a_residual_network_lists_its_stem_and_its_blocks(names: Callable[..., str], expected: list[str]) -> None:
+def test_a_residual_network_lists_its_stem_and_its_blocks(names: Name, expected: list[str]) -> None:
     table = layer_table(residual_network(names))
     assert [row.name for row in table] == expected
     assert [row.stage for row in table] == ["stem", "stem", "stage1", "stage1", "stage2", "stage2"]
@@ -163,3 +144,14 @@ def test_a_residual_network_lists_its_stem_and_its_blocks(names: Callable[..., s
     assert [row.receptive_field for row in table] == [7, 11, 27, 43, 67, 99]
     assert [row.stride for row in table] == [2, 4, 4, 4, 8, 8]
     assert [row.offset for row in table] == [-3, -5, -13, -21, -33, -49]
+
+
+def test_the_scopes_of_torchs_newer_exporter_give_the_same_names() -> None:
+    """Its nodes are called after the functions of PyTorch, and carry the modules around them. Modules can be reused."""
+    old = residual_network(torchvision_names)
+    nodes = []
+    for number, node in enumerate(old.nodes):
+        path = ".".join(module_path(node)).replace("relu_1", "relu")
+        scopes = ((path.partition(".")[0], "torch.nn.Sequential"), (path, "torch.nn.ReLU")) if path else ()
+        nodes.append(replace(node, name=f"node_{node.operation.lower()}_{number}", scopes=scopes))
+    assert layer_table(replace(old, nodes=tuple(nodes))) == layer_table(old)

@@ -12,10 +12,12 @@ Path = tuple[str, ...]
 def module_path(node: Node) -> Path:
     """Returns the path of the module that computes `node`, such as ("features", "stage1", "unit1").
 
-    It reads the dotted paths of PyTorch, and names with slashes, such as "/layer1/layer1.0/conv1/Conv" or
+    It reads the scopes of PyTorch, and names with slashes, such as "/layer1/layer1.0/conv1/Conv" or
     "resnet50/conv1_relu/Relu", whose last part is the operation. It returns () where the file has no names, or only
     numbers the operations, such as "Conv_12".
     """
+    if node.scopes:
+        return tuple(node.scopes[-1][0].split("."))
     *parts, last = node.name.removeprefix("/").split("/")
     is_operation = "/" in node.name and last[:1].isupper()
     if not is_operation and not re.fullmatch(rf"node_.*|{node.operation}(_?\d+)?|", last):
