@@ -90,8 +90,8 @@ def corners_aligned(net: GraphBuilder, source: str) -> str:
 def transposed_convolution(net: GraphBuilder, source: str) -> str:
     weight = torch.ones(4, 2, 3, 2, dtype=torch.float64)
     value = functional.conv_transpose2d(net.values[source], weight, None, (2, 3), (1, 0), groups=2)
-    attributes = {"strides": [2, 3], "pads": [1, 0, 1, 0], "group": 2}
-    return net.add("ConvTranspose", [source, net.constant(weight)], value, **attributes)
+    inputs = [source, net.constant(weight)]
+    return net.add("ConvTranspose", inputs, value, strides=[2, 3], pads=[1, 0, 1, 0], group=2)
 
 
 def mean_over_channels(net: GraphBuilder, source: str) -> str:
