@@ -10,7 +10,13 @@ from zfserve_protos.methods import is_probe
 
 from zfserve_cli.top.metrics_text import Samples, Series, quantile
 
-STEPS = {"decode": "decode", "queue": "queue", "engine": "inference", "projection": "projection"}
+STEPS = {
+    "decode": "decode",
+    "queue": "queue",
+    "engine": "inference",
+    "projection": "projection",
+    "explanation": "explanation",
+}
 """Lists the steps of a request. The value is the name in the step's metric, `zfserve_<name>_seconds`."""
 
 
