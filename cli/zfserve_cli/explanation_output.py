@@ -14,7 +14,7 @@ from zfserve.errors import ZfserveError
 from zfserve.explanation import Explanation
 from zfserve.results import Projection
 
-from zfserve_cli.explanation_text import METHOD_NAMES, probability_text, score_text
+from zfserve_cli.explanation_text import METHOD_NAMES, maps_text, probability_text, score_text
 from zfserve_cli.photo_outcomes import error_document, print_photo_errors
 from zfserve_cli.project_command import projection_document
 from zfserve_cli.projection_files import SavedProjection
@@ -83,7 +83,8 @@ def _print_one(photo: Path, answer: Explained) -> None:
     console = Console()
     if answer.maps:
         console.print()
-        print_whole(projection_table([SavedProjection(each, None, None) for each in answer.maps], "maps that add most"))
+        saved = [SavedProjection(each, None, None) for each in answer.maps]
+        print_whole(projection_table(saved, maps_text(explanation, answer.maps)))
     if answer.note:
         console.print(f" {escape(answer.note)}", style="dim", highlight=False, soft_wrap=True)
 

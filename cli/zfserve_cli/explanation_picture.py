@@ -10,7 +10,7 @@ from zfserve_photos.contact_sheet import CAPTION_GAP, MARGIN, PICTURE_GAP, TILE_
 from zfserve_photos.heatmap import LEVELS, PALETTE, heatmap_picture, overlay
 from zfserve_photos.text import BACKGROUND, CAPTION_COLOUR, CAPTION_SIZE, TITLE_COLOUR, TITLE_SIZE, draw_text
 
-from zfserve_cli.explanation_text import METHOD_NAMES, probability_text, score_text
+from zfserve_cli.explanation_text import METHOD_NAMES, maps_text, probability_text, score_text
 from zfserve_cli.projection_files import projection_tile
 
 HEADING_SIZE = 16
@@ -53,10 +53,13 @@ def explanation_picture(
     """
     parts = [_title(explanation), _panels(photo, name, explanation)]
     if maps:
-        heading = f"The maps of {explanation.layer} that add most to the score of “{explanation.for_class.label}”"
         sheet = contact_sheet([projection_tile(each) for each in maps], MAPS_IN_A_ROW, picture_side=MAP_SIDE)
         within = sheet.crop((MARGIN, MARGIN, sheet.width - MARGIN, sheet.height - MARGIN))
-        parts.append(_stack([draw_text(heading, HEADING_SIZE, TITLE_COLOUR, WIDTH), within], CAPTION_GAP + 4))
+        parts.append(
+            _stack(
+                [draw_text(maps_text(explanation, maps), HEADING_SIZE, TITLE_COLOUR, WIDTH), within], CAPTION_GAP + 4
+            )
+        )
     if note:
         parts.append(draw_text(note, CAPTION_SIZE, CAPTION_COLOUR, WIDTH))
     return ImageOps.expand(_stack(parts, TILE_GAP + 4, WIDTH), MARGIN, BACKGROUND)

@@ -1,6 +1,9 @@
 """Writes the figures of an explanation as text. The terminal and the picture show the same words."""
 
+from collections.abc import Sequence
+
 from zfserve.explanation import Explanation
+from zfserve.results import Projection
 
 METHOD_NAMES = {"integrated-gradients": "integrated gradients", "grad-cam": "Grad-CAM"}
 
@@ -11,6 +14,15 @@ def probability_text(explanation: Explanation) -> str:
     if explanation.served_precision in ("", "fp32"):
         return f"{worker:.1%}"
     return f"{explanation.served_probability:.1%} in {explanation.served_precision}, {worker:.1%} in float32"
+
+
+def maps_text(explanation: Explanation, maps: Sequence[Projection]) -> str:
+    """Returns a title for the maps that add most. With integrated gradients it has their share of the heatmap."""
+    title = f"The maps of {explanation.layer} that add most to the score of “{explanation.for_class.label}”"
+    if explanation.baseline_score is None or explanation.completeness_gap is None:
+        return title
+    whole = explanation.score - explanation.baseline_score - explanation.completeness_gap
+    return f"{title}: together {sum(each.attribution or 0.0 for each in maps):+.2f} of {whole:+.2f}"
 
 
 def score_text(explanation: Explanation) -> str:

@@ -53,6 +53,7 @@ def test_one_photo_makes_one_picture(
         "relu5",
         "integrated gradients",
         "4.00: baseline 1.00, heatmap +2.75, completeness gap +0.250 (8.3%)",
+        "The maps of relu5 that add most to the score of “church”: together -6.00 of +2.75",
         "+0.250",
     ):
         assert figure in shown.out
