@@ -223,6 +223,8 @@ class Folding:
         if target is None:
             return node
         name = f"{node.outputs[0]}/shape"
+        while name in self._constants or name in self._values:
+            name += "'"
         self._constants[name] = torch.tensor(target)
         attributes = {key: value for key, value in node.attributes.items() if key != "allowzero"}
         return replace(node, inputs=(node.inputs[0], name), attributes=attributes)

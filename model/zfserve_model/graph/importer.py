@@ -11,7 +11,9 @@ from zfserve_model.graph.graph import Graph
 from zfserve_model.graph.heads import find_head
 from zfserve_model.graph.interface import image_input, normalised_images, output_names
 from zfserve_model.graph.model_file import check_model, opset_version, read_model
+from zfserve_model.graph.naming import name_nodes
 from zfserve_model.graph.ordering import needed_nodes, sort_nodes
+from zfserve_model.graph.patterns import recognise
 from zfserve_model.graph.simplification import simplify, used_constants
 
 __all__ = ["GraphError", "import_graph"]
@@ -40,9 +42,12 @@ def import_graph(source: Path | onnx.ModelProto) -> Graph:
     batches = (image.batch,) if image.batch else (2, 3)
     folded = Folding(decoder, name, (3, image.height, image.width), batches).run(nodes)
     nodes, wanted = simplify(folded.nodes, folded.constants, folded.shapes, wanted)
+    nodes = recognise(needed_nodes(nodes, wanted, {name}), folded.constants, folded.shapes)
+    nodes, wanted = simplify(nodes, folded.constants, folded.shapes, wanted)
     head = find_head(nodes, folded.constants, folded.shapes, wanted[0])
     features = wanted[1] if len(wanted) > 1 else head.features
     nodes = needed_nodes(head.nodes, [head.probabilities, *([features] if features else [])], {name})
+    nodes = name_nodes(nodes, folded.constants)
     made = {output for node in nodes for output in node.outputs} | {name}
     return Graph(
         nodes=tuple(nodes),
