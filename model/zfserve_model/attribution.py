@@ -1,23 +1,31 @@
-"""This module computes how much each feature map adds to the score of a class. The worker calls it.
+"""This module computes how much each unit of a layer adds to the score of a class. The worker calls it.
 
-The method is integrated gradients (Sundararajan et al., ICML 2017). The baseline is a layer whose units are all zero.
-The path leads from the baseline to the layer's activations. The contributions of all units sum to the difference
+`attribute` uses integrated gradients (Sundararajan et al., ICML 2017). The baseline is a layer whose units are all
+zero. The path leads from the baseline to the layer's activations. The contributions of all units sum to the difference
 between the score at the activations and the score at the baseline. Plain gradients miss the cause of a confident
 answer, because the score is flat there.
+
+`grad_cam` (Selvaraju et al., ICCV 2017) weights each map by the mean gradient of the score over the map.
+
+Both run only the nodes above the layer. Branches that do not pass the layer keep their values.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zfserve_model.deconvnet import OutOfRange, Position, Trace, UnitOfEach, activations_of, highest_maps
-from zfserve_model.networks import Network
+from zfserve_model.graph.execution import run
+from zfserve_model.graph.ordering import needed_nodes
 
 STEPS = 16
 """The number of points on the path from the baseline to the activations."""
-STEPS_PER_BATCH = 4
-"""The points that run in one batch. All 16 at once would take half a gigabyte for the activations above conv1."""
+MEMORY_BYTES = 128 << 20
+"""The default limit of the activations of one batch of points. All 16 at once would take half a gigabyte above the
+first layer of `zfnet`."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +33,35 @@ class ClassAttribution:
     """Holds what each unit of one layer adds to a class's score before the softmax.
 
     Attributes:
-        layer: the name of the layer.
+        layer: the tensor of the layer.
         index: the index of the class.
         probability: the probability of the class, in [0, 1].
         units: the contribution of each unit, float32 (channels, height, width), in logits.
+        score, baseline_score: the score of the class, in logits: for the photo, and where all units of the layer are
+            zero.
     """
 
     layer: str
     index: int
     probability: float
     units: Tensor
+    score: float = math.nan
+    baseline_score: float = math.nan
 
     @property
     def maps(self) -> Tensor:
         """The contribution of each whole map, float32 (channels,), in logits."""
         return self.units.flatten(1).sum(1)
+
+    @property
+    def heatmap(self) -> Tensor:
+        """The contribution of each place, summed over the maps, float32 (height, width), in logits."""
+        return self.units.sum(0)
+
+    @property
+    def completeness_gap(self) -> float:
+        """The error of the approximation, in logits: what the score gains from the baseline, less all contributions."""
+        return self.score - self.baseline_score - float(self.units.sum(dtype=torch.float64))
 
     def leading_maps(self, count: int) -> list[int]:
         """Returns the `count` maps that add most, the largest contribution first.
@@ -56,42 +78,117 @@ class ClassAttribution:
         return UnitOfEach({index: Position(*divmod(place, width)) for index, place in zip(maps, places, strict=True)})
 
 
-def attribute(network: Network, trace: Trace, layer: str, class_index: int | None = None) -> ClassAttribution:
-    """Runs the layers above `layer` forward and backward, at `STEPS` points between the baseline and the activations.
+@dataclass(frozen=True)
+class GradCam:
+    """Holds the Grad-CAM of one layer for one class.
+
+    Attributes:
+        layer: the tensor of the layer.
+        index: the index of the class.
+        probability: the probability of the class, in [0, 1].
+        score: the score of the class, in logits.
+        heatmap: the weighted sum of the maps, float32 (height, width). Negative values are kept.
+    """
+
+    layer: str
+    index: int
+    probability: float
+    score: float
+    heatmap: Tensor
+
+
+def attribute(
+    trace: Trace, tensor: str, class_index: int | None = None, memory_bytes: int = MEMORY_BYTES
+) -> ClassAttribution:
+    """Runs the nodes above `tensor` forward and backward, at `STEPS` points between the baseline and the activations.
 
     Args:
-        network: the network that was traced, in evaluation mode.
         trace: the forward pass of the photo.
-        layer: a layer of the trunk, by name.
+        tensor: a traced layer.
         class_index: the index of the class whose score is explained. None means the most probable class.
+        memory_bytes: the limit of the activations of one batch of points. A single point may take more.
 
     Raises:
-        UnknownLayer: the trunk has no such layer.
+        UnknownLayer: the trace has no such layer.
         OutOfRange: the network has no such class.
-        ValueError: the network is in training mode, so dropout would change the score.
+        UnsupportedNode: a node above the layer cannot run. The message names it.
     """
-    if network.training:
-        raise ValueError("the network is in training mode; call network.eval() first")
-    if class_index is not None and not 0 <= class_index < network.spec.classes:
-        raise OutOfRange(f"the network has classes 0 to {network.spec.classes - 1}, not {class_index}")
-    activations = activations_of(trace, layer)
-    above = list(trace.trunk.children())[list(trace.activations).index(layer) + 1 :]
-    network_above = nn.Sequential(*above, network.head)
-    with torch.inference_mode():
-        logits: Tensor = network_above(activations[None])[0]
-    index = int(logits.argmax()) if class_index is None else class_index
-    gradient = _mean_gradient(network_above, activations, index)
-    return ClassAttribution(layer, index, float(logits.softmax(0)[index]), gradient * activations)
-
-
-def _mean_gradient(network: nn.Module, activations: Tensor, index: int) -> Tensor:
-    """Returns the mean gradient of the score along the path, by the midpoint rule, in the shape of `activations`."""
-    fractions = (torch.arange(STEPS, device=activations.device) + 0.5) / STEPS
+    activations, above = activations_of(trace, tensor), _NetworkAbove(trace, tensor)
+    index, probability, score = above.find_class(activations, class_index)
+    with torch.no_grad():
+        baseline_score = float(above.scores(torch.zeros_like(activations)[None])[0, index])
+    batch = max(1, memory_bytes // above.bytes_per_image)
     total = torch.zeros_like(activations)
-    with torch.inference_mode(False), torch.enable_grad():
-        end = activations.clone()  # tensors made in inference mode have no gradients
-        for part in torch.split(fractions, STEPS_PER_BATCH):
-            points = (part[:, None, None, None] * end).requires_grad_()
-            (gradients,) = torch.autograd.grad(network(points)[:, index].sum(), points)
-            total = total + gradients.sum(0)
-    return total / STEPS
+    fractions = (torch.arange(STEPS, dtype=activations.dtype, device=activations.device) + 0.5) / STEPS
+    for part in torch.split(fractions, batch):
+        total = total + above.gradients(part[:, None, None, None] * activations, index).sum(0)
+    return ClassAttribution(tensor, index, probability, total / STEPS * activations, score, baseline_score)
+
+
+def grad_cam(trace: Trace, tensor: str, class_index: int | None = None) -> GradCam:
+    """Returns the maps of the layer, each weighted by the mean gradient of the class's score, and summed.
+
+    Args and errors are those of `attribute`.
+    """
+    activations, above = activations_of(trace, tensor), _NetworkAbove(trace, tensor)
+    index, probability, score = above.find_class(activations, class_index)
+    weights = above.gradients(activations[None], index)[0].mean((1, 2))
+    return GradCam(tensor, index, probability, score, torch.einsum("c,chw->hw", weights, activations))
+
+
+class _NetworkAbove:
+    """Runs the nodes between a layer and the scores."""
+
+    def __init__(self, trace: Trace, tensor: str) -> None:
+        self._graph, self._tensor = trace.graph, tensor
+        self._fixed = _values_beside(trace, tensor)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """The memory that the activations of one image take, in bytes, at 4 bytes a value."""
+        nodes = needed_nodes(self._graph.nodes, [self._graph.logits], {self._tensor, *self._fixed})
+        outputs = (output for node in nodes for output in node.outputs)
+        return max(1, 4 * sum(math.prod(self._graph.shapes.get(output, ())) for output in outputs))
+
+    def scores(self, activations: Tensor) -> Tensor:
+        """Returns the scores, float32 (N, K), of activations of the layer, float32 (N, channels, height, width)."""
+        graph = self._graph
+        return run(graph, self._inputs(activations), [graph.logits])[graph.logits]
+
+    def find_class(self, activations: Tensor, index: int | None) -> tuple[int, float, float]:
+        """Returns the index of the class, its probability and its score, for the activations of one photo."""
+        graph = self._graph
+        with torch.no_grad():
+            values = run(graph, self._inputs(activations[None]), [graph.logits, graph.probabilities])
+        scores, probabilities = values[graph.logits].flatten(), values[graph.probabilities].flatten()
+        if index is None:
+            index = int(probabilities.argmax())
+        if not 0 <= index < len(scores):
+            raise OutOfRange(f"the network has classes 0 to {len(scores) - 1}, not {index}")
+        return index, float(probabilities[index]), float(scores[index])
+
+    def gradients(self, activations: Tensor, index: int) -> Tensor:
+        """Returns the gradient of the class's score at each of the activations, in their shape."""
+        with torch.inference_mode(False), torch.enable_grad():
+            points = activations.clone().requires_grad_()  # tensors made in inference mode have no gradients
+            (gradients,) = torch.autograd.grad(self.scores(points)[:, index].sum(), points)
+        return gradients
+
+    def _inputs(self, activations: Tensor) -> dict[str, Tensor]:
+        beside = {name: value.expand(len(activations), *value.shape[1:]) for name, value in self._fixed.items()}
+        return {self._tensor: activations, **beside}
+
+
+def _values_beside(trace: Trace, tensor: str) -> Mapping[str, Tensor]:
+    """Returns the tensors that nodes above the layer read from branches which do not pass the layer, by name."""
+    graph = trace.graph
+    dependent, read = {tensor}, set[str]()
+    for node in needed_nodes(graph.nodes, [graph.logits, graph.probabilities], {tensor}):
+        if not dependent.isdisjoint(node.inputs):
+            dependent.update(node.outputs)
+            read.update(name for name in node.inputs if name and name not in graph.constants)
+    beside = read - dependent
+    if not beside:
+        return {}
+    with torch.inference_mode(False), torch.no_grad():
+        return run(graph, {graph.input: trace.image[None].clone()}, beside)

@@ -1,35 +1,46 @@
-"""The deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1) shows which pixels drove a unit.
+"""The deconvnet of Zeiler & Fergus (ECCV 2014, section 2.1) shows which pixels drove a unit. It works on any graph.
 
 `trace` runs the network forward once and keeps what the backward pass needs. `project` then goes back to the pixels
-from any layer of the trunk, for any number of feature maps. The worker calls both. All functions are pure: they keep no
-state, and many threads may call them at once on one network and one trace.
+from any tensor of maps, for any number of them. The worker calls both. All functions are pure: they keep no state, and
+many threads may call them at once on one graph and one trace.
 
 A projection is the gradient of the unit, times its activation, with one change: the backward step of every ReLU is a
-ReLU on the gradient itself. The backward pass skips contrast normalisation, as the paper does.
+ReLU on the gradient itself. `zfserve_model.graph.rules` has the backward step of each operation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zfserve_model.backward_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
-from zfserve_model.network_layer_table import layer_kind
-from zfserve_model.networks import Network
+from zfserve_model.backward_pass import descend, plan_descent
+from zfserve_model.forward_pass import run_and_keep
+from zfserve_model.graph.boxes import Boxes
+from zfserve_model.graph.graph import Graph
+from zfserve_model.graph.rules import projection_rule
+from zfserve_model.signals import Signal
 
 CHUNK = 9
-"""The number of maps that are projected together. If a consumer stops early, the later chunks are never computed.
+"""The number of maps whose way down begins together. If a consumer stops early, the later chunks are never computed.
 Larger chunks would not make the matrix products faster."""
+
+MEMORY_BYTES = 16 << 20
+"""The default limit of the signals that are alive at once. Measured on CPUs: larger batches take longer, because the
+signals no longer fit into the processor's cache."""
 
 
 class UnknownLayer(ValueError):
-    """The trunk has no layer of that name."""
+    """The trace has no activations of that tensor."""
 
 
 class OutOfRange(IndexError):
     """The layer has no such map or unit, or fewer maps than the count."""
+
+
+class NotProjectable(ValueError):
+    """A node of the network is in the way of the projection. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,8 @@ class Projection:
         map: the index of the feature map in its layer.
         unit: the position of the projected unit. None means the whole map.
         activation: the activation of that unit, or the highest activation of a whole map.
-        window: the receptive field, clipped to the image. The projection is zero outside of it.
+        window: the pixels that the signal can reach, inside of the image: the receptive field, without what only the
+            gates and the statistics of norms see. The projection is zero outside of it.
         pixels: the values inside the window, float32 (3, height, width), RGB, in the space of the normalised input.
     """
 
@@ -91,53 +103,58 @@ class Projection:
 
 @dataclass(frozen=True)
 class Trace:
-    """Holds one forward pass through a trunk, as `trace` made it.
+    """Holds one forward pass, as `trace` made it.
 
     Attributes:
-        trunk: the layers that were run.
-        image_size: the height and width of the input, in pixels.
-        activations: the output of each layer by name, in forward order, float32 (channels, height, width).
-        switches: the switches of each max-pool by name, uint8 in the shape of its output; see `pool_with_switches`.
+        graph: the network.
+        image: the input, float32 (3, height, width).
+        activations: the output of each traced layer by tensor, float32 (channels, height, width).
+        kept: what the backward steps need, by the first output of the node: the switches of a max-pool, see
+            `pool_with_switches`; the value of a gate; the mask of the maxima of a global max-pool.
     """
 
-    trunk: nn.Sequential
-    image_size: tuple[int, int]
-    activations: dict[str, Tensor]
-    switches: dict[str, Tensor]
+    graph: Graph
+    image: Tensor
+    activations: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the trace holds, in bytes."""
+        return sum(tensor.nbytes for tensor in (self.image, *self.activations.values(), *self.kept.values()))
 
 
 @torch.inference_mode()
-def trace(network: Network, image: Tensor) -> Trace:
-    """Runs `image` through the trunk of `network`.
+def trace(graph: Graph, image: Tensor, tensors: Collection[str]) -> Trace:
+    """Runs `image` through `graph`, up to the highest of `tensors`.
 
     Args:
-        image: float32 (3, 224, 224), RGB, normalised.
+        graph: the network.
+        image: float32 (3, height, width), RGB, normalised, of the size that the graph takes.
+        tensors: the layers that will be projected or explained, each of shape (1, channels, height, width).
 
     Raises:
-        ValueError: the network still has batch norm, which `fold_batch_norm` removes; or `image` is not (3, H, W).
+        ValueError: `image` has another shape, or one of `tensors` is no tensor of maps.
+        UnsupportedNode: a node below one of `tensors` cannot run.
     """
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"an image has shape (3, height, width), not {tuple(image.shape)}")
-    signal, activations, switches = image, {}, {}
-    for name, module in network.trunk.named_children():
-        if layer_kind(module) == "pool":
-            assert isinstance(module, nn.MaxPool2d)
-            signal, switches[name] = pool_with_switches(module, signal)
-        else:
-            signal = module(signal[None])[0]
-        activations[name] = signal
-    return Trace(network.trunk, (image.shape[-2], image.shape[-1]), activations, switches)
+    if tuple(image.shape) != graph.shapes[graph.input][1:]:
+        raise ValueError(f"the image must have the shape {graph.shapes[graph.input][1:]}, not {tuple(image.shape)}")
+    for tensor in tensors:
+        if len(graph.shapes.get(tensor, ())) != 4:
+            raise ValueError(f"{tensor!r} is no tensor of feature maps")
+    values, kept = run_and_keep(graph, image[None], tensors)
+    return Trace(graph, image, {tensor: values[tensor][0] for tensor in tensors}, kept)
 
 
 @torch.inference_mode()
-def strongest_maps(trace: Trace, layer: str, count: int) -> list[int]:
+def strongest_maps(trace: Trace, tensor: str, count: int) -> list[int]:
     """Returns the `count` feature maps with the highest single activation, the highest first.
 
     Raises:
-        UnknownLayer: the trunk has no such layer.
+        UnknownLayer: the trace has no such layer.
         OutOfRange: `count` is not between 1 and the layer's number of maps.
     """
-    return highest_maps(activations_of(trace, layer).flatten(1).amax(1), count, layer)
+    return highest_maps(activations_of(trace, tensor).flatten(1).amax(1), count, tensor)
 
 
 def highest_maps(values: Tensor, count: int, layer: str) -> list[int]:
@@ -155,109 +172,86 @@ def highest_maps(values: Tensor, count: int, layer: str) -> list[int]:
 
 def project(
     trace: Trace,
-    layer: str,
+    tensor: str,
     maps: Sequence[int],
     rule: UnitRule = StrongestUnit(),
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[Projection]:
     """Projects one unit of each of `maps`, or all its units, back to the pixels.
 
     The call checks its arguments at once. The work is done in chunks while the iterator is consumed, in the order of
     `maps`.
 
+    Args:
+        trace: the forward pass of the photo.
+        tensor: a traced layer.
+        maps: the indices of the feature maps. A map may be named twice.
+        rule: says which unit of each map is projected.
+        memory_bytes: the limit of the signals that are alive at once. A single signal may be larger.
+
     Raises:
-        UnknownLayer: the trunk has no such layer.
+        UnknownLayer: the trace has no such layer.
         OutOfRange: the layer has no such map, or the map has no such unit.
+        NotProjectable: a node below the layer is in the way.
     """
-    channels, height, width = activations_of(trace, layer).shape
+    channels, height, width = activations_of(trace, tensor).shape
     for index in maps:
         if not 0 <= index < channels:
-            raise OutOfRange(f"{layer} has maps 0 to {channels - 1}, not {index}")
+            raise OutOfRange(f"{tensor} has maps 0 to {channels - 1}, not {index}")
     if isinstance(rule, Position) and not (0 <= rule.row < height and 0 <= rule.column < width):
         raise OutOfRange(
-            f"{layer} has units in rows 0 to {height - 1} and columns 0 to {width - 1}, not ({rule.row}, {rule.column})"
+            f"{tensor} has units in rows 0 to {height - 1} and columns 0 to {width - 1}, "
+            f"not ({rule.row}, {rule.column})"
         )
-    return _projections(trace, layer, maps, rule)
+    if obstacle := projection_rule(trace.graph, tensor).obstacle:
+        raise NotProjectable(obstacle)
+    return _projections(trace, tensor, maps, rule, memory_bytes)
 
 
 # On a generator, this decorator turns inference mode off at each yield, while the consumer works.
 @torch.inference_mode()
-def _projections(trace: Trace, layer: str, maps: Sequence[int], rule: UnitRule) -> Iterator[Projection]:
-    together, alone = _split_path(trace, layer)
-    remaining = iter(maps)
-    while chunk := list(islice(remaining, CHUNK)):
-        units, signal = _seed(activations_of(trace, layer), chunk, rule)
-        activations = signal.values.flatten(1).amax(1).tolist()
-        signals = _backward(trace, together, signal).split()
-        for index, unit, activation, one in zip(chunk, units, activations, signals, strict=True):
-            window, pixels = _clip(_backward(trace, alone, one), trace.image_size)
-            yield Projection(index, unit, activation, window, pixels)
-
-
-def _split_path(trace: Trace, layer: str) -> tuple[list[str], list[str]]:
-    """Splits the path from `layer` to the pixels into layers for all signals together and layers for each signal alone.
-
-    The first part ends at the first pool below a convolution. Windows are small and filters large there, so it pays
-    to read the filters once for all signals. In the second part windows are large and filters small. One signal then
-    stays in the processor's cache, is cropped to its own part of the image, and is complete before the next begins.
-    """
-    names = list(trace.activations)
-    path = names[names.index(layer) :: -1]
-    convolved = False
-    for depth, name in enumerate(path):
-        module = trace.trunk.get_submodule(name)
-        if convolved and isinstance(module, nn.MaxPool2d):
-            return path[:depth], path[depth:]
-        convolved = convolved or isinstance(module, nn.Conv2d)
-    return path, []
+def _projections(
+    trace: Trace, tensor: str, maps: Sequence[int], rule: UnitRule, memory_bytes: int
+) -> Iterator[Projection]:
+    for begin in range(0, len(maps), CHUNK):
+        chunk = list(maps[begin : begin + CHUNK])
+        units, seed = _seed(activations_of(trace, tensor), chunk, rule)
+        activations = seed.values.flatten(1).amax(1).tolist()
+        sizes = np.array([1, *seed.values.shape[1:]])
+        descent = plan_descent(trace.graph, tensor, Boxes(seed.starts, seed.starts + sizes), trace.kept, memory_bytes)
+        for index, unit, activation, pixels in zip(
+            chunk, units, activations, descend(descent, tensor, seed), strict=True
+        ):
+            _, _, top, left = pixels.starts[0].tolist()
+            height, width = pixels.values.shape[2:]
+            yield Projection(
+                index, unit, activation, Window(left, top, left + width, top + height), pixels.values[0].clone()
+            )
 
 
 def _seed(activations: Tensor, maps: list[int], rule: UnitRule) -> tuple[list[Position | None], Signal]:
-    """Returns the selected units, and the signals to start from: zero everywhere except at those units."""
+    """Returns the selected units, and the signals to start from: each is a box of those units alone."""
     planes = activations[maps]
     width = planes.shape[-1]
+    starts = np.zeros((len(maps), 4), np.int64)
+    starts[:, 1] = maps
     match rule:
         case WholeMap():
-            return [None] * len(maps), Signal(planes[:, None], (0,) * len(maps), (0,) * len(maps), tuple(maps))
+            return [None] * len(maps), Signal(planes[:, None], starts)
         case Position(row, column):
             places = [row * width + column] * len(maps)
         case UnitOfEach(each):
             places = [each[index].row * width + each[index].column for index in maps]
         case StrongestUnit():
             places = planes.flatten(1).argmax(1).tolist()
-    rows, columns = tuple(place // width for place in places), tuple(place % width for place in places)
-    values = planes[range(len(maps)), rows, columns]
-    return [*map(Position, rows, columns)], Signal(values[:, None, None, None], rows, columns, tuple(maps))
+    rows, columns = [place // width for place in places], [place % width for place in places]
+    starts[:, 2], starts[:, 3] = rows, columns
+    return [*map(Position, rows, columns)], Signal(planes[range(len(maps)), rows, columns][:, None, None, None], starts)
 
 
-def _backward(trace: Trace, path: list[str], signal: Signal) -> Signal:
-    """Carries the signal back through the layers of `path`, from the output of the first to the input of the last."""
-    names = list(trace.activations)
-    for name in path:
-        match trace.trunk.get_submodule(name):
-            case nn.Conv2d() as conv:
-                depth = names.index(name)
-                size = trace.activations[names[depth - 1]].shape[-2:] if depth else trace.image_size
-                signal = convolve_transposed(signal, conv, *size)
-            case nn.ReLU():
-                signal = rectify(signal)
-            case nn.MaxPool2d() as pool:
-                signal = unpool(signal, pool, trace.switches[name])
-            case nn.LocalResponseNorm():
-                pass  # "contrast normalization operations are not used" on the way down (section 2.1)
-    return signal
-
-
-def _clip(signal: Signal, image_size: tuple[int, int]) -> tuple[Window, Tensor]:
-    """Returns the window of a single signal, clipped to the image, and a copy of its pixels there."""
-    (top,), (left,), (pixels,) = signal.tops, signal.lefts, signal.values
-    bottom, right = top + pixels.shape[-2], left + pixels.shape[-1]
-    window = Window(max(left, 0), max(top, 0), min(right, image_size[1]), min(bottom, image_size[0]))
-    return window, pixels[:, window.top - top : window.bottom - top, window.left - left : window.right - left].clone()
-
-
-def activations_of(trace: Trace, layer: str) -> Tensor:
+def activations_of(trace: Trace, tensor: str) -> Tensor:
     """Returns the layer's output, float32 (channels, height, width). Raises UnknownLayer."""
     try:
-        return trace.activations[layer]
+        return trace.activations[tensor]
     except KeyError:
-        raise UnknownLayer(f"there is no layer {layer!r}; the layers are {', '.join(trace.activations)}") from None
+        raise UnknownLayer(f"there is no layer {tensor!r}; the layers are {', '.join(trace.activations)}") from None

@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import Service, running_service, zfserve
 from zfserve import Client
-from zfserve_model.attribution import attribute
+from zfserve_model.chain_attribution import attribute
+from zfserve_model.chain_deconvnet import project, strongest_maps, trace
 from zfserve_model.checkpoint import load_checkpoint
-from zfserve_model.deconvnet import project, strongest_maps, trace
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 

@@ -7,7 +7,7 @@ import sys
 
 import torch
 from torch import Tensor
-from zfserve_model import deconvnet
+from zfserve_model import chain_deconvnet as deconvnet
 from zfserve_model.networks import Network
 from zfserve_worker import projector
 from zfserve_worker.worker_command import main

@@ -1,23 +1,23 @@
-"""Projections agree with captum and with their definition, and have the right properties.
+"""Projections of zfserve's own networks agree with captum and with their definition, and have the right properties.
 
-`test_backward_steps.py` tests the single steps.
+`test_projected_operations.py` tests single operations, `test_projected_networks.py` other networks.
 """
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from captum.attr import NeuronDeconvolution
+from fakes.network_graphs import RunningGraphBuilder, network_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from zfserve_model import deconvnet
-from zfserve_model.backward_steps import Signal, convolve_transposed
 from zfserve_model.deconvnet import (
     OutOfRange,
     Position,
@@ -31,8 +31,11 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
+from zfserve_model.graph.boxes import Step
+from zfserve_model.graph.rules import RULES
 from zfserve_model.network_layer_table import layer_table
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network
+from zfserve_model.signals import Signal
 
 TOLERANCE = 1e-5
 """The largest difference relative to the reference's largest value."""
@@ -45,7 +48,12 @@ def traced(architecture: str, contrast_norm: bool = False) -> tuple[Network, Ten
     spec = NetworkSpec(architecture, classes=4, hidden_width=16, contrast_norm=contrast_norm)
     network = build_network(spec, generator).eval()
     image = torch.randn(3, INPUT_SIZE, INPUT_SIZE, generator=generator)
-    return network, image, trace(network, image)
+    graph = network_graph(network)
+    return network, image, trace(graph, image, trunk_layers(network))
+
+
+def trunk_layers(network: Network) -> list[str]:
+    return [name for name, _ in network.trunk.named_children()]
 
 
 def on_whole_image(projection: Projection, size: int = INPUT_SIZE) -> Tensor:
@@ -133,16 +141,13 @@ def test_a_negative_unit_keeps_its_sign() -> None:
 
 def test_a_whole_path_by_hand() -> None:
     """Projects each unit of the pool in: conv 1x1 (one map, red minus 1), ReLU, pool 3x3 s2, on 4x4 pixels."""
-    network = Network(NetworkSpec("zfnet", 2, 1))
-    conv = nn.Conv2d(3, 1, 1)
-    with torch.no_grad():
-        conv.weight.copy_(torch.tensor([1.0, 0.0, -2.0]).view(1, 3, 1, 1))
-        assert conv.bias is not None
-        conv.bias.fill_(-1.0)
-    network.trunk = nn.Sequential(OrderedDict(conv1=conv, relu1=nn.ReLU(), pool1=nn.MaxPool2d(3, 2, ceil_mode=True)))
+    builder = RunningGraphBuilder(3, 4, 4)
+    conv = builder.add("Conv", "images", torch.tensor([1.0, 0.0, -2.0]).view(1, 3, 1, 1), torch.tensor([-1.0]))
+    relu = builder.add("Relu", conv)
+    builder.add("MaxPool", relu, outputs=["pool1"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
     image = torch.zeros(3, 4, 4)
     image[0] = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [1, 3, 9, 2], [4, 0, 1, 11]])
-    traced_image = trace(network, image)
+    traced_image = trace(builder.build(), image, ["pool1"])
     assert traced_image.activations["pool1"][0].tolist() == [[8, 8], [8, 10]]
     (whole,) = project(traced_image, "pool1", [0], WholeMap())
     # Three units of 8 have switches to the same pixel (row 2, column 2); the unit of 10 has its own. The filter is
@@ -187,9 +192,10 @@ def test_maps_come_strongest_first() -> None:
 
 
 def test_equally_strong_maps_come_in_their_own_order() -> None:
-    trunk, zeros = nn.Sequential(), torch.zeros(5, 2, 2)
+    zeros = torch.zeros(5, 2, 2)
     zeros[3, 1, 0] = 1
-    assert strongest_maps(Trace(trunk, (2, 2), {"relu1": zeros}, {}), "relu1", 5) == [3, 0, 1, 2, 4]
+    traced_image = replace(traced("zfnet-fig3")[2], activations={"relu1": zeros})
+    assert strongest_maps(traced_image, "relu1", 5) == [3, 0, 1, 2, 4]
 
 
 def test_results_come_in_the_order_asked_for_across_chunks() -> None:
@@ -205,19 +211,21 @@ def test_results_come_in_the_order_asked_for_across_chunks() -> None:
 
 def test_a_consumer_who_stops_early_saves_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, traced_image = traced("zfnet-fig3")
-    convolved: list[int] = []  # the number of signals in each transposed convolution
+    convolved: list[tuple[str, int]] = []  # the number of signals in each transposed convolution
+    rule = RULES["Conv"]
 
-    def counted(signal: Signal, conv: nn.Conv2d, height: int, width: int) -> Signal:
-        convolved.append(len(signal.tops))
-        return convolve_transposed(signal, conv, height, width)
+    def counted(step: Step, signal: Signal, kept: Tensor | None) -> Signal:
+        convolved.append((step.output, len(signal)))
+        return rule.step(step, signal, kept)
 
-    monkeypatch.setattr(deconvnet, "convolve_transposed", counted)
-    projections = project(traced_image, "conv3", range(256))
+    monkeypatch.setitem(RULES, "Conv", rule._replace(step=counted))
+    # With so little memory, the signals go down together as far as conv3 only.
+    projections = project(traced_image, "conv3", range(256), memory_bytes=1 << 18)
     assert convolved == []
     next(projections)
-    assert convolved == [deconvnet.CHUNK, 1, 1]  # conv3 for the whole chunk, conv2 and conv1 for the first signal
+    assert convolved == [("conv3", deconvnet.CHUNK), ("conv2", 1), ("conv1", 1)]
     next(projections)
-    assert convolved == [deconvnet.CHUNK, 1, 1, 1, 1]
+    assert convolved == [("conv3", deconvnet.CHUNK), ("conv2", 1), ("conv1", 1), ("conv2", 1), ("conv1", 1)]
 
 
 def test_no_maps_give_no_projections() -> None:
@@ -234,11 +242,11 @@ def test_gradients_work_between_two_results() -> None:
 
 
 def test_many_threads_share_one_trace() -> None:
-    network, image, traced_image = traced("zfnet-fig3")
+    _, image, traced_image = traced("zfnet-fig3")
 
     def work(index: int) -> tuple[Tensor, list[Tensor]]:
         layer = ("conv2", "pool1", "conv1", "relu2")[index % 4]
-        again = trace(network, image).activations["pool5"]
+        again = trace(traced_image.graph, image, ["pool5"]).activations["pool5"]
         return again, [projection.pixels for projection in project(traced_image, layer, [index, 5])]
 
     alone = [work(index) for index in range(8)]
@@ -250,14 +258,12 @@ def test_many_threads_share_one_trace() -> None:
             assert_same(theirs, mine)
 
 
-def test_nothing_is_left_on_the_network() -> None:
-    network, image, _ = traced("zfnet-fig3")
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    list(project(trace(network, image), "conv2", [0]))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    for module in network.modules():
-        assert not module._forward_hooks
-        assert not module._backward_hooks
+def test_the_graph_is_only_read() -> None:
+    _, image, traced_image = traced("zfnet-fig3")
+    graph = traced_image.graph
+    before = {name: tensor.clone() for name, tensor in graph.constants.items()}
+    list(project(trace(graph, image, ["conv2"]), "conv2", [0]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in graph.constants.items())
 
 
 @given(scale=st.floats(1e-3, 1e3), layer=st.sampled_from(["conv1", "relu2", "pool2", "conv3"]))
@@ -265,12 +271,8 @@ def test_nothing_is_left_on_the_network() -> None:
 def test_projections_are_positively_homogeneous(scale: float, layer: str) -> None:
     """A unit that is c times as strong has a projection that is c times as strong, if the switches are fixed."""
     _, _, traced_image = traced("zfnet-fig3")
-    scaled = Trace(
-        traced_image.trunk,
-        traced_image.image_size,
-        {name: scale * activations for name, activations in traced_image.activations.items()},
-        traced_image.switches,
-    )
+    activations = {name: scale * values for name, values in traced_image.activations.items()}
+    scaled = replace(traced_image, activations=activations)
     index = strongest_maps(traced_image, layer, 1)
     (projection,), (stronger,) = project(traced_image, layer, index), project(scaled, layer, index)
     assert_same(stronger.pixels, scale * projection.pixels)
@@ -284,7 +286,7 @@ def test_projections_are_positively_homogeneous(scale: float, layer: str) -> Non
 )
 @settings(max_examples=15)
 def test_an_image_moved_by_the_stride_moves_the_projection(layer: str, down: int, right: int, seed: int) -> None:
-    network, _, _ = traced("zfnet-fig3")
+    network, _, still_image = traced("zfnet-fig3")
     (row,) = (row for row in layer_table(network) if row.name == layer)
     # The picture has a wide black border, so no window meets the image's edge before or after the move.
     picture = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed))
@@ -293,7 +295,7 @@ def test_an_image_moved_by_the_stride_moves_the_projection(layer: str, down: int
     def projected(top: int, left: int) -> Projection:
         image = torch.zeros(3, INPUT_SIZE, INPUT_SIZE)
         image[:, top : top + 32, left : left + 32] = picture
-        traced_image = trace(network, image)
+        traced_image = trace(still_image.graph, image, [layer])
         return next(project(traced_image, layer, strongest_maps(traced_image, layer, 1)))
 
     still, moved = projected(96, 96), projected(96 + shift_down, 96 + shift_right)
@@ -328,13 +330,7 @@ def test_a_layer_has_only_so_many_strongest_maps(count: int) -> None:
         strongest_maps(traced("zfnet-fig3")[2], "conv1", count)
 
 
-def test_batch_norm_is_refused() -> None:
-    network = Network(NetworkSpec("zfnet", 2, 16, batch_norm=True))
-    with pytest.raises(ValueError, match="fold_batch_norm"):
-        trace(network, torch.zeros(3, INPUT_SIZE, INPUT_SIZE))
-
-
 @pytest.mark.parametrize("shape", [(1, 3, 224, 224), (224, 224, 3), (1, 224, 224)])
 def test_only_one_rgb_image_can_be_traced(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="3, height, width"):
-        trace(traced("zfnet-fig3")[0], torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"must have the shape \(3, 224, 224\)"):
+        trace(traced("zfnet-fig3")[2].graph, torch.zeros(shape), ["conv1"])

@@ -50,7 +50,7 @@ def test_what_a_worker_computes_needs_no_compiler() -> None:
     """The meta device imports SymPy and torch._dynamo, which took a second of a worker's start and 80 MB."""
     program = """
 import sys, torch
-from zfserve_model.deconvnet import project, trace
+from zfserve_model.chain_deconvnet import project, trace
 from zfserve_model.network_layer_table import layer_table
 from zfserve_model.networks import Network, NetworkSpec
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zfserve_model import deconvnet
-from zfserve_model.attribution import attribute
+from zfserve_model import chain_deconvnet as deconvnet
+from zfserve_model.chain_attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from zfserve_model.attribution import attribute
-from zfserve_model.checkpoint import CheckpointError, load_checkpoint, weights_fingerprint
-from zfserve_model.deconvnet import (
+from zfserve_model.chain_attribution import attribute
+from zfserve_model.chain_deconvnet import (
     Position,
     Projection,
     StrongestUnit,
@@ -26,6 +25,7 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
+from zfserve_model.checkpoint import CheckpointError, load_checkpoint, weights_fingerprint
 from zfserve_model.network_layer_table import LayerRow, layer_table
 from zfserve_model.networks import Network
 from zfserve_model.render import render_projection

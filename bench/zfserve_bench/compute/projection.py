@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from zfserve_model.attribution import attribute
+from zfserve_model.chain_attribution import attribute
+from zfserve_model.chain_deconvnet import Projection, project, strongest_maps, trace
 from zfserve_model.checkpoint import load_checkpoint
-from zfserve_model.deconvnet import Projection, project, strongest_maps, trace
 from zfserve_model.networks import Network
 from zfserve_protos.extras import not_installed
 from zfserve_runtime.bundle import WEIGHTS, InputSpec

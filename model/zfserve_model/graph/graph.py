@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -58,3 +59,8 @@ class Graph:
     logits: str
     features: str | None
     shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def producers(self) -> Mapping[str, Node]:
+        """The node that computes each tensor, by the tensor's name. The input and the constants have none."""
+        return {output: node for node in self.nodes for output in node.outputs}

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from zfserve_model.backward_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
+from zfserve_model.chain_steps import Signal, convolve_transposed, pool_with_switches, rectify, unpool
 
 POOL = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
 # Windows start at rows and columns 0 and 2. In ceil mode the map's edge cuts the windows at 2 to two rows or columns.
