@@ -12,9 +12,21 @@ from torch import Tensor
 from zfserve_model.graph.execution import run_node
 from zfserve_model.graph.graph import Graph, Node
 
-RECTIFIERS = {
-    "Relu", "Clip", "Silu", "Swish", "HardSwish", "Gelu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Mish", "Softplus",
-}  # fmt: skip
+RECTIFIERS = (
+    "Relu",
+    "Clip",
+    "Silu",
+    "Swish",
+    "HardSwish",
+    "Gelu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Mish",
+    "Softplus",
+)
 NORMS = {"LRN", "LayerNormalization", "GroupNormalization", "InstanceNormalization"}
 GATES = {"Sigmoid", "HardSigmoid", "Softmax", "Tanh"}
 

@@ -1,4 +1,4 @@
-"""Builds small graphs by hand, and the graphs of zfserve's own networks, without an ONNX file."""
+"""Builds small graphs node by node, and the graphs of zfserve's own networks, without an ONNX file."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ class RunningGraphBuilder:
     def __init__(self, channels: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         self._nodes: list[Node] = []
         self._constants: dict[str, Tensor] = {}
-        self._values = {"images": torch.zeros(1, channels, height, width, dtype=dtype)}
+        self.values = {"images": torch.zeros(1, channels, height, width, dtype=dtype)}
 
     def constant(self, value: Tensor) -> str:
         """Adds a constant. Returns its name."""
@@ -35,10 +35,10 @@ class RunningGraphBuilder:
         names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
         outputs = tuple(outputs) or (f"{operation.lower()}{number}",)
         node = Node(operation, tuple(names), outputs, attributes, name or outputs[0])
-        arguments = [(self._constants | self._values)[each] if each else None for each in names]
+        arguments = [(self._constants | self.values)[each] if each else None for each in names]
         with torch.no_grad():
             computed = OPERATIONS[operation].compute(attributes, *arguments)
-        self._values.update(zip(outputs, computed if isinstance(computed, tuple) else (computed,), strict=True))
+        self.values.update(zip(outputs, computed if isinstance(computed, tuple) else (computed,), strict=True))
         self._nodes.append(node)
         return outputs[0]
 
@@ -46,7 +46,7 @@ class RunningGraphBuilder:
         """Returns the graph. Without `logits`, the last node's output is flattened and serves as the scores."""
         logits = logits or self.add("Flatten", self._nodes[-1].outputs[0], axis=1)
         probabilities = self.add("Softmax", logits, axis=1)
-        shapes = {name: tuple(value.shape) for name, value in self._values.items()}
+        shapes = {name: tuple(value.shape) for name, value in self.values.items()}
         return Graph(tuple(self._nodes), dict(self._constants), "images", probabilities, logits, None, shapes)
 
 
