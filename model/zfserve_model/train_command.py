@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from zfserve_protos.extras import not_installed
 
+from zfserve_model import efficientnet_lite
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, file_digest, save_checkpoint
 from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.labels import LabelsError, label_classes, read_labels
@@ -32,7 +33,6 @@ from zfserve_model.training.recipe import Recipe, RecipeError, Schedule, parse_s
 from zfserve_model.training.report import describe_session, draw_pictures, write_tables
 from zfserve_model.training.state import Plan, StateError, TrainingState
 from zfserve_model.training.teacher import (
-    TEACHER_PACKAGES,
     TEACHER_SEES,
     PhotoTeacher,
     Teacher,
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> int:
-    _require_packages("matplotlib", *(TEACHER_PACKAGES if arguments.teacher else ()))
+    _require_packages("matplotlib", *(efficientnet_lite.PACKAGES if arguments.teacher else ()))
     device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
     torch.backends.cudnn.benchmark = True  # shapes change only with the stages, so its trials pay off

@@ -83,6 +83,7 @@ def test_stages_of_chains(listing: str, stages: str) -> None:
         ("model.backbone.conv1 Conv 9\nmodel.backbone.layer1.0 Add 9\nrelu Relu 9", "conv1 layer1.0 relu"),
         ("net.a Conv 9\na Relu 9", "net.a a"),  # without its prefix the first would be called as the second
         ("conv1 Conv 9\nrelu Relu 9\nconv2 Conv 9\nrelu Relu 9\nrelu Relu 9", "conv1 relu conv2 relu_1 relu_2"),
+        ("_stem Conv 9\n_blocks.0 Add 9", "stem blocks.0"),
         ("relu Relu 9\nrelu_1 Relu 9\nrelu Relu 9", "relu relu_1 relu_2"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from zfserve_export.sources.checkpoint_file import open_checkpoint
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.libraries import LIBRARIES, open_library
+from zfserve_export.sources.named import EFFICIENTNET_LITE0, open_efficientnet_lite0
 from zfserve_export.sources.onnx_file import open_onnx
 from zfserve_export.sources.source import Source, SourceOptions
 from zfserve_export.sources.source_path import is_code, require_source
@@ -28,6 +29,8 @@ def open_source(text: str, options: SourceOptions) -> Source:
             "--weights, --pretrained and --random-weights go with pytorchcv:NAME, timm:NAME, torchvision:NAME and "
             f"package.module:function, and {text} is none of them; leave them out"
         )
+    if text == EFFICIENTNET_LITE0:
+        return open_efficientnet_lite0(options)
     require_source(text)
     file = Path(text)
     return open_onnx(file, options) if file.suffix == ".onnx" else open_checkpoint(file, options)

@@ -40,11 +40,13 @@ def stage_names(graph: Graph, layers: Sequence[Layer], *, chain: bool) -> list[s
 def layer_names(layers: Sequence[Layer], stages: Sequence[str], *, chain: bool) -> list[str]:
     """Returns a name for each layer that no other layer has.
 
-    The name is the path in the source, without the part that all paths share. Where the file has no names, a layer of a
-    chain is called by its kind and stage, such as "conv2_1", and another layer by its stage, such as "stage4.3".
+    The name is the path in the source, without the part that all paths share and without leading underscores. Where the
+    file has no names, a layer of a chain is called by its kind and stage, such as "conv2_1", and another layer by its
+    stage, such as "stage4.3".
     """
     if any(layer.path != (layer.kind,) for layer in layers):
-        return _unique([".".join(path) for path in _without_common_prefix([layer.path for layer in layers])])
+        paths = _without_common_prefix([layer.path for layer in layers])
+        return _unique([".".join(part.lstrip("_") or part for part in path) for path in paths])
     groups = [(stage, layer.kind if chain else "") for layer, stage in zip(layers, stages, strict=True)]
     members, seen = Counter(groups), Counter[tuple[str, str]]()
     names = []

