@@ -18,7 +18,7 @@ LEVELS = 255
 """The palette has this many colours. The one in the middle is zero."""
 ZERO_LEVEL = LEVELS // 2
 
-DARKEST = 0.4
+DARKEST = 0.55
 """The grey photo is lightened to brightnesses between this and 1, so that its dark parts show colours too."""
 
 Colour = tuple[int, int, int]
