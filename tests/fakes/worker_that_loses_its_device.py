@@ -4,19 +4,20 @@ Run as a program, in a process of its own.
 """
 
 import sys
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from zfserve_model import chain_deconvnet as deconvnet
-from zfserve_model.networks import Network
+from zfserve_model import deconvnet
+from zfserve_model.graph.graph import Graph
 from zfserve_worker import projector
 from zfserve_worker.worker_command import main
 
 
-def fragile_trace(network: Network, image: Tensor) -> deconvnet.Trace:
+def fragile_trace(graph: Graph, image: Tensor, tensors: Collection[str]) -> deconvnet.Trace:
     if image.min() > 2:  # only a white photo is that bright after normalisation
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    return deconvnet.trace(network, image)
+    return deconvnet.trace(graph, image, tensors)
 
 
 if __name__ == "__main__":

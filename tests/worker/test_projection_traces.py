@@ -42,6 +42,6 @@ async def test_the_steps_of_a_projection_are_the_only_spans_and_belong_to_the_tr
     assert {call.parent for call in (first, second)} == {CALLER}
     about = {"zfserve.request.id": "r1", "zfserve.model.name": "tiny", "zfserve.model.version": "1"}
     assert all(about.items() <= span.attributes.items() for span in collector.spans)
-    assert {span.attributes["zfserve.layer"] for span in collector.named("render")} == {"conv3"}
+    assert {span.attributes["zfserve.layer"] for span in collector.named("render")} == {"stage2"}
     maps = [span.attributes["zfserve.map"] for span in collector.spans if span.parent == second.id]
     assert len(set(maps)) == 2

@@ -1,25 +1,30 @@
-"""Tests responses against direct calls of the deconvnet, the cache of forward passes, and unusable bundles."""
+"""Tests responses against direct calls of deconvnet and attribution, and which forward passes are kept."""
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fakes.residual_model import HEIGHT, MEAN, STD, WIDTH
 from PIL import Image
-from zfserve_model import chain_deconvnet as deconvnet
-from zfserve_model.chain_attribution import attribute
-from zfserve_model.checkpoint import load_checkpoint
+from zfserve_model import deconvnet
+from zfserve_model.attribution import attribute, grad_cam
+from zfserve_model.graph.importer import import_graph
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
-from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError
+from zfserve_runtime.bundle import GRAPH, Bundle
+from zfserve_runtime.errors import Unimplemented
 from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_worker.memory_limits import MemoryLimits
+from zfserve_worker.network import LoadedNetwork, load_network
 from zfserve_worker.projector import Projector, open_projector
 
 RequestFor = Callable[..., worker_pb2.ProjectRequest]
+ExplainRequestFor = Callable[..., worker_pb2.ExplainRequest]
 
 LABELS = {"model": "tiny", "version": "1"}
+ROOMY = MemoryLimits(cached_traces=2, trace_bytes=1 << 30, signal_bytes=1 << 24)
 
 
 @pytest.fixture
@@ -27,21 +32,27 @@ def metrics() -> Metrics:
     return Metrics()
 
 
+@pytest.fixture(scope="session")
+def network(bundle: Bundle) -> LoadedNetwork:
+    return load_network(bundle)
+
+
 @pytest.fixture
-def projector(bundle: Bundle, metrics: Metrics) -> Projector:
-    return Projector(
-        load_checkpoint(bundle.folder / WEIGHTS).network, bundle.manifest, 2, metrics.of_model("tiny", "1")
-    )
+def projector(network: LoadedNetwork, metrics: Metrics) -> Projector:
+    return Projector(network, ROOMY, metrics.of_model("tiny", "1"))
 
 
 def forward_passes(metrics: Metrics) -> float | None:
     return metrics.registry.get_sample_value("zfserve_inference_seconds_count", LABELS)
 
 
-def normalised(pixels: bytes, bundle: Bundle) -> torch.Tensor:
-    raw = torch.tensor(np.frombuffer(pixels, np.uint8).reshape(224, 224, 3))
-    mean, std = torch.tensor(bundle.manifest.input.mean), torch.tensor(bundle.manifest.input.std)
-    return ((raw / 255 - mean) / std).permute(2, 0, 1)
+def traced(bundle: Bundle, pixels: bytes, layer: str) -> tuple[deconvnet.Trace, str]:
+    """Returns the trace of a photo by an import of its own, and the tensor of the layer."""
+    raw = torch.tensor(np.frombuffer(pixels, np.uint8).reshape(HEIGHT, WIDTH, 3))
+    image = ((raw / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
+    entry = bundle.manifest.layer(layer)
+    assert entry is not None
+    return deconvnet.trace(import_graph(bundle.folder / GRAPH), image, [entry.tensor]), entry.tensor
 
 
 def opened(png: bytes) -> Image.Image:
@@ -64,10 +75,8 @@ def test_float_responses_are_equal_to_the_deconvnets_projections(
 ) -> None:
     request = request_for(selection={"indices": [5, 3]}, unit=unit, format="PICTURE_FORMAT_FLOAT32")
     answers = list(projector.project(request))
-
-    network = load_checkpoint(bundle.folder / WEIGHTS).network
-    traced = deconvnet.trace(network, normalised(request.pixels, bundle))
-    expected = list(deconvnet.project(traced, "conv3", [5, 3], rule))
+    trace, tensor = traced(bundle, request.pixels, "stage2")
+    expected = list(deconvnet.project(trace, tensor, [5, 3], rule))
 
     assert [answer.map for answer in answers] == [5, 3]
     assert [(answer.rank, answer.total) for answer in answers] == [(0, 2), (1, 2)]
@@ -80,11 +89,12 @@ def test_float_responses_are_equal_to_the_deconvnets_projections(
         if projection.unit is not None:
             assert answer.unit == pb.Position(**vars(projection.unit))
         assert answer.model.fingerprint == bundle.manifest.fingerprint
+        assert (answer.layer, answer.rule, [*answer.extended_nodes]) == ("stage2", pb.PROJECTION_RULE_PAPER, [])
 
 
 def test_pictures_cover_the_box(projector: Projector, request_for: RequestFor) -> None:
-    request = request_for(layer="pool2", strongest=3)
-    image = np.frombuffer(request.pixels, np.uint8).reshape(224, 224, 3)
+    request = request_for(layer="stem", strongest=3)
+    image = np.frombuffer(request.pixels, np.uint8).reshape(HEIGHT, WIDTH, 3)
     for answer in projector.project(request):
         box = answer.box
         assert opened(answer.png).size == (box.right - box.left, box.bottom - box.top)
@@ -99,28 +109,19 @@ def test_the_strongest_maps_come_first_and_default_to_nine(projector: Projector,
     assert len(list(projector.project(request_for(strongest=2)))) == 2
 
 
-def test_one_image_costs_one_forward_pass(projector: Projector, request_for: RequestFor, metrics: Metrics) -> None:
-    for layer in ("conv1", "conv5", "relu2"):
-        assert len(list(projector.project(request_for(layer=layer, strongest=1)))) == 1
-    assert forward_passes(metrics) == 1
-    assert metrics.registry.get_sample_value("zfserve_projection_seconds_count", LABELS) == 3
-
-
 @pytest.mark.parametrize("named", ["n02", "dog", ""])
 def test_maps_of_a_class_come_with_their_attributions(
     projector: Projector, bundle: Bundle, request_for: RequestFor, pixels: bytes, named: str
 ) -> None:
-    request = request_for(layer="conv4", for_class={"class_name": named, "count": 3})
+    request = request_for(layer="stage1", for_class={"class_name": named, "count": 3})
     answers = list(projector.project(request))
-    network = load_checkpoint(bundle.folder / WEIGHTS).network
-    traced = deconvnet.trace(network, normalised(pixels, bundle))
-    attribution = attribute(network, traced, "conv4", 1 if named else None)
+    attribution = attribute(*traced(bundle, pixels, "stage1"), 1 if named else None)
     maps = attribution.leading_maps(3)
     assert [(answer.map, answer.rank, answer.total) for answer in answers] == [(maps[n], n, 3) for n in range(3)]
     units = attribution.leading_units(maps).places
     for answer in answers:
         assert (answer.unit.row, answer.unit.column) == (units[answer.map].row, units[answer.map].column)
-        assert answer.attribution == pytest.approx(attribution.maps[answer.map].item(), rel=1e-5)
+        assert answer.attribution == pytest.approx(attribution.maps[answer.map].item(), rel=1e-4)
         said = answer.for_class
         assert (said.class_id, said.label) == (("n01", "cat"), ("n02", "dog"))[attribution.index]
         assert said.index == attribution.index
@@ -137,10 +138,67 @@ def test_a_requested_unit_applies_to_the_maps_of_a_class_too(projector: Projecto
     assert not plain.HasField("for_class")
 
 
-def test_the_least_recently_used_image_is_evicted(
+@pytest.mark.parametrize("layer", ["last", "stage1", "stem"])
+def test_an_explanation_is_that_of_the_attribution(
+    projector: Projector, bundle: Bundle, explain_request_for: ExplainRequestFor, pixels: bytes, layer: str
+) -> None:
+    (answer,) = projector.explain(explain_request_for(layer=layer, class_name="dog", method=1))
+    name = "stage2" if layer == "last" else layer
+    attribution = attribute(*traced(bundle, pixels, name), 1)
+    entry = bundle.manifest.layer(name)
+    assert entry is not None
+    assert (answer.layer, answer.heatmap.height, answer.heatmap.width) == (name, entry.height, entry.width)
+    values = np.frombuffer(answer.heatmap.data, "<f4").reshape(entry.height, entry.width)
+    np.testing.assert_allclose(values, attribution.units.sum(0).numpy(), rtol=1e-4, atol=1e-6)
+    assert answer.score - answer.baseline_score == pytest.approx(values.sum() + answer.completeness_gap, abs=1e-4)
+    assert answer.score == pytest.approx(attribution.score)
+    assert answer.scale == pytest.approx(np.abs(values).max())
+    assert opened(answer.overlay_png).size == (WIDTH, HEIGHT)
+    assert (answer.for_class.label, answer.for_class.index) == ("dog", 1)
+    assert answer.for_class.probability == pytest.approx(attribution.probability)
+    assert answer.method == pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS
+    assert answer.model.version == "1"
+
+
+def test_grad_cam_has_no_baseline(
+    projector: Projector, bundle: Bundle, explain_request_for: ExplainRequestFor, pixels: bytes
+) -> None:
+    (answer,) = projector.explain(explain_request_for(method=pb.EXPLANATION_METHOD_GRAD_CAM))
+    expected = grad_cam(*traced(bundle, pixels, "stage2"))
+    values = np.frombuffer(answer.heatmap.data, "<f4").reshape(10, 12)
+    np.testing.assert_allclose(values, expected.heatmap.numpy(), rtol=1e-4, atol=1e-6)
+    assert answer.for_class.index == expected.index
+    assert not answer.HasField("baseline_score")
+    assert not answer.HasField("completeness_gap")
+    assert answer.method == pb.EXPLANATION_METHOD_GRAD_CAM
+
+
+def test_one_photo_costs_one_forward_pass(
+    projector: Projector, request_for: RequestFor, explain_request_for: ExplainRequestFor, metrics: Metrics
+) -> None:
+    for layer in ("stem", "stage1", "stage2"):
+        assert len(list(projector.project(request_for(layer=layer, strongest=1)))) == 1
+    assert len(list(projector.explain(explain_request_for()))) == 1
+    assert forward_passes(metrics) == 1
+    value = metrics.registry.get_sample_value
+    assert value("zfserve_projection_seconds_count", LABELS) == 3
+    assert value("zfserve_explanation_seconds_count", LABELS) == 1
+
+
+def test_with_little_memory_each_layer_costs_a_forward_pass(
+    network: LoadedNetwork, request_for: RequestFor, metrics: Metrics
+) -> None:
+    limits = MemoryLimits(cached_traces=10_000, trace_bytes=1 << 24, signal_bytes=1 << 24)
+    projector = Projector(network, limits, metrics.of_model("tiny", "1"))
+    for layer in ("stage2", "stage1", "stage2"):
+        list(projector.project(request_for(layer=layer, strongest=1)))
+    assert forward_passes(metrics) == 2
+
+
+def test_the_least_recently_used_photo_is_evicted(
     projector: Projector, request_for: RequestFor, metrics: Metrics
 ) -> None:
-    first, second, third = (bytes([shade]) * (224 * 224 * 3) for shade in (10, 20, 30))
+    first, second, third = (bytes([shade]) * (HEIGHT * WIDTH * 3) for shade in (10, 20, 30))
     for pixels in (first, second, first, third, first):
         list(projector.project(request_for(pixels=pixels, strongest=1)))
     assert forward_passes(metrics) == 3
@@ -148,26 +206,24 @@ def test_the_least_recently_used_image_is_evicted(
     assert forward_passes(metrics) == 4
 
 
-def test_a_bundle_with_its_own_weights_opens(bundle: Bundle, request_for: RequestFor, metrics: Metrics) -> None:
-    projector = open_projector(bundle, 1, metrics)
-    assert len(list(projector.project(request_for(strongest=1)))) == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fingerprint": "ab" * 32}, "the manifest says abababababab; export the bundle again"),
-        ({"layers": ()}, "describes other layers"),
-    ],
-)
-def test_a_manifest_of_another_network_is_refused(
-    bundle: Bundle, metrics: Metrics, changes: dict[str, object], message: str
+def test_layers_above_a_node_that_no_projection_passes_are_refused(
+    bundle_with_attention: Bundle, explain_request_for: ExplainRequestFor, metrics: Metrics
 ) -> None:
-    manifest = bundle.manifest.model_copy(update=changes)
-    with pytest.raises(BundleError, match=message):
-        open_projector(Bundle(bundle.folder, manifest), 1, metrics)
+    projector = open_projector(bundle_with_attention, ROOMY, metrics)
+    assert [layer.name for layer in projector.manifest.layers][:2] == ["stem", "stage1.unit1"]
+    (answer,) = projector.explain(explain_request_for(layer="stage1"))
+    assert answer.layer == "stage1.unit1"
+    request = worker_pb2.ProjectRequest(layer="stage2.unit1.relu")
+    with pytest.raises(Unimplemented, match=r"stage2\.attention"):
+        list(projector.project(request))
 
 
-def test_a_bundle_without_weights_is_refused(bundle: Bundle, metrics: Metrics, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="holds no usable weights"):
-        open_projector(Bundle(tmp_path, bundle.manifest), 1, metrics)
+def test_a_manifest_that_promises_too_much_names_the_node(
+    bundle_with_attention: Bundle, bundle: Bundle, request_for: RequestFor, metrics: Metrics
+) -> None:
+    network = load_network(bundle_with_attention)
+    top = bundle.manifest.layers[-1]
+    promised = network.manifest.model_copy(update={"layers": (*network.manifest.layers, top)})
+    projector = Projector(LoadedNetwork(network.graph, promised), ROOMY, metrics.of_model("tiny", "3"))
+    with pytest.raises(Unimplemented, match=r"stage2\.attention"):
+        next(projector.project(request_for(layer=top.name)))

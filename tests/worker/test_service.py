@@ -121,7 +121,7 @@ async def test_a_stopping_worker_accepts_calls_until_the_drain_delay_is_over(
         assert len(await project(worker, request_for(strongest=1))) == 1
 
 
-@pytest.mark.parametrize("layer", ["conv1", "relu1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"])
+@pytest.mark.parametrize("layer", ["stem", "stage1", "stage2", "last"])
 async def test_every_layer_can_be_projected(worker: RunningWorker, request_for: RequestFor, layer: str) -> None:
     answers = await project(worker, request_for(layer=layer, strongest=2))
     assert [(answer.rank, answer.total) for answer in answers] == [(0, 2), (1, 2)]
@@ -134,13 +134,13 @@ async def test_every_layer_can_be_projected(worker: RunningWorker, request_for: 
     [
         ({"layer": "conv9"}, errors.NotFound, "layer"),
         ({"layer": ""}, errors.NotFound, "layer"),
-        ({"selection": {"indices": [0, 384]}}, errors.OutOfRange, "selection.indices"),
+        ({"selection": {"indices": [0, 12]}}, errors.OutOfRange, "selection.indices"),
         ({"selection": {"indices": []}}, errors.InvalidInput, "selection.indices"),
-        ({"selection": {"indices": [0] * 385}}, errors.InvalidInput, "selection.indices"),
+        ({"selection": {"indices": [0] * 13}}, errors.InvalidInput, "selection.indices"),
         ({"strongest": 0}, errors.InvalidInput, "strongest"),
-        ({"strongest": 385}, errors.OutOfRange, "strongest"),
-        ({"unit": {"position": {"row": 13, "column": 0}}}, errors.OutOfRange, "unit.position"),
-        ({"unit": {"position": {"row": 0, "column": 13}}}, errors.OutOfRange, "unit.position"),
+        ({"strongest": 13}, errors.OutOfRange, "strongest"),
+        ({"unit": {"position": {"row": 10, "column": 0}}}, errors.OutOfRange, "unit.position"),
+        ({"unit": {"position": {"row": 0, "column": 12}}}, errors.OutOfRange, "unit.position"),
         ({"format": 17}, errors.InvalidInput, "format"),
         ({"pixels": b"\0" * 7}, errors.InvalidInput, "pixels"),
         ({"fingerprint": "cd" * 32}, errors.WorkerMismatch, None),
@@ -159,16 +159,16 @@ async def test_a_request_that_does_not_fit_the_network_is_refused(
 
 
 async def test_the_last_map_and_unit_are_in_range(worker: RunningWorker, request_for: RequestFor) -> None:
-    last = {"position": {"row": 12, "column": 12}}
-    (answer,) = await project(worker, request_for(selection={"indices": [383]}, unit=last))
-    assert (answer.map, answer.unit.row, answer.unit.column) == (383, 12, 12)
+    last = {"position": {"row": 9, "column": 11}}
+    (answer,) = await project(worker, request_for(selection={"indices": [11]}, unit=last))
+    assert (answer.map, answer.unit.row, answer.unit.column) == (11, 9, 11)
 
 
 async def test_a_call_beyond_the_queue_is_refused_with_a_delay(
     start_worker: StartWorker, request_for: RequestFor
 ) -> None:
-    # A message has 600 kB, more than the channel takes without a reader. So the call stays in flight.
-    large = {"layer": "conv1", "unit": {"whole_map": {}}, "format": "PICTURE_FORMAT_FLOAT32"}
+    # A message has 370 kB, more than the channel takes without a reader. So the call stays in flight.
+    large = {"layer": "stage1", "unit": {"whole_map": {}}, "format": "PICTURE_FORMAT_FLOAT32"}
     async with start_worker(queue=1) as worker:
         in_flight = aiter(worker.stub.Project(request_for(strongest=5, **large)))
         await anext(in_flight)
@@ -224,15 +224,15 @@ async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: Reque
 
 
 async def test_a_deadline_ends_the_work(worker: RunningWorker, request_for: RequestFor) -> None:
-    whole = request_for(layer="conv5", strongest=256, unit={"whole_map": {}}, format="PICTURE_FORMAT_FLOAT32")
+    whole = request_for(strongest=12, unit={"whole_map": {}})
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await project(worker, whole, timeout=0.2)
+        await project(worker, whole, timeout=0.01)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(await project(worker, request_for(strongest=1), timeout=60)) == 1
 
 
 async def test_concurrent_calls_each_get_their_own_projections(worker: RunningWorker, request_for: RequestFor) -> None:
-    layers = ["conv2", "conv3", "conv4"]
+    layers = ["stem", "stage1", "stage2"]
     together = await asyncio.gather(*(project(worker, request_for(layer=layer, strongest=4)) for layer in layers))
     alone = [await project(worker, request_for(layer=layer, strongest=4)) for layer in layers]
     assert together == alone

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes import worker_that_loses_its_device
+from fakes.residual_model import HEIGHT, WIDTH
 from processes import polling_pool_runs
 from zfserve_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from zfserve_runtime.bundle import Bundle
@@ -98,9 +99,9 @@ async def test_ends_with_its_parent(bundle: Bundle) -> None:
 
 async def test_a_lost_device_ends_the_process(bundle: Bundle) -> None:
     def photo(shade: int) -> worker_pb2.ProjectRequest:
-        pixels = bytes([shade]) * (224 * 224 * 3)
+        pixels = bytes([shade]) * (HEIGHT * WIDTH * 3)
         return worker_pb2.ProjectRequest(
-            fingerprint=bundle.manifest.fingerprint, pixels=pixels, layer="conv1", strongest=1
+            fingerprint=bundle.manifest.fingerprint, pixels=pixels, layer="stage1", strongest=1
         )
 
     flags = ("--listen", "localhost:0", "--drain-delay", "0")

@@ -24,6 +24,7 @@ from zfserve_runtime.telemetry.otlp import open_tracing
 from zfserve_runtime.telemetry.tracing import NO_TRACERS
 
 from zfserve_worker.config import WorkerConfig
+from zfserve_worker.memory_limits import memory_limits
 from zfserve_worker.network_cache import NetworkCache
 from zfserve_worker.parent_process import watch_parent
 from zfserve_worker.projector import open_projector
@@ -62,7 +63,8 @@ async def serve(config: WorkerConfig, stop: StopRequest, ready: asyncio.Future[s
             endpoint = stack.enter_context(MetricsEndpoint(metrics, config.metrics_port, config.metrics_host))
         torch_thread = _torch_thread(config, device, stop)
         stack.callback(torch_thread.close)
-        open_bundle = partial(open_projector, cached_traces=config.cache, metrics=metrics, device=device)
+        limits = memory_limits(config.cache, device)
+        open_bundle = partial(open_projector, limits=limits, metrics=metrics, device=device)
         scan = ModelRepository(config.model).scan
         networks = NetworkCache(scan, open_bundle, torch_thread, config.spare_networks, metrics)
         await networks.start()

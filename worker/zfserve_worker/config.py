@@ -56,8 +56,8 @@ class WorkerConfig(ProcessSettings):
     cache: int = Field(
         8,
         ge=1,
-        description="Number of forward passes kept for each network. Further projections of such a photo need no "
-        "second forward pass.",
+        description="Largest number of forward passes kept for each network. Further projections of such a photo need "
+        "no second forward pass. They take at most a sixteenth of the memory that the process may use.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level that is logged: `debug`, `info`, `warning` or `error`."

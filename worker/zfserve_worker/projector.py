@@ -1,105 +1,137 @@
-"""Answers checked projection requests: pixels go in, rendered projections come out. Runs in the torch thread only."""
+"""Answers checked requests for projections and explanations: pixels go in, pictures come out.
+
+Runs in the torch thread only.
+"""
 
 import hashlib
-import io
 import time
-from collections import OrderedDict
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from zfserve_model.chain_attribution import attribute
-from zfserve_model.chain_deconvnet import (
+from zfserve_model.attribution import ClassAttribution, GradCam, attribute, grad_cam
+from zfserve_model.deconvnet import (
     Position,
     Projection,
     StrongestUnit,
     Trace,
     UnitRule,
     WholeMap,
-    Window,
     project,
     strongest_maps,
     trace,
 )
-from zfserve_model.checkpoint import CheckpointError, load_checkpoint, weights_fingerprint
-from zfserve_model.network_layer_table import LayerRow, layer_table
-from zfserve_model.networks import Network
-from zfserve_model.render import render_projection
+from zfserve_model.graph.execution import move_graph
+from zfserve_model.graph.rules import ProjectionRule, projection_rule
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
-from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, InputSpec, Manifest
+from zfserve_runtime.bundle import Bundle, InputSpec, LayerEntry, Manifest
+from zfserve_runtime.errors import Unimplemented
 from zfserve_runtime.projection_validation import find_class, find_layer, map_count
 from zfserve_runtime.telemetry.metrics import Metrics, ModelMetrics
 from zfserve_runtime.telemetry.tracing import note_model, span
 
-Pixels = npt.NDArray[np.uint8]
+from zfserve_worker.memory_limits import MemoryLimits
+from zfserve_worker.network import LoadedNetwork, load_network
+from zfserve_worker.pictures import Pixels, overlay_png, patch_png, projection_png
+from zfserve_worker.trace_cache import TraceCache
 
 CPU = torch.device("cpu")
 
-_PNG_COMPRESSION = 1
-"""The level of zlib. Measured: its default, 6, takes a third longer for 1 to 5 % fewer bytes."""
+_RULES = {
+    "paper": pb.ProjectionRule.PROJECTION_RULE_PAPER,
+    "extended": pb.ProjectionRule.PROJECTION_RULE_EXTENDED,
+}
 
 
 class Projector:
-    """Projects feature maps of one network, and caches the forward passes of the most recently used images.
+    """Projects and explains with one network, and caches the forward passes of the most recently used photos.
 
     Args:
-        network: the network to project.
-        manifest: the manifest of the network's bundle.
-        cached_traces: the number of forward passes to keep, each about 15 MB of activations and switches for `zfnet`.
+        network: the network, on any device.
+        limits: the limits of its memory.
         metrics: the metrics of the model.
         device: the device that computes.
     """
 
     def __init__(
-        self,
-        network: Network,
-        manifest: Manifest,
-        cached_traces: int,
-        metrics: ModelMetrics,
-        device: torch.device = CPU,
+        self, network: LoadedNetwork, limits: MemoryLimits, metrics: ModelMetrics, device: torch.device = CPU
     ) -> None:
-        self._network = network.eval().requires_grad_(False).to(device)
-        self._device = device
-        self.manifest = manifest
+        self.manifest = network.manifest
         self.metrics = metrics
-        self._cached_traces = cached_traces
-        self._traces: OrderedDict[bytes, Trace] = OrderedDict()
+        self._graph = move_graph(network.graph, device)
+        self._device = device
+        self._limits = limits
+        self._traces = TraceCache(limits.cached_traces, limits.trace_bytes)
+        self._rules: dict[str, ProjectionRule] = {}  # by tensor
+        layers = self.manifest.layers
+        all_bytes = sum(4 * layer.channels * layer.height * layer.width for layer in layers)
+        # If there is room for all layers of all traces, one forward pass serves requests for any layer of a photo.
+        self._traces_all_layers = all_bytes * limits.cached_traces <= limits.trace_bytes
 
     def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
         """Yields one response for each feature map. Each is computed when it is asked for.
 
         Args:
             request: a request that `validate_projection_request` accepted, with as many pixels as the input has.
+
+        Raises:
+            Unimplemented: a node of the network is in the way.
         """
         began_s = time.perf_counter()
-        spec = self.manifest.input
-        pixels = np.frombuffer(request.pixels, np.uint8).reshape(spec.height, spec.width, 3)
-        note_model(self.manifest.name, self.manifest.version)
-        traced = self._trace(pixels)
-        selection = self._select_maps(request, traced)
-        projections = project(traced, request.layer, selection.maps, selection.units)
+        layer = find_layer(request.layer, self.manifest)
+        rule = self._projection_rule(layer)
+        pixels = self._pixels(request.pixels)
+        traced = self._trace(pixels, layer)
+        selection = self._select_maps(request, traced, layer)
+        projections = project(
+            traced, layer.tensor, selection.maps, selection.units, memory_bytes=self._limits.signal_bytes
+        )
         for rank, index in enumerate(selection.maps):
-            span_attributes: dict[str, str | int | float] = {"zfserve.layer": request.layer, "zfserve.map": index}
+            span_attributes: dict[str, str | int | float] = {"zfserve.layer": layer.name, "zfserve.map": index}
             with span("projection", span_attributes):
                 projection = next(projections)
             with span("render", span_attributes):
-                response = _response(projection, pixels, request.format)
+                response = _projection_response(projection, pixels, request.format)
             response.rank, response.total = rank, len(selection.maps)
             if selection.for_class is not None:
                 response.attribution = selection.attributions[rank]
                 response.for_class.CopyFrom(selection.for_class)
+            response.layer, response.rule = layer.name, _RULES[rule.rule]
+            response.extended_nodes.extend(rule.nodes)
             response.model.CopyFrom(identity(self.manifest))
             self.metrics.projection_seconds.observe(time.perf_counter() - began_s)
             yield response
             began_s = time.perf_counter()
 
+    def explain(self, request: worker_pb2.ExplainRequest) -> Generator[pb.ExplainResponse, None, None]:
+        """Yields the explanation of one class.
+
+        Args:
+            request: a request that `validate_explanation_request` accepted, with as many pixels as the input has.
+        """
+        layer = find_layer(request.layer, self.manifest)
+        pixels = self._pixels(request.pixels)
+        traced = self._trace(pixels, layer)
+        began_s = time.perf_counter()
+        wanted = find_class(request.class_name, self.manifest, "class_name")
+        attributes: dict[str, str | int | float] = {"zfserve.layer": layer.name}
+        with span("attribution", attributes):
+            grad_cam_wanted = request.method == pb.EXPLANATION_METHOD_GRAD_CAM
+            found = (grad_cam if grad_cam_wanted else attribute)(traced, layer.tensor, wanted)
+        with span("render", attributes):
+            response = _explanation_response(found, pixels, request.method)
+        response.for_class.CopyFrom(self._class_score(found.index, found.probability))
+        response.layer = layer.name
+        response.model.CopyFrom(identity(self.manifest))
+        self.metrics.explanation_seconds.observe(time.perf_counter() - began_s)
+        yield response
+
     def warm_up(self) -> None:
         """Projects one map of the last layer, so that the first caller does not wait for PyTorch's slow first run."""
+        if not self.manifest.layers:
+            return
         spec = self.manifest.input
         grey = bytes([128]) * (spec.height * spec.width * 3)
         request = worker_pb2.ProjectRequest(pixels=grey, layer=self.manifest.layers[-1].name, strongest=1)
@@ -107,46 +139,60 @@ class Projector:
             pass
         self._traces.clear()
 
-    def _trace(self, pixels: Pixels) -> Trace:
-        """Returns the forward pass of the image, from the cache if possible.
+    def _pixels(self, data: bytes) -> Pixels:
+        note_model(self.manifest.name, self.manifest.version)
+        return np.frombuffer(data, np.uint8).reshape(self.manifest.input.height, self.manifest.input.width, 3)
 
-        Args:
-            pixels: uint8 (height, width, 3), RGB.
+    def _projection_rule(self, layer: LayerEntry) -> ProjectionRule:
+        """Returns the rule of a projection from that layer. Raises Unimplemented if no projection can reach the pixels.
+
+        The manifest lists only layers that can be projected. But another release of zfserve may have written it.
         """
-        key = hashlib.sha256(pixels.data).digest()
-        if key not in self._traces:
-            while len(self._traces) >= self._cached_traces:
-                self._traces.popitem(last=False)
+        rule = self._rules.get(layer.tensor)
+        if rule is None:
+            rule = self._rules[layer.tensor] = projection_rule(self._graph, layer.tensor)
+        if rule.obstacle:
+            raise Unimplemented(rule.obstacle, field="layer")
+        return rule
+
+    def _trace(self, pixels: Pixels, layer: LayerEntry) -> Trace:
+        """Returns the forward pass of the photo with the activations of `layer`, from the cache if possible."""
+        tensors = [each.tensor for each in self.manifest.layers] if self._traces_all_layers else [layer.tensor]
+
+        def compute() -> Trace:
             began_s = time.perf_counter()
             with span("forward pass"):
-                self._traces[key] = trace(self._network, _normalise(pixels, self.manifest.input).to(self._device))
+                traced = trace(self._graph, _normalise(pixels, self.manifest.input).to(self._device), tensors)
             self.metrics.inference_seconds.observe(time.perf_counter() - began_s)
-        self._traces.move_to_end(key)
-        return self._traces[key]
+            return traced
 
-    def _select_maps(self, request: worker_pb2.ProjectRequest, traced: Trace) -> "_MapSelection":
+        return self._traces.get((hashlib.sha256(pixels.data).digest(), *tensors), compute)
+
+    def _select_maps(self, request: worker_pb2.ProjectRequest, traced: Trace, layer: LayerEntry) -> "_MapSelection":
         units = _unit_rule(request.unit)
         match request.WhichOneof("maps"):
             case "selection":
                 return _MapSelection(list(request.selection.indices), units)
             case "for_class":
-                return self._maps_for_class(request, traced, units)
+                return self._maps_for_class(request, traced, layer, units)
             case _:
-                count = map_count(request, find_layer(request.layer, self.manifest))
-                return _MapSelection(strongest_maps(traced, request.layer, count), units)
+                return _MapSelection(strongest_maps(traced, layer.tensor, map_count(request, layer)), units)
 
-    def _maps_for_class(self, request: worker_pb2.ProjectRequest, traced: Trace, units: UnitRule) -> "_MapSelection":
-        with span("attribution", {"zfserve.layer": request.layer}):
+    def _maps_for_class(
+        self, request: worker_pb2.ProjectRequest, traced: Trace, layer: LayerEntry, units: UnitRule
+    ) -> "_MapSelection":
+        with span("attribution", {"zfserve.layer": layer.name}):
             wanted = find_class(request.for_class.class_name, self.manifest, "for_class.class_name")
-            attribution = attribute(self._network, traced, request.layer, wanted)
-        maps = attribution.leading_maps(map_count(request, find_layer(request.layer, self.manifest)))
+            attribution = attribute(traced, layer.tensor, wanted)
+        maps = attribution.leading_maps(map_count(request, layer))
         if isinstance(units, StrongestUnit):
             units = attribution.leading_units(maps)
-        entry = self.manifest.classes[attribution.index]
-        score = pb.ClassScore(
-            label=entry.label, class_id=entry.class_id, index=attribution.index, probability=attribution.probability
-        )
+        score = self._class_score(attribution.index, attribution.probability)
         return _MapSelection(maps, units, score, attribution.maps[maps].tolist())
+
+    def _class_score(self, index: int, probability: float) -> pb.ClassScore:
+        entry = self.manifest.classes[index]
+        return pb.ClassScore(label=entry.label, class_id=entry.class_id, index=index, probability=probability)
 
 
 class _MapSelection(NamedTuple):
@@ -165,36 +211,21 @@ class _MapSelection(NamedTuple):
     attributions: Sequence[float] = ()
 
 
-def open_projector(bundle: Bundle, cached_traces: int, metrics: Metrics, device: torch.device = CPU) -> Projector:
+def open_projector(bundle: Bundle, limits: MemoryLimits, metrics: Metrics, device: torch.device = CPU) -> Projector:
     """Loads the network of the bundle. Returns its projector, warmed up.
 
     Args:
         bundle: the bundle of the network.
-        cached_traces: the number of forward passes to keep.
+        limits: the limits of its memory.
         metrics: the metrics of the process.
         device: the device that computes.
 
     Raises:
-        BundleError: the weights cannot be loaded, or the manifest describes other weights.
+        BundleError: the graph cannot be loaded, or the manifest describes another network.
     """
-    manifest = bundle.manifest
-    try:
-        network = load_checkpoint(bundle.folder / WEIGHTS).network
-    except CheckpointError as error:
-        raise BundleError(f"the bundle {bundle.folder} holds no usable weights: {error}") from error
-    fingerprint = weights_fingerprint(network)
-    if fingerprint != manifest.fingerprint:
-        raise BundleError(
-            f"the weights in {bundle.folder} have the fingerprint {fingerprint[:12]}, the manifest says "
-            f"{manifest.fingerprint[:12]}; export the bundle again"
-        )
-    # Requests are checked against the layers of the manifest, so these must be the layers of the network.
-    if [asdict(row) for row in layer_table(network)] != [
-        layer.model_dump(include=set(LayerRow.__annotations__)) for layer in manifest.layers
-    ]:
-        raise BundleError(f"the manifest of {bundle.folder} describes other layers than its weights; export it again")
-    of_model = metrics.of_model(manifest.name, manifest.version)
-    projector = Projector(network, manifest, cached_traces, of_model, device)
+    network = load_network(bundle)
+    of_model = metrics.of_model(bundle.manifest.name, bundle.manifest.version)
+    projector = Projector(network, limits, of_model, device)
     projector.warm_up()
     return projector
 
@@ -223,13 +254,15 @@ def _unit_rule(rule: pb.UnitRule) -> UnitRule:
             return StrongestUnit()
 
 
-def _response(projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType) -> pb.ProjectResponse:
+def _projection_response(
+    projection: Projection, pixels: Pixels, picture_format: pb.PictureFormat.ValueType
+) -> pb.ProjectResponse:
     window, projected = projection.window, projection.pixels.cpu()
     response = pb.ProjectResponse(
         map=projection.map,
         activation=projection.activation,
         box=pb.Box(left=window.left, top=window.top, right=window.right, bottom=window.bottom),
-        patch_png=_png(Image.fromarray(_patch(pixels, window))),
+        patch_png=patch_png(pixels, window),
     )
     if projection.unit is not None:
         response.unit.CopyFrom(pb.Position(row=projection.unit.row, column=projection.unit.column))
@@ -238,15 +271,23 @@ def _response(projection: Projection, pixels: Pixels, picture_format: pb.Picture
         values = projected.numpy().astype("<f4", copy=False)
         response.float32.CopyFrom(pb.Float32Picture(height=height, width=width, data=values.tobytes()))
     else:
-        response.png = _png(render_projection(projected))
+        response.png = projection_png(projected)
     return response
 
 
-def _patch(pixels: Pixels, window: Window) -> Pixels:
-    return pixels[window.top : window.bottom, window.left : window.right]
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=_PNG_COMPRESSION)
-    return buffer.getvalue()
+def _explanation_response(
+    found: ClassAttribution | GradCam, pixels: Pixels, method: pb.ExplanationMethod.ValueType
+) -> pb.ExplainResponse:
+    values = found.heatmap.cpu().numpy().astype("<f4", copy=False)
+    height, width = values.shape
+    scale = float(np.abs(values).max())
+    response = pb.ExplainResponse(
+        method=method,
+        heatmap=pb.HeatMap(height=height, width=width, data=values.tobytes()),
+        score=found.score,
+        overlay_png=overlay_png(pixels, values, scale),
+        scale=scale,
+    )
+    if isinstance(found, ClassAttribution):
+        response.baseline_score, response.completeness_gap = found.baseline_score, found.completeness_gap
+    return response

@@ -1,0 +1,88 @@
+"""Loads the network of a bundle: the graph of `model.onnx`, held against the manifest. Used by `projector`."""
+
+from dataclasses import dataclass
+
+import onnx
+from zfserve_model.graph.fingerprint import graph_fingerprint
+from zfserve_model.graph.graph import Graph
+from zfserve_model.graph.importer import GraphError, import_graph
+from zfserve_model.graph.model_file import read_model
+from zfserve_runtime.bundle import GRAPH, Bundle, BundleError, LayerEntry, Manifest
+
+_SCHEMA_1_KINDS = {"Conv": "conv", "Relu": "relu", "LRN": "norm", "MaxPool": "pool"}
+"""The kinds of layers in schema 1, by the operations that compute them."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedNetwork:
+    """Holds the network of a bundle.
+
+    Attributes:
+        manifest: the manifest of the bundle. Every layer names its tensor.
+    """
+
+    graph: Graph
+    manifest: Manifest
+
+
+def load_network(bundle: Bundle) -> LoadedNetwork:
+    """Reads the graph of a bundle, and checks that the manifest describes it.
+
+    Raises:
+        BundleError: the file cannot be used, or the manifest describes another network.
+    """
+    file = bundle.folder / GRAPH
+    try:
+        model = read_model(file)
+        fingerprint = _fingerprint(model, bundle.manifest)
+        graph = import_graph(model)
+    except (GraphError, OSError) as error:
+        raise BundleError(f"the bundle {bundle.folder} holds no usable {GRAPH}: {error}") from error
+    if fingerprint != bundle.manifest.fingerprint:
+        raise BundleError(
+            f"the network in {file} has the fingerprint {fingerprint[:12]}, the manifest says "
+            f"{bundle.manifest.fingerprint[:12]}; export the bundle again"
+        )
+    manifest = _with_tensors(bundle.manifest, graph)
+    spec = manifest.input
+    # Requests are checked against the manifest, so it must describe this graph.
+    fits = graph.shapes[graph.input] == (1, 3, spec.height, spec.width)
+    fits &= graph.shapes[graph.probabilities] == (1, len(manifest.classes))
+    if not fits or any(graph.shapes.get(layer.tensor) != _shape(layer) for layer in manifest.layers):
+        raise BundleError(f"the manifest of {bundle.folder} describes other layers than its graph; export it again")
+    return LoadedNetwork(graph, manifest)
+
+
+def _fingerprint(model: onnx.ModelProto, manifest: Manifest) -> str:
+    """Returns the fingerprint of a model. That of schema 1 was computed from weights that the file does not name."""
+    if manifest.schema_version == 1:
+        return next((entry.value for entry in model.metadata_props if entry.key == "fingerprint"), "")
+    return graph_fingerprint(model)
+
+
+def _with_tensors(manifest: Manifest, graph: Graph) -> Manifest:
+    """Returns the manifest with the tensor of every layer.
+
+    In schema 1 the layers have no tensors. Their networks are chains, so the n-th layer is the n-th node that computes
+    maps.
+
+    Raises:
+        BundleError: the chain has other layers.
+    """
+    if manifest.schema_version != 1:
+        return manifest
+    chain = [
+        (_SCHEMA_1_KINDS[node.operation], node.outputs[0])
+        for node in graph.nodes
+        if node.operation in _SCHEMA_1_KINDS and len(graph.shapes.get(node.outputs[0], ())) == 4
+    ]
+    if [kind for kind, _ in chain] != [layer.kind for layer in manifest.layers]:
+        raise BundleError("the manifest describes other layers than its graph; export the bundle again")
+    layers = [
+        layer.model_copy(update={"tensor": tensor}) for layer, (_, tensor) in zip(manifest.layers, chain, strict=True)
+    ]
+    return manifest.model_copy(update={"layers": tuple(layers)})
+
+
+def _shape(layer: LayerEntry) -> tuple[int, int, int, int]:
+    return 1, layer.channels, layer.height, layer.width
