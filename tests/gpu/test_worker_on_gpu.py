@@ -12,6 +12,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Bundle
 from zfserve_runtime.telemetry.metrics import Metrics
+from zfserve_worker.memory_limits import memory_limits
 from zfserve_worker.projector import open_projector
 
 pytestmark = [
@@ -56,7 +57,8 @@ def test_projections_are_those_of_the_cpu(
         format=pb.PICTURE_FORMAT_FLOAT32,
     )
     on_cpu, on_gpu = (
-        list(open_projector(gpu_bundle, 1, Metrics(), torch.device(name)).project(request)) for name in ("cpu", "cuda")
+        list(open_projector(gpu_bundle, memory_limits(1, device), Metrics(), device).project(request))
+        for device in map(torch.device, ("cpu", "cuda"))
     )
     assert [answer.map for answer in on_gpu] == [answer.map for answer in on_cpu]
     for wanted, answer in zip(on_cpu, on_gpu, strict=True):

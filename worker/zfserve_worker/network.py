@@ -55,7 +55,7 @@ def load_network(bundle: Bundle) -> LoadedNetwork:
 
 def _fingerprint(model: onnx.ModelProto, manifest: Manifest) -> str:
     """Returns the fingerprint of a model. That of schema 1 was computed from weights that the file does not name."""
-    if manifest.schema_version == 1:
+    if _names_no_tensors(manifest):
         return next((entry.value for entry in model.metadata_props if entry.key == "fingerprint"), "")
     return graph_fingerprint(model)
 
@@ -69,7 +69,7 @@ def _with_tensors(manifest: Manifest, graph: Graph) -> Manifest:
     Raises:
         BundleError: the chain has other layers.
     """
-    if manifest.schema_version != 1:
+    if not _names_no_tensors(manifest):
         return manifest
     chain = [
         (_SCHEMA_1_KINDS[node.operation], node.outputs[0])
@@ -82,6 +82,10 @@ def _with_tensors(manifest: Manifest, graph: Graph) -> Manifest:
         layer.model_copy(update={"tensor": tensor}) for layer, (_, tensor) in zip(manifest.layers, chain, strict=True)
     ]
     return manifest.model_copy(update={"layers": tuple(layers)})
+
+
+def _names_no_tensors(manifest: Manifest) -> bool:
+    return manifest.schema_version == 1 or any(not layer.tensor for layer in manifest.layers)
 
 
 def _shape(layer: LayerEntry) -> tuple[int, int, int, int]:
