@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import onnx
-from zfserve_model.graph.fingerprint import graph_fingerprint
+from zfserve_model.graph.fingerprint import graph_fingerprint, stored_fingerprint
 from zfserve_model.graph.graph import Graph
 from zfserve_model.graph.importer import GraphError, import_graph
 from zfserve_model.graph.model_file import read_model
@@ -34,7 +33,8 @@ def load_network(bundle: Bundle) -> LoadedNetwork:
     file = bundle.folder / GRAPH
     try:
         model = read_model(file)
-        fingerprint = _fingerprint(model, bundle.manifest)
+        # That of schema 1 was computed from the weights by names that the file does not have.
+        fingerprint = stored_fingerprint(model) if _names_no_tensors(bundle.manifest) else graph_fingerprint(model)
         graph = import_graph(model)
     except (GraphError, OSError) as error:
         raise BundleError(f"the bundle {bundle.folder} holds no usable {GRAPH}: {error}") from error
@@ -51,13 +51,6 @@ def load_network(bundle: Bundle) -> LoadedNetwork:
     if not fits or any(graph.shapes.get(layer.tensor) != _shape(layer) for layer in manifest.layers):
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its graph; export it again")
     return LoadedNetwork(graph, manifest)
-
-
-def _fingerprint(model: onnx.ModelProto, manifest: Manifest) -> str:
-    """Returns the fingerprint of a model. That of schema 1 was computed from weights that the file does not name."""
-    if _names_no_tensors(manifest):
-        return next((entry.value for entry in model.metadata_props if entry.key == "fingerprint"), "")
-    return graph_fingerprint(model)
 
 
 def _with_tensors(manifest: Manifest, graph: Graph) -> Manifest:

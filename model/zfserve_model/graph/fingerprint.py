@@ -55,6 +55,11 @@ def graph_fingerprint(model: onnx.ModelProto) -> str:
     return _digest("model", *operators, *(hashes[value.name] for value in inputs), *outputs).hex()
 
 
+def stored_fingerprint(model: onnx.ModelProto) -> str:
+    """Returns the fingerprint that the export wrote into the model's metadata. Empty where there is none."""
+    return next((entry.value for entry in model.metadata_props if entry.key == "fingerprint"), "")
+
+
 def _hash_graph(graph: onnx.GraphProto, outer: Hashes, versions: Mapping[str, int]) -> list[bytes]:
     """Returns the hashes of a graph's outputs. A branch reads the tensors around it, whose hashes are `outer`."""
     hashes = dict(outer)
