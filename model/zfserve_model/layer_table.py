@@ -9,6 +9,7 @@ from typing import Literal
 from zfserve_model.graph.graph import Graph
 from zfserve_model.graph.layer_choice import choose_layers
 from zfserve_model.graph.receptive_field import pitches, see_whole_image
+from zfserve_model.graph.rules import projection_rule
 from zfserve_model.graph.stages import layer_names, stage_names
 
 
@@ -56,12 +57,14 @@ def layer_table(graph: Graph) -> tuple[LayerRow, ...]:
     layers, chain = choose_layers(graph)
     stages = stage_names(graph, layers, chain=chain)
     names = layer_names(layers, stages, chain=chain)
-    tensors = [layer.tensor for layer in layers]
+    rules = [projection_rule(graph, layer.tensor) for layer in layers]
+    kept = [place for place, rule in enumerate(rules) if not rule.obstacle]
+    tensors = [layers[place].tensor for place in kept]
     fields, whole = pitches(graph, tensors), see_whole_image(graph, tensors)
     table = []
-    for place, layer in enumerate(layers):
+    for place, (rows, columns), sees_all in zip(kept, fields, whole, strict=True):
+        layer = layers[place]
         _, channels, height, width = graph.shapes[layer.tensor]
-        rows, columns = fields[place]
         table.append(
             LayerRow(
                 names[place],
@@ -77,8 +80,8 @@ def layer_table(graph: Graph) -> tuple[LayerRow, ...]:
                 receptive_field_width=columns.size,
                 stride_width=columns.stride,
                 offset_width=columns.offset,
-                whole_image=whole[place],
-                rule="paper",
+                whole_image=sees_all,
+                rule=rules[place].rule,
             )
         )
     return tuple(table)

@@ -174,7 +174,7 @@ def pairs(smallest: int, largest: int) -> st.SearchStrategy[tuple[int, int]]:
     skip=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_fields_of_any_chain_of_kernels_strides_and_pads_are_exact(
     layers: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]], skip: bool, data: st.DataObject
 ) -> None:
@@ -182,6 +182,8 @@ def test_fields_of_any_chain_of_kernels_strides_and_pads_are_exact(
     layer = "images"
     for kernel, strides, pads in layers:
         below = layer
+        if min(net.values[below].shape[2:]) < max(kernel):
+            break
         # A stride within the kernel leaves no gaps, and padding below the kernel leaves no unit without pixels.
         steps = min(strides[0], kernel[0]), min(strides[1], kernel[1])
         before = min(pads[0], kernel[0] - 1), min(pads[1], kernel[1] - 1)

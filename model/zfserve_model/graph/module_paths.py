@@ -16,7 +16,7 @@ def module_path(node: Node) -> Path:
     "resnet50/conv1_relu/Relu", whose last part is the operation. It returns () where the file has no names, or only
     numbers the operations, such as "Conv_12".
     """
-    if node.scopes:
+    if node.scopes and node.name.startswith("node_"):
         return tuple(node.scopes[-1][0].split("."))
     *parts, last = node.name.removeprefix("/").split("/")
     is_operation = "/" in node.name and last[:1].isupper()

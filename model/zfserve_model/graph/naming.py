@@ -43,10 +43,12 @@ def _name(node: Node, constants: Mapping[str, Tensor]) -> str:
 
 
 def _fill_scopes(nodes: Sequence[Node]) -> list[Node]:
-    """Gives nodes without scopes, as torch's exporter leaves every Split, those that all their neighbours share."""
+    """Gives nodes without scopes those that all readers of their outputs share. Torch's exporter leaves out every Split.
+
+    The readers are in the module that splits. What it splits may come from another module.
+    """
     if not any(node.scopes for node in nodes):
         return list(nodes)
-    makers = {output: node for node in nodes for output in node.outputs}
     readers: dict[str, list[Node]] = {}
     for node in nodes:
         for name in node.inputs:
@@ -54,9 +56,8 @@ def _fill_scopes(nodes: Sequence[Node]) -> list[Node]:
     filled = []
     for node in nodes:
         if not node.scopes:
-            around = [makers[name] for name in node.inputs if name in makers]
-            around += [reader for name in node.outputs for reader in readers.get(name, [])]
-            levels = zip(*(neighbour.scopes for neighbour in around if neighbour.scopes), strict=False)
+            around = [reader.scopes for name in node.outputs for reader in readers.get(name, []) if reader.scopes]
+            levels = zip(*around, strict=False)
             shared = tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
             node = replace(node, scopes=shared)
         filled.append(node)

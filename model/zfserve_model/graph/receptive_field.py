@@ -8,7 +8,6 @@ squeeze-and-excitation, and the statistics of layer, group and instance norm add
 projection treats both as constants, so its signal stays in the direct field.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,12 +17,10 @@ import numpy as np
 
 from zfserve_model.graph.box_rules import input_boxes
 from zfserve_model.graph.boxes import Boxes
-from zfserve_model.graph.graph import Graph, Node
+from zfserve_model.graph.graph import Graph
+from zfserve_model.graph.rules import RULES, followed_inputs
 
 Paths = Literal["direct", "all"]
-
-_STATISTICS = ("LRN", "LayerNormalization", "GroupNormalization", "InstanceNormalization")
-_SQUASHING = ("Sigmoid", "HardSigmoid", "Tanh", "Softmax")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ def field(
     """Returns the region of each tensor below `tensor` that the units at `rows` and `columns` depend on.
 
     Regions are clipped to their tensors at every step, so padding is not in them. Tensors that are not
-    (1, channels, height, width) are left out. `graph.input` has the region of the image.
+    (1, channels, height, width) are left out. `graph.input` has the region of the image. Direct fields end at a node
+    that no projection can pass.
 
     Args:
         tensor: a tensor of shape (1, channels, height, width).
@@ -69,7 +67,11 @@ def field(
 
 
 def pitches(graph: Graph, tensors: Sequence[str]) -> list[tuple[Pitch, Pitch]]:
-    """Returns the direct fields of all units of each tensor, (1, channels, height, width), along rows and columns."""
+    """Returns the direct fields of all units of each tensor, along rows and columns.
+
+    Args:
+        tensors: tensors of shape (1, channels, height, width) that can be projected.
+    """
     # Unit k of the diagonal shows row k and column k. There are at least two, so that the stride can be seen.
     units = [
         [(range(k, k + 1), range(k, k + 1)) for k in range(max(2, *graph.shapes[tensor][2:]))] for tensor in tensors
@@ -134,30 +136,18 @@ def _pitch(boxes: Boxes, axis: int, units: int) -> Pitch:
 def _walk_back(graph: Graph, targets: Mapping[str, Boxes], paths: Paths, *, clip: bool) -> dict[str, Boxes]:
     """Returns the boxes in each tensor that the boxes of `targets`, by tensor, depend on. All have the same length."""
     found = dict(targets)
-    producers = {output: node for node in graph.nodes for output in node.outputs}
     for node in reversed(graph.nodes):
-        for output in node.outputs:
-            if output not in found:
-                continue
-            step = _without_statistics(node) if paths == "direct" else node
+        outputs = [output for output in node.outputs if output in found]
+        if not outputs:
+            continue
+        direct = paths == "direct"
+        followed = followed_inputs(graph, node) if direct else range(len(node.inputs))
+        # A projection passes over a norm, so its signal does not spread to what the norm's statistics see.
+        passed_over = direct and followed and RULES[node.operation].kind == "pass over"
+        step = replace(node, operation="Identity") if passed_over else node
+        for output in outputs:
             for index, below in input_boxes(graph, step, output, found[output], clip=clip):
-                if paths == "direct" and _is_gate(graph, producers, node, index):
-                    continue
-                name = node.inputs[index]
-                found[name] = found[name].hull(below) if name in found else below
+                if index in followed:
+                    name = node.inputs[index]
+                    found[name] = found[name].hull(below) if name in found else below
     return found
-
-
-def _without_statistics(node: Node) -> Node:
-    """Returns the node, or an operation in place of a norm that reads each unit alone."""
-    return replace(node, operation="Identity") if node.operation in _STATISTICS else node
-
-
-def _is_gate(graph: Graph, producers: Mapping[str, Node], node: Node, index: int) -> bool:
-    """Returns True if the input scales another one: it has fewer places, or a function like the sigmoid computes it."""
-    if node.operation != "Mul" or any(name not in graph.shapes for name in node.inputs):
-        return False
-    gate, other = node.inputs[index], node.inputs[1 - index]
-    producer = producers.get(gate)
-    squashed = producer is not None and producer.operation in _SQUASHING
-    return squashed or math.prod(graph.shapes[gate][2:]) < math.prod(graph.shapes[other][2:])
