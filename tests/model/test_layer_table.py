@@ -155,3 +155,26 @@ def test_the_scopes_of_torchs_newer_exporter_give_the_same_names() -> None:
         scopes = ((path.partition(".")[0], "torch.nn.Sequential"), (path, "torch.nn.ReLU")) if path else ()
         nodes.append(replace(node, name=f"node_{node.operation.lower()}_{number}", scopes=scopes))
     assert layer_table(replace(old, nodes=tuple(nodes))) == layer_table(old)
+
+
+def test_only_layers_below_an_obstacle_are_listed_and_a_convention_is_named() -> None:
+    net = GraphBuilder(16, 16)
+    x = net.relu(net.conv("images", 4, name="/a/Conv"), "/b/Relu")
+    x = net.conv(x, 4, name="/c/Conv")
+    x = net.add("Silu", [x], net.values[x].clone(), "/d/Silu")
+    x = net.add("NonLinearity", [x], net.values[x].clone(), "/e/NonLinearity")
+    net.conv(x, 4, name="/f/Conv")
+    table = layer_table(net.graph())
+    assert [(row.name, row.rule) for row in table] == [
+        ("a", "paper"),
+        ("b", "paper"),
+        ("c", "paper"),
+        ("d", "extended"),
+    ]
+
+
+def test_a_network_without_maps_has_no_layers() -> None:
+    """A vision transformer whose first operation cannot be projected is served for its classes alone."""
+    node = Node("Attention", ("images",), ("logits",), supported=False)
+    graph = Graph((node,), {}, "images", "logits", "logits", None, {"images": (1, 3, 8, 8), "logits": (1, 2)})
+    assert layer_table(graph) == ()

@@ -43,7 +43,7 @@ def _name(node: Node, constants: Mapping[str, Tensor]) -> str:
 
 
 def _fill_scopes(nodes: Sequence[Node]) -> list[Node]:
-    """Gives nodes without scopes those that all readers of their outputs share. Torch's exporter leaves out every Split.
+    """Gives nodes without scopes those that all readers of their outputs share. Torch's exporter gives a Split none.
 
     The readers are in the module that splits. What it splits may come from another module.
     """

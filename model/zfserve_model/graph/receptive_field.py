@@ -102,6 +102,8 @@ def _seen(
     graph: Graph, tensors: Sequence[str], units: Sequence[Sequence[tuple[range, range]]], paths: Paths, *, clip: bool
 ) -> list[Boxes]:
     """Returns the boxes of the image that the units of each tensor see. One walk serves all tensors."""
+    if not tensors:
+        return []
     counts = [len(each) for each in units]
     first = np.cumsum([0, *counts])
     targets: dict[str, Boxes] = {}

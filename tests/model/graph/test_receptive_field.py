@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from fakes.graph_builder import GraphBuilder
+from zfserve_model.deconvnet import Position, project, trace
 from zfserve_model.graph.receptive_field import Pitch, Region, field, pitches, see_whole_image
 
 
@@ -147,3 +148,18 @@ def test_regions_of_all_tensors_on_the_way_are_given() -> None:
         first: Region(range(6, 10), range(0, 2)),
         "images": Region(range(5, 11), range(0, 3)),
     }
+
+
+@pytest.mark.parametrize("build", [residual, dense, inception, lopsided, twice_dilated, gated])
+def test_a_projection_fills_the_direct_field_of_its_unit(build: Callable[[GraphBuilder], str]) -> None:
+    """The worker's box and patch come from the projection, and the table from here. Both must name the same pixels."""
+    net = GraphBuilder(33, 38)
+    layer = build(net)
+    graph = net.graph()
+    traced = trace(graph, net.image[0].detach(), [layer])
+    for row, column in ((0, 0), (3, 5), (net.values[layer].shape[2] - 1, net.values[layer].shape[3] - 2)):
+        for projection in project(traced, layer, [0, 2], Position(row, column)):
+            maps = range(projection.map, projection.map + 1)
+            seen = field(graph, layer, range(row, row + 1), range(column, column + 1), maps=maps)["images"]
+            window = projection.window
+            assert (range(window.top, window.bottom), range(window.left, window.right)) == (seen.rows, seen.columns)
