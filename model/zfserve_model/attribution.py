@@ -11,7 +11,7 @@ Both run only the nodes above the layer. Branches that do not pass the layer kee
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +113,22 @@ def attribute(
         OutOfRange: the network has no such class.
         UnsupportedNode: a node above the layer cannot run. The message names it.
     """
+    batches = attribute_in_batches(trace, tensor, class_index, memory_bytes)
+    while True:
+        try:
+            next(batches)
+        except StopIteration as done:
+            attribution: ClassAttribution = done.value
+            return attribution
+
+
+def attribute_in_batches(
+    trace: Trace, tensor: str, class_index: int | None = None, memory_bytes: int = MEMORY_BYTES
+) -> Generator[None, None, ClassAttribution]:
+    """Returns what `attribute` returns. Yields after each batch of points, so that a caller can pause or stop.
+
+    Args and errors are those of `attribute`.
+    """
     activations, above = activations_of(trace, tensor), _NetworkAbove(trace, tensor)
     index, probability, score = above.find_class(activations, class_index)
     with torch.no_grad():
@@ -122,6 +138,7 @@ def attribute(
     fractions = (torch.arange(STEPS, dtype=activations.dtype, device=activations.device) + 0.5) / STEPS
     for part in torch.split(fractions, batch):
         total = total + above.gradients(part[:, None, None, None] * activations, index).sum(0)
+        yield
     return ClassAttribution(tensor, index, probability, total / STEPS * activations, score, baseline_score)
 
 

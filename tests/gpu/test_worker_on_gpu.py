@@ -57,7 +57,11 @@ def test_projections_are_those_of_the_cpu(
         format=pb.PICTURE_FORMAT_FLOAT32,
     )
     on_cpu, on_gpu = (
-        list(open_projector(gpu_bundle, memory_limits(1, device), Metrics(), device).project(request))
+        [
+            answer
+            for answer in open_projector(gpu_bundle, memory_limits(1, device), Metrics(), device).project(request)
+            if answer is not None
+        ]
         for device in map(torch.device, ("cpu", "cuda"))
     )
     assert [answer.map for answer in on_gpu] == [answer.map for answer in on_cpu]

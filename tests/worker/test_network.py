@@ -29,13 +29,14 @@ def test_a_bundle_of_schema_1_projects_and_explains(schema_1_bundle: Bundle) -> 
     assert [names[layer.tensor] for layer in network.manifest.layers] == [
         kinds[layer.kind] for layer in network.manifest.layers
     ]
-    projector = open_projector(schema_1_bundle, MemoryLimits(2, 1 << 30, 1 << 24), Metrics())
+    projector = open_projector(schema_1_bundle, MemoryLimits(2, 1 << 30, 1 << 24, 1 << 27), Metrics())
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8).tobytes()
     for layer, name in (("norm2", "norm2"), ("stage3", "relu3"), ("last", "relu5")):
         request = worker_pb2.ProjectRequest(pixels=pixels, layer=layer, strongest=2)
-        answers = list(projector.project(request))
+        answers = [answer for answer in projector.project(request) if answer is not None]
         assert [(answer.layer, answer.rule) for answer in answers] == [(name, pb.PROJECTION_RULE_PAPER)] * 2
-    (explained,) = projector.explain(worker_pb2.ExplainRequest(pixels=pixels, layer="last"))
+    *_, explained = projector.explain(worker_pb2.ExplainRequest(pixels=pixels, layer="last"))
+    assert explained is not None
     assert (explained.layer, explained.heatmap.height) == ("relu5", 13)
     assert explained.completeness_gap == pytest.approx(0, abs=1e-2)
 

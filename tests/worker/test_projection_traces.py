@@ -12,11 +12,13 @@ from zfserve_worker.app import serve
 from zfserve_worker.config import WorkerConfig
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-PROJECT = "zfserve.worker.v1.WorkerService/Project"
+PROJECT, EXPLAIN = "zfserve.worker.v1.WorkerService/Project", "zfserve.worker.v1.WorkerService/Explain"
 
 
 async def test_the_steps_of_a_projection_are_the_only_spans_and_belong_to_the_trace_of_the_server(
-    bundle: Bundle, request_for: Callable[..., worker_pb2.ProjectRequest]
+    bundle: Bundle,
+    request_for: Callable[..., worker_pb2.ProjectRequest],
+    explain_request_for: Callable[..., worker_pb2.ExplainRequest],
 ) -> None:
     collector = Collector()
     with collector.listening() as endpoint:
@@ -31,6 +33,7 @@ async def test_the_steps_of_a_projection_are_the_only_spans_and_belong_to_the_tr
             metadata = (("traceparent", f"00-{TRACE}-{CALLER}-01"), ("x-request-id", "r1"))
             for sent in (metadata, metadata, ()):  # A server that does not trace a request sends no trace.
                 assert len([answer async for answer in project(request_for(strongest=2), metadata=sent)]) == 2
+            await worker_pb2_grpc.WorkerServiceStub(channel).Explain(explain_request_for(), metadata=metadata)
         stop.ask("the test is over")
         await serving
 
@@ -38,6 +41,7 @@ async def test_the_steps_of_a_projection_are_the_only_spans_and_belong_to_the_tr
     steps = ["projection", "render", "projection", "render"]
     assert collector.children(first) == ["forward pass", *steps]
     assert collector.children(second) == steps, "the forward pass came from the cache"
+    assert collector.children(collector.only(EXPLAIN)) == ["attribution", "render"]
     assert {(span.trace, span.service) for span in collector.spans} == {(TRACE, "zfserve-worker")}
     assert {call.parent for call in (first, second)} == {CALLER}
     about = {"zfserve.request.id": "r1", "zfserve.model.name": "tiny", "zfserve.model.version": "1"}

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ RequestFor = Callable[..., worker_pb2.ProjectRequest]
 ExplainRequestFor = Callable[..., worker_pb2.ExplainRequest]
 
 LABELS = {"model": "tiny", "version": "1"}
-ROOMY = MemoryLimits(cached_traces=2, trace_bytes=1 << 30, signal_bytes=1 << 24)
+ROOMY = MemoryLimits(cached_traces=2, trace_bytes=1 << 30, signal_bytes=1 << 24, point_bytes=1 << 27)
 
 
 @pytest.fixture
@@ -55,6 +56,15 @@ def traced(bundle: Bundle, pixels: bytes, layer: str) -> tuple[deconvnet.Trace, 
     return deconvnet.trace(import_graph(bundle.folder / GRAPH), image, [entry.tensor]), entry.tensor
 
 
+def projections(projector: Projector, request: worker_pb2.ProjectRequest) -> list[pb.ProjectResponse]:
+    return [answer for answer in projector.project(request) if answer is not None]
+
+
+def explanation(projector: Projector, request: worker_pb2.ExplainRequest) -> pb.ExplainResponse:
+    (answer,) = (answer for answer in projector.explain(request) if answer is not None)
+    return answer
+
+
 def opened(png: bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(png))
     assert picture.format == "PNG"
@@ -74,7 +84,7 @@ def test_float_responses_are_equal_to_the_deconvnets_projections(
     projector: Projector, bundle: Bundle, request_for: RequestFor, rule: deconvnet.UnitRule, unit: dict[str, object]
 ) -> None:
     request = request_for(selection={"indices": [5, 3]}, unit=unit, format="PICTURE_FORMAT_FLOAT32")
-    answers = list(projector.project(request))
+    answers = projections(projector, request)
     trace, tensor = traced(bundle, request.pixels, "stage2")
     expected = list(deconvnet.project(trace, tensor, [5, 3], rule))
 
@@ -95,7 +105,7 @@ def test_float_responses_are_equal_to_the_deconvnets_projections(
 def test_pictures_cover_the_box(projector: Projector, request_for: RequestFor) -> None:
     request = request_for(layer="stem", strongest=3)
     image = np.frombuffer(request.pixels, np.uint8).reshape(HEIGHT, WIDTH, 3)
-    for answer in projector.project(request):
+    for answer in projections(projector, request):
         box = answer.box
         assert opened(answer.png).size == (box.right - box.left, box.bottom - box.top)
         patch = np.asarray(opened(answer.patch_png))
@@ -103,10 +113,10 @@ def test_pictures_cover_the_box(projector: Projector, request_for: RequestFor) -
 
 
 def test_the_strongest_maps_come_first_and_default_to_nine(projector: Projector, request_for: RequestFor) -> None:
-    activations = [answer.activation for answer in projector.project(request_for())]
+    activations = [answer.activation for answer in projections(projector, request_for())]
     assert len(activations) == 9
     assert activations == sorted(activations, reverse=True)
-    assert len(list(projector.project(request_for(strongest=2)))) == 2
+    assert len(projections(projector, request_for(strongest=2))) == 2
 
 
 @pytest.mark.parametrize("named", ["n02", "dog", ""])
@@ -114,7 +124,7 @@ def test_maps_of_a_class_come_with_their_attributions(
     projector: Projector, bundle: Bundle, request_for: RequestFor, pixels: bytes, named: str
 ) -> None:
     request = request_for(layer="stage1", for_class={"class_name": named, "count": 3})
-    answers = list(projector.project(request))
+    answers = projections(projector, request)
     attribution = attribute(*traced(bundle, pixels, "stage1"), 1 if named else None)
     maps = attribution.leading_maps(3)
     assert [(answer.map, answer.rank, answer.total) for answer in answers] == [(maps[n], n, 3) for n in range(3)]
@@ -131,10 +141,10 @@ def test_maps_of_a_class_come_with_their_attributions(
 def test_a_requested_unit_applies_to_the_maps_of_a_class_too(projector: Projector, request_for: RequestFor) -> None:
     chosen = {"class_name": "cat", "count": 2}
     for unit, expected in (({"position": {"row": 2, "column": 3}}, (2, 3)), ({"whole_map": {}}, None)):
-        for answer in projector.project(request_for(for_class=chosen, unit=unit)):
+        for answer in projections(projector, request_for(for_class=chosen, unit=unit)):
             found = (answer.unit.row, answer.unit.column) if answer.HasField("unit") else None
             assert found == expected
-    (plain,) = projector.project(request_for(strongest=1))
+    (plain,) = projections(projector, request_for(strongest=1))
     assert not plain.HasField("for_class")
 
 
@@ -142,7 +152,7 @@ def test_a_requested_unit_applies_to_the_maps_of_a_class_too(projector: Projecto
 def test_an_explanation_is_that_of_the_attribution(
     projector: Projector, bundle: Bundle, explain_request_for: ExplainRequestFor, pixels: bytes, layer: str
 ) -> None:
-    (answer,) = projector.explain(explain_request_for(layer=layer, class_name="dog", method=1))
+    answer = explanation(projector, explain_request_for(layer=layer, class_name="dog", method=1))
     name = "stage2" if layer == "last" else layer
     attribution = attribute(*traced(bundle, pixels, name), 1)
     entry = bundle.manifest.layer(name)
@@ -163,7 +173,7 @@ def test_an_explanation_is_that_of_the_attribution(
 def test_grad_cam_has_no_baseline(
     projector: Projector, bundle: Bundle, explain_request_for: ExplainRequestFor, pixels: bytes
 ) -> None:
-    (answer,) = projector.explain(explain_request_for(method=pb.EXPLANATION_METHOD_GRAD_CAM))
+    answer = explanation(projector, explain_request_for(method=pb.EXPLANATION_METHOD_GRAD_CAM))
     expected = grad_cam(*traced(bundle, pixels, "stage2"))
     values = np.frombuffer(answer.heatmap.data, "<f4").reshape(10, 12)
     np.testing.assert_allclose(values, expected.heatmap.numpy(), rtol=1e-4, atol=1e-6)
@@ -177,21 +187,37 @@ def test_one_photo_costs_one_forward_pass(
     projector: Projector, request_for: RequestFor, explain_request_for: ExplainRequestFor, metrics: Metrics
 ) -> None:
     for layer in ("stem", "stage1", "stage2"):
-        assert len(list(projector.project(request_for(layer=layer, strongest=1)))) == 1
-    assert len(list(projector.explain(explain_request_for()))) == 1
+        assert len(projections(projector, request_for(layer=layer, strongest=1))) == 1
+    explanation(projector, explain_request_for())
     assert forward_passes(metrics) == 1
     value = metrics.registry.get_sample_value
     assert value("zfserve_projection_seconds_count", LABELS) == 3
     assert value("zfserve_explanation_seconds_count", LABELS) == 1
 
 
+def test_an_attribution_is_computed_in_parts_that_fit_the_memory(
+    network: LoadedNetwork, explain_request_for: ExplainRequestFor, request_for: RequestFor, metrics: Metrics
+) -> None:
+    limits = replace(ROOMY, point_bytes=1)  # one point at a time
+    projector = Projector(network, limits, metrics.of_model("tiny", "1"))
+    steps = list(projector.explain(explain_request_for(class_name="dog")))
+    assert [step is None for step in steps] == [True] * 16 + [False]
+    assert steps[-1] is not None
+    whole = explanation(Projector(network, ROOMY, metrics.of_model("tiny", "1")), explain_request_for(class_name="dog"))
+    np.testing.assert_allclose(
+        np.frombuffer(steps[-1].heatmap.data, "<f4"), np.frombuffer(whole.heatmap.data, "<f4"), rtol=1e-4, atol=1e-6
+    )
+    projected = list(projector.project(request_for(for_class={"class_name": "dog", "count": 2})))
+    assert [step is None for step in projected] == [True] * 16 + [False] * 2
+
+
 def test_with_little_memory_each_layer_costs_a_forward_pass(
     network: LoadedNetwork, request_for: RequestFor, metrics: Metrics
 ) -> None:
-    limits = MemoryLimits(cached_traces=10_000, trace_bytes=1 << 24, signal_bytes=1 << 24)
+    limits = replace(ROOMY, cached_traces=10_000, trace_bytes=1 << 24)
     projector = Projector(network, limits, metrics.of_model("tiny", "1"))
     for layer in ("stage2", "stage1", "stage2"):
-        list(projector.project(request_for(layer=layer, strongest=1)))
+        projections(projector, request_for(layer=layer, strongest=1))
     assert forward_passes(metrics) == 2
 
 
@@ -200,9 +226,9 @@ def test_the_least_recently_used_photo_is_evicted(
 ) -> None:
     first, second, third = (bytes([shade]) * (HEIGHT * WIDTH * 3) for shade in (10, 20, 30))
     for pixels in (first, second, first, third, first):
-        list(projector.project(request_for(pixels=pixels, strongest=1)))
+        projections(projector, request_for(pixels=pixels, strongest=1))
     assert forward_passes(metrics) == 3
-    list(projector.project(request_for(pixels=second, strongest=1)))
+    projections(projector, request_for(pixels=second, strongest=1))
     assert forward_passes(metrics) == 4
 
 
@@ -211,11 +237,11 @@ def test_layers_above_a_node_that_no_projection_passes_are_refused(
 ) -> None:
     projector = open_projector(bundle_with_attention, ROOMY, metrics)
     assert [layer.name for layer in projector.manifest.layers][:2] == ["stem", "stage1.unit1"]
-    (answer,) = projector.explain(explain_request_for(layer="stage1"))
+    answer = explanation(projector, explain_request_for(layer="stage1"))
     assert answer.layer == "stage1.unit1"
     request = worker_pb2.ProjectRequest(layer="stage2.unit1.relu")
     with pytest.raises(Unimplemented, match=r"stage2\.attention"):
-        list(projector.project(request))
+        projections(projector, request)
 
 
 def test_a_manifest_that_promises_too_much_names_the_node(

@@ -25,6 +25,7 @@ from zfserve_worker.service import WorkerService
 from zfserve_worker.torch_thread import TorchThread
 
 RequestFor = Callable[..., worker_pb2.ProjectRequest]
+ExplainRequestFor = Callable[..., worker_pb2.ExplainRequest]
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,36 @@ async def test_a_request_that_does_not_fit_the_network_is_refused(
     assert error.field == field
 
 
+async def test_an_explanation_is_answered(worker: RunningWorker, explain_request_for: ExplainRequestFor) -> None:
+    answer = (await worker.stub.Explain(explain_request_for(class_name="dog"))).explanation
+    assert (answer.layer, answer.for_class.label, len(answer.heatmap.data)) == ("stage2", "dog", 4 * 10 * 12)
+    assert answer.overlay_png
+
+
+@pytest.mark.parametrize(
+    ("fields", "error_class", "field"),
+    [
+        ({"layer": "conv9"}, errors.NotFound, "layer"),
+        ({"class_name": "violet"}, errors.NotFound, "class_name"),
+        ({"method": 9}, errors.InvalidInput, "method"),
+        ({"pixels": b"\0" * 7}, errors.InvalidInput, "pixels"),
+        ({"fingerprint": "cd" * 32}, errors.WorkerMismatch, None),
+    ],
+)
+async def test_an_explanation_that_does_not_fit_the_network_is_refused(
+    worker: RunningWorker,
+    explain_request_for: ExplainRequestFor,
+    fields: dict[str, Any],
+    error_class: type[errors.ServiceError],
+    field: str | None,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await worker.stub.Explain(explain_request_for(**fields))
+    error = from_call_error(caught.value)
+    assert error is not None
+    assert (type(error), error.field) == (error_class, field)
+
+
 async def test_the_last_map_and_unit_are_in_range(worker: RunningWorker, request_for: RequestFor) -> None:
     last = {"position": {"row": 9, "column": 11}}
     (answer,) = await project(worker, request_for(selection={"indices": [11]}, unit=last))
@@ -184,7 +215,7 @@ class EndlessProjector:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.ended = asyncio.Event()
+        self.ended, self.explaining = asyncio.Event(), asyncio.Event()
         self.metrics = Metrics().of_model("tiny", "1")
         self._loop = asyncio.get_running_loop()
 
@@ -192,6 +223,14 @@ class EndlessProjector:
         try:
             while True:
                 yield pb.ProjectResponse()
+        finally:
+            self._loop.call_soon_threadsafe(self.ended.set)
+
+    def explain(self, request: worker_pb2.ExplainRequest) -> Generator[pb.ExplainResponse | None, None, None]:
+        self._loop.call_soon_threadsafe(self.explaining.set)
+        try:
+            while True:
+                yield None
         finally:
             self._loop.call_soon_threadsafe(self.ended.set)
 
@@ -206,7 +245,10 @@ class OneNetwork:
         return self.projector
 
 
-async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: RequestFor) -> None:
+@pytest.mark.parametrize("method", ["Project", "Explain"])
+async def test_a_cancelled_call_ends_the_work(
+    bundle: Bundle, request_for: RequestFor, explain_request_for: ExplainRequestFor, method: str
+) -> None:
     metrics, projector = Metrics(), EndlessProjector(bundle.manifest)
     torch_thread = TorchThread(1, 1)
     server = InterceptingServer(metrics)
@@ -215,8 +257,13 @@ async def test_a_cancelled_call_ends_the_work(bundle: Bundle, request_for: Reque
     port = server.add_insecure_port("localhost:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
-        call = worker_pb2_grpc.WorkerServiceStub(channel).Project(request_for())
-        await call.read()
+        stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+        if method == "Project":
+            call = stub.Project(request_for())
+            await call.read()
+        else:
+            call = stub.Explain(explain_request_for())
+            await projector.explaining.wait()
         call.cancel()
         await projector.ended.wait()
     await server.stop(None)

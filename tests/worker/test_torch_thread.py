@@ -85,6 +85,31 @@ async def test_streams_take_turns(torch_thread: TorchThread) -> None:
     await running.aclose()
 
 
+async def test_a_step_without_a_result_lets_other_streams_run(torch_thread: TorchThread) -> None:
+    order: list[str] = []
+    began, may_go_on = threading.Event(), threading.Event()
+
+    def in_parts() -> Generator[str | None, None, None]:
+        for part in range(3):
+            order.append(f"part {part}")
+            began.set()
+            may_go_on.wait()
+            yield None
+        yield "whole"
+
+    def other() -> Generator[str, None, None]:
+        order.append("other")
+        yield "other"
+
+    first = asyncio.ensure_future(anext(torch_thread.stream(in_parts(), Deadline(), UNUSED_METRICS)))
+    await asyncio.to_thread(began.wait)
+    second = asyncio.ensure_future(anext(torch_thread.stream(other(), Deadline(), UNUSED_METRICS)))
+    await asyncio.sleep(0)
+    may_go_on.set()
+    assert (await first, await second) == ("whole", "other")
+    assert order == ["part 0", "other", "part 1", "part 2"]
+
+
 async def test_nothing_is_computed_ahead_of_a_slow_reader(torch_thread: TorchThread) -> None:
     work = Work(5)
     work.permit(5)

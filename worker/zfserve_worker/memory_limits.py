@@ -13,7 +13,7 @@ because one thread computes one step at a time. docs/capacity.md has an example.
 from dataclasses import dataclass
 
 import torch
-from zfserve_model.deconvnet import MEMORY_BYTES
+from zfserve_model import attribution, deconvnet
 from zfserve_runtime.memory import available_memory
 
 _TRACE_SHARE = 16
@@ -22,6 +22,10 @@ room for eight traces of all layers of `zfnet`."""
 
 _SIGNAL_SHARE = 64
 """The signals of one chunk of projections take at most this fraction of the memory."""
+
+_POINT_SHARE = 16
+"""The activations of one batch of an attribution's points take at most this fraction of the memory. Automatic
+differentiation keeps them, and takes about as much again for the gradients."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,22 @@ class MemoryLimits:
         cached_traces: the largest number of traces to keep.
         trace_bytes: the most memory that they take together.
         signal_bytes: the most memory that the signals of a chunk of projections take. A single signal may take more.
+        point_bytes: the most memory that the activations of a batch of an attribution's points take. A single point may
+            take more.
     """
 
     cached_traces: int
     trace_bytes: int
     signal_bytes: int
+    point_bytes: int
 
 
 def memory_limits(cached_traces: int, device: torch.device) -> MemoryLimits:
     """Returns the limits for a network on `device`: shares of the memory of the card, or of this process."""
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else available_memory()
-    return MemoryLimits(cached_traces, available // _TRACE_SHARE, min(MEMORY_BYTES, available // _SIGNAL_SHARE))
+    return MemoryLimits(
+        cached_traces,
+        trace_bytes=available // _TRACE_SHARE,
+        signal_bytes=min(deconvnet.MEMORY_BYTES, available // _SIGNAL_SHARE),
+        point_bytes=min(attribution.MEMORY_BYTES, available // _POINT_SHARE),
+    )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from zfserve_model.attribution import ClassAttribution, GradCam, attribute, grad_cam
+from zfserve_model.attribution import ClassAttribution, GradCam, attribute_in_batches, grad_cam
 from zfserve_model.deconvnet import (
     Position,
     Projection,
@@ -70,8 +70,10 @@ class Projector:
         # If there is room for all layers of all traces, one forward pass serves requests for any layer of a photo.
         self._traces_all_layers = all_bytes * limits.cached_traces <= limits.trace_bytes
 
-    def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse, None, None]:
+    def project(self, request: worker_pb2.ProjectRequest) -> Generator[pb.ProjectResponse | None, None, None]:
         """Yields one response for each feature map. Each is computed when it is asked for.
+
+        It also yields None between the batches of an attribution, so that other calls get their turn.
 
         Args:
             request: a request that `validate_projection_request` accepted, with as many pixels as the input has.
@@ -84,7 +86,7 @@ class Projector:
         rule = self._projection_rule(layer)
         pixels = self._pixels(request.pixels)
         traced = self._trace(pixels, layer)
-        selection = self._select_maps(request, traced, layer)
+        selection = yield from self._select_maps(request, traced, layer)
         projections = project(
             traced, layer.tensor, selection.maps, selection.units, memory_bytes=self._limits.signal_bytes
         )
@@ -105,8 +107,8 @@ class Projector:
             yield response
             began_s = time.perf_counter()
 
-    def explain(self, request: worker_pb2.ExplainRequest) -> Generator[pb.ExplainResponse, None, None]:
-        """Yields the explanation of one class.
+    def explain(self, request: worker_pb2.ExplainRequest) -> Generator[pb.ExplainResponse | None, None, None]:
+        """Yields the explanation of one class, and None between the batches of its attribution.
 
         Args:
             request: a request that `validate_explanation_request` accepted, with as many pixels as the input has.
@@ -118,8 +120,11 @@ class Projector:
         wanted = find_class(request.class_name, self.manifest, "class_name")
         attributes: dict[str, str | int | float] = {"zfserve.layer": layer.name}
         with span("attribution", attributes):
-            grad_cam_wanted = request.method == pb.EXPLANATION_METHOD_GRAD_CAM
-            found = (grad_cam if grad_cam_wanted else attribute)(traced, layer.tensor, wanted)
+            found: ClassAttribution | GradCam
+            if request.method == pb.EXPLANATION_METHOD_GRAD_CAM:
+                found = grad_cam(traced, layer.tensor, wanted)
+            else:
+                found = yield from attribute_in_batches(traced, layer.tensor, wanted, self._limits.point_bytes)
         with span("render", attributes):
             response = _explanation_response(found, pixels, request.method)
         response.for_class.CopyFrom(self._class_score(found.index, found.probability))
@@ -168,22 +173,24 @@ class Projector:
 
         return self._traces.get((hashlib.sha256(pixels.data).digest(), *tensors), compute)
 
-    def _select_maps(self, request: worker_pb2.ProjectRequest, traced: Trace, layer: LayerEntry) -> "_MapSelection":
+    def _select_maps(
+        self, request: worker_pb2.ProjectRequest, traced: Trace, layer: LayerEntry
+    ) -> Generator[None, None, "_MapSelection"]:
         units = _unit_rule(request.unit)
         match request.WhichOneof("maps"):
             case "selection":
                 return _MapSelection(list(request.selection.indices), units)
             case "for_class":
-                return self._maps_for_class(request, traced, layer, units)
+                return (yield from self._maps_for_class(request, traced, layer, units))
             case _:
                 return _MapSelection(strongest_maps(traced, layer.tensor, map_count(request, layer)), units)
 
     def _maps_for_class(
         self, request: worker_pb2.ProjectRequest, traced: Trace, layer: LayerEntry, units: UnitRule
-    ) -> "_MapSelection":
+    ) -> Generator[None, None, "_MapSelection"]:
         with span("attribution", {"zfserve.layer": layer.name}):
             wanted = find_class(request.for_class.class_name, self.manifest, "for_class.class_name")
-            attribution = attribute(traced, layer.tensor, wanted)
+            attribution = yield from attribute_in_batches(traced, layer.tensor, wanted, self._limits.point_bytes)
         maps = attribution.leading_maps(map_count(request, layer))
         if isinstance(units, StrongestUnit):
             units = attribution.leading_units(maps)

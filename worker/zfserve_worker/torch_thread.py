@@ -1,7 +1,7 @@
 """Runs PyTorch in one thread, and limits the calls that may use it. The event loop never blocks on the thread.
 
-Calls take turns, one result each. So a long call cannot starve a short one, and a client that reads slowly delays only
-itself.
+Calls take turns, one step each: a result, or a part of one. So a long call cannot starve a short one, and a client that
+reads slowly delays only itself.
 """
 
 import asyncio
@@ -55,19 +55,19 @@ class TorchThread:
         try:
             return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
         except torch.OutOfMemoryError as error:
-            raise Overloaded("the GPU has no memory left for a projection", retry_after_s=RETRY_AFTER_S) from error
+            raise Overloaded("the GPU has no memory left for this call", retry_after_s=RETRY_AFTER_S) from error
         except torch.AcceleratorError as error:
             self.lost = True
             self._on_lost()
             raise EngineLost("the worker lost its GPU and restarts; try again shortly") from error
 
     async def stream(
-        self, results: Generator[T, None, None], deadline: Deadline, metrics: ModelMetrics
+        self, results: Generator[T | None, None, None], deadline: Deadline, metrics: ModelMetrics
     ) -> AsyncGenerator[T, None]:
         """Yields the results. Each is computed when it is asked for. No further step runs once the stream is closed.
 
         Args:
-            results: the generator to run in the thread.
+            results: the generator to run in the thread. A None that it yields ends a step without a result.
             deadline: the deadline of the call.
             metrics: the metrics of the model that computes.
 
@@ -78,7 +78,7 @@ class TorchThread:
         """
         if self._in_flight >= self._max_streams:
             raise Overloaded(
-                f"{self._max_streams} projection requests are in flight already; try again in {RETRY_AFTER_S:.0f} s",
+                f"{self._max_streams} calls are in flight already; try again in {RETRY_AFTER_S:.0f} s",
                 retry_after_s=RETRY_AFTER_S,
             )
         self._in_flight += 1
@@ -87,7 +87,8 @@ class TorchThread:
             with metrics.queue_depth.track_inprogress():
                 step = await self._next(steps, deadline)
             while step is not None:
-                yield step[0]
+                if (result := step[0]) is not None:
+                    yield result
                 step = await self._next(steps, deadline)
         finally:
             self._in_flight -= 1
@@ -100,7 +101,7 @@ class TorchThread:
         """Waits for the step that runs, and drops the steps that wait."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    async def _next(self, steps: Generator[tuple[T], None, None], deadline: Deadline) -> tuple[T] | None:
+    async def _next(self, steps: Generator[tuple[T | None], None, None], deadline: Deadline) -> tuple[T | None] | None:
         deadline.check()
         # The step runs in the context of its call, so that its log lines and spans carry the request's id.
         step = partial(copy_context().run, partial(next, steps, None))
@@ -110,13 +111,13 @@ class TorchThread:
         except TimeoutError as error:
             if not timer.expired():
                 raise
-            raise DeadlineExceeded("the deadline passed during the projection; allow more time") from error
+            raise DeadlineExceeded("the deadline passed while the worker computed; allow more time") from error
 
 
 def _steps(
-    results: Generator[T, None, None], admitted_s: float, metrics: ModelMetrics
-) -> Generator[tuple[T], None, None]:
-    """Yields each of `results` in a tuple, so that no result can be mistaken for the end.
+    results: Generator[T | None, None, None], admitted_s: float, metrics: ModelMetrics
+) -> Generator[tuple[T | None], None, None]:
+    """Yields each of `results` in a tuple, so that none can be mistaken for the end.
 
     Args:
         results: the generator to run.
