@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from zfserve.explanation import Explanation
 from zfserve.results import Projection
 
+from zfserve_cli.short_number import short_number
+
 METHOD_NAMES = {"integrated-gradients": "integrated gradients", "grad-cam": "Grad-CAM"}
 
 
@@ -22,17 +24,19 @@ def maps_text(explanation: Explanation, maps: Sequence[Projection]) -> str:
     if explanation.baseline_score is None or explanation.completeness_gap is None:
         return title
     whole = explanation.score - explanation.baseline_score - explanation.completeness_gap
-    return f"{title}: together {sum(each.attribution or 0.0 for each in maps):+.2f} of {whole:+.2f}"
+    together = sum(each.attribution or 0.0 for each in maps)
+    return f"{title}: together {short_number(together, sign='+')} of {short_number(whole, sign='+')}"
 
 
 def score_text(explanation: Explanation) -> str:
     """Returns the score of the class, and with integrated gradients its parts and the completeness gap."""
-    score = f"{explanation.score:.2f}"
+    score = short_number(explanation.score)
     if explanation.baseline_score is None or explanation.completeness_gap is None:
         return score
     gained = explanation.score - explanation.baseline_score
     share = f" ({abs(explanation.completeness_gap / gained):.1%})" if gained else ""
     return (
-        f"{score}: baseline {explanation.baseline_score:.2f}, heatmap {gained - explanation.completeness_gap:+.2f}, "
-        f"completeness gap {explanation.completeness_gap:+.3f}{share}"
+        f"{score}: baseline {short_number(explanation.baseline_score)}, "
+        f"heatmap {short_number(gained - explanation.completeness_gap, sign='+')}, "
+        f"completeness gap {short_number(explanation.completeness_gap, 3, '+')}{share}"
     )

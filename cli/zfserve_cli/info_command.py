@@ -95,7 +95,7 @@ def _overview(description: ModelDescription) -> Table:
     model, engine = description.model, description.engine
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")  # a shortened fingerprint or name would identify nothing
     table.add_row(
         "model", f"[bold]{escape(model.name)}[/] {escape(model.version)} ({escape(description.architecture)})"
     )
@@ -118,7 +118,7 @@ def _overview(description: ModelDescription) -> Table:
     shown = ", ".join(labels[:FEW_CLASSES])
     if len(labels) > FEW_CLASSES:
         shown += f" and {len(labels) - FEW_CLASSES:,} more (--json lists all)"
-    table.add_row(f"{len(labels):,} classes", escape(shown))
+    table.add_row("classes", escape(f"{len(labels):,}: {shown}"))
     return table
 
 

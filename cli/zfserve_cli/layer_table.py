@@ -11,9 +11,6 @@ from zfserve.model_description import Layer
 _TEXT = {"stage", "layer", "kind", "stands for", "rule"}
 """These columns hold names. The others hold numbers."""
 
-_MINOR_KINDS = {"relu", "norm", "pool"}
-"""Layers of these kinds follow a layer that matters more. They are printed dim."""
-
 
 def layer_table(layers: Sequence[Layer]) -> Table:
     """Returns a table with a row for each layer. Layers of one stage stand together."""
@@ -33,7 +30,7 @@ def layer_table(layers: Sequence[Layer]) -> Table:
                 *_figures(layer),
                 _both(layer.offset, layer.offset_width),
                 *([layer.rule] if extended else []),
-                style="dim" if layer.kind in _MINOR_KINDS else "",
+                style="dim" if layer.kind == "pool" else "",
             )
     return table
 

@@ -10,6 +10,7 @@ from zfserve.results import Projection
 from zfserve_photos.contact_sheet import Tile, contact_sheet
 
 from zfserve_cli.picture_files import file_name_part, saving, write_picture
+from zfserve_cli.short_number import short_number
 
 COLUMNS = 3
 """A row of a contact sheet has this many projections."""
@@ -72,8 +73,8 @@ def projection_tile(projection: Projection) -> Tile:
 
 def _strength(projection: Projection) -> str:
     if projection.attribution is None:
-        return f"activation {projection.activation:.2f}"
-    return f"adds {projection.attribution:+.3f}"
+        return f"activation {short_number(projection.activation)}"
+    return f"adds {short_number(projection.attribution, 3, '+')}"
 
 
 def _picture(png: bytes) -> Image.Image:

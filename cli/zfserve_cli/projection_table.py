@@ -9,6 +9,7 @@ from rich.table import Table
 from zfserve.results import Box, Projection
 
 from zfserve_cli.projection_files import SavedProjection
+from zfserve_cli.short_number import short_number
 
 FEW_NODES = 3
 """The note names at most this many nodes."""
@@ -34,8 +35,8 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
         table.add_row(
             str(projection.map),
             _unit_name(projection),
-            f"{projection.activation:.2f}",
-            *([f"{strength:+.3f}"] if for_class else []),
+            short_number(projection.activation),
+            *([short_number(strength, 3, "+")] if for_class else []),
             Bar(1, 0, max(0.0, strength / highest), width=10, color="blue"),
             _box_name(projection.source_box or projection.box),
             *([entry.picture.name] if entry.picture else []),

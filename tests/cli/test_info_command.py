@@ -59,6 +59,7 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         assert figure in shown
     for figure in ("ready, the default", "birds", "model.onnx is missing", "checkpoint.safetensors", "256 values"):
         assert figure in shown
+    assert "classes      3: tench, church, golf ball" in shown
     for absent in ("batch  ", "rule", "--layers"):
         assert absent not in shown
     assert run("info", "--json") == OK
@@ -155,7 +156,7 @@ def test_a_thousand_classes_are_counted_and_not_listed(
     service.description = described(classes=classes)
     assert run("info") == OK
     shown = capsys.readouterr().out
-    assert "1,000 classes" in shown
+    assert "classes      1,000: label0, " in shown
     assert "label11 and 988 more" in shown
     assert "label12" not in shown
     assert run("info", "--json") == OK

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import Service, running_service, zfserve
-from zfserve import Client
+from zfserve import Box, Client
 from zfserve_model.chain_attribution import attribute
 from zfserve_model.chain_deconvnet import project, strongest_maps, trace
 from zfserve_model.checkpoint import load_checkpoint
@@ -83,6 +84,30 @@ def test_maps_of_a_class_agree_with_the_exported_network(service: Service, check
         assert answer.attribution == pytest.approx(attribution.maps[answer.map].item(), rel=1e-3)
 
 
+def test_an_explanation_is_complete_and_fits_the_other_answers(service: Service) -> None:
+    with Client(service.address) as client:
+        wait_for_projections(client)
+        answer = client.explain(PHOTO, layer="conv3", class_name="bee")
+        scores = client.classify(PHOTO, top_k=3).classes
+        maps = list(client.project(PHOTO, "conv3", strongest=384, for_class="bee"))
+    values = answer.heatmap.to_numpy().astype(float)
+    assert (answer.layer, values.shape) == ("conv3", (13, 13))
+    assert answer.baseline_score is not None
+    assert answer.completeness_gap is not None
+    gained = answer.score - answer.baseline_score
+    assert values.sum() + answer.completeness_gap == pytest.approx(gained, abs=1e-4)
+    assert abs(answer.completeness_gap) < 0.1 * max(abs(gained), 0.1)
+    assert sum(entry.attribution or 0.0 for entry in maps) == pytest.approx(values.sum(), abs=1e-4)
+    (bee,) = (score for score in scores if score.label == "bee")
+    assert answer.served_precision == "fp32"
+    assert answer.served_probability == pytest.approx(bee.probability, abs=1e-6)
+    assert answer.for_class.probability == pytest.approx(bee.probability, abs=1e-4)
+    assert answer.scale == pytest.approx(np.abs(values).max())
+    with Image.open(PHOTO) as photo, Image.open(BytesIO(answer.overlay_png)) as overlay:
+        assert answer.source_box == Box(0, 0, *photo.size)
+        assert (overlay.mode, overlay.size) == ("RGB", (224, 224))
+
+
 def test_the_commands_of_the_readme(service: Service, tmp_path: Path) -> None:
     classified = zfserve("classify", PHOTO, "--json", "--address", service.address)
     assert classified.returncode == 0, classified.stderr
@@ -96,6 +121,13 @@ def test_the_commands_of_the_readme(service: Service, tmp_path: Path) -> None:
     pictures = list(tmp_path.rglob("*.png"))
     assert len(pictures) >= 3, "there must be two projections and a contact sheet"
     assert all(np.asarray(Image.open(picture).convert("RGB")).std() > 1 for picture in pictures)
+
+    picture = tmp_path / "why.png"
+    explained = zfserve("explain", PHOTO, "--top", "2", "--save", picture, "--address", service.address)
+    assert explained.returncode == 0, explained.stderr
+    assert "relu5" in explained.stdout
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 500
 
     described = zfserve("info", "--address", service.address)
     assert described.returncode == 0
