@@ -11,6 +11,9 @@ from zfserve.results import Box, Projection
 from zfserve_cli.projection_files import SavedProjection
 from zfserve_cli.short_number import short_number
 
+BAR_WIDTH = 10
+"""The longest bar, in characters."""
+
 FEW_NODES = 3
 """The note names at most this many nodes."""
 
@@ -27,7 +30,8 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
     for column in (*numbers, "", "columns × rows", *(["picture"] if with_files else [])):
         # In a narrow terminal only the bar becomes shorter.
         justify: JustifyMethod = "right" if column in numbers else "left"
-        table.add_column(column, header_style="dim", justify=justify, no_wrap=bool(column))
+        longest = None if column else BAR_WIDTH
+        table.add_column(column, header_style="dim", justify=justify, no_wrap=bool(column), max_width=longest)
     strengths = [_strength(entry.projection) for entry in saved]
     highest = max(strengths, default=0.0) or 1.0
     for entry, strength in zip(saved, strengths, strict=True):
@@ -37,7 +41,7 @@ def projection_table(saved: list[SavedProjection], title: str) -> Table:
             _unit_name(projection),
             short_number(projection.activation),
             *([short_number(strength, 3, "+")] if for_class else []),
-            Bar(1, 0, max(0.0, strength / highest), width=10, color="blue"),
+            Bar(1, 0, max(0.0, strength / highest), color="blue"),
             _box_name(projection.source_box or projection.box),
             *([entry.picture.name] if entry.picture else []),
         )

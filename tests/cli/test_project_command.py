@@ -7,11 +7,11 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes.vision_service import Failure, FakeVisionService, png
-from rich.console import Console
 from zfserve.results import Box, ModelIdentity, Position, Projection
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_cli.projection_files import SavedProjection
 from zfserve_cli.projection_table import projection_table
+from zfserve_cli.whole_table import print_whole
 
 Run = Callable[..., int]
 
@@ -60,8 +60,9 @@ def test_a_table_fits_a_terminal_of_80_columns(
     box = Box(1023, 1277, 1411, 1545)
     projection = Projection(1023, Position(10, 12), 10.25, box, box, b"", None, b"", ModelIdentity("", "", ""), 0, 1)
     saved = SavedProjection(projection, Path("conv5-01-map1023.png"), None)
-    Console().print(projection_table([saved], "title"))
+    print_whole(projection_table([saved], "title"))
     row = capsys.readouterr().out.splitlines()[-1]
+    assert len(row) <= 80, "the bar becomes shorter"
     for cell in ("1023 ", "10, 12", "10.25", "1023–1411 × 1277–1545", "conv5-01-map1023.png"):
         assert cell in row
 
