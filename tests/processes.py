@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from pathlib import Path
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from zfserve import Client
 
 CLI = ("-m", "zfserve_cli.main")
 """The arguments that make Python run the command line."""
+
+WORKER_S = 60
+"""The seconds within which a worker must be ready."""
 
 START_S = 60
 """The seconds after which a start counts as failed. A start takes far less."""
@@ -81,6 +86,14 @@ def polling_pool_runs(pid: int, address: str, calls: int) -> int:
         for _ in range(calls):
             health.Check(HealthCheckRequest(), timeout=30)
         return runs() - before
+
+
+def wait_for_projections(client: Client, within_s: float = WORKER_S) -> None:
+    """Waits until the worker of the client's service can project the default model."""
+    deadline = time.monotonic() + within_s
+    while not client.describe().projection_available:
+        assert time.monotonic() < deadline, "the worker never became ready"
+        time.sleep(0.1)
 
 
 def _ended_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 import urllib.request
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,7 @@ from fakes.collector import Collector
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
-from processes import Service, running_service, zfserve
+from processes import WORKER_S, Service, running_service, wait_for_projections, zfserve
 from zfserve import Box, Client
 from zfserve_model.chain_attribution import attribute
 from zfserve_model.chain_deconvnet import project, strongest_maps, trace
@@ -26,14 +25,6 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 PHOTO = Path(__file__).parent.parent.parent / "samples" / "church.jpg"
-WORKER_S = 60
-
-
-def wait_for_projections(client: Client, within_s: float = WORKER_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not client.describe().projection_available:
-        assert time.monotonic() < deadline, "the worker never became ready"
-        time.sleep(0.1)
 
 
 def input_of(photo: Path) -> tuple[npt.NDArray[np.uint8], torch.Tensor]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
+from zfserve_engines.golden import Golden, write_golden
 from zfserve_model.graph.fingerprint import graph_fingerprint
 from zfserve_model.graph.importer import import_graph
 from zfserve_model.graph.rules import projection_rule
@@ -15,6 +17,7 @@ from zfserve_runtime.bundle import (
     GOLDEN,
     GRAPH,
     MANIFEST,
+    Artefact,
     Bundle,
     ClassEntry,
     InputSpec,
@@ -106,15 +109,19 @@ def residual_model(seed: int = 0, classes: int = 2, *, attention: bool = False) 
     return model
 
 
-def write_residual_bundle(folder: Path, version: str = "1", seed: int = 0, *, attention: bool = False) -> Bundle:
-    """Writes a bundle of the model, as far as a worker reads it."""
+def write_residual_bundle(
+    folder: Path, version: str = "1", seed: int = 0, *, attention: bool = False, name: str = "tiny"
+) -> Bundle:
+    """Writes a bundle of the model that server and worker can serve."""
     model = residual_model(seed, attention=attention)
     graph = import_graph(model)
     top = graph.nodes[[node.name for node in graph.nodes].index("stage2.unit1.relu")].outputs[0]
     onnx.save(model, folder / GRAPH)
-    (folder / GOLDEN).write_bytes(b"only engines read this file")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
+    probabilities = InferenceSession(folder / GRAPH).run(["probabilities"], {"pixels": pixels})[0]
+    write_golden(Golden(pixels, {"fp32": probabilities}), folder)
     manifest = Manifest(
-        name="tiny",
+        name=name,
         version=version,
         source="residual_model.py",
         architecture="tiny",
@@ -125,7 +132,7 @@ def write_residual_bundle(folder: Path, version: str = "1", seed: int = 0, *, at
             LayerEntry(**asdict(row)) for row in layer_table(graph) if not projection_rule(graph, row.tensor).obstacle
         ),
         projection_obstacle=projection_rule(graph, top).obstacle,
-        artefacts={},
+        artefacts={"fp32": Artefact(file=GRAPH, golden_tolerance=1e-4)},
         fingerprint=graph_fingerprint(model),
         files={name: file_digest(folder / name) for name in (GRAPH, GOLDEN)},
     )
