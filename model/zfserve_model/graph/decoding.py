@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
 from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Node
+from zfserve_model.graph.weights import read_array
 
 _SCOPES, _CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 """The metadata in which torch's exporter names the modules around a node, as Python lists of strings."""
@@ -70,11 +70,22 @@ class Decoder:
             self.constants[tensor.name] = to_tensor(tensor)
         nodes = []
         for proto in graph.node:
-            if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
+            if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx") and proto.output:
                 self.constants[proto.output[0]] = _constant(proto)
             else:
-                nodes.append(self._node(proto))
+                nodes.append(self._checked_node(proto))
         return nodes
+
+    def _checked_node(self, proto: onnx.NodeProto) -> Node:
+        try:
+            return self._node(proto)
+        except GraphError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise GraphError(
+                f"the operation {proto.op_type} {proto.name!r} lacks an input, an output or an attribute; "
+                "export the file again"
+            ) from error
 
     def _node(self, proto: onnx.NodeProto) -> Node:
         standard = proto.domain in ("", "ai.onnx")
@@ -123,18 +134,7 @@ def to_tensor(proto: onnx.TensorProto) -> Tensor:
     Raises:
         GraphError: the tensor's values are not in the model, or do not fit its shape, or are of no such type.
     """
-    if proto.data_location == onnx.TensorProto.EXTERNAL:
-        raise GraphError(
-            f"the weights {proto.name!r} are in another file that was not read; read the model by its path"
-        )
-    if proto.data_type == onnx.TensorProto.STRING or proto.data_type not in onnx.TensorProto.DataType.values():
-        raise GraphError(f"the constant {proto.name!r} holds no numbers; export the network without it")
-    try:
-        array = numpy_helper.to_array(proto)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise GraphError(
-            f"the weights {proto.name!r} do not fit their shape {tuple(proto.dims)}; export the file again"
-        ) from error
+    array = read_array(proto)
     if proto.data_type in _FLOATS:
         return torch.from_numpy(np.array(array, dtype=np.float32))
     if array.dtype == np.bool_:

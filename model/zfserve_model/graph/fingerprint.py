@@ -19,6 +19,7 @@ from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Node
 from zfserve_model.graph.model_file import inline_functions
 from zfserve_model.graph.ordering import sort_nodes
+from zfserve_model.graph.weights import read_array
 
 Hashes = dict[str, bytes]
 """The hash of each tensor by name: of its weights, or of the operation that computes it."""
@@ -148,18 +149,8 @@ def _tensor_hash(tensor: onnx.TensorProto) -> bytes:
     Raises:
         GraphError: the values are in another file, or do not fit the shape.
     """
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise GraphError(
-            f"the weights {tensor.name!r} are in another file that was not read; read the model by its path"
-        )
-    try:
-        values = np.ascontiguousarray(numpy_helper.to_array(tensor))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise GraphError(
-            f"the weights {tensor.name!r} do not fit their shape {tuple(tensor.dims)}; export the file again"
-        ) from error
-    content = repr(values.tolist()).encode() if values.dtype == object else values.reshape(-1).view(np.uint8).data
-    return _digest("tensor", str(tensor.data_type), str(tuple(tensor.dims)), content)
+    values = np.ascontiguousarray(read_array(tensor)).reshape(-1)
+    return _digest("tensor", str(tensor.data_type), str(tuple(tensor.dims)), values.view(np.uint8).data)
 
 
 def _input_hash(position: int, value: onnx.ValueInfoProto) -> bytes:

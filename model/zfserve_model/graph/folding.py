@@ -8,6 +8,7 @@ A file may be hostile: 167 bytes can make ConstantOfShape ask for 40 GB. So each
 refused if its output is too large.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,13 @@ from torch import Tensor
 from zfserve_model.graph.decoding import Decoder
 from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Node
+from zfserve_model.graph.inference import KnownShapes
 from zfserve_model.graph.operations import OPERATIONS
 from zfserve_model.graph.ordering import sort_nodes
 
 LARGEST_TENSOR_BYTES = 2**30
 """The largest tensor that one image may make, and the largest constant that folding may make."""
-FOLDED_BYTES = 2**31
+FOLDED_BYTES = 2**30
 """The most that all constants made by folding may hold together, so that many of them cannot take hours."""
 MOST_NODES = 200_000
 """The most nodes after branches are inlined. The largest network of the zoo has a few thousand."""
@@ -54,7 +56,14 @@ class Folded:
 class Folding:
     """Walks once over the nodes in their order, which must be topological."""
 
-    def __init__(self, decoder: Decoder, input_name: str, image: tuple[int, ...], batches: Sequence[int]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        input_name: str,
+        image: tuple[int, ...],
+        batches: Sequence[int],
+        known: KnownShapes | None = None,
+    ) -> None:
         """Prepares the folding of a graph.
 
         Args:
@@ -62,7 +71,9 @@ class Folding:
             input_name: the name of the graph's input, float32.
             image: the shape of the input without the batch axis.
             batches: the batch sizes to try: two, or one if the file fixes the batch.
+            known: the shapes of tensors that operations outside of the table compute.
         """
+        self._known = known or {}
         self._decoder = decoder
         self._constants: dict[str, Tensor] = decoder.constants
         self._batches = tuple(batches)
@@ -118,6 +129,7 @@ class Folding:
         computed = self._compute(node) if node.operation in OPERATIONS else None
         if computed is None:
             self._result.nodes.append(replace(node, supported=False))
+            self._values |= self._inferred(node)
             return
         if node.operation == "Cast" and self._keeps_values(node):
             node = replace(node, operation="Identity", attributes={})
@@ -133,6 +145,16 @@ class Folding:
                 constant = False
         if not constant:
             self._result.nodes.append(self._free_batch(node))
+
+    def _inferred(self, node: Node) -> dict[str, Values]:
+        """Returns the outputs of an unsupported node whose shapes ONNX knows, if the batch alone is free in them."""
+        found = {}
+        for name in node.outputs:
+            dtype, sizes = self._known.get(name, (torch.float32, (None, None)))
+            if None not in sizes[1:] and all(size != 0 for size in sizes):
+                shapes = [[size or batch for size in sizes] for batch in self._batches]
+                found[name] = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+        return found
 
     def _keeps_values(self, node: Node) -> bool:
         """True for a Cast between types that the graph does not tell apart.
@@ -186,8 +208,12 @@ class Folding:
                     return None  # A size or a limit depends on the photo's content.
             elif shapes_only and node.operation not in ("Shape", "Size"):
                 given[position] = tensor.to("meta")
+        if shapes_only and operation.keeps_shape and given and given[0] is not None:
+            return (given[0],)
         try:
-            with torch.device("meta" if shapes_only else "cpu"):
+            # Within the mode, an operation without tensors to read makes `meta` tensors too. The mode is slow.
+            needs_mode = shapes_only and not any(tensor is not None and tensor.is_meta for tensor in given)
+            with torch.device("meta") if needs_mode else contextlib.nullcontext():
                 outputs = operation.compute(node.attributes, *given)
         except NotImplementedError:
             return None
@@ -202,8 +228,8 @@ class Folding:
     def _check_size(self, node: Node, size: int) -> None:
         if size > LARGEST_TENSOR_BYTES:
             raise GraphError(
-                f"the operation {_name(node)} makes a tensor of {size / 1e9:.1f} GB for one image, and at most "
-                f"{LARGEST_TENSOR_BYTES / 1e9:.1f} GB are allowed; export the network for a smaller input"
+                f"the operation {_name(node)} makes a tensor of {size / 1e9:.1f} GB, and at most "
+                f"{LARGEST_TENSOR_BYTES / 1e9:.1f} GB are allowed; export the network for smaller images"
             )
 
     def _check_total(self, node: Node, size: int) -> None:

@@ -9,9 +9,11 @@ from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.folding import Folding
 from zfserve_model.graph.graph import Graph
 from zfserve_model.graph.heads import find_head
+from zfserve_model.graph.inference import inferred_shapes
 from zfserve_model.graph.interface import image_input, normalised_images, output_names
 from zfserve_model.graph.model_file import check_model, opset_version, read_model
 from zfserve_model.graph.naming import name_nodes
+from zfserve_model.graph.operations import OPERATIONS
 from zfserve_model.graph.ordering import needed_nodes, sort_nodes
 from zfserve_model.graph.patterns import recognise
 from zfserve_model.graph.simplification import simplify, used_constants
@@ -36,11 +38,16 @@ def import_graph(source: Path | onnx.ModelProto) -> Graph:
     name = image.name
     nodes = sort_nodes(nodes, decoder.constants.keys() | {name})
     wanted = output_names(model.graph)
+    made = {output for node in nodes for output in node.outputs} | decoder.constants.keys() | {name}
+    missing = [output for output in wanted if output not in made]
+    if missing:
+        raise GraphError(f"nothing computes the output {missing[0]!r}; export the file again")
     if image.wrapped:
         name = normalised_images(nodes, name)
     nodes = needed_nodes(nodes, wanted, {name})
     batches = (image.batch,) if image.batch else (2, 3)
-    folded = Folding(decoder, name, (3, image.height, image.width), batches).run(nodes)
+    known = {} if all(node.operation in OPERATIONS for node in nodes) else inferred_shapes(model)
+    folded = Folding(decoder, name, (3, image.height, image.width), batches, known).run(nodes)
     nodes, wanted = simplify(folded.nodes, folded.constants, folded.shapes, wanted)
     nodes = recognise(needed_nodes(nodes, wanted, {name}), folded.constants, folded.shapes)
     nodes, wanted = simplify(nodes, folded.constants, folded.shapes, wanted)

@@ -11,15 +11,17 @@ import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
 
 from zfserve_model.graph.errors import GraphError
+from zfserve_model.graph.weights import read_array
 
 LARGEST_FILE_BYTES = 2**31 - 1
 """protobuf reads no larger file. Larger networks keep their weights in a file beside the model."""
 OLDEST_OPSET = 9
 MOST_INLINED_NODES = 200_000
 """The most nodes that inlining functions may make: a few nested functions can stand for billions of nodes."""
+
+_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu", "LayerNormalization")
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -176,16 +178,19 @@ def _nodes(nodes: object) -> Iterator[onnx.NodeProto]:
 
 
 def _check_weights(model: onnx.ModelProto) -> None:
-    """Raises `GraphError` if a weight is not a number."""
+    """Raises `GraphError` if a weight is NaN, or if the weights of a layer hold infinite numbers.
+
+    Other constants may be infinite: limits, and the masks of attention.
+    """
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+    multiplied = {name for node in model.graph.node if node.op_type in _WITH_WEIGHTS for name in node.input[1:]}
     for tensor in all_tensors(model):
         if tensor.data_type not in kinds:
             continue
-        try:
-            values = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise GraphError(
-                f"the weights {tensor.name!r} do not fit their shape {tuple(tensor.dims)}; export the file again"
-            ) from error
+        values = read_array(tensor)
         if np.isnan(values).any():
             raise GraphError(f"the weights {tensor.name!r} hold NaN; export a network whose training did not diverge")
+        if tensor.name in multiplied and np.isinf(values).any():
+            raise GraphError(
+                f"the weights {tensor.name!r} hold infinite numbers; export a network whose training did not diverge"
+            )

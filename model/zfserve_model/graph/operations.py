@@ -28,10 +28,12 @@ class Operation:
             is left out is None. It works on torch's `meta` device too, where it computes shapes only.
         parameters: the positions of inputs whose values the function reads as numbers, such as sizes and limits. They
             are on the CPU.
+        keeps_shape: True if the output always has the shape and the type of the first input.
     """
 
     compute: Compute
     parameters: tuple[int, ...] = ()
+    keeps_shape: bool = False
 
 
 def _batch_norm(
@@ -143,7 +145,7 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
     def compute(attributes: Attributes, x: Tensor) -> Tensor:
         return function(x)
 
-    return Operation(compute)
+    return Operation(compute, keeps_shape=True)
 
 
 def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
@@ -270,23 +272,23 @@ OPERATIONS: Mapping[str, Operation] = {
     "LayerNormalization": Operation(_layer_norm),
     # Rectifiers and their smooth relatives.
     "Relu": _unary(torch.relu),
-    "Clip": Operation(_clip, parameters=(1, 2)),
-    "LeakyRelu": Operation(_leaky_relu),
+    "Clip": Operation(_clip, parameters=(1, 2), keeps_shape=True),
+    "LeakyRelu": Operation(_leaky_relu, keeps_shape=True),
     "PRelu": Operation(_p_relu),
-    "Elu": Operation(_elu),
-    "Selu": Operation(_selu),
-    "Celu": Operation(lambda attributes, x: F.celu(x, attributes.get("alpha", 1.0))),
-    "ThresholdedRelu": Operation(_thresholded_relu),
-    "Gelu": Operation(_gelu),
+    "Elu": Operation(_elu, keeps_shape=True),
+    "Selu": Operation(_selu, keeps_shape=True),
+    "Celu": Operation(lambda attributes, x: F.celu(x, attributes.get("alpha", 1.0)), keeps_shape=True),
+    "ThresholdedRelu": Operation(_thresholded_relu, keeps_shape=True),
+    "Gelu": Operation(_gelu, keeps_shape=True),
     "Silu": _unary(F.silu),
-    "Swish": Operation(_swish),
+    "Swish": Operation(_swish, keeps_shape=True),
     "Mish": _unary(F.mish),
     "HardSwish": _unary(F.hardswish),
     "Softplus": _unary(F.softplus),
     "Softsign": _unary(F.softsign),
     # Gates.
     "Sigmoid": _unary(torch.sigmoid),
-    "HardSigmoid": Operation(_hard_sigmoid),
+    "HardSigmoid": Operation(_hard_sigmoid, keeps_shape=True),
     "Tanh": _unary(torch.tanh),
     "Softmax": Operation(_softmax),
     "LogSoftmax": Operation(_log_softmax),

@@ -160,8 +160,9 @@ def _mean_of_windows(x: Tensor, frame: Window) -> Tensor:
 def local_response_norm(attributes: Attributes, x: Tensor) -> Tensor:
     """Divides by a power of the mean square over `size` neighbouring channels. Source: ONNX, operator LRN."""
     size = attributes["size"]
-    before = (size - 1) // 2
-    squares = F.pad((x * x).unsqueeze(1), (0, 0) * (x.dim() - 2) + (before, size - 1 - before))
-    total = squares.unfold(2, size, 1).sum(-1).squeeze(1)
+    before = min((size - 1) // 2, x.shape[1])  # A wider window, of a hostile file, would add zeros alone.
+    after = min(size - 1 - (size - 1) // 2, x.shape[1])
+    squares = F.pad((x * x).unsqueeze(1), (0, 0) * (x.dim() - 2) + (before, after))
+    total = squares.unfold(2, before + 1 + after, 1).sum(-1).squeeze(1)
     scale: Tensor = attributes.get("bias", 1.0) + attributes.get("alpha", 1e-4) / size * total
     return x / torch.pow(scale, attributes.get("beta", 0.75))
