@@ -73,8 +73,8 @@ def make_network(name: str) -> nn.Module:
     network: nn.Module = getattr(module, name)(pretrained=False).eval()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):  # Fresh statistics would hide a wrong order of mean and variance.
-            layer.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
-            layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
+            layer.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     return network
 
 

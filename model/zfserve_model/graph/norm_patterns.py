@@ -12,6 +12,7 @@ import torch
 from zfserve_model.graph.graph import Node
 from zfserve_model.graph.wiring import Wiring
 
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 _MOVES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -39,8 +40,8 @@ def layer_norm(wiring: Wiring, node: Node) -> Node | None:
         if deviation is None or difference is None:
             continue
         epsilon, variance_name = wiring.shifted(deviation)
-        source, mean = difference.inputs[0], wiring.maker(difference.inputs[1], "ReduceMean")
-        variance = wiring.maker(variance_name, "ReduceMean")
+        source, mean = difference.inputs[0], wiring.maker(difference.inputs[1], *_MEANS)
+        variance = wiring.maker(variance_name, *_MEANS)
         if mean is None or variance is None or mean.inputs[0] != source:
             continue
         axes, rank = _axes(wiring, mean), len(wiring.shapes.get(source, ()))
@@ -109,6 +110,8 @@ def _axes(wiring: Wiring, node: Node) -> list[int]:
     """Returns the axes of a reduction that keeps them, in ascending order. Empty for another."""
     axes = wiring.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
     rank = len(wiring.shapes.get(node.inputs[0], ()))
+    if node.operation == "GlobalAveragePool":
+        return list(range(2, rank))
     if axes is None or not rank or not node.attributes.get("keepdims", 1):
         return []
     return sorted(int(axis) % rank for axis in axes.reshape(-1).tolist())

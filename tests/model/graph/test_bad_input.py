@@ -108,7 +108,9 @@ def impossible_shape() -> onnx.ModelProto:
 
 def text_weights() -> onnx.ModelProto:
     model = convolution()
-    model.graph.initializer[0].CopyFrom(helper.make_tensor("w", TensorProto.STRING, [1], [b"words"]))
+    model.graph.initializer[0].CopyFrom(
+        TensorProto(name="w", data_type=TensorProto.STRING, dims=[1], string_data=[b"words"])
+    )
     return model
 
 
