@@ -18,7 +18,7 @@ from zfserve_engines.images.codec import silence_decoders
 from zfserve_protos.ports import SERVICE_PORT
 from zfserve_runtime.access.callers_file import CallersFileError
 from zfserve_runtime.access.tls import TlsError
-from zfserve_runtime.bundle import BundleError
+from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.grpc.listener import host_and_port
 from zfserve_runtime.grpc.shutdown import EXIT_ENGINE_LOST, StopRequest, exit_now
@@ -97,12 +97,18 @@ def _greet(console: Console, config: ServerConfig, model: ServedModel, ports: Po
     info = choice.instances[0].info
     option = "" if address == DEFAULT_CLIENT_ADDRESS else f" --address {address}"
     option += " --tls" * (config.tls is not None) + " --token-file FILE" * (config.tokens is not None)
+    commands = commands_to_try(manifest, config.worker)
     console.print(
         f"[bold green]ready[/] {manifest.name} {manifest.version} ({choice.name}, {info.precision}, {info.device}) "
         f"on [bold]{address}[/]\n"
-        f"  zfserve classify photo.jpg{option}\n"
-        f"  zfserve project photo.jpg --layer conv5 --top 9 --save out/{option}\n"
-        f"  metrics at http://{host_and_port(config.metrics_host, ports.metrics)}/metrics; stop with Ctrl-C",
+        + "".join(f"  zfserve {command}{option}\n" for command in commands)
+        + f"  metrics at http://{host_and_port(config.metrics_host, ports.metrics)}/metrics; stop with Ctrl-C",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def commands_to_try(manifest: Manifest, with_worker: bool) -> tuple[str, ...]:
+    """Returns the commands that a new user can try on this model, without `zfserve`."""
+    explaining = ("explain photo.jpg", "project photo.jpg --save out/")
+    return ("classify photo.jpg", *(explaining if with_worker and manifest.layers else ()))
