@@ -23,6 +23,7 @@ from zfserve_model.graph.graph import Node
 from zfserve_model.graph.inference import KnownShapes
 from zfserve_model.graph.operations import OPERATIONS
 from zfserve_model.graph.ordering import sort_nodes
+from zfserve_model.graph.shape_rules import empty_result
 
 LARGEST_TENSOR_BYTES = 2**30
 """The largest tensor that one image may make, and the largest constant that folding may make."""
@@ -211,6 +212,8 @@ class Folding:
         if shapes_only and operation.keeps_shape and given and given[0] is not None:
             return (given[0],)
         try:
+            if shapes_only and (result := empty_result(node.operation, node.attributes, given)) is not None:
+                return (result,)
             # Within the mode, an operation without tensors to read makes `meta` tensors too. The mode is slow.
             needs_mode = shapes_only and not any(tensor is not None and tensor.is_meta for tensor in given)
             with torch.device("meta") if needs_mode else contextlib.nullcontext():
