@@ -18,7 +18,8 @@ from zfserve_server.admission.early_shedding import all_models_busy, early_check
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.models.registry import ModelRegistry
 
-CLASSIFY, INFER = "/zfserve.v1.VisionService/Classify", "/inference.GRPCInferenceService/ModelInfer"
+CLASSIFY, EXPLAIN = "/zfserve.v1.VisionService/Classify", "/zfserve.v1.VisionService/Explain"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Served:
@@ -40,7 +41,7 @@ def is_shed(method: str, *served: Served, metadata: tuple[tuple[str, str], ...] 
     return False
 
 
-@pytest.mark.parametrize("method", [CLASSIFY, INFER])
+@pytest.mark.parametrize("method", [CLASSIFY, EXPLAIN, INFER])
 def test_a_call_is_read_if_any_model_has_room(method: str) -> None:
     full, free = Served(1), Served(2)
     with full.admission.admit(), free.admission.admit():
@@ -79,7 +80,7 @@ def test_a_request_may_raise_its_priority() -> None:
         assert not is_shed(INFER, served, metadata=(bulk,))
 
 
-@pytest.mark.parametrize("method", [CLASSIFY, INFER])
+@pytest.mark.parametrize("method", [CLASSIFY, EXPLAIN, INFER])
 def test_a_call_with_an_invalid_priority_is_not_read(method: str) -> None:
     busy = Served(9)
     with busy.admission.admit(), pytest.raises(InvalidInput):
@@ -110,6 +111,25 @@ async def test_a_full_server_refuses_a_photo_before_it_is_sent(engine: FakeEngin
         sending.set()
         assert await later
         assert engine.batches == [[1], [2]]
+
+
+async def test_a_full_server_refuses_an_explanation_before_its_photo_is_sent(engine: FakeEngine) -> None:
+    sending = asyncio.Event()
+
+    async def request() -> AsyncIterator[bytes]:
+        await sending.wait()
+        yield b""
+
+    async with running_server(engine, max_queue=1) as server:
+        engine.open.clear()
+        first = asyncio.ensure_future(server.vision.Classify(classify_request(1)))
+        await engine.begun()
+        call: Any = server.channel.stream_unary(EXPLAIN)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request(), timeout=60)
+        assert type(from_call_error(refused.value)) is Overloaded
+        engine.open.set()
+        await first
 
 
 async def test_a_call_counts_once_for_its_rate_limit(engine: FakeEngine) -> None:
