@@ -4,9 +4,9 @@ The engines in onnx/, openvino/ and tensorrt/ implement it. The batcher, `zfserv
 a bundle call it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,17 @@ class EngineOutputs:
 
     Attributes:
         probabilities: float32 (N, K), the probability of each class; each row sums to 1.
-        features: float32 (N, F), the activations of the last hidden layer.
+        features: float32 (N, F), the activations that enter the last linear layer. F is 0 if there is no such layer.
     """
 
     probabilities: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, values: Mapping[str, npt.NDArray[np.float32]]) -> Self:
+        """Returns the outputs of a graph, given by their names. A graph may have no output `features`."""
+        probabilities = values["probabilities"]
+        return cls(probabilities, values.get("features", np.empty((len(probabilities), 0), np.float32)))
 
 
 @dataclass(frozen=True)

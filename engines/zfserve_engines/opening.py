@@ -54,7 +54,7 @@ class EngineOptions:
 
     Attributes:
         bundle: the bundle whose network is run.
-        max_batch_size: the largest number of photos in one run.
+        max_batch_size: the largest number of photos in one run. A bundle with a fixed batch size takes that one.
         threads: the number of CPU threads that all instances may use together.
         instances: the number of engines that share the device side by side.
         cache: the folder of compiled engines; None: the folder `engines` inside the bundle.
@@ -94,7 +94,7 @@ def open_instances(
                 options.bundle,
                 precision,
                 threads=options.threads_per_instance,
-                max_batch_size=options.max_batch_size,
+                max_batch_size=options.bundle.manifest.fixed_batch_size or options.max_batch_size,
                 on_warming=lambda done, total: report(Step(first.engine, Phase.WARMING, done / total)),
             )
             engines.append(engine)

@@ -23,7 +23,7 @@ from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_export.evaluation import Classifier, Score, evaluate
-from zfserve_export.parity import network_outputs
+from zfserve_export.parity import module_scores, softmax
 from zfserve_export.photos import PhotoError, input_spec, list_labelled_photos
 from zfserve_export.weights_arguments import add_weights_arguments, read_weights
 
@@ -122,7 +122,7 @@ def open_model(arguments: argparse.Namespace) -> EvaluatedModel:
         checkpoint = read_weights(target, arguments)
         return EvaluatedModel(
             f"{target.name}, PyTorch fp32",
-            lambda pixels: network_outputs(checkpoint, pixels).probabilities,
+            lambda pixels: softmax(module_scores(checkpoint.network, pixels, checkpoint.preprocessing)),
             input_spec(checkpoint.preprocessing),
             checkpoint.class_ids,
             checkpoint.labels,

@@ -1,26 +1,27 @@
-"""The exporter turns a trained network into a bundle. `export_command` calls it.
+"""The exporter turns a source into a bundle. `export_command` calls it.
 
-Its steps are: write weights and graphs, measure parity, accuracy and golden outputs of each graph, verify each graph on
-a new engine, and rename the draft.
+Its steps are: wrap the source's ONNX model, compare it with the source, write the fp16 and INT8 graphs, measure parity,
+accuracy and golden outputs of each graph, verify each graph on a new engine, and rename the draft.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from zfserve_engines.golden import Golden, write_golden
-from zfserve_model.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
-from zfserve_model.network_layer_table import layer_table
-from zfserve_model.networks import Network
+from zfserve_model.graph.fingerprint import graph_fingerprint
+from zfserve_model.graph.graph import Graph
+from zfserve_model.graph.importer import import_graph
+from zfserve_model.graph.rules import forward_obstacle, projection_rule
+from zfserve_model.layer_table import layer_table
 from zfserve_runtime.bundle import (
+    GRAPH,
     NAME_PATTERN,
-    WEIGHTS,
     Artefact,
     Bundle,
     BundleError,
@@ -32,18 +33,23 @@ from zfserve_runtime.bundle import (
     load_bundle,
 )
 
+from zfserve_export.activation_range import require_half_range
 from zfserve_export.bundle_writer import bundle_draft, next_version, publish
+from zfserve_export.graph_optimization import optimized
+from zfserve_export.half_precision import convert_to_half
 from zfserve_export.measurement import BATCH, Measurement, MeasurementInputs, measure, verify_graphs
-from zfserve_export.onnx_graph import export_graph, half_network
-from zfserve_export.parity import Reference, make_reference, noise_images, require_half_range
+from zfserve_export.onnx_graph import check_graph, describe_model
+from zfserve_export.onnx_wrap import WrappedNetwork, wrap
+from zfserve_export.parity import ParityCheck, noise_images
 from zfserve_export.photos import LabelledPhotos, input_spec, read_batches
 from zfserve_export.quantize import quantize_files
+from zfserve_export.sources.source import Source
 
 ARTEFACTS: dict[Precision, Artefact] = {
     # Measured differences: 1e-6 between CPUs, which sum in another order; up to 1e-3 with TF32 on a GPU, which rounds
     # inputs to 11 bits; 0.4 where red and blue are swapped. bf16 rounds everything to 8 bits, which gave 0.003 for the
     # default network and 0.04 for one with random weights.
-    "fp32": Artefact(file="model.onnx", golden_tolerance=2e-3, bf16_tolerance=5e-2),
+    "fp32": Artefact(file=GRAPH, golden_tolerance=2e-3, bf16_tolerance=5e-2),
     # float16 has 11 significant bits. A difference of 5e-4 was measured on a CPU, which rounds fewer values than a GPU.
     "fp16": Artefact(file="model.fp16.onnx", golden_tolerance=1e-2),
     # Integer sums are the same on every CPU, but kernels may round to another of the 256 steps (0.002 was measured
@@ -75,7 +81,8 @@ class ExportPlan:
         models: the folder of all models. The bundle becomes `models/name/version`.
         name: the name of the model.
         version: the version. None means the next whole number.
-        tolerance: the largest difference of a probability between the network and the fp32 graph.
+        tolerance: the largest difference between the network and the fp32 graph, of a probability, or of a logit or
+            feature relative to the largest one.
         fp16: True to write a float16 graph.
         photos: the photos for parity and golden inputs. Without photos, only noise is used.
         calibration: the photos that set the ranges of INT8's activations. At most `CALIBRATION_PHOTOS` of them are
@@ -106,17 +113,17 @@ class ExportPlan:
         return ("fp32", "fp16", *eight_bits) if self.fp16 else ("fp32", *eight_bits)
 
 
-def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgress = lambda *step: None) -> Bundle:
+def export_bundle(source: Source, plan: ExportPlan, on_progress: OnProgress = lambda *step: None) -> Bundle:
     """Writes a bundle and reads it back. An error or an interrupt leaves no files.
 
     Args:
-        checkpoint: a checkpoint whose network is in evaluation mode and has no batch norm.
+        source: the network, and what is known about it.
         plan: where to write, and what to measure on.
         on_progress: a function that is called as the steps advance.
 
     Raises:
         ParityError: a float graph differs from the network by more than its tolerance, or float16 is too narrow.
-        GraphError: a graph is not valid ONNX, or a weight is too large for float16.
+        GraphError: the network cannot be served, or a weight is too large for float16.
         BundleError: the version exists, or an engine does not reproduce its own golden outputs.
         EngineFailed: ONNX Runtime cannot run a graph.
         PhotoError: a photo cannot be read.
@@ -124,57 +131,92 @@ def export_bundle(checkpoint: Checkpoint, plan: ExportPlan, on_progress: OnProgr
     """
     target = plan.models / plan.name / (plan.version or next_version(plan.models / plan.name))
     with bundle_draft(target) as folder:
-        draft = Bundle(folder, describe_bundle(checkpoint, plan, target.name))
-        _write_float_files(checkpoint, draft, on_progress)
-        inputs = _prepare_inputs(checkpoint, plan, draft.manifest.input, on_progress)
-        if plan.fp16:
-            _write_half_file(checkpoint, draft, inputs.references, on_progress)
-        if plan.calibration:
-            _write_int8_files(draft, plan, on_progress)
-        found: dict[Precision, Measurement] = {}
-        for precision in draft.manifest.artefacts:
-            photos = len(plan.validation.paths) if plan.validation else 0
-            advance = partial(_advance, on_progress, f"accuracy of {precision}", photos)
-            found[precision] = measure(draft, precision, inputs, advance)
-        write_golden(Golden(inputs.golden_pixels, {name: one.golden for name, one in found.items()}), folder)
-        verify_graphs(draft)
-        figures = {
-            "parity": tuple(entry for one in found.values() for entry in one.parity),
-            "accuracy": tuple(one.accuracy for one in found.values() if one.accuracy),
-        }
-        publish(folder, target, draft.manifest.model_copy(update=figures))
+        on_progress("float graph", 0, 1)
+        wrapped, graph = _wrap_and_import(source)
+        draft = Bundle(folder, describe_bundle(source, wrapped, graph, plan, target.name))
+        onnx.save(wrapped.model, draft.artefact("fp32"))
+        on_progress("float graph", 1, 1)
+        importable = None if draft.manifest.attribution_obstacle else graph
+        inputs = _prepare_inputs(ParityCheck(source, wrapped, importable, plan.tolerance), plan, on_progress)
+        _write_rounded_files(wrapped, draft, plan, inputs, on_progress)
+        publish(folder, target, measure_bundle(draft, inputs, on_progress))
     return load_bundle(target)
 
 
-def describe_bundle(checkpoint: Checkpoint, plan: ExportPlan, version: str) -> Manifest:
+def _wrap_and_import(source: Source) -> tuple[WrappedNetwork, Graph]:
+    """Returns the fp32 graph, with its fingerprint, and the same graph as the worker reads it."""
+    wrapped = wrap(source)
+    describe_model(wrapped.model, graph_fingerprint(wrapped.model))
+    check_graph(wrapped.model)
+    return wrapped, import_graph(wrapped.model)
+
+
+def describe_bundle(source: Source, wrapped: WrappedNetwork, graph: Graph, plan: ExportPlan, version: str) -> Manifest:
     """Returns the manifest without the digests and the measured figures."""
-    spec = checkpoint.network.spec
     return Manifest(
         name=plan.name,
         version=version,
-        architecture=spec.architecture,
-        feature_width=spec.hidden_width,
+        source=source.description,
+        architecture=source.name,
+        feature_width=wrapped.feature_width,
         classes=tuple(
             ClassEntry(class_id=class_id, label=label)
-            for class_id, label in zip(checkpoint.class_ids, checkpoint.labels, strict=True)
+            for class_id, label in zip(source.class_ids, source.labels, strict=True)
         ),
-        input=input_spec(checkpoint.preprocessing),
-        layers=tuple(
-            LayerEntry(**asdict(row), stage=f"stage{row.name[-1]}") for row in layer_table(checkpoint.network)
-        ),
+        input=input_spec(source.preprocessing),
+        layers=tuple(LayerEntry(**asdict(row)) for row in layer_table(graph)),
+        projection_obstacle=projection_rule(graph, _logits(graph, wrapped)).obstacle,
+        attribution_obstacle=forward_obstacle(graph, None),
+        fixed_batch_size=wrapped.fixed_batch_size,
         artefacts={precision: ARTEFACTS[precision] for precision in plan.precisions},
-        fingerprint=weights_fingerprint(checkpoint.network),
+        fingerprint=graph_fingerprint(wrapped.model),
         files={},
     )
 
 
-def smallest_exact_dtype(network: Network) -> torch.dtype:
-    """Returns float16 if it represents every weight exactly, for example if the file was float16. Otherwise float32.
+def _logits(graph: Graph, wrapped: WrappedNetwork) -> str:
+    """Returns the tensor before the softmax. The import cannot find it where an unknown operation hides its shape."""
+    made = {name for node in graph.nodes for name in node.outputs}
+    return wrapped.logits if wrapped.logits in made else graph.logits
 
-    The weights must stay exact, so that the worker, which reads this file, computes the same fingerprint.
+
+def measure_bundle(draft: Bundle, inputs: MeasurementInputs, on_progress: OnProgress) -> Manifest:
+    """Measures and verifies all graphs of a draft, and writes the golden inputs. Returns the manifest with the figures.
+
+    Raises:
+        ParityError: a float graph differs from the network by more than its tolerance.
+        BundleError: an engine does not reproduce its own golden outputs.
+        EngineFailed: ONNX Runtime cannot run a graph.
     """
-    exact = all(torch.equal(tensor.half().float(), tensor) for tensor in network.state_dict().values())
-    return torch.float16 if exact else torch.float32
+    found: dict[Precision, Measurement] = {}
+    photos = len(inputs.validation.paths) if inputs.validation else 0
+    for precision in draft.manifest.artefacts:
+        advance = partial(_advance, on_progress, f"accuracy of {precision}", photos)
+        found[precision] = measure(draft, precision, inputs, advance)
+    write_golden(Golden(inputs.golden_pixels, {name: one.golden for name, one in found.items()}), draft.folder)
+    figures = {
+        "artefacts": {name: _with_tolerances(draft.manifest.artefacts[name], one) for name, one in found.items()},
+        "parity": tuple(entry for one in found.values() for entry in one.parity),
+        "accuracy": tuple(one.accuracy for one in found.values() if one.accuracy),
+    }
+    manifest = draft.manifest.model_copy(update=figures)
+    verify_graphs(Bundle(draft.folder, manifest))
+    return manifest
+
+
+def _with_tolerances(artefact: Artefact, measurement: Measurement) -> Artefact:
+    """Scales the tolerances by the largest golden probability.
+
+    A thousand classes may share the probability so evenly that none reaches 0.01. A fixed tolerance would then accept
+    any output.
+    """
+    largest = float(measurement.golden.max())
+    scaled = {
+        name: largest * value
+        for name in ("golden_tolerance", "bf16_tolerance")
+        if (value := getattr(artefact, name)) is not None
+    }
+    return artefact.model_copy(update=scaled)
 
 
 def sample_evenly(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
@@ -184,50 +226,48 @@ def sample_evenly(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
     return tuple(photos[index * len(photos) // count] for index in range(count))
 
 
-def _write_float_files(checkpoint: Checkpoint, draft: Bundle, on_progress: OnProgress) -> None:
-    on_progress("float graph", 0, 1)
-    save_checkpoint(checkpoint, draft.folder / WEIGHTS, smallest_exact_dtype(checkpoint.network))
-    model = export_graph(checkpoint.network, checkpoint.preprocessing, draft.manifest.fingerprint)
-    onnx.save(model, draft.artefact("fp32"))
-    on_progress("float graph", 1, 1)
-
-
-def _write_half_file(
-    checkpoint: Checkpoint, draft: Bundle, references: Sequence[Reference], on_progress: OnProgress
+def _write_rounded_files(
+    wrapped: WrappedNetwork, draft: Bundle, plan: ExportPlan, inputs: MeasurementInputs, on_progress: OnProgress
 ) -> None:
-    on_progress("fp16 graph", 0, 1)
-    for reference in references:
-        require_half_range(checkpoint, reference)
-    network = half_network(checkpoint.network)
-    onnx.save(export_graph(network, checkpoint.preprocessing, draft.manifest.fingerprint), draft.artefact("fp16"))
-    on_progress("fp16 graph", 1, 1)
+    """Writes the fp16 graph and the INT8 graphs that the plan asks for."""
+    if not (plan.fp16 or plan.calibration):
+        return
+    model, fingerprint = optimized(wrapped.model), draft.manifest.fingerprint
+    batch_size = wrapped.fixed_batch_size or BATCH
+    if plan.fp16:
+        on_progress("fp16 graph", 0, 1)
+        for reference in inputs.references:
+            require_half_range(model, reference, batch_size)
+        half = convert_to_half(model)
+        describe_model(half, fingerprint)
+        check_graph(half)
+        onnx.save(half, draft.artefact("fp16"))
+        on_progress("fp16 graph", 1, 1)
+    if plan.calibration:
+        photos = sample_evenly(plan.calibration, CALIBRATION_PHOTOS)
+        batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress, batch_size)
+        destinations = {precision: draft.artefact(precision) for precision in INT8_PRECISIONS}
+        quantize_files(model, destinations, batches, fingerprint)
 
 
-def _write_int8_files(draft: Bundle, plan: ExportPlan, on_progress: OnProgress) -> None:
-    photos = sample_evenly(plan.calibration, CALIBRATION_PHOTOS)
-    batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress)
-    destinations = {precision: draft.artefact(precision) for precision in INT8_PRECISIONS}
-    quantize_files(draft.artefact("fp32"), destinations, batches, draft.manifest.fingerprint)
-
-
-def _prepare_inputs(
-    checkpoint: Checkpoint, plan: ExportPlan, spec: InputSpec, on_progress: OnProgress
-) -> MeasurementInputs:
+def _prepare_inputs(check: ParityCheck, plan: ExportPlan, on_progress: OnProgress) -> MeasurementInputs:
+    spec = input_spec(check.source.preprocessing)
     available = (*plan.photos, *plan.calibration, *(plan.validation.paths if plan.validation else ()))
     photos = sample_evenly(tuple(dict.fromkeys(available)), PARITY_PHOTOS)
-    references: list[Reference] = []
+    references = []
     if photos:
         pixels = np.concatenate(list(_read(photos, spec, "photos for parity", on_progress)))
-        references.append(make_reference(checkpoint, "photos", pixels))
-    references.append(make_reference(checkpoint, "noise", noise_images(spec, NOISE_IMAGES)))
+        references.append(check.make_reference("photos", pixels))
+    references.append(check.make_reference("noise", noise_images(spec, NOISE_IMAGES)))
     golden_pixels = np.concatenate([reference.pixels[:GOLDEN_INPUTS] for reference in references])
-    return MeasurementInputs(
-        references, {"fp32": plan.tolerance, "fp16": FP16_TOLERANCE}, golden_pixels, plan.validation
-    )
+    tolerances: dict[Precision, float] = {"fp32": plan.tolerance, "fp16": FP16_TOLERANCE}
+    return MeasurementInputs(references, tolerances, golden_pixels, plan.validation)
 
 
-def _read(photos: tuple[Path, ...], spec: InputSpec, step: str, on_progress: OnProgress) -> Iterator[NDArray[np.uint8]]:
-    for batch in read_batches(photos, spec, BATCH):
+def _read(
+    photos: tuple[Path, ...], spec: InputSpec, step: str, on_progress: OnProgress, size: int = BATCH
+) -> Iterator[NDArray[np.uint8]]:
+    for batch in read_batches(photos, spec, size):
         yield batch
         on_progress(step, len(batch), len(photos))
 

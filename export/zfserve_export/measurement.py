@@ -89,4 +89,5 @@ def verify_graphs(draft: Bundle) -> None:
 def _open_engine(draft: Bundle, precision: Precision) -> OnnxEngine:
     # The engine runs on the CPU even if there is a GPU, because the CPU's arithmetic is the reference for other
     # devices.
-    return OnnxEngine(draft, precision, threads=available_cpus(), max_batch_size=BATCH)
+    batch_size = draft.manifest.fixed_batch_size or BATCH
+    return OnnxEngine(draft, precision, threads=available_cpus(), max_batch_size=batch_size)

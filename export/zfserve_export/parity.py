@@ -1,27 +1,29 @@
-"""This module measures how far an exported graph differs from the PyTorch network.
+"""This module measures how far an exported graph differs from its source. `exporter` and `measurement` call it.
 
-`exporter` and `measurement` call it.
+The reference is the source's own PyTorch module, or else the user's file in ONNX Runtime before it was wrapped. Both
+get images that NumPy normalises as training does, and not as the wrapped graph does, so that a mistake there shows.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 from zfserve_engines.contract import Engine, EngineOutputs
-from zfserve_model.checkpoint import Checkpoint
-from zfserve_runtime.bundle import InputSpec, ParityEntry, Precision
+from zfserve_model.graph.execution import run
+from zfserve_model.graph.graph import Graph
+from zfserve_model.preprocessing import Preprocessing
+from zfserve_runtime.bundle import GRAPH_INPUT, InputSpec, ParityEntry, Precision
 
-from zfserve_export.onnx_graph import LARGEST_HALF
+from zfserve_export.onnx_session import open_session
+from zfserve_export.onnx_wrap import FEATURES, WrappedNetwork
+from zfserve_export.sources.source import Source
 
 InputKind = Literal["photos", "noise"]
-
-LARGEST_ACTIVATION = LARGEST_HALF / 4
-"""The largest activation that a network may have if it is exported to float16. It is below the limit of float16,
-because other photos may cause larger activations."""
+Floats = NDArray[np.float32]
 
 _BATCH = 8
 
@@ -34,11 +36,11 @@ class ParityError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Holds inputs of one kind, and the PyTorch network's outputs for them.
+    """Holds inputs of one kind, and the outputs that they must give.
 
     Attributes:
         pixels: the inputs, uint8 (N, H, W, 3).
-        expected: the outputs of the PyTorch network.
+        expected: the outputs. Their features are those of the fp32 graph.
     """
 
     kind: InputKind
@@ -46,45 +48,117 @@ class Reference:
     expected: EngineOutputs
 
 
-def make_reference(checkpoint: Checkpoint, kind: InputKind, pixels: NDArray[np.uint8]) -> Reference:
-    """Runs the PyTorch network on `pixels`, uint8 (N, H, W, 3)."""
-    return Reference(kind, pixels, network_outputs(checkpoint, pixels))
+@dataclass(frozen=True, eq=False)
+class ParityCheck:
+    """Compares the fp32 graph with its source and with its import into PyTorch.
 
-
-def network_outputs(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> EngineOutputs:
-    """Returns the PyTorch network's outputs for `pixels`, uint8 (N, H, W, 3).
-
-    It normalises as training does, and not as the exported graph does, so that a mistake there shows as a difference.
+    Attributes:
+        source: the source.
+        wrapped: the graph of `model.onnx`.
+        graph: the same file as the worker reads it. None if it cannot run the network.
+        tolerance: the largest difference of a logit or feature, as a share of the largest one. A largest value below 1
+            counts as 1.
     """
+
+    source: Source
+    wrapped: WrappedNetwork
+    graph: Graph | None
+    tolerance: float
+
+    def make_reference(self, kind: InputKind, pixels: NDArray[np.uint8]) -> Reference:
+        """Runs the source on `pixels`, uint8 (N, H, W, 3), and compares the fp32 graph with it.
+
+        Logits are compared, because a softmax that saturates would hide differences.
+
+        Raises:
+            ParityError: the graph or its import computes something else.
+        """
+        scores = source_scores(self.source, pixels)
+        logits, features = self._run_file(pixels)
+        if not self.source.softmax:
+            self._require_equal("ONNX Runtime", "logit", kind, scores, logits)
+        if self.graph is not None:
+            imported_logits, imported_features = self._run_import(self.graph, pixels)
+            self._require_equal("the worker's PyTorch", "logit", kind, logits, imported_logits)
+            self._require_equal("the worker's PyTorch", "feature", kind, features, imported_features)
+        probabilities = scores if self.source.softmax else softmax(scores)
+        return Reference(kind, pixels, EngineOutputs(probabilities, features))
+
+    def _run_file(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """Returns the logits, float32 (N, K), and the features, float32 (N, F), that ONNX Runtime computes."""
+        names = [self.wrapped.logits, *([FEATURES] if self.wrapped.feature_width else [])]
+        session = open_session(self.wrapped.model, names)
+        batches = batched(pixels, self.wrapped.fixed_batch_size or _BATCH)
+        parts = [session.run(names, {GRAPH_INPUT: batch}) for batch in batches]
+        logits, *features = (np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True))
+        return logits, features[0] if features else np.empty((len(pixels), 0), np.float32)
+
+    def _run_import(self, graph: Graph, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        wanted = [graph.logits, *([graph.features] if graph.features and self.wrapped.feature_width else [])]
+        parts = []
+        with torch.inference_mode():
+            for images in normalised(pixels, self.source.preprocessing, self.wrapped.fixed_batch_size or _BATCH):
+                found = run(graph, {graph.input: torch.from_numpy(images)}, wanted)
+                parts.append([found[name].numpy() for name in wanted])
+        logits, *features = (np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True))
+        return logits, features[0] if features else np.empty((len(pixels), 0), np.float32)
+
+    def _require_equal(self, runner: str, output: str, kind: InputKind, expected: Floats, found: Floats) -> None:
+        if expected.shape != found.shape:
+            raise ParityError(
+                f"{runner} computes {output}s of shape {found.shape} where {expected.shape} is expected; export the "
+                "network to ONNX in another way; no bundle was written"
+            )
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        difference = float(np.abs(expected - found).max(initial=0)) / scale
+        # Written so that a NaN fails.
+        if not difference <= self.tolerance:
+            raise ParityError(
+                f"a {output} that {runner} computes differs from the network's by {difference:.2g} of the largest on "
+                f"{len(expected)} {kind}, and {self.tolerance:.2g} is allowed ({_REMEDIES['fp32']}); no bundle was "
+                "written"
+            )
+
+
+def source_scores(source: Source, pixels: NDArray[np.uint8]) -> Floats:
+    """Returns the scores, float32 (N, K), that the source itself gives for `pixels`, uint8 (N, H, W, 3)."""
+    if source.module is not None:
+        return module_scores(source.module, pixels, source.preprocessing)
+    session = open_session(source.model, [source.scores])
+    size = source.fixed_batch or 1
     parts = []
+    for images in normalised(pixels, source.preprocessing, size):
+        count = len(images)
+        # A file with a fixed batch gets a full one.
+        full = np.resize(images, (size, *images.shape[1:]))
+        scores = session.run([source.scores], {source.input_name: _as_source_reads(full, source)})[0]
+        parts.append(scores[:count])
+    joined: Floats = np.concatenate(parts).reshape(len(pixels), -1)
+    return joined
+
+
+def module_scores(module: nn.Module, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Floats:
+    """Returns the scores, float32 (N, K), that a PyTorch module gives for `pixels`, uint8 (N, H, W, 3)."""
     with torch.inference_mode():
-        for images in _normalised(checkpoint, pixels):
-            logits, features = checkpoint.network.forward_with_features(images)
-            parts.append(EngineOutputs(logits.softmax(dim=1).numpy(), features.numpy()))
-    return _joined(parts)
+        parts = [module(torch.from_numpy(images)) for images in normalised(pixels, preprocessing, _BATCH)]
+    scores: Floats = torch.cat(parts).flatten(1).numpy()
+    return scores
 
 
-def require_half_range(checkpoint: Checkpoint, reference: Reference) -> None:
-    """Checks every activation of the reference's inputs against `LARGEST_ACTIVATION`.
+def _as_source_reads(images: Floats, source: Source) -> NDArray[Any]:
+    """Returns normalised images, float32 (N, 3, H, W), RGB, in the layout, channel order and type of the source."""
+    if source.preprocessing.channel_order == "bgr":
+        images = images[:, ::-1]
+    if source.layout == "NHWC":
+        images = images.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images.round().astype(np.uint8) if source.dtype == "uint8" else images)
 
-    Running the fp16 graph would not show an overflow: ONNX Runtime's CPU kernels keep float32 between its nodes.
 
-    Raises:
-        ParityError: an activation is too close to the limit of float16, or is not a number.
-    """
-    network = checkpoint.network
-    with torch.inference_mode():
-        for activations in _normalised(checkpoint, reference.pixels):
-            for name, layer in (*network.trunk.named_children(), *network.head.named_children()):
-                activations = layer(activations)
-                largest = float(activations.abs().max())
-                # Written so that a NaN fails.
-                if not largest <= LARGEST_ACTIVATION:
-                    raise ParityError(
-                        f"{name} gives activations of {largest:.3g} for {reference.kind}, too close to "
-                        f"the largest float16, {LARGEST_HALF:.0f} (at most {LARGEST_ACTIVATION:.0f} is allowed); "
-                        "leave out the fp16 file with --no-fp16"
-                    )
+def softmax(logits: Floats) -> Floats:
+    """Returns the probabilities, float32 (N, K), of `logits`, float32 (N, K)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: Floats = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
 
 
 def noise_images(spec: InputSpec, count: int) -> NDArray[np.uint8]:
@@ -94,8 +168,10 @@ def noise_images(spec: InputSpec, count: int) -> NDArray[np.uint8]:
 
 def run_all(engine: Engine, pixels: NDArray[np.uint8]) -> EngineOutputs:
     """Runs the engine on `pixels`, uint8 (N, H, W, 3), for any N, in the largest batches that it takes."""
-    size = engine.info.max_batch_size
-    return _joined([engine.run(pixels[start : start + size]) for start in range(0, len(pixels), size)])
+    parts = [engine.run(batch) for batch in batched(pixels, engine.info.max_batch_size)]
+    return EngineOutputs(
+        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.features for part in parts])
+    )
 
 
 def compare(precision: Precision, reference: Reference, actual: EngineOutputs) -> ParityEntry:
@@ -120,8 +196,8 @@ def require_parity(precision: Precision, reference: Reference, actual: EngineOut
         ("probability", reference.expected.probabilities, actual.probabilities),
         ("feature", reference.expected.features, actual.features),
     ):
-        scale = max(1.0, float(np.abs(expected).max()))
-        difference = float(np.abs(expected - found).max()) / scale
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        difference = float(np.abs(expected - found).max(initial=0)) / scale
         # Written so that a NaN fails.
         if not difference <= tolerance:
             raise ParityError(
@@ -130,15 +206,15 @@ def require_parity(precision: Precision, reference: Reference, actual: EngineOut
             )
 
 
-def _normalised(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
-    """Normalises `pixels`, uint8 (N, H, W, 3). Yields them in batches, float32 (n, 3, H, W)."""
-    mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
-    for start in range(0, len(pixels), _BATCH):
-        images = (torch.from_numpy(pixels[start : start + _BATCH]).float() / 255 - mean) / std
-        yield images.permute(0, 3, 1, 2)
+def batched(pixels: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yields `pixels` in batches of at most `size`."""
+    for start in range(0, len(pixels), size):
+        yield pixels[start : start + size]
 
 
-def _joined(parts: list[EngineOutputs]) -> EngineOutputs:
-    return EngineOutputs(
-        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.features for part in parts])
-    )
+def normalised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, size: int) -> Iterator[Floats]:
+    """Normalises `pixels`, uint8 (N, H, W, 3). Yields them in batches of at most `size`, float32 (n, 3, H, W)."""
+    mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
+    for batch in batched(pixels, size):
+        images = (batch.astype(np.float32) / np.float32(255) - mean) / std
+        yield np.ascontiguousarray(images.transpose(0, 3, 1, 2))

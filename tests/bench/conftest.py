@@ -1,6 +1,7 @@
 """Provides bundles and settings that are so small that a benchmark takes a second or two."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from zfserve_bench.config import QUICK, BenchmarkConfig
 from zfserve_bench.reports.findings import Report
 from zfserve_bench.service.startup import status_number
 from zfserve_export.exporter import ExportPlan, export_bundle
-from zfserve_model.checkpoint import Checkpoint
+from zfserve_export.sources.checkpoint_file import open_checkpoint
+from zfserve_export.sources.source import SourceOptions
+from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import Bundle
@@ -33,7 +36,13 @@ def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=16)
     network = build_network(spec, torch.Generator().manual_seed(5)).eval()
     checkpoint = Checkpoint(network.half().float(), ("n1", "n2"), ("one", "two"), Preprocessing())
-    return export_bundle(checkpoint, ExportPlan(tmp_path_factory.mktemp("models"), "tiny", fp16=False))
+    folder = tmp_path_factory.mktemp("models")
+    save_checkpoint(checkpoint, folder / "tiny.safetensors")
+    source = open_checkpoint(folder / "tiny.safetensors", SourceOptions())
+    bundle = export_bundle(source, ExportPlan(folder, "tiny", fp16=False))
+    # The benchmark of projections reads the weights of a chain from here.
+    shutil.copy(folder / "tiny.safetensors", bundle.folder / "weights.safetensors")
+    return bundle
 
 
 def _children() -> set[int]:

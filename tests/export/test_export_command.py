@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from safetensors.torch import save_file
-from zfserve_export.export_command import add_arguments, find_faults, print_summary, run
+from zfserve_export.export_command import add_arguments, run
+from zfserve_export.export_summary import find_faults, print_summary
 from zfserve_export.exporter import INT8_PRECISIONS
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, Precision, load_bundle
@@ -70,7 +71,7 @@ def test_a_bare_state_dict_gets_its_classes_from_the_labels(
     ("arguments", "sentence"),
     [
         ((), "weights/zfnet-imagenette.safetensors does not exist; run this in a checkout of zfserve"),
-        (("other.safetensors",), "there is no file of weights at other.safetensors"),
+        (("other.safetensors",), "there is no file other.safetensors"),
         (("weights.safetensors", "--calibration", "nowhere"), "there is no folder nowhere"),
         (("weights.safetensors", "--validation", "."), "holds no class folders"),
         (("weights.safetensors", "--int8"), "INT8 needs photos to calibrate on; give a folder with --calibration"),

@@ -1,19 +1,24 @@
 import numpy as np
 import pytest
 import torch
+from fakes.small_sources import SIZE, small_model, small_module, small_source
 from zfserve_engines.contract import EngineInfo, EngineOutputs
+from zfserve_export.onnx_wrap import wrap
 from zfserve_export.parity import (
+    ParityCheck,
     ParityError,
     Reference,
     compare,
-    network_outputs,
+    module_scores,
     noise_images,
-    require_half_range,
     require_parity,
     run_all,
+    source_scores,
 )
 from zfserve_export.photos import input_spec
-from zfserve_model.checkpoint import Checkpoint
+from zfserve_export.sources.source import Source
+from zfserve_model.graph.importer import import_graph
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import InputSpec, Precision
 
 SPEC = InputSpec(height=4, width=6, resize="squash", shorter_side=256, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -74,23 +79,6 @@ def test_the_error_says_how_to_export_nevertheless() -> None:
             require_parity(precision, REFERENCE, actual, tolerance=0.005)
 
 
-@pytest.mark.parametrize(
-    ("layer", "factor", "found"), [("conv4", 1e5, "conv4"), ("conv4", float("nan"), "conv4"), ("fc7", 1e7, "fc7")]
-)
-def test_activations_too_large_for_half_are_found(
-    fresh_checkpoint: Checkpoint, layer: str, factor: float, found: str
-) -> None:
-    """ONNX Runtime's CPU kernels would hide the overflow, because the next layer scales the activations down again."""
-    noise = Reference("noise", noise_images(input_spec(fresh_checkpoint.preprocessing), 2), EXPECTED)
-    require_half_range(fresh_checkpoint, noise)
-    with torch.no_grad():
-        for name, tensor in fresh_checkpoint.network.named_parameters():
-            if f".{layer}." in name:
-                tensor.mul_(factor)
-    with pytest.raises(ParityError, match=rf"{found} gives activations of .* for noise.*--no-fp16"):
-        require_half_range(fresh_checkpoint, noise)
-
-
 def test_noise_is_the_same_at_every_call() -> None:
     noise = noise_images(SPEC, 3)
     assert noise.shape == (3, 4, 6, 3)
@@ -106,12 +94,52 @@ def test_runs_any_number_in_batches_that_the_engine_takes() -> None:
     np.testing.assert_allclose(run_all(MeanColour(), pixels).probabilities[:, 0], expected, rtol=1e-5)
 
 
-def test_network_gets_normalised_rgb(checkpoint: Checkpoint) -> None:
+def test_module_and_file_get_normalised_images(source: Source) -> None:
     """One grey photo is normalised by hand."""
-    grey = np.full((1, 224, 224, 3), 128, np.uint8)
+    grey = np.full((1, SIZE, SIZE, 3), 128, np.uint8)
     by_hand = [(128 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (128 / 255 - 0.406) / 0.225]
-    with torch.inference_mode():
-        logits = checkpoint.network(torch.tensor(by_hand).view(1, 3, 1, 1).expand(1, 3, 224, 224))
-    found = network_outputs(checkpoint, grey)
-    np.testing.assert_allclose(found.probabilities, logits.softmax(1).numpy(), atol=1e-6)
-    assert found.features.shape == (1, 16)
+    module = small_module()
+    expected = module(torch.tensor(by_hand).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)).numpy()
+    np.testing.assert_allclose(module_scores(module, grey, source.preprocessing), expected, atol=1e-5)
+    np.testing.assert_allclose(source_scores(small_source(module=None), grey), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_file_with_a_fixed_batch_gives_the_scores_of_every_image(batch: int, source: Source) -> None:
+    pixels = noise_images(input_spec(source.preprocessing), 3)
+    fixed = small_source(model=small_model(small_module(), batch), module=None, fixed_batch=batch)
+    np.testing.assert_allclose(source_scores(fixed, pixels), source_scores(source, pixels), atol=1e-5)
+
+
+def check_of(source: Source, tolerance: float = 1e-4) -> ParityCheck:
+    wrapped = wrap(source)
+    return ParityCheck(source, wrapped, import_graph(wrapped.model), tolerance)
+
+
+def test_a_reference_has_the_probabilities_of_the_source_and_the_features_of_the_graph(source: Source) -> None:
+    pixels = noise_images(input_spec(source.preprocessing), 2)
+    expected = check_of(source).make_reference("noise", pixels).expected
+    assert (expected.probabilities.shape, expected.features.shape) == ((2, 3), (2, 16))
+    np.testing.assert_allclose(expected.probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_a_graph_that_differs_from_its_module_is_an_error() -> None:
+    check = check_of(small_source(module=small_module(seed=4)))
+    with pytest.raises(ParityError, match=r"a logit that ONNX Runtime computes differs .* on 2 noise, and 0\.0001 is"):
+        check.make_reference("noise", noise_images(input_spec(check.source.preprocessing), 2))
+
+
+def test_a_graph_that_the_worker_reads_as_another_is_an_error(source: Source) -> None:
+    check = check_of(source)
+    other = import_graph(wrap(small_source(model=small_model(small_module(seed=4)))).model)
+    check = ParityCheck(source, check.wrapped, other, 1e-4)
+    with pytest.raises(ParityError, match=r"a logit that the worker's PyTorch computes differs"):
+        check.make_reference("noise", noise_images(input_spec(source.preprocessing), 2))
+
+
+def test_wrong_normalisation_shows(source: Source) -> None:
+    """The source normalises apart from the graph, so a graph with another mean differs."""
+    wrapped = wrap(small_source(preprocessing=Preprocessing(height=SIZE, width=SIZE, mean=(0.5, 0.5, 0.5))))
+    check = ParityCheck(source, wrapped, None, 1e-4)
+    with pytest.raises(ParityError, match="a logit that ONNX Runtime computes differs"):
+        check.make_reference("noise", noise_images(input_spec(source.preprocessing), 2))

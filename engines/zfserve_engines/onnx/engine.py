@@ -24,7 +24,7 @@ from zfserve_engines.onnx.session import open_sessions
 from zfserve_engines.warm_up import cpu_warm_up_sizes, warm_up
 
 RunGraph: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
-"""Computes probabilities, float32 (N, K), and features, float32 (N, F), from pixels, uint8 (N, H, W, 3)."""
+"""Computes the outputs of `Manifest.output_widths`, each float32 (N, width), from pixels, uint8 (N, H, W, 3)."""
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +87,14 @@ class OnnxEngine:
         """See `Engine.run`."""
         self._info.check_batch(pixels, self._manifest.input)
         try:
-            probabilities, features = self._run_graph(pixels)
+            outputs = self._run_graph(pixels)
         except Exception as error:
             # ONNX Runtime's exceptions have no common class below Exception.
             log.exception("ONNX Runtime failed on a batch of %d", len(pixels))
             if self._on_gpu and not can_still_run(self._run_graph, pixels.shape[1:]):
                 raise EngineLost("the GPU is lost; try another instance, or try again shortly") from error
             raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error
-        return EngineOutputs(probabilities, features)
+        return EngineOutputs.of(dict(zip(self._manifest.output_widths, outputs, strict=True)))
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -153,7 +153,7 @@ def _session_options(threads: int, spinning: bool, optimised: bool) -> onnxrunti
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    # The networks are chains of layers, so no two nodes can run at the same time.
+    # One run uses all threads in each node, so nodes do not run at the same time.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

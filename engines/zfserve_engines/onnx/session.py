@@ -133,9 +133,10 @@ def _load_cuda_libraries() -> None:
 def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
     """Raises BundleError where the graph's inputs and outputs are not those of the manifest."""
     spec = manifest.input
+    batch = manifest.fixed_batch_size or None
     wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
-        GRAPH_INPUT: ("tensor(uint8)", (None, spec.height, spec.width, 3)),
-        **{name: ("tensor(float)", (None, width)) for name, width in manifest.output_widths.items()},
+        GRAPH_INPUT: ("tensor(uint8)", (batch, spec.height, spec.width, 3)),
+        **{name: ("tensor(float)", (batch, width)) for name, width in manifest.output_widths.items()},
     }
     found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
     faults = [f"{name} is missing" for name in wanted if name not in found]

@@ -75,7 +75,7 @@ class OpenVinoEngine:
         try:
             # OpenVINO reads the pixels in place, and copies the outputs.
             outputs = self._request.infer({GRAPH_INPUT: pixels}, share_inputs=True)
-            return EngineOutputs(outputs["probabilities"], outputs["features"])
+            return EngineOutputs.of({name: outputs[name] for name in self._manifest.output_widths})
         except Exception as error:
             log.exception("OpenVINO failed on a batch of %d", len(pixels))
             raise EngineFailed("the engine failed on this batch; try again, or see the server's log") from error

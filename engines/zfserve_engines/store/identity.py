@@ -101,8 +101,7 @@ def request_engine(
     manifest, file = bundle.manifest, bundle.artefact(settings.precision)
     tensors = (
         f"pixels: uint8 (N, {manifest.input.height}, {manifest.input.width}, 3)",
-        f"probabilities: float32 (N, {len(manifest.classes)})",
-        f"features: float32 (N, {manifest.feature_width})",
+        *(f"{name}: float32 (N, {width})" for name, width in manifest.output_widths.items()),
     )
     return EngineRequest(
         manifest.name,

@@ -186,7 +186,10 @@ def _make_profile(builder: Any, network: Any, profile: BatchProfile) -> Any:
         tensor = network.get_input(index)
         batch, *rest = tensor.shape
         if batch != DYNAMIC:
-            raise BuildFailed(f"the input {tensor.name} has a fixed batch of {batch}; export the bundle again")
+            raise BuildFailed(
+                f"the input {tensor.name} has a fixed batch of {batch}, which cannot be compiled; serve it with "
+                "another engine"
+            )
         smallest, largest = ((size, *rest) for size in (profile.smallest, profile.largest))
         made.set_shape(tensor.name, min=smallest, opt=largest, max=largest)
     return made

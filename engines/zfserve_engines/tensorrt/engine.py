@@ -91,7 +91,7 @@ class TensorRTEngine:
         size = self._sizes[bisect.bisect_left(self._sizes, count)]
         self._pixels[:count] = pixels  # later rows hold older photos; their outputs are not read
         self._complete(self._launches[size])
-        return EngineOutputs(self._probabilities[:count].copy(), self._features[:count].copy())
+        return EngineOutputs.of({name: values[:count].copy() for name, values in self._outputs.items()})
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -103,16 +103,12 @@ class TensorRTEngine:
         """Allocates all memory for batches of up to `largest` photos."""
         spec, stream, engine = manifest.input, self._stream, self._plan.engine
         self._pixels: npt.NDArray[np.uint8] = stream.allocate_pinned((largest, spec.height, spec.width, 3), np.uint8)
-        self._probabilities: npt.NDArray[np.float32] = stream.allocate_pinned(
-            (largest, len(manifest.classes)), np.float32
-        )
-        self._features: npt.NDArray[np.float32] = stream.allocate_pinned((largest, manifest.feature_width), np.float32)
-        self._pixels[:] = 0
-        self._addresses = {
-            GRAPH_INPUT: stream.allocate(self._pixels.nbytes),
-            "probabilities": stream.allocate(self._probabilities.nbytes),
-            "features": stream.allocate(self._features.nbytes),
+        self._outputs: dict[str, npt.NDArray[np.float32]] = {
+            name: stream.allocate_pinned((largest, width), np.float32) for name, width in manifest.output_widths.items()
         }
+        self._pixels[:] = 0
+        self._addresses = {GRAPH_INPUT: stream.allocate(self._pixels.nbytes)}
+        self._addresses |= {name: stream.allocate(values.nbytes) for name, values in self._outputs.items()}
         # This is enough for the profile that needs most. TensorRT refuses less.
         self._scratch_bytes = engine.device_memory_size_v2
         self._scratch = stream.allocate(max(self._scratch_bytes, 1))
@@ -146,8 +142,8 @@ class TensorRTEngine:
         self._stream.copy_in(self._pixels[:size], self._addresses[GRAPH_INPUT])
         if not context.execute_async_v3(self._stream.handle):
             raise EngineFailed("TensorRT failed on this batch; try again, or see the server's log")
-        self._stream.copy_out(self._addresses["probabilities"], self._probabilities[:size])
-        self._stream.copy_out(self._addresses["features"], self._features[:size])
+        for name, values in self._outputs.items():
+            self._stream.copy_out(self._addresses[name], values[:size])
 
     def _capture(self, size: int, enqueue: Callable[[], None]) -> Callable[[], None] | None:
         """Captures `enqueue` as a CUDA graph. Returns None if graphs are off or CUDA refuses the capture."""

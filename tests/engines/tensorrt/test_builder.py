@@ -148,7 +148,10 @@ def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
 
 def test_a_graph_with_a_fixed_batch(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx", "Relu", batch=2)
-    assert fails(graph, settings()) == "the input pixels has a fixed batch of 2; export the bundle again"
+    assert (
+        fails(graph, settings())
+        == "the input pixels has a fixed batch of 2, which cannot be compiled; serve it with another engine"
+    )
 
 
 def test_too_little_workspace(graph: Path) -> None:
