@@ -1,8 +1,9 @@
 """`python -m zfserve_cli.demo` goes from the shipped weights to a page that shows what the network saw.
 
 `make demo` calls it in the root of the repository. It exports the weights if there is no bundle yet, starts the
-service, classifies the sample photos, projects every convolution, writes everything to one folder, and stops the
-service. With `--address` it calls a service that is already running, as `tools/images` does.
+service, classifies the sample photos, projects every convolution, asks a second network that knows a thousand classes,
+writes everything to one folder, and stops the service. With `--address` it calls a service that is already running, as
+`tools/images` does.
 """
 
 import argparse
@@ -21,12 +22,20 @@ from zfserve_cli.demo.steps import DemoFailed, check_names, ensure_bundle, expla
 from zfserve_cli.exit_statuses import FAILED, INTERRUPTED, OK, UNUSABLE
 from zfserve_cli.service_process import ServiceFailed, running_service
 
+SECOND_SOURCE = "efficientnet-lite0"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zfserve_cli.demo", description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path("weights/zfnet-imagenette.safetensors"))
     parser.add_argument(
         "--model", type=Path, default=Path("models/zfnet"), help="bundle to serve; the demo exports it if it is missing"
+    )
+    parser.add_argument(
+        "--second",
+        type=Path,
+        default=Path("models") / SECOND_SOURCE,
+        help="bundle of the second network; the demo exports it if it is missing",
     )
     parser.add_argument("--photos", default="samples", help="file, folder or pattern")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
@@ -57,12 +66,16 @@ def _run(arguments: argparse.Namespace, console: Console) -> Path:
     arguments.output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if (address := arguments.address) is None:
-            ensure_bundle(arguments.model, arguments.weights, console)
-            console.print("starting the service, which loads the model and checks it")
-            address = stack.enter_context(running_service(arguments.model, arguments.output)).address
+            ensure_bundle(arguments.model, str(arguments.weights), console)
+            ensure_bundle(arguments.second, SECOND_SOURCE, console)
+            console.print("starting the service, which loads both models and checks them")
+            flags = ("--model", str(arguments.second), "--default-model", arguments.model.name)
+            address = stack.enter_context(running_service(arguments.model, arguments.output, *flags)).address
             console.print("[green]✓[/] service ready")
         client = stack.enter_context(Client(address))
-        return explain_photos(client, photos, arguments.output, console)
+        second = arguments.second.name
+        served = second in {model.name for model in client.list_models()}
+        return explain_photos(client, photos, arguments.output, console, second if served else None)
 
 
 if __name__ == "__main__":

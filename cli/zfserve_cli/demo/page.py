@@ -12,6 +12,7 @@ from zfserve.model_description import Layer, ModelDescription
 from zfserve.results import Box, Classification, Projection
 
 from zfserve_cli.demo.photo_truth import Verdict
+from zfserve_cli.demo.second_opinion import SecondOpinion
 
 STYLE = Path(__file__).with_name("page.css")
 LONGEST_SIDE = 720
@@ -38,12 +39,14 @@ class ExplainedPhoto:
         classification: the answer of the network.
         projections: the projections of each layer, by the layer's name.
         verdict: the comparison of the answer with the truth. None if no truth is known.
+        second: the answer of a second network. None if none was asked.
     """
 
     photo: Path
     classification: Classification
     projections: Mapping[str, Sequence[Projection]]
     verdict: Verdict | None
+    second: SecondOpinion | None = None
 
 
 def render_page(photos: Sequence[ExplainedPhoto], description: ModelDescription, layers: Sequence[Layer]) -> str:
@@ -128,10 +131,32 @@ alt="{escape(saw)}, each in its place in the photo">
 · classified in {timings.inference_ms:.1f} ms</p>
 </div>
 </div>
-{_strip(last, shown)}<details{" open" if opened else ""}>
+{_second(entry)}{_strip(last, shown)}<details{" open" if opened else ""}>
 <summary>The layers below, down to edges and colours</summary>
 {"".join(_strip(layer, entry.projections[layer.name]) for layer in reversed(lower))}</details>
 </section>
+"""
+
+
+def _second(entry: ExplainedPhoto) -> str:
+    """Returns what the second network says, and the places that speak for it. "" if none was asked."""
+    if (opinion := entry.second) is None:
+        return ""
+    model, best, why = opinion.classification.model.name, opinion.classification.classes[0].label, opinion.explanation
+    with Image.open(io.BytesIO(why.overlay_png)) as overlay:
+        heatmap = _data_uri(overlay, LONGEST_SIDE)
+    caption = f"Red places speak for “{best}”, blue ones against it ({why.layer}, as {model} sees the photo)"
+    return f"""<div class="second">
+<h3>{escape(model)} knows {opinion.classes:,} classes, and says <strong>{escape(best)}</strong></h3>
+{_judgement(opinion.verdict)}<div class="answer">
+<figure><img src="{heatmap}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>
+<div>
+<table class="scores"><caption class="hidden">Classes of {escape(model)} and their probabilities</caption>
+{"".join(_score_row(score.label, score.probability) for score in opinion.classification.classes)}</table>
+<p class="figures">classified in {opinion.classification.timings.inference_ms:.1f} ms</p>
+</div>
+</div>
+</div>
 """
 
 

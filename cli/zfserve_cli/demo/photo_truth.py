@@ -1,7 +1,7 @@
 """Compares the network's answer for a photo with the truth, which a `truth.toml` beside the photo holds."""
 
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,14 @@ class Truth:
 
     Attributes:
         shows: the object that the photo shows.
+        also: other names that a network may have for it.
         nearest: the label of the nearest class, for a network without a class for that object. "" if there is none.
         why: a sentence on what the projections show, for the network with the fingerprint `weights`. It may be "".
         weights: the fingerprint of the weights whose projections `why` describes. It may be "".
     """
 
     shows: str
+    also: Sequence[str] = ()
     nearest: str = ""
     why: str = ""
     weights: str = ""
@@ -63,15 +65,20 @@ def read_truth(photo: Path) -> Truth | None:
 
 
 def judge(truth: Truth, classification: Classification, labels: Collection[str]) -> Verdict:
-    """Compares the most probable class with `truth`, for a network whose classes have `labels`."""
+    """Compares the most probable class with `truth`, for a network whose classes have `labels`.
+
+    Upper and lower case are the same: ImageNet's labels have both.
+    """
     said = classification.classes[0].label
+    known = {label.casefold(): label for label in labels}
+    right = next((known[name.casefold()] for name in (truth.shows, *truth.also) if name.casefold() in known), None)
     why = truth.why if truth.weights == classification.model.fingerprint else ""
     shown = f"the photo shows “{truth.shows}”"
-    if said == truth.shows:
+    if said == right:
         return Verdict("right", "Right.", why)
-    if truth.shows in labels:
-        return Verdict("wrong", f"Wrong: {shown}, which {_rank_words(truth.shows, classification)}.", why)
-    shown += f", none of its {len(labels)} classes"
+    if right is not None:
+        return Verdict("wrong", f"Wrong: {shown}, which {_rank_words(right, classification)}.", why)
+    shown += f", none of its {len(labels):,} classes"
     if truth.nearest not in labels:
         return Verdict("wrong", f"Wrong, as any answer would be: {shown}.", why)
     if said == truth.nearest:

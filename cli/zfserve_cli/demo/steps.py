@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from zfserve.results import Classification, Projection
 from zfserve_cli.classify_command import score_table
 from zfserve_cli.demo.page import ExplainedPhoto, render_page
 from zfserve_cli.demo.photo_truth import Verdict, judge, read_truth
+from zfserve_cli.demo.second_opinion import ask_second
 from zfserve_cli.projection_files import save_sheet
 from zfserve_cli.service_process import START_TIMEOUT_S, run_zfserve
 
@@ -45,33 +47,58 @@ def check_names(photos: list[Path], output: Path) -> None:
         raise ValueError(f"the photos lie in {output}; give another folder with --output")
 
 
-def ensure_bundle(model: Path, weights: Path, console: Console) -> None:
-    """Exports `weights` to `model` if there is no bundle yet.
+def ensure_bundle(model: Path, source: str, console: Console) -> None:
+    """Exports `source` to `model` if there is no bundle yet.
+
+    Args:
+        model: the folder of the model.
+        source: a file of weights, or a source that `zfserve export` knows by name.
 
     Raises:
-        DemoFailed: there are no weights, or the export failed.
+        DemoFailed: there is no such file, or the export failed.
     """
     if any(model.glob("*/manifest.json")):
         console.print(f"[green]✓[/] model in {escape(str(model))}")
         return
-    if not weights.is_file():
-        raise DemoFailed(f"there are no weights at {weights}; run the demo from the repository's root")
-    console.print(f"exporting {escape(str(weights))} to {escape(str(model))}, once")
-    command = ["export", str(weights), "--output", str(model.parent), "--name", model.name]
+    if Path(source).suffix and not Path(source).is_file():
+        raise DemoFailed(f"there are no weights at {source}; run the demo from the repository's root")
+    console.print(f"exporting {escape(source)} to {escape(str(model))}, once")
+    command = ["export", source, "--output", str(model.parent), "--name", model.name, "--no-fp16"]
     if run_zfserve(*command) != 0:
         raise DemoFailed(f"`zfserve {' '.join(command)}` failed; its message is above")
 
 
-def explain_photos(client: Client, photos: list[Path], folder: Path, console: Console) -> Path:
-    """Classifies and projects `photos`. Writes contact sheets and the page to `folder`, and returns the page."""
+def explain_photos(
+    client: Client, photos: list[Path], folder: Path, console: Console, second: str | None = None
+) -> Path:
+    """Classifies and projects `photos`. Writes contact sheets and the page to `folder`, and returns the page.
+
+    Args:
+        second: the name of a second network of the service, which is asked about the same photos.
+    """
     answers = _classify_all(client, photos, console)
     description = _wait_for_projections(client, console)
     layers = [layer for layer in description.layers if layer.kind == "conv"]
     explained = _project_all(client, answers, layers, folder, console)
+    if second:
+        explained = [_with_second(client, entry, second, folder, console) for entry in explained]
     page = folder / "index.html"
     page.write_text(render_page(explained, description, layers), encoding="utf-8")
     console.print(f"[green]✓[/] {len(photos)} photos, {len(photos) * len(layers)} contact sheets", highlight=False)
     return page
+
+
+def _with_second(client: Client, entry: ExplainedPhoto, model: str, folder: Path, console: Console) -> ExplainedPhoto:
+    """Adds the answer of the network `model`, prints it, and writes its heatmap."""
+    opinion = ask_second(client, entry.photo, read_truth(entry.photo), model)
+    (folder / f"{entry.photo.stem}-{model}.png").write_bytes(opinion.explanation.overlay_png)
+    best = opinion.classification.classes[0]
+    sentence = f"{model} calls {entry.photo.name} {best.label} ({best.probability:.1%})"
+    verdict = opinion.verdict
+    said = Text(sentence if verdict is None else f"{verdict.mark} {sentence}. {verdict.sentence}")
+    said.stylize(VERDICT_STYLES[verdict.word] if verdict else "")
+    console.print(Padding(said, (0, 1)))
+    return replace(entry, second=opinion)
 
 
 def _classify_all(client: Client, photos: list[Path], console: Console) -> list[Answer]:

@@ -25,6 +25,13 @@ ANSWER = Classification(
     ("truth", "word", "sentence"),
     [
         (Truth("church"), "right", "Right."),
+        (Truth("Church"), "right", "Right."),
+        (Truth("kirk", also=("minster", "church")), "right", "Right."),
+        (
+            Truth("fish", also=("tench",)),
+            "wrong",
+            "Wrong: the photo shows “fish”, which was number 2 with 25.0%.",
+        ),
         (Truth("tench"), "wrong", "Wrong: the photo shows “tench”, which was number 2 with 25.0%."),
         (Truth("golf ball"), "wrong", "Wrong: the photo shows “golf ball”, which is not among its first 2."),
         (

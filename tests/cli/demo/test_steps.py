@@ -38,12 +38,12 @@ def test_the_demo_is_a_program(tmp_path: Path) -> None:
 def test_an_existing_bundle_is_not_exported_again(tmp_path: Path, console: Console) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "manifest.json").touch()
-    ensure_bundle(tmp_path, tmp_path / "none.safetensors", console)
+    ensure_bundle(tmp_path, str(tmp_path / "none.safetensors"), console)
 
 
 def test_missing_weights_are_an_error(tmp_path: Path, console: Console) -> None:
     with pytest.raises(DemoFailed, match="no weights at"):
-        ensure_bundle(tmp_path / "model", tmp_path / "none.safetensors", console)
+        ensure_bundle(tmp_path / "model", str(tmp_path / "none.safetensors"), console)
 
 
 def test_photos_that_would_replace_each_other_or_themselves_are_refused(tmp_path: Path) -> None:
@@ -78,6 +78,20 @@ def test_a_page_and_sheets_for_every_photo(address: str, tmp_path: Path, console
     for text in (page.read_text(), printed.getvalue()):
         assert "the photo shows “yellow perch”, none of its 3 classes" in text
         assert "gill cover" not in text
+
+
+def test_a_second_network_is_asked_about_the_same_photos(address: str, tmp_path: Path, console: Console) -> None:
+    with Client(address) as client:
+        page = explain_photos(client, SAMPLES[:1], tmp_path, console, second="birds")
+    assert (tmp_path / "church-birds.png").is_file()
+    parsed = PageParts()
+    parsed.feed(page.read_text())
+    assert len(parsed.images) == 1 + 1 + 1 + 2 * 9
+    assert "Red places speak for" in page.read_text()
+    assert "knows 3 classes, and says" in page.read_text()
+    printed = console.file
+    assert isinstance(printed, io.StringIO)
+    assert "birds calls church.jpg" in printed.getvalue()
 
 
 def test_a_page_escapes_every_text(address: str, tmp_path: Path) -> None:
