@@ -14,6 +14,12 @@ def test_code_needs_no_file(text: str) -> None:
     require_source(text)
 
 
+def test_a_network_that_is_known_by_name_needs_no_file() -> None:
+    require_source("efficientnet-lite0")
+    with pytest.raises(SourceError, match=r"or efficientnet-lite0$"):
+        require_source("efficientnet-lite7")
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

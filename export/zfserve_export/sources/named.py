@@ -6,8 +6,7 @@ from zfserve_model.preprocessing import PreprocessingFacts
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.module_source import BuiltModule, open_module
 from zfserve_export.sources.source import Source, SourceOptions
-
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
+from zfserve_export.sources.source_path import EFFICIENTNET_LITE0
 
 
 def open_efficientnet_lite0(options: SourceOptions) -> Source:

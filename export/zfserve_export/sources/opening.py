@@ -5,10 +5,10 @@ from pathlib import Path
 from zfserve_export.sources.checkpoint_file import open_checkpoint
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.libraries import LIBRARIES, open_library
-from zfserve_export.sources.named import EFFICIENTNET_LITE0, open_efficientnet_lite0
+from zfserve_export.sources.named import open_efficientnet_lite0
 from zfserve_export.sources.onnx_file import open_onnx
 from zfserve_export.sources.source import Source, SourceOptions
-from zfserve_export.sources.source_path import is_code, require_source
+from zfserve_export.sources.source_path import EFFICIENTNET_LITE0, is_code, require_source
 from zfserve_export.sources.user_module import open_user_module
 
 

@@ -9,8 +9,12 @@ LIBRARY_NAMES = ("pytorchcv", "timm", "torchvision")
 FUNCTION_PATTERN = re.compile(r"[\w./]+:[A-Za-z_]\w*")
 """Matches `package.module:function`, and also a path in place of the module, for which the error is a hint."""
 
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+"""The source that zfserve knows by name: `named` opens it."""
+
 CHOICES = (
-    "a file (.onnx, .safetensors, .pt, .pth), pytorchcv:NAME, timm:NAME, torchvision:NAME or package.module:function"
+    "a file (.onnx, .safetensors, .pt, .pth), pytorchcv:NAME, timm:NAME, torchvision:NAME, package.module:function or "
+    f"{EFFICIENTNET_LITE0}"
 )
 _FILE_SUFFIXES = (".onnx", ".safetensors", ".pt", ".pth")
 _CODE_SUFFIXES = {".pt2": "an archive of torch.export", ".pkl": "a pickle", ".pickle": "a pickle", ".bin": "a pickle"}
@@ -26,12 +30,12 @@ def is_code(text: str) -> bool:
 
 
 def require_source(text: str) -> None:
-    """Checks that `text` names code, or a file of a kind that can be read safely.
+    """Checks that `text` names code, a known network, or a file of a kind that can be read safely.
 
     Raises:
         SourceError: there is no such file, or it is of another kind.
     """
-    if is_code(text):
+    if is_code(text) or text == EFFICIENTNET_LITE0:
         return
     file = Path(text)
     if file.suffix in _CODE_SUFFIXES:
