@@ -28,6 +28,7 @@ def input_spec(preprocessing: Preprocessing) -> InputSpec:
         shorter_side=preprocessing.shorter_side,
         mean=preprocessing.mean,
         std=preprocessing.std,
+        interpolation=preprocessing.interpolation,
     )
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from zfserve_export.photos import PhotoError, list_labelled_photos, list_photos, read_batches, read_photo
+from zfserve_export.photos import PhotoError, input_spec, list_labelled_photos, list_photos, read_batches, read_photo
+from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import InputSpec
 
 SPEC = InputSpec(height=4, width=4, resize="squash", shorter_side=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -84,3 +85,12 @@ def test_a_photo_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     good = put_photo(tmp_path / "good.png")
     with pytest.raises(PhotoError, match="broken"):
         list(read_batches([good, tmp_path / "broken.jpg", *[good] * 20], SPEC, 2))
+
+
+def test_the_input_of_a_bundle_has_all_facts_of_the_preprocessing() -> None:
+    """Photos were decoded with bilinear interpolation, whatever the preprocessing said."""
+    preprocessing = Preprocessing("crop", 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 32, 24, "bicubic")
+    spec = input_spec(preprocessing).model_dump()
+    for name, value in spec.items():
+        assert value == getattr(preprocessing, name), name
+    assert spec["interpolation"] == "bicubic"
