@@ -118,6 +118,14 @@ def _concat(attributes: Attributes, *tensors: Tensor) -> Shape | None:
     return (*tensors[0].shape[:axis], total, *tensors[0].shape[axis + 1 :]) if len(rest) == 1 else None
 
 
+def _gather(attributes: Attributes, x: Tensor, indices: Tensor) -> Shape | None:
+    axis = attributes.get("axis", 0)
+    if not -x.dim() <= axis < x.dim():
+        return None
+    axis %= x.dim()
+    return (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
 SHAPE_RULES: dict[str, ShapeRule] = {
     "Conv": _convolution,
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
@@ -129,9 +137,10 @@ SHAPE_RULES: dict[str, ShapeRule] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min"), _broadcast),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _along_axis),
     "Concat": _concat,
+    "Gather": _gather,
 }
 """The rules, by operation. Operations that keep the shape (`Operation.keeps_shape`) need none, nor do those that move
 values: PyTorch imports nothing for a reshape or a slice."""
 
-_INTEGERS_TOO = ("Add", "Sub", "Mul", "Concat", "Identity")
+_INTEGERS_TOO = ("Add", "Sub", "Mul", "Div", "Concat", "Gather", "Identity")
 """These operations have integers as a result where their inputs are integers, as in the arithmetic of shapes."""

@@ -53,6 +53,7 @@ def test_rules_and_pytorch_agree(case: Case, monkeypatch: pytest.MonkeyPatch) ->
         ("Concat", {"axis": 1}, [(1, 3, 8, 8), (1, 3, 8, 7)]),
         ("Concat", {"axis": 4}, [(1, 3, 8, 8), (1, 3, 8, 8)]),
         ("Softmax", {"axis": 2}, [(1, 3)]),
+        ("Gather", {"axis": 2}, [(1, 3), (2,)]),
         ("BatchNormalization", {}, [(1, 3, 8, 8), (3,), (3,), (3,), (4,)]),
     ],
 )

@@ -67,6 +67,8 @@ def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
         ("NOT_FOUND", infer.ModelMetadata(inference.ModelMetadataRequest(name=PASSWORDS), **known)),
         ("NOT_FOUND", infer.ModelInfer(inference.ModelInferRequest(model_name=PASSWORDS), **known)),
         ("NOT_FOUND UNAVAILABLE", vision.Project(pb.ProjectRequest(layer=PASSWORDS), **known).read()),
+        ("NOT_FOUND", vision.Explain(pb.ExplainRequest(layer=PASSWORDS), **known)),
+        ("NOT_FOUND", vision.Explain(pb.ExplainRequest(class_name=PASSWORDS), **known)),
         ("INVALID_ARGUMENT RESOURCE_EXHAUSTED", classify(pb.Image(encoded=bytes(60_000)))),
         ("RESOURCE_EXHAUSTED", classify(pb.Image(encoded=bytes(5_000_000)))),
         ("INVALID_ARGUMENT", raw("/zfserve.v1.VisionService/Classify", b"\xff\xff no message")),
