@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 
-.PHONY: help demo serve test test-gpu check bench docs audit protos format clean
+.PHONY: help demo serve test test-zoo test-gpu check bench docs audit protos format clean
 
 help:
 	@grep -E '^# `make' Makefile | sed 's/^# //'
@@ -39,6 +39,11 @@ models/zfnet: | $(BIN)/.installed
 test: $(BIN)/.installed
 # Two test processes with one PyTorch thread each fill two cores. With two threads each they would block one another.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
+
+# `make test-zoo`  59 files of networks of the field against ONNX Runtime; needs 5 GB in ZFSERVE_ZOO (~/.cache/zfserve-zoo)
+test-zoo: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/zoo
+	PYTHONPATH=tests:. $(BIN)/python -m zoo.measurement
 
 # `make test-gpu`  the tests that need an NVIDIA GPU; fails without one. For its PyTorch, see TORCH_INDEX above
 test-gpu: $(BIN)/.installed

@@ -1,7 +1,7 @@
 """Lists the networks of the zoo, and exports each to a file that later runs find again.
 
 The files lie in the folder that the environment variable ZFSERVE_ZOO names, by default ~/.cache/zfserve-zoo. They take
-3 GB. An export that was interrupted leaves no file.
+5 GB. An export that was interrupted leaves no file.
 """
 
 import contextlib
