@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="also write INT8 files, one for CPUs and one for GPUs (default: if --calibration is given)",
     )
+    files.add_argument(
+        "--upgrade",
+        type=Path,
+        metavar="BUNDLE",
+        help="rewrite a bundle of an earlier release as the next version of its model, instead of exporting a source",
+    )
     _add_measuring_arguments(parser.add_argument_group("measuring"))
 
 
@@ -73,6 +79,10 @@ def _add_measuring_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     messages = Console(stderr=True)
+    if arguments.upgrade is not None:
+        from zfserve_export.export_run import run_upgrade  # imports torch, which takes seconds
+
+        return run_upgrade(arguments.upgrade, messages)
     try:
         require_paths(arguments)
     except SourceError as error:

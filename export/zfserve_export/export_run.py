@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +26,7 @@ from zfserve_export.source_arguments import source_options
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.opening import open_source
 from zfserve_export.sources.source import Source
+from zfserve_export.upgrade import upgrade_bundle
 
 FEW_CALIBRATION_PHOTOS = 64
 
@@ -63,6 +65,27 @@ def run_export(arguments: argparse.Namespace, messages: Console) -> int:
     print_summary(Console(), bundle, time.monotonic() - started)
     for fault in find_faults(bundle):
         _print(messages, "[bold red]warning:[/]", fault)
+    return 0
+
+
+def run_upgrade(folder: Path, messages: Console) -> int:
+    """Upgrades the bundle in `folder` and returns the exit status. Says in one sentence what was done."""
+    try:
+        with sigterm_as_exit():
+            bundle = upgrade_bundle(folder)
+    except _UNUSABLE as error:
+        _print(messages, "[red]error:[/]", str(error))
+        return 2
+    except KeyboardInterrupt:
+        _print(messages, "interrupted;", "no bundle was written")
+        return 130
+    manifest = bundle.manifest
+    Console().print(
+        f"[green]wrote[/] {bundle.folder} with the same graphs ({', '.join(manifest.artefacts)}), golden inputs and "
+        f"figures in schema {manifest.schema_version}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -1,5 +1,6 @@
 import argparse
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from zfserve_export.export_summary import find_faults, print_summary
 from zfserve_export.exporter import INT8_PRECISIONS
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint
 from zfserve_runtime.bundle import AccuracyEntry, Bundle, ParityEntry, Precision, load_bundle
+
+SCHEMA_1 = Path(__file__).parents[1] / "bundles" / "schema-1"
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -65,6 +68,14 @@ def test_a_bare_state_dict_gets_its_classes_from_the_labels(
     assert [entry.label for entry in manifest.classes] == ["apple", "banana", "cherry"]
     assert list(manifest.artefacts) == ["fp32"]
     assert "parity is measured on noise only" in capsys.readouterr().err
+
+
+def test_an_upgrade_says_what_it_wrote(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(SCHEMA_1, workplace / "small" / "1")
+    assert run(parse("--upgrade", "small")) == 0
+    assert "wrote small/2 with the same graphs (fp32, fp16, int8, int8-symmetric)" in capsys.readouterr().out
+    assert run(parse("--upgrade", "small")) == 2
+    assert "small/2 has schema 2 already; it needs no upgrade" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
