@@ -1,4 +1,4 @@
-"""`zfserve evaluate` measures the accuracy of a bundle or a weights file on a folder of photos."""
+"""`zfserve evaluate` measures the accuracy of a bundle, or of a source before its export, on a folder of photos."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,23 +18,38 @@ from zfserve_engines.contract import EngineName, EngineUnavailable
 from zfserve_engines.golden import verify_engine
 from zfserve_engines.opening import EngineOptions
 from zfserve_model.checkpoint import CheckpointError
+from zfserve_model.graph.errors import GraphError
 from zfserve_model.labels import LabelsError
-from zfserve_model.weights_import import SUFFIXES as WEIGHTS_SUFFIXES
 from zfserve_runtime.bundle import BundleError, InputSpec, Precision, load_bundle
 from zfserve_runtime.cpus import available_cpus
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_export.evaluation import Classifier, Score, evaluate
-from zfserve_export.parity import module_scores, softmax
+from zfserve_export.parity import softmax, source_scores
 from zfserve_export.photos import PhotoError, input_spec, list_labelled_photos
-from zfserve_export.weights_arguments import add_weights_arguments, read_weights
+from zfserve_export.source_arguments import add_source_arguments, require_source_files, source_options
+from zfserve_export.sources.errors import SourceError
+from zfserve_export.sources.opening import open_source
+from zfserve_export.sources.source import Source
+from zfserve_export.sources.source_path import CHOICES, EFFICIENTNET_LITE0
 
 WORST_CONFUSIONS = 5
+
+_UNUSABLE = (
+    BundleError,
+    CheckpointError,
+    EngineFailed,
+    EngineUnavailable,
+    GraphError,
+    LabelsError,
+    PhotoError,
+    SourceError,
+)
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Holds a bundle or a weights file to evaluate: a classifier, its input and its classes."""
+    """Holds a bundle or a source to evaluate: a classifier, its input and its classes."""
 
     name: str
     classify: Classifier
@@ -42,7 +59,8 @@ class EvaluatedModel:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=Path, help="a bundle folder, or weights (.safetensors, .pt, .pth)")
+    parser.usage = "zfserve evaluate TARGET --data DIR [OPTIONS]"
+    parser.add_argument("target", metavar="TARGET", help=f"the folder of a bundle or a model, or a source: {CHOICES}")
     parser.add_argument("--data", type=Path, required=True, help="folder with <class id>/ or val/<class id>/")
     parser.add_argument(
         "--precision",
@@ -67,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confusion", type=Path, metavar="FILE.png", help="also draw the confusion matrix into this file"
     )
-    add_weights_arguments(parser)
+    add_source_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.batch_size,
                 lambda count: progress.advance(task, count),
             )
-    except (BundleError, CheckpointError, EngineFailed, EngineUnavailable, LabelsError, PhotoError) as error:
+    except _UNUSABLE as error:
         return _refuse(str(error))
     print_score(console, model, score)
     try:
@@ -108,25 +126,19 @@ def _write_results(arguments: argparse.Namespace, model: EvaluatedModel, score: 
 
 
 def open_model(arguments: argparse.Namespace) -> EvaluatedModel:
-    """Opens a bundle on the engine of `--engine`, or a weights file in PyTorch.
+    """Opens a bundle on the engine of `--engine`, or a source as it is before its export.
 
     Both get photos that are decoded as in the server.
 
     Raises:
-        BundleError, CheckpointError, LabelsError: the target cannot be used.
+        BundleError, CheckpointError, GraphError, LabelsError, SourceError: the target cannot be used.
         EngineFailed: the engine does not start.
         EngineUnavailable: the engine is not available here.
     """
-    target: Path = arguments.target
-    if target.suffix in WEIGHTS_SUFFIXES:
-        checkpoint = read_weights(target, arguments)
-        return EvaluatedModel(
-            f"{target.name}, PyTorch fp32",
-            lambda pixels: softmax(module_scores(checkpoint.network, pixels, checkpoint.preprocessing)),
-            input_spec(checkpoint.preprocessing),
-            checkpoint.class_ids,
-            checkpoint.labels,
-        )
+    target = Path(arguments.target)
+    # A name without a suffix is a bundle's folder, also where that folder does not exist.
+    if not target.is_dir() and (target.suffix or ":" in arguments.target or arguments.target == EFFICIENTNET_LITE0):
+        return _open_source(arguments)
     bundle, precision = load_bundle(target), arguments.precision
     options = EngineOptions(bundle, arguments.batch_size, arguments.threads)
     (engine,) = ENGINE_KINDS[arguments.engine].open(options, precision, lambda step: None)
@@ -139,6 +151,23 @@ def open_model(arguments: argparse.Namespace) -> EvaluatedModel:
         tuple(entry.class_id for entry in manifest.classes),
         tuple(entry.label for entry in manifest.classes),
     )
+
+
+def _open_source(arguments: argparse.Namespace) -> EvaluatedModel:
+    require_source_files(arguments)
+    source = open_source(arguments.target, source_options(arguments))
+    return EvaluatedModel(
+        f"{source.description}, {'ONNX' if source.module is None else 'PyTorch'} fp32",
+        lambda pixels: _probabilities(source, pixels),
+        input_spec(source.preprocessing),
+        source.class_ids,
+        source.labels,
+    )
+
+
+def _probabilities(source: Source, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    scores = source_scores(source, pixels)
+    return scores if source.softmax else softmax(scores)
 
 
 def print_score(console: Console, model: EvaluatedModel, score: Score) -> None:

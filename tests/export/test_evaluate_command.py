@@ -7,6 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from fakes.tiny_networks import onnx_classifier, write_onnx
 from PIL import Image
 from zfserve_export import evaluate_command
 from zfserve_export.confusion_picture import draw_confusion
@@ -111,7 +112,7 @@ def test_what_cannot_be_used_is_said_without_a_traceback(
         return " ".join(capsys.readouterr().err.split())
 
     assert "there is no bundle" in complaint(tmp_path / "nowhere", "--data", photos)
-    assert "there is no file of weights" in complaint(tmp_path / "nowhere.safetensors", "--data", photos)
+    assert "there is no file" in complaint(tmp_path / "nowhere.safetensors", "--data", photos)
     assert "no int8 artefact" in complaint(bundle.folder, "--data", photos, "--precision", "int8")
     assert "there is no folder" in complaint(bundle.folder, "--data", tmp_path / "nowhere")
     for words in (("--confusion", tmp_path / "c.foo"), ("--json", tmp_path)):
@@ -126,3 +127,17 @@ def test_a_picture_of_a_thousand_classes_stays_small(tmp_path: Path) -> None:
     draw_confusion(found, [str(index) for index in range(1000)], "many", tmp_path / "many.png")
     with Image.open(tmp_path / "many.png") as image:
         assert max(image.size) < 2000
+
+
+def test_an_onnx_file_is_evaluated_before_its_export(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options are those of the export, and so are the sentences."""
+    file = write_onnx(onnx_classifier(last="Softmax"), tmp_path / "net.onnx")
+    (tmp_path / "labels.txt").write_text("c-green\nc-red\nc-blue\n")
+    words = (file, "--data", photos, "--labels", tmp_path / "labels.txt")
+    assert evaluate(*words, "--preprocessing", "imagenet-torch", "--json", tmp_path / "score.json") == 0
+    assert "net.onnx, ONNX fp32" in capsys.readouterr().out
+    assert json.loads((tmp_path / "score.json").read_text())["count"] == 4
+    assert evaluate(*words) == 2
+    assert "net.onnx does not say all that a bundle needs; add --prepro" in " ".join(capsys.readouterr().err.split())

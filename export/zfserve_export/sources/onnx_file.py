@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from zfserve_model.graph.model_file import check_model, read_model
+from onnx import ModelProto
+from zfserve_model.graph.decoding import Decoder
+from zfserve_model.graph.model_file import check_model, opset_version, read_model
+from zfserve_model.graph.ordering import sort_nodes
 from zfserve_model.preprocessing import PRESETS, PreprocessingFacts
 
 from zfserve_export.sources.errors import SourceError
@@ -21,6 +24,7 @@ def open_onnx(file: Path, options: SourceOptions) -> Source:
     model = check_model(read_model(file))
     description = file.name
     image = find_image_input(model, description)
+    _require_order(model, image)
     facts = known_facts(_size_facts(image), options.preprocessing)
     if image.dtype == "uint8":
         facts = _without_normalisation(facts, description)
@@ -48,6 +52,17 @@ def open_onnx(file: Path, options: SourceOptions) -> Source:
         description=description,
         name=folder_name(file.stem),
     )
+
+
+def _require_order(model: ModelProto, image: ImageInput) -> None:
+    """Checks that every tensor is computed before it is read.
+
+    Raises:
+        GraphError: the nodes form a cycle, or read a tensor that nobody computes.
+    """
+    decoder = Decoder(opset_version(model), {})
+    nodes = decoder.decode(model.graph)
+    sort_nodes(nodes, decoder.constants.keys() | {image.name})
 
 
 def _size_facts(image: ImageInput) -> PreprocessingFacts:
