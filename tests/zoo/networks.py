@@ -52,6 +52,9 @@ PYTORCHCV = {  # The constructor, and its module in `pytorchcv.models`.
 EXPORTERS = {"new": True, "old": False}
 """The two exporters of torch, and their argument `dynamo`."""
 
+CALIBRATED = ("seresnet50", "xception")
+"""With random statistics of their batch norms, the logits of these networks reach hundreds or millions."""
+
 LIGHT = (
     "bvlc_alexnet",
     "densenet121",
@@ -71,11 +74,23 @@ def make_network(name: str) -> nn.Module:
     torch.manual_seed(sum(name.encode()))
     module = importlib.import_module(f"pytorchcv.models.{PYTORCHCV[name]}")
     network: nn.Module = getattr(module, name)(pretrained=False).eval()
+    if name in CALIBRATED:
+        return calibrated(network, image_size(name))
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):  # Fresh statistics would hide a wrong order of mean and variance.
             layer.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
             layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     return network
+
+
+def calibrated(network: nn.Module, size: int) -> nn.Module:
+    """Returns the network with the statistics that its batch norms have on noise."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(4, 3, size, size))
+    return network.eval()
 
 
 def image_size(name: str) -> int:

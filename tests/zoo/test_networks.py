@@ -27,5 +27,5 @@ def hold(network: str, exporter: str, file: Path) -> None:
     save(record)
     assert not record.obstacle
     assert record.rule
-    assert 1e-3 < record.scale < 1e5, "the logits vanish or explode, so the comparison means little"
-    assert record.difference <= LARGEST_RELATIVE_DIFFERENCE * max(record.scale, 1)
+    assert record.scale > 1e-3, "logits that vanish would agree with anything"
+    assert record.difference <= LARGEST_RELATIVE_DIFFERENCE * record.scale

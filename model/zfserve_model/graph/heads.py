@@ -1,5 +1,6 @@
 """Finds the logits and the features of a network: the tensors before its softmax and before its last linear layer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,8 @@ def find_head(nodes: Sequence[Node], constants: Mapping[str, Tensor], shapes: Sh
     softmax = makers.get(_behind_reshapes(probabilities, makers, head.shapes))
     if softmax is not None and softmax.operation == "Softmax":
         _move_softmax(head, softmax)
+    elif probabilities in makers and len(shapes.get(probabilities, (1, 1))) > 2 and _is_vector(probabilities, shapes):
+        _flatten_scores(head, makers[probabilities])
     _find_features(head, constants)
     return head
 
@@ -57,17 +60,27 @@ def _is_vector(name: str, shapes: Shapes) -> bool:
 
 
 def _move_softmax(head: Head, softmax: Node) -> None:
-    source, width = softmax.inputs[0], head.shapes.get(head.probabilities, (1, 0))
-    if head.shapes.get(source) == width:
+    source = softmax.inputs[0]
+    if len(head.shapes.get(source, ())) == 2 and head.shapes[source] == head.shapes.get(head.probabilities):
         head.logits, head.probabilities = source, softmax.outputs[0]
         return
     if not _is_vector(source, head.shapes):
         return
+    width = (1, math.prod(head.shapes[source][1:]))
     flatten = Node("Flatten", (source,), (f"{source}/flat",), {"axis": 1}, softmax.name, softmax.scopes)
     moved = replace(softmax, inputs=flatten.outputs, outputs=(f"{source}/softmax",), attributes={"axis": 1})
     head.nodes += [flatten, moved]
     head.shapes |= {flatten.outputs[0]: width, moved.outputs[0]: width}
     head.logits, head.probabilities = flatten.outputs[0], moved.outputs[0]
+
+
+def _flatten_scores(head: Head, last: Node) -> None:
+    """Makes a vector of scores (N, K, 1, 1) that have no softmax behind them."""
+    source = head.probabilities
+    flatten = Node("Flatten", (source,), (f"{source}/flat",), {"axis": 1}, last.name, last.scopes)
+    head.nodes.append(flatten)
+    head.shapes[flatten.outputs[0]] = (1, math.prod(head.shapes[source][1:]))
+    head.probabilities = head.logits = flatten.outputs[0]
 
 
 def _find_features(head: Head, constants: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from zfserve_model.graph.interface import image_input, normalised_images, output
 from zfserve_model.graph.model_file import check_model, opset_version, read_model
 from zfserve_model.graph.naming import name_nodes
 from zfserve_model.graph.operations import OPERATIONS
-from zfserve_model.graph.ordering import needed_nodes, sort_nodes
+from zfserve_model.graph.ordering import drop_unread_outputs, needed_nodes, sort_nodes
 from zfserve_model.graph.patterns import recognise
 from zfserve_model.graph.simplification import simplify, used_constants
 
@@ -44,7 +44,7 @@ def import_graph(source: Path | onnx.ModelProto) -> Graph:
         raise GraphError(f"nothing computes the output {missing[0]!r}; export the file again")
     if image.wrapped:
         name = normalised_images(nodes, name)
-    nodes = needed_nodes(nodes, wanted, {name})
+    nodes = drop_unread_outputs(needed_nodes(nodes, wanted, {name}), wanted)
     batches = (image.batch,) if image.batch else (2, 3)
     known = {} if all(node.operation in OPERATIONS for node in nodes) else inferred_shapes(model)
     folded = Folding(decoder, name, (3, image.height, image.width), batches, known).run(nodes)

@@ -5,6 +5,7 @@
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Node
@@ -54,6 +55,18 @@ def sort_nodes(nodes: Sequence[Node], known: Collection[str]) -> list[Node]:
             f"the operation {stuck.operation} {stuck.name!r} depends on its own output; export the file again"
         )
     return ordered
+
+
+def drop_unread_outputs(nodes: Sequence[Node], wanted: Collection[str]) -> list[Node]:
+    """Returns the nodes without the outputs at their ends that nobody reads, such as the mask of Dropout."""
+    read = {name for node in nodes for name in node.inputs} | set(wanted)
+    shorter = []
+    for node in nodes:
+        outputs = list(node.outputs)
+        while len(outputs) > 1 and outputs[-1] not in read:
+            outputs.pop()
+        shorter.append(replace(node, outputs=tuple(outputs)) if len(outputs) < len(node.outputs) else node)
+    return shorter
 
 
 def needed_nodes(nodes: Sequence[Node], wanted: Iterable[str], given: Collection[str] = ()) -> list[Node]:

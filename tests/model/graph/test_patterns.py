@@ -25,7 +25,7 @@ def operations(graph: Graph) -> list[str]:
     return [each.operation for each in graph.nodes]
 
 
-def hold_against_onnx_runtime(model: onnx.ModelProto, channels: int = 3) -> Graph:
+def hold_against_onnx_runtime(model: onnx.ModelProto) -> Graph:
     """Compares at batch sizes 1 and 3, and returns the graph."""
     graph = import_graph(model)
     for batch in (1, 3):
@@ -116,7 +116,6 @@ PATTERNS = {
     "max(x, 0)": ([node("Max", ["x", "zero"])], "Relu"),
     "clip(x, 0)": ([node("Clip", ["x", "zero"])], "Relu"),
     "min(relu(x), 6)": ([node("Relu", ["x"], ["r"]), node("Min", ["r", "six"])], "Clip"),
-    "mean over places": ([node("ReduceMean", ["x", "places"])], "GlobalAveragePool"),
 }
 NUMBERS = {
     **{name: f32(value) for name, value in {"zero": 0, "half": 0.5, "one": 1, "two": 2, "three": 3, "six": 6}.items()},
@@ -135,6 +134,13 @@ def test_a_pattern_becomes_one_node(name: str) -> None:
     graph = hold_against_onnx_runtime(make_model(nodes, NUMBERS))
     assert operations(graph) == [operation]
     assert graph.nodes[0].inputs[0] == "x"
+
+
+def test_a_mean_over_all_places_is_a_global_pool() -> None:
+    graph = hold_against_onnx_runtime(
+        make_model([node("ReduceMean", ["x", "places"], ["m"]), node("Mul", ["x", "m"])], NUMBERS)
+    )
+    assert operations(graph) == ["GlobalAveragePool", "Mul"]
 
 
 def test_a_relu6_is_no_gate() -> None:
@@ -265,3 +271,8 @@ def test_activations_of_torch(exporter: str, export: Callable[[nn.Module, str], 
     found = sorted(each.operation for each in graph.nodes if each.operation != "Add")
     # A module's own x * hardsigmoid(x) is a HardSwish too.
     assert found == ["Clip", "Gelu", "Gelu", "HardSwish", "HardSwish", "Mish", "Silu"]
+
+
+def test_the_mask_of_a_dropout_that_nobody_reads_is_ignored() -> None:
+    nodes = [node("Relu", ["x"], ["r"]), node("Dropout", ["r"], ["y", "mask"])]
+    assert operations(hold_against_onnx_runtime(make_model(nodes))) == ["Relu"]
