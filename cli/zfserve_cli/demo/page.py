@@ -77,7 +77,7 @@ def render_page(photos: Sequence[ExplainedPhoto], description: ModelDescription,
 <header>
 <h1>What the network saw</h1>
 <p class="lead">A convolutional network with {len(description.classes)} classes was shown these photos. Beside each
-photo are its answer, and the pixels that drove the feature maps that add most to that answer.</p>
+photo are its answer, and the pixels that drove the feature maps that add most to that answer.{_second_lead(photos)}</p>
 <nav aria-label="Photos">{"".join(map(_link, photos))}</nav>
 <p class="notes">Below, each feature map has two pictures. The upper one shows the pixels that drove the map (a
 deconvnet projection, Zeiler &amp; Fergus 2014); grey is zero. The lower one is the part of the photo that the map sees,
@@ -95,6 +95,15 @@ A photo of anything else gets one of these classes, too. Made by <code>make demo
 </body>
 </html>
 """
+
+
+def _second_lead(photos: Sequence[ExplainedPhoto]) -> str:
+    opinion = next((entry.second for entry in photos if entry.second), None)
+    if opinion is None:
+        return ""
+    return (
+        f" Below stands what a second network says, with {opinion.classes:,} classes, and which places say so."
+    )
 
 
 def _link(entry: ExplainedPhoto) -> str:

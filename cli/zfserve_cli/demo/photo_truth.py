@@ -18,15 +18,15 @@ class Truth:
         shows: the object that the photo shows.
         also: other names that a network may have for it.
         nearest: the label of the nearest class, for a network without a class for that object. "" if there is none.
-        why: a sentence on what the projections show, for the network with the fingerprint `weights`. It may be "".
-        weights: the fingerprint of the weights whose projections `why` describes. It may be "".
+        why: a sentence on what the projections show, for the network with one of the fingerprints. It may be "".
+        weights: the fingerprints of the network whose projections `why` describes, in bundles of each schema.
     """
 
     shows: str
     also: Sequence[str] = ()
     nearest: str = ""
     why: str = ""
-    weights: str = ""
+    weights: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_truth(photo: Path) -> Truth | None:
         return None
     try:
         truths = tomllib.loads(file.read_text(encoding="utf-8"))
-        return Truth(**truths[photo.name], weights=truths.get("weights", "")) if photo.name in truths else None
+        return Truth(**truths[photo.name], weights=truths.get("weights", ())) if photo.name in truths else None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -72,7 +72,7 @@ def judge(truth: Truth, classification: Classification, labels: Collection[str])
     said = classification.classes[0].label
     known = {label.casefold(): label for label in labels}
     right = next((known[name.casefold()] for name in (truth.shows, *truth.also) if name.casefold() in known), None)
-    why = truth.why if truth.weights == classification.model.fingerprint else ""
+    why = truth.why if classification.model.fingerprint in truth.weights else ""
     shown = f"the photo shows “{truth.shows}”"
     if said == right:
         return Verdict("right", "Right.", why)

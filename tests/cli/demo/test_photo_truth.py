@@ -58,9 +58,9 @@ def test_verdicts(truth: Truth, word: str, sentence: str) -> None:
 
 
 def test_the_why_appears_only_for_the_weights_that_it_describes() -> None:
-    truth = Truth("tench", why="It saw a pond.", weights="ab12")
+    truth = Truth("tench", why="It saw a pond.", weights=("ab12", "ef56"))
     assert judge(truth, ANSWER, LABELS).why == "It saw a pond."
-    assert judge(replace(truth, weights="cd34"), ANSWER, LABELS).why == ""
+    assert judge(replace(truth, weights=("cd34",)), ANSWER, LABELS).why == ""
 
 
 def test_there_is_no_truth_without_a_file_or_an_entry(tmp_path: Path) -> None:
@@ -94,6 +94,5 @@ def test_truth_toml_describes_the_samples_and_the_shipped_weights() -> None:
     truths = tomllib.loads((ROOT / "samples/truth.toml").read_text())
     assert set(truths) == {"weights", *(photo.name for photo in (ROOT / "samples").glob("*.jpg"))}
     # If the weights differ, look at the projections of the shipped weights again, and write down what they show.
-    assert truths["weights"] == weights_fingerprint(
-        load_checkpoint(ROOT / "weights/zfnet-imagenette.safetensors").network
-    )
+    shipped = weights_fingerprint(load_checkpoint(ROOT / "weights/zfnet-imagenette.safetensors").network)
+    assert shipped in truths["weights"]
