@@ -101,9 +101,7 @@ def _second_lead(photos: Sequence[ExplainedPhoto]) -> str:
     opinion = next((entry.second for entry in photos if entry.second), None)
     if opinion is None:
         return ""
-    return (
-        f" Below stands what a second network says, with {opinion.classes:,} classes, and which places say so."
-    )
+    return f" Below stands what a second network says, with {opinion.classes:,} classes, and which places say so."
 
 
 def _link(entry: ExplainedPhoto) -> str:
