@@ -34,7 +34,7 @@ def load_network(bundle: Bundle) -> LoadedNetwork:
     try:
         model = read_model(file)
         # That of schema 1 was computed from the weights by names that the file does not have.
-        fingerprint = stored_fingerprint(model) if _names_no_tensors(bundle.manifest) else graph_fingerprint(model)
+        fingerprint = stored_fingerprint(model) if bundle.manifest.schema_version == 1 else graph_fingerprint(model)
         graph = import_graph(model)
     except (GraphError, OSError) as error:
         raise BundleError(f"the bundle {bundle.folder} holds no usable {GRAPH}: {error}") from error
@@ -62,7 +62,7 @@ def _with_tensors(manifest: Manifest, graph: Graph) -> Manifest:
     Raises:
         BundleError: the chain has other layers.
     """
-    if not _names_no_tensors(manifest):
+    if manifest.schema_version != 1:
         return manifest
     chain = [
         (_SCHEMA_1_KINDS[node.operation], node.outputs[0])
@@ -75,10 +75,6 @@ def _with_tensors(manifest: Manifest, graph: Graph) -> Manifest:
         layer.model_copy(update={"tensor": tensor}) for layer, (_, tensor) in zip(manifest.layers, chain, strict=True)
     ]
     return manifest.model_copy(update={"layers": tuple(layers)})
-
-
-def _names_no_tensors(manifest: Manifest) -> bool:
-    return manifest.schema_version == 1 or any(not layer.tensor for layer in manifest.layers)
 
 
 def _shape(layer: LayerEntry) -> tuple[int, int, int, int]:
