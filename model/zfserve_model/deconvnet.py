@@ -26,7 +26,7 @@ CHUNK = 9
 """The number of maps whose way down begins together. If a consumer stops early, the later chunks are never computed.
 Larger chunks would not make the matrix products faster."""
 
-MEMORY_BYTES = 16 << 20
+MEMORY_BYTES = 32 << 20
 """The default limit of the signals that are alive at once. Measured on CPUs: larger batches take longer, because the
 signals no longer fit into the processor's cache."""
 
