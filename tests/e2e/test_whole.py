@@ -13,14 +13,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from fakes.collector import Collector
+from fakes.network_graphs import network_graph
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import WORKER_S, Service, running_service, wait_for_projections, zfserve
 from zfserve import Box, Client
-from zfserve_model.chain_attribution import attribute
-from zfserve_model.chain_deconvnet import project, strongest_maps, trace
+from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
+from zfserve_model.deconvnet import project, strongest_maps, trace
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
@@ -48,7 +49,7 @@ def test_classify_agrees_with_the_exported_network(service: Service, checkpoint:
 @pytest.mark.parametrize("layer", ["conv1", "pool2", "conv5"])
 def test_projections_agree_with_the_exported_network(service: Service, checkpoint: Path, layer: str) -> None:
     pixels, image = input_of(PHOTO)
-    traced = trace(load_checkpoint(checkpoint).network, image)
+    traced = trace(network_graph(load_checkpoint(checkpoint).network), image, [layer])
     maps = strongest_maps(traced, layer, 3)
     with Client(service.address) as client:
         wait_for_projections(client)
@@ -63,8 +64,8 @@ def test_projections_agree_with_the_exported_network(service: Service, checkpoin
 
 def test_maps_of_a_class_agree_with_the_exported_network(service: Service, checkpoint: Path) -> None:
     pixels, image = input_of(PHOTO)
-    network = load_checkpoint(checkpoint).network
-    attribution = attribute(network, trace(network, image), "conv5", 1)
+    graph = network_graph(load_checkpoint(checkpoint).network)
+    attribution = attribute(trace(graph, image, ["conv5"]), "conv5", 1)
     with Client(service.address) as client:
         wait_for_projections(client)
         answers = list(client.project(pixels, "conv5", strongest=3, for_class="bee"))

@@ -1,5 +1,6 @@
 """The layer table agrees with the sizes in the paper, and with perturbations of real pixels."""
 
+import os
 import subprocess
 import sys
 
@@ -50,17 +51,19 @@ def test_what_a_worker_computes_needs_no_compiler() -> None:
     """The meta device imports SymPy and torch._dynamo, which took a second of a worker's start and 80 MB."""
     program = """
 import sys, torch
-from zfserve_model.chain_deconvnet import project, trace
+from fakes.network_graphs import network_graph
+from zfserve_model.deconvnet import project, trace
 from zfserve_model.network_layer_table import layer_table
 from zfserve_model.networks import Network, NetworkSpec
 
 network = Network(NetworkSpec("zfnet", 10, 16)).eval()
 layer_table(network)
-list(project(trace(network, torch.zeros(3, 224, 224)), "conv5", [0]))
+list(project(trace(network_graph(network), torch.zeros(3, 224, 224), ["conv5"]), "conv5", [0]))
 print(*{"sympy", "torch._dynamo"} & set(sys.modules))
 """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     imported = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
     ).stdout.split()
     assert imported == []
 
