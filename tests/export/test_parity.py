@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,13 @@ def test_a_graph_that_the_worker_reads_as_another_is_an_error(source: Source) ->
     check = ParityCheck(source, check.wrapped, other, 1e-4)
     with pytest.raises(ParityError, match=r"a logit that the worker's PyTorch computes differs"):
         check.make_reference("noise", noise_images(input_spec(source.preprocessing), 2))
+
+
+def test_an_import_may_have_no_features(source: Source) -> None:
+    check = check_of(source)
+    assert check.graph is not None
+    check = replace(check, graph=replace(check.graph, features=None))
+    check.make_reference("noise", noise_images(input_spec(source.preprocessing), 2))
 
 
 def test_wrong_normalisation_shows(source: Source) -> None:
