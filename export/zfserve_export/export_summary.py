@@ -73,7 +73,9 @@ def _describe_projections(manifest: Manifest) -> str:
     stages = Counter(layer.stage or "other" for layer in manifest.layers)
     rule = "extended" if any(layer.rule == "extended" for layer in manifest.layers) else "paper"
     counts = ", ".join(f"{stage} {count}" for stage, count in stages.items())
-    return f"by the {rule} rule from {len(manifest.layers)} layers ({counts})"
+    beyond = f"; further up, {manifest.projection_obstacle}" if manifest.projection_obstacle else ""
+    number = len(manifest.layers)
+    return f"by the {rule} rule from {number} layer{'' if number == 1 else 's'} ({counts}){beyond}"
 
 
 def find_faults(bundle: Bundle) -> list[str]:

@@ -114,7 +114,7 @@ def test_a_module_of_ones_own_is_exported_and_described(
     torch.save(tiny_residual().state_dict(), workplace / "mine.pth")
     source = ("mine_for_this_test:build", "--weights", "mine.pth", "--size", "8x8", *TORCH)
     assert export(*source, "--no-fp16") == 0
-    bundle = load_bundle(workplace / "models" / "build")
+    bundle = load_bundle(workplace / "models" / "mine_for_this_test")
     with torch.no_grad():
         expected = tiny_residual()(torch.from_numpy(in_torch_style(IMAGES))).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities(bundle, IMAGES), expected, atol=1e-5)

@@ -65,7 +65,7 @@ def test_a_function_of_the_current_folder_builds_the_network(folder: Path, built
         with pytest.raises(SourceError, match="not exported"):
             open_user_module("my_networks.nets:build", options)
         assert torch.equal(built[-1].module.fc.bias, weights["fc.bias"] + shift)  # type: ignore[union-attr,arg-type]
-        assert (built[-1].name, built[-1].facts) == ("build", {})
+        assert (built[-1].name, built[-1].facts) == ("nets", {}), "the name build says nothing"
     assert built[0].notes == [
         "no --weights: my_networks.nets:build is exported with the weights that the function gave it"
     ]

@@ -16,6 +16,12 @@ from zfserve_export.sources.module_source import BuiltModule, open_module
 from zfserve_export.sources.module_weights import load_module_weights
 from zfserve_export.sources.source import Source, SourceOptions
 
+_GENERIC_NAMES = {"model", "net", "network"} | {
+    f"{verb}{noun}"
+    for verb in ("build", "create", "get", "load", "make")
+    for noun in ("", "_model", "_net", "_network")
+}
+
 
 def open_user_module(text: str, options: SourceOptions) -> Source:
     """Calls the function that `text` names, which must return an `nn.Module`, and exports what it returns.
@@ -30,7 +36,13 @@ def open_user_module(text: str, options: SourceOptions) -> Source:
         load_module_weights(module, options.weights, text)
     else:
         notes.append(f"no --weights: {text} is exported with the weights that the function gave it")
-    return open_module(BuiltModule(module, text, text.rpartition(":")[2], {}, notes=notes), options)
+    return open_module(BuiltModule(module, text, _name(text), {}, notes=notes), options)
+
+
+def _name(text: str) -> str:
+    """Returns the name of the function, or that of its module where the function's says nothing."""
+    package, function = text.split(":")
+    return package.rpartition(".")[2] if function in _GENERIC_NAMES else function
 
 
 def _build(text: str) -> nn.Module:
