@@ -53,7 +53,7 @@ EXPORTERS = {"new": True, "old": False}
 """The two exporters of torch, and their argument `dynamo`."""
 
 CALIBRATED = ("seresnet50", "xception")
-"""With random statistics of their batch norms, the logits of these networks reach hundreds or millions."""
+"""The logits of these networks reach hundreds or millions where their batch norms have random statistics."""
 
 LIGHT = (
     "bvlc_alexnet",
