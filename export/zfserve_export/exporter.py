@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from zfserve_engines.golden import Golden, write_golden
-from zfserve_model.graph.fingerprint import graph_fingerprint
+from zfserve_model.explanation.rules import forward_obstacle, projection_rule
 from zfserve_model.graph.graph import Graph
-from zfserve_model.graph.importer import import_graph
-from zfserve_model.graph.rules import forward_obstacle, projection_rule
-from zfserve_model.layer_table import layer_table
+from zfserve_model.importing.fingerprint import graph_fingerprint
+from zfserve_model.importing.importer import import_graph
+from zfserve_model.layers.layer_table import layer_table
 from zfserve_runtime.bundle import (
     GRAPH,
     NAME_PATTERN,

@@ -15,10 +15,10 @@ import torch
 from onnx import ModelProto
 from zfserve_engines.golden import load_golden
 from zfserve_model.graph.execution import run
-from zfserve_model.graph.fingerprint import graph_fingerprint
 from zfserve_model.graph.graph import Graph
-from zfserve_model.graph.importer import import_graph
-from zfserve_model.layer_table import layer_table
+from zfserve_model.importing.fingerprint import graph_fingerprint
+from zfserve_model.importing.importer import import_graph
+from zfserve_model.layers.layer_table import layer_table
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import (
     GOLDEN,

@@ -82,7 +82,7 @@ class InputSpec(_Entry):
 
 
 class LayerEntry(_Entry):
-    """Describes one layer that can be projected. `zfserve_model.layer_table` computes it.
+    """Describes one layer that can be projected. `zfserve_model.layers.layer_table` computes it.
 
     Unit i sees the input pixels from `offset + i * stride` up to, but not including,
     `offset + i * stride + receptive_field`. The fields with `_width` hold the same for columns. If they are left
@@ -179,7 +179,7 @@ class Manifest(_Entry):
         fixed_batch_size: the only batch size that the graph takes. 0 if it takes any.
         fingerprint: the hex digest of the network and its weights. It is the same in a server and its worker, and every
             graph file carries it in the metadata property "fingerprint". In schema 2 it is
-            `zfserve_model.graph.fingerprint.graph_fingerprint` of `model.onnx`.
+            `zfserve_model.importing.fingerprint.graph_fingerprint` of `model.onnx`.
         files: the sha256 (hex) of every other file of the bundle, by its path relative to the bundle.
     """
 

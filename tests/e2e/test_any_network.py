@@ -11,10 +11,10 @@ import torch
 from fakes.residual_model import HEIGHT, MEAN, STD, WIDTH, write_residual_bundle
 from processes import Service, running_service, wait_for_projections
 from zfserve import Client, InvalidInput, NotFound, Unimplemented
-from zfserve_model import deconvnet
-from zfserve_model.attribution import attribute
+from zfserve_model.explanation import deconvnet
+from zfserve_model.explanation.attribution import attribute
 from zfserve_model.graph.execution import run
-from zfserve_model.graph.importer import import_graph
+from zfserve_model.importing.importer import import_graph
 from zfserve_runtime.bundle import GRAPH, Bundle, load_bundle
 
 PHOTO = Path(__file__).parent.parent.parent / "samples" / "church.jpg"

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 from processes import WORKER_S, Service, running_service, wait_for_projections, zfserve
 from zfserve import Box, Client
-from zfserve_model.attribution import attribute
 from zfserve_model.checkpoint import load_checkpoint
-from zfserve_model.deconvnet import project, strongest_maps, trace
+from zfserve_model.explanation.attribution import attribute
+from zfserve_model.explanation.deconvnet import project, strongest_maps, trace
 from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 

@@ -19,7 +19,7 @@ from zfserve_export.onnx_wrap import wrap
 from zfserve_export.parity import ParityCheck, ParityError, noise_images
 from zfserve_export.photos import list_photos
 from zfserve_export.sources.source import Source
-from zfserve_model.graph.fingerprint import graph_fingerprint, stored_fingerprint
+from zfserve_model.importing.fingerprint import graph_fingerprint, stored_fingerprint
 from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
 
 PRECISIONS = get_args(Precision)

@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper
 from zfserve_export.onnx_graph import check_graph, describe_model
 from zfserve_model.graph.errors import GraphError
-from zfserve_model.graph.fingerprint import stored_fingerprint
+from zfserve_model.importing.fingerprint import stored_fingerprint
 
 OPSET = 18
 

@@ -19,7 +19,7 @@ from zfserve_export.parity import (
 )
 from zfserve_export.photos import input_spec
 from zfserve_export.sources.source import Source
-from zfserve_model.graph.importer import import_graph
+from zfserve_model.importing.importer import import_graph
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import InputSpec, Precision
 

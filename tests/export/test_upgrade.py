@@ -8,9 +8,9 @@ import torch
 from zfserve_engines.golden import load_golden, verify_engine
 from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_export.upgrade import upgrade_bundle
-from zfserve_model.deconvnet import StrongestUnit, project, strongest_maps, trace
-from zfserve_model.graph.fingerprint import graph_fingerprint, stored_fingerprint
-from zfserve_model.graph.importer import import_graph
+from zfserve_model.explanation.deconvnet import StrongestUnit, project, strongest_maps, trace
+from zfserve_model.importing.fingerprint import graph_fingerprint, stored_fingerprint
+from zfserve_model.importing.importer import import_graph
 from zfserve_runtime.bundle import Bundle, BundleError, file_digest, load_bundle
 
 SCHEMA_1 = Path(__file__).parents[1] / "bundles" / "schema-1"

@@ -51,36 +51,62 @@ class RunningGraphBuilder:
 
 
 def network_graph(network: Network, size: int = 224) -> Graph:
-    """Returns the graph of a network without batch norm. Its tensors have the names of the layers."""
+    """Returns the graph of a network without batch norm.
+
+    Its tensors have the names of the layers. Its nodes have the names that torch's older exporter gives them.
+    """
     weight = next(network.parameters())
     builder, tensor = RunningGraphBuilder(3, size, size, weight.dtype), "images"
-    for name, module in [*network.trunk.named_children(), *network.head.named_children()]:
-        tensor = _add_module(builder, name, module, tensor)
+    for part in ("trunk", "head"):
+        for name, module in network.get_submodule(part).named_children():
+            tensor = _add_module(builder, f"/{part}/{name}/", name, module, tensor)
     return builder.build(tensor)
 
 
-def _add_module(builder: RunningGraphBuilder, name: str, module: nn.Module, tensor: str) -> str:
+def _add_module(builder: RunningGraphBuilder, path: str, name: str, module: nn.Module, tensor: str) -> str:
     match module:
         case nn.Conv2d():
             assert isinstance(module.padding, tuple)
             assert module.bias is not None
             pads, strides = list(module.padding) * 2, list(module.stride)
-            return builder.add("Conv", tensor, module.weight, module.bias, outputs=[name], pads=pads, strides=strides)
+            return builder.add(
+                "Conv",
+                tensor,
+                module.weight,
+                module.bias,
+                outputs=[name],
+                name=path + "Conv",
+                pads=pads,
+                strides=strides,
+            )
         case nn.ReLU():
-            return builder.add("Relu", tensor, outputs=[name])
+            return builder.add("Relu", tensor, outputs=[name], name=path + "Relu")
         case nn.MaxPool2d():
             kernel, stride = [module.kernel_size] * 2, [module.stride] * 2
             return builder.add(
-                "MaxPool", tensor, outputs=[name], kernel_shape=kernel, strides=stride, ceil_mode=int(module.ceil_mode)
+                "MaxPool",
+                tensor,
+                outputs=[name],
+                name=path + "MaxPool",
+                kernel_shape=kernel,
+                strides=stride,
+                ceil_mode=int(module.ceil_mode),
             )
         case nn.LocalResponseNorm():
             return builder.add(
-                "LRN", tensor, outputs=[name], size=module.size, alpha=module.alpha, beta=module.beta, bias=module.k
+                "LRN",
+                tensor,
+                outputs=[name],
+                name=path + "LRN",
+                size=module.size,
+                alpha=module.alpha,
+                beta=module.beta,
+                bias=module.k,
             )
         case nn.Linear():
-            return builder.add("Gemm", tensor, module.weight, module.bias, outputs=[name], transB=1)
+            return builder.add("Gemm", tensor, module.weight, module.bias, outputs=[name], name=path + "Gemm", transB=1)
         case nn.Flatten():
-            return builder.add("Flatten", tensor, outputs=[name], axis=1)
+            return builder.add("Flatten", tensor, outputs=[name], name=path + "Flatten", axis=1)
         case nn.Dropout():
             return tensor
         case _:

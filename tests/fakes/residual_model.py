@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from zfserve_engines.golden import Golden, write_golden
-from zfserve_model.graph.fingerprint import graph_fingerprint
-from zfserve_model.graph.importer import import_graph
-from zfserve_model.graph.rules import projection_rule
-from zfserve_model.layer_table import layer_table
+from zfserve_model.explanation.rules import projection_rule
+from zfserve_model.importing.fingerprint import graph_fingerprint
+from zfserve_model.importing.importer import import_graph
+from zfserve_model.layers.layer_table import layer_table
 from zfserve_runtime.bundle import (
     GOLDEN,
     GRAPH,

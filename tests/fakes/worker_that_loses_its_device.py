@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from zfserve_model import deconvnet
+from zfserve_model.explanation import deconvnet
 from zfserve_model.graph.graph import Graph
 from zfserve_worker import projector
 from zfserve_worker.worker_command import main

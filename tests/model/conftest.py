@@ -1,7 +1,17 @@
+"""Provides toy photos, a toy run of training, and an export by either of torch's exporters."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
 from fakes.toy_run import ToyRun, write_toy_photos
+from torch import nn
 from zfserve_model.training.dataset import Split, decode_photos, list_splits
 from zfserve_model.training.recipe import Recipe, Stage
 
@@ -21,3 +31,26 @@ def toy_run(toy_photos: Path, tmp_path: Path) -> ToyRun:
         Split(decode_photos(photos, tmp_path / "cache"), photos.labels) for photos in list_splits(toy_photos)
     )
     return ToyRun(recipe, train, validation, tmp_path)
+
+
+@pytest.fixture
+def export() -> Callable[[nn.Module, str], onnx.ModelProto]:
+    """Returns a function from a module in evaluation mode and "new" or "old" to a model of images (N, 3, 8, 8)."""
+    return lambda module, exporter: export_module(module, exporter, 8)
+
+
+def export_module(module: nn.Module, exporter: str, size: int) -> onnx.ModelProto:
+    """Returns a module as an ONNX model with a free batch, by the new exporter of torch or by the old one."""
+    images, written = torch.zeros(2, 3, size, size), io.BytesIO()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        if exporter == "new":
+            shapes = ({0: torch.export.Dim("N", min=1)},)
+            program = torch.onnx.export(module.eval(), (images,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+            assert program is not None
+            model: onnx.ModelProto = program.model_proto
+            return model
+        names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "N"}, "y": {0: "N"}}}
+        torch.onnx.export(module.eval(), (images,), written, dynamo=False, **names)  # type: ignore[arg-type]
+    return onnx.load_from_string(written.getvalue())

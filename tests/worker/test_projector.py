@@ -9,9 +9,9 @@ import pytest
 import torch
 from fakes.residual_model import HEIGHT, MEAN, STD, WIDTH
 from PIL import Image
-from zfserve_model import deconvnet
-from zfserve_model.attribution import attribute, grad_cam
-from zfserve_model.graph.importer import import_graph
+from zfserve_model.explanation import deconvnet
+from zfserve_model.explanation.attribution import attribute, grad_cam
+from zfserve_model.importing.importer import import_graph
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import GRAPH, Bundle

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-from zfserve_model.deconvnet import Trace
+from zfserve_model.explanation.deconvnet import Trace
 from zfserve_worker.trace_cache import TraceCache
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from zfserve_model.explanation.rules import forward_obstacle, projection_rule
 from zfserve_model.graph.execution import run
 from zfserve_model.graph.graph import Graph
-from zfserve_model.graph.importer import import_graph
-from zfserve_model.graph.rules import forward_obstacle, projection_rule
+from zfserve_model.importing.importer import import_graph
 from zoo.networks import EXPORTERS, FOLDER, LIGHT, PYTORCHCV
 
 PAGE = Path(__file__).parents[2] / "docs" / "measurements" / "zoo.md"

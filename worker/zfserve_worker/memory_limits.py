@@ -13,7 +13,7 @@ because one thread computes one step at a time. docs/capacity.md has an example.
 from dataclasses import dataclass
 
 import torch
-from zfserve_model import attribution, deconvnet
+from zfserve_model.explanation import attribution, deconvnet
 from zfserve_runtime.memory import available_memory
 
 _TRACE_SHARE = 16

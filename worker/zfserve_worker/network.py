@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from zfserve_model.graph.fingerprint import graph_fingerprint, stored_fingerprint
 from zfserve_model.graph.graph import Graph
-from zfserve_model.graph.importer import GraphError, import_graph
-from zfserve_model.graph.model_file import read_model
+from zfserve_model.importing.fingerprint import graph_fingerprint, stored_fingerprint
+from zfserve_model.importing.importer import GraphError, import_graph
+from zfserve_model.importing.model_file import read_model
 from zfserve_runtime.bundle import GRAPH, Bundle, BundleError, LayerEntry, Manifest
 
 _SCHEMA_1_KINDS = {"Conv": "conv", "Relu": "relu", "LRN": "norm", "MaxPool": "pool"}

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
-from zfserve_model.deconvnet import Window
+from zfserve_model.explanation.deconvnet import Window
 from zfserve_model.render import render_projection
 from zfserve_photos.heatmap import heatmap_picture, overlay
 

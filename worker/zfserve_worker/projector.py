@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from zfserve_model.attribution import ClassAttribution, GradCam, attribute_in_batches, grad_cam
-from zfserve_model.deconvnet import (
+from zfserve_model.explanation.attribution import ClassAttribution, GradCam, attribute_in_batches, grad_cam
+from zfserve_model.explanation.deconvnet import (
     Position,
     Projection,
     StrongestUnit,
@@ -22,8 +22,8 @@ from zfserve_model.deconvnet import (
     strongest_maps,
     trace,
 )
+from zfserve_model.explanation.rules import ProjectionRule, projection_rule
 from zfserve_model.graph.execution import move_graph
-from zfserve_model.graph.rules import ProjectionRule, projection_rule
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Bundle, InputSpec, LayerEntry, Manifest

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from zfserve_model.deconvnet import Trace
+from zfserve_model.explanation.deconvnet import Trace
 
 
 class TraceCache:

@@ -12,8 +12,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 from zfserve_model.graph.graph import Graph
-from zfserve_model.graph.importer import import_graph
-from zfserve_model.layer_table import layer_table
+from zfserve_model.importing.importer import import_graph
+from zfserve_model.layers.layer_table import layer_table
 from zfserve_model.networks import INPUT_SIZE, NetworkSpec, build_network
 
 BLOCKS = (3, 4, 6, 3)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from zfserve_model.attribution import attribute
-from zfserve_model.deconvnet import Projection, project, strongest_maps, trace
+from zfserve_model.explanation.attribution import attribute
+from zfserve_model.explanation.deconvnet import Projection, project, strongest_maps, trace
 from zfserve_model.graph.execution import run
 from zfserve_protos.extras import not_installed
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from onnx import ModelProto
-from zfserve_model.graph.decoding import Decoder
-from zfserve_model.graph.model_file import check_model, opset_version, read_model
 from zfserve_model.graph.ordering import sort_nodes
+from zfserve_model.importing.decoding import Decoder
+from zfserve_model.importing.model_file import check_model, opset_version, read_model
 from zfserve_model.preprocessing import PRESETS, PreprocessingFacts
 
 from zfserve_export.sources.errors import SourceError

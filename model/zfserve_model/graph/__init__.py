@@ -1,1 +1,1 @@
-"""Reads networks in ONNX into graphs that PyTorch runs."""
+"""Defines networks as graphs over a closed table of operations, and runs them in PyTorch."""

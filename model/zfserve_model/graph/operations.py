@@ -1,7 +1,7 @@
 """Lists the operations that a graph may have: the closed table `OPERATIONS`.
 
 `folding` computes shapes and constants with it, and `execution` runs a graph with it. To add an operation, add a row.
-The deconvnet refuses what has no rule in `zfserve_model.graph.rules`, so a new row needs one there too.
+The deconvnet refuses what has no rule in `zfserve_model.explanation.rules`, so a new row needs one there too.
 """
 
 import functools

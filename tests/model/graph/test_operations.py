@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from model.graph.models import make_model, node, run_onnx_runtime
+from model.onnx_models import make_model, node, run_onnx_runtime
 from numpy.typing import NDArray
 from zfserve_model.graph.execution import run
-from zfserve_model.graph.importer import import_graph
+from zfserve_model.importing.importer import import_graph
 
 RANDOM = np.random.default_rng(7)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from fakes.residual_model import residual_model
-from model.graph.models import make_model
 from model.graph.test_operations import CASES, Case
+from model.onnx_models import make_model
 from zfserve_model.graph import shape_rules
 from zfserve_model.graph.errors import GraphError
-from zfserve_model.graph.importer import import_graph
 from zfserve_model.graph.shape_rules import empty_result
+from zfserve_model.importing.importer import import_graph
 
 IMPORTS = """
 import sys
 from pathlib import Path
-from zfserve_model.graph.importer import import_graph
+from zfserve_model.importing.importer import import_graph
 import_graph(Path(sys.argv[1]))
 print(*sorted({"sympy", "torch._dynamo"} & sys.modules.keys()))
 """

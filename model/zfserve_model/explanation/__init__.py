@@ -1,0 +1,1 @@
+"""Explains a network: projections by the deconvnet, and attributions."""

@@ -1,0 +1,1 @@
+"""Builds graphs from models in ONNX, and computes the fingerprint of a model."""
