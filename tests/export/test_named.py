@@ -22,5 +22,5 @@ def test_its_own_preprocessing_and_imagenets_labels_are_known(monkeypatch: pytes
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(SourceError, match=r"needs the package efficientnet_lite_pytorch.*install the extra `export`"):
+    with pytest.raises(SourceError, match=r"efficientnet_lite_pytorch is not installed.*\[export\]"):
         open_source("efficientnet-lite0", SourceOptions())
