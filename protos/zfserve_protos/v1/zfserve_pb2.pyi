@@ -99,6 +99,157 @@ values are kept.
 """
 Global___ExplanationMethod: _TypeAlias = ExplanationMethod  # noqa: Y015
 
+class _ActivationForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActivationFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActivationForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACTIVATION_FORM_UNSPECIFIED: _ActivationForm.ValueType  # 0
+    """The same as ACTIVATION_FORM_STRONGEST."""
+    ACTIVATION_FORM_STRONGEST: _ActivationForm.ValueType  # 1
+    """The strongest unit of each map, with its position."""
+    ACTIVATION_FORM_MAPS: _ActivationForm.ValueType  # 2
+    """All values of each map. The answer to one request may hold at most 256 MiB of them."""
+    ACTIVATION_FORM_GRID: _ActivationForm.ValueType  # 3
+    """The mean of each map over each cell of a grid (adaptive average pooling)."""
+
+class ActivationForm(_ActivationForm, metaclass=_ActivationFormEnumTypeWrapper): ...
+
+ACTIVATION_FORM_UNSPECIFIED: ActivationForm.ValueType  # 0
+"""The same as ACTIVATION_FORM_STRONGEST."""
+ACTIVATION_FORM_STRONGEST: ActivationForm.ValueType  # 1
+"""The strongest unit of each map, with its position."""
+ACTIVATION_FORM_MAPS: ActivationForm.ValueType  # 2
+"""All values of each map. The answer to one request may hold at most 256 MiB of them."""
+ACTIVATION_FORM_GRID: ActivationForm.ValueType  # 3
+"""The mean of each map over each cell of a grid (adaptive average pooling)."""
+Global___ActivationForm: _TypeAlias = ActivationForm  # noqa: Y015
+
+class _AblationReplacement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AblationReplacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AblationReplacement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ABLATION_REPLACEMENT_UNSPECIFIED: _AblationReplacement.ValueType  # 0
+    """The same as ABLATION_REPLACEMENT_ZERO."""
+    ABLATION_REPLACEMENT_ZERO: _AblationReplacement.ValueType  # 1
+    ABLATION_REPLACEMENT_MEAN: _AblationReplacement.ValueType  # 2
+    """The mean of the map over its units, for this photo."""
+    ABLATION_REPLACEMENT_VALUES: _AblationReplacement.ValueType  # 3
+    """Values of the caller, for example the means of the maps over a data set."""
+
+class AblationReplacement(_AblationReplacement, metaclass=_AblationReplacementEnumTypeWrapper): ...
+
+ABLATION_REPLACEMENT_UNSPECIFIED: AblationReplacement.ValueType  # 0
+"""The same as ABLATION_REPLACEMENT_ZERO."""
+ABLATION_REPLACEMENT_ZERO: AblationReplacement.ValueType  # 1
+ABLATION_REPLACEMENT_MEAN: AblationReplacement.ValueType  # 2
+"""The mean of the map over its units, for this photo."""
+ABLATION_REPLACEMENT_VALUES: AblationReplacement.ValueType  # 3
+"""Values of the caller, for example the means of the maps over a data set."""
+Global___AblationReplacement: _TypeAlias = AblationReplacement  # noqa: Y015
+
+class _TransformKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransformKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransformKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSFORM_KIND_UNSPECIFIED: _TransformKind.ValueType  # 0
+    TRANSFORM_KIND_VERTICAL_TRANSLATION: _TransformKind.ValueType  # 1
+    """Pixels downwards; -60 to 60 in steps of 6."""
+    TRANSFORM_KIND_HORIZONTAL_TRANSLATION: _TransformKind.ValueType  # 2
+    """Pixels to the right; -60 to 60 in steps of 6."""
+    TRANSFORM_KIND_SCALE: _TransformKind.ValueType  # 3
+    """The factor of enlargement; 1 to 1.8 in steps of 0.04."""
+    TRANSFORM_KIND_ROTATION: _TransformKind.ValueType  # 4
+    """Degrees, anticlockwise; 0 to 350 in steps of 10."""
+    TRANSFORM_KIND_HORIZONTAL_FLIP: _TransformKind.ValueType  # 5
+    """0 is the photo, 1 its mirror image; 0, 1."""
+    TRANSFORM_KIND_VERTICAL_FLIP: _TransformKind.ValueType  # 6
+    """0 is the photo, 1 the photo upside down; 0, 1."""
+    TRANSFORM_KIND_HUE: _TransformKind.ValueType  # 7
+    """Degrees on the circle of hues; 0 to 350 in steps of 10."""
+    TRANSFORM_KIND_BRIGHTNESS: _TransformKind.ValueType  # 8
+    """The factor of all values; 0.2 to 1.8 in steps of 0.1."""
+
+class TransformKind(_TransformKind, metaclass=_TransformKindEnumTypeWrapper):
+    """TransformKind says what changes. All changes are made to the model's input, after the photo was resized, around its
+    centre.
+    """
+
+TRANSFORM_KIND_UNSPECIFIED: TransformKind.ValueType  # 0
+TRANSFORM_KIND_VERTICAL_TRANSLATION: TransformKind.ValueType  # 1
+"""Pixels downwards; -60 to 60 in steps of 6."""
+TRANSFORM_KIND_HORIZONTAL_TRANSLATION: TransformKind.ValueType  # 2
+"""Pixels to the right; -60 to 60 in steps of 6."""
+TRANSFORM_KIND_SCALE: TransformKind.ValueType  # 3
+"""The factor of enlargement; 1 to 1.8 in steps of 0.04."""
+TRANSFORM_KIND_ROTATION: TransformKind.ValueType  # 4
+"""Degrees, anticlockwise; 0 to 350 in steps of 10."""
+TRANSFORM_KIND_HORIZONTAL_FLIP: TransformKind.ValueType  # 5
+"""0 is the photo, 1 its mirror image; 0, 1."""
+TRANSFORM_KIND_VERTICAL_FLIP: TransformKind.ValueType  # 6
+"""0 is the photo, 1 the photo upside down; 0, 1."""
+TRANSFORM_KIND_HUE: TransformKind.ValueType  # 7
+"""Degrees on the circle of hues; 0 to 350 in steps of 10."""
+TRANSFORM_KIND_BRIGHTNESS: TransformKind.ValueType  # 8
+"""The factor of all values; 0.2 to 1.8 in steps of 0.1."""
+Global___TransformKind: _TypeAlias = TransformKind  # noqa: Y015
+
+class _Border:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BorderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Border.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BORDER_UNSPECIFIED: _Border.ValueType  # 0
+    """The same as BORDER_GREY."""
+    BORDER_GREY: _Border.ValueType  # 1
+    """Mid-grey, (128, 128, 128)."""
+    BORDER_BLACK: _Border.ValueType  # 2
+    BORDER_EDGE: _Border.ValueType  # 3
+    """The nearest pixel of the photo."""
+    BORDER_REFLECT: _Border.ValueType  # 4
+    """The photo, mirrored."""
+
+class Border(_Border, metaclass=_BorderEnumTypeWrapper):
+    """Border says what fills places that the photo no longer covers."""
+
+BORDER_UNSPECIFIED: Border.ValueType  # 0
+"""The same as BORDER_GREY."""
+BORDER_GREY: Border.ValueType  # 1
+"""Mid-grey, (128, 128, 128)."""
+BORDER_BLACK: Border.ValueType  # 2
+BORDER_EDGE: Border.ValueType  # 3
+"""The nearest pixel of the photo."""
+BORDER_REFLECT: Border.ValueType  # 4
+"""The photo, mirrored."""
+Global___Border: _TypeAlias = Border  # noqa: Y015
+
+class _Resampling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResamplingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resampling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESAMPLING_UNSPECIFIED: _Resampling.ValueType  # 0
+    """The same as RESAMPLING_BILINEAR."""
+    RESAMPLING_BILINEAR: _Resampling.ValueType  # 1
+    RESAMPLING_NEAREST: _Resampling.ValueType  # 2
+    RESAMPLING_BICUBIC: _Resampling.ValueType  # 3
+
+class Resampling(_Resampling, metaclass=_ResamplingEnumTypeWrapper): ...
+
+RESAMPLING_UNSPECIFIED: Resampling.ValueType  # 0
+"""The same as RESAMPLING_BILINEAR."""
+RESAMPLING_BILINEAR: Resampling.ValueType  # 1
+RESAMPLING_NEAREST: Resampling.ValueType  # 2
+RESAMPLING_BICUBIC: Resampling.ValueType  # 3
+Global___Resampling: _TypeAlias = Resampling  # noqa: Y015
+
 class _ModelState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -791,6 +942,792 @@ class ExplainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completeness_gap) -> _WhichOneofReturnType__completeness_gap | None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class FloatMaps(_message.Message):
+    """FloatMaps holds float32 values, little-endian, (maps, height, width)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAPS_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    maps: _builtins.int
+    height: _builtins.int
+    width: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        maps: _builtins.int = ...,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "height", b"height", "maps", b"maps", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FloatMaps: _TypeAlias = FloatMaps  # noqa: Y015
+
+@_typing.final
+class Computation(_message.Message):
+    """Computation says how the values of an answer were computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRECISION_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    precision: _builtins.str
+    """The precision of the graph, such as "fp32" or "int8"."""
+    engine: _builtins.str
+    """The engine, such as "onnx-cpu" or "openvino"."""
+    def __init__(
+        self,
+        *,
+        precision: _builtins.str = ...,
+        engine: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "precision", b"precision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Computation: _TypeAlias = Computation  # noqa: Y015
+
+@_typing.final
+class ActivationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    GRID_HEIGHT_FIELD_NUMBER: _builtins.int
+    GRID_WIDTH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    form: Global___ActivationForm.ValueType
+    grid_height: _builtins.int
+    """The size of the grid for ACTIVATION_FORM_GRID, 1 to 64 each, at most the height and width of the maps."""
+    grid_width: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
+        """1 to 64 photos."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 16 layers: the name of a layer, of a stage, or "last", as in `ProjectRequest`; or "features", the activations
+        that enter the last linear layer, as maps of one unit.
+        """
+
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[Global___Image] | None = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        form: Global___ActivationForm.ValueType = ...,
+        grid_height: _builtins.int = ...,
+        grid_width: _builtins.int = ...,
+        model: Global___ModelSelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "grid_height", b"grid_height", "grid_width", b"grid_width", "images", b"images", "layers", b"layers", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivationsRequest: _TypeAlias = ActivationsRequest  # noqa: Y015
+
+@_typing.final
+class ActivationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    FIRST_MAP_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    PHOTO_ENDS_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    COMPUTATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    image: _builtins.int
+    """The index of the photo in the request, from 0."""
+    layer: _builtins.str
+    """The name of the layer."""
+    first_map: _builtins.int
+    """The first map of this message, from 0. A message holds the maps from `first_map` on, at most 1 MiB of values or one
+    map; the next message continues with the map after them.
+    """
+    photo_ends: _builtins.bool
+    """True in the last message of this photo."""
+    @_builtins.property
+    def values(self) -> Global___FloatMaps:
+        """The values: (maps, 1, 1) for ACTIVATION_FORM_STRONGEST."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """ACTIVATION_FORM_STRONGEST only: the position of each value in its map."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def best(self) -> Global___ClassScore:
+        """The most probable class of the photo, in the last message of the photo."""
+
+    @_builtins.property
+    def computation(self) -> Global___Computation: ...
+    @_builtins.property
+    def model(self) -> Global___ModelIdentity: ...
+    def __init__(
+        self,
+        *,
+        image: _builtins.int = ...,
+        layer: _builtins.str = ...,
+        first_map: _builtins.int = ...,
+        values: Global___FloatMaps | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        columns: _abc.Iterable[_builtins.int] | None = ...,
+        photo_ends: _builtins.bool = ...,
+        best: Global___ClassScore | None = ...,
+        computation: Global___Computation | None = ...,
+        model: Global___ModelIdentity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "computation", b"computation", "model", b"model", "values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "columns", b"columns", "computation", b"computation", "first_map", b"first_map", "image", b"image", "layer", b"layer", "model", b"model", "photo_ends", b"photo_ends", "rows", b"rows", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivationsResponse: _TypeAlias = ActivationsResponse  # noqa: Y015
+
+@_typing.final
+class OccludeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    STRIDE_FIELD_NUMBER: _builtins.int
+    COLOUR_FIELD_NUMBER: _builtins.int
+    PHOTO_MEAN_FIELD_NUMBER: _builtins.int
+    BLUR_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    MAP_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """The side of the square, in pixels of the model's input. Unset means a quarter of the input's shorter side."""
+    stride: _builtins.int
+    """The distance between neighbouring places, in pixels of the model's input. Unset means a quarter of `size`. The last
+    place of a row or column lies at the edge, so its distance may be smaller.
+    """
+    class_name: _builtins.str
+    """The id or the label of the class. Unset means the most probable class of the photo without a square."""
+    layer: _builtins.str
+    """The layer of the map, as in `ProjectRequest`. Unset means "last"."""
+    map: _builtins.int
+    """The map whose activity is summed. Unset means the map with the strongest unit in the photo without a square."""
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    @_builtins.property
+    def colour(self) -> Global___Colour: ...
+    @_builtins.property
+    def photo_mean(self) -> Global___PhotoMean:
+        """The mean colour of the model's input."""
+
+    @_builtins.property
+    def blur(self) -> Global___Blur:
+        """The input, blurred."""
+
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        size: _builtins.int = ...,
+        stride: _builtins.int = ...,
+        colour: Global___Colour | None = ...,
+        photo_mean: Global___PhotoMean | None = ...,
+        blur: Global___Blur | None = ...,
+        class_name: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        map: _builtins.int | None = ...,
+        model: Global___ModelSelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_map", b"_map", "blur", b"blur", "colour", b"colour", "fill", b"fill", "image", b"image", "map", b"map", "model", b"model", "photo_mean", b"photo_mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_map", b"_map", "blur", b"blur", "class_name", b"class_name", "colour", b"colour", "fill", b"fill", "image", b"image", "layer", b"layer", "map", b"map", "model", b"model", "photo_mean", b"photo_mean", "size", b"size", "stride", b"stride"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__map: _TypeAlias = _typing.Literal["map"]  # noqa: Y015
+    _WhichOneofArgType__map: _TypeAlias = _typing.Literal["_map", b"_map"]  # noqa: Y015
+    _WhichOneofReturnType_fill: _TypeAlias = _typing.Literal["colour", "photo_mean", "blur"]  # noqa: Y015
+    _WhichOneofArgType_fill: _TypeAlias = _typing.Literal["fill", b"fill"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__map) -> _WhichOneofReturnType__map | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_fill) -> _WhichOneofReturnType_fill | None: ...
+
+Global___OccludeRequest: _TypeAlias = OccludeRequest  # noqa: Y015
+
+@_typing.final
+class Colour(_message.Message):
+    """Colour is an 8-bit RGB colour, each value 0 to 255."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RED_FIELD_NUMBER: _builtins.int
+    GREEN_FIELD_NUMBER: _builtins.int
+    BLUE_FIELD_NUMBER: _builtins.int
+    red: _builtins.int
+    green: _builtins.int
+    blue: _builtins.int
+    def __init__(
+        self,
+        *,
+        red: _builtins.int = ...,
+        green: _builtins.int = ...,
+        blue: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blue", b"blue", "green", b"green", "red", b"red"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Colour: _TypeAlias = Colour  # noqa: Y015
+
+@_typing.final
+class PhotoMean(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhotoMean: _TypeAlias = PhotoMean  # noqa: Y015
+
+@_typing.final
+class Blur(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGMA_FIELD_NUMBER: _builtins.int
+    sigma: _builtins.float
+    """The standard deviation of the Gaussian, in pixels of the model's input, above 0 and up to 64. Unset means 10."""
+    def __init__(
+        self,
+        *,
+        sigma: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sigma", b"sigma"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blur: _TypeAlias = Blur  # noqa: Y015
+
+@_typing.final
+class OccludeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TOTAL_PLACES_FIELD_NUMBER: _builtins.int
+    DONE_PLACES_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    BEST_CLASSES_FIELD_NUMBER: _builtins.int
+    MAP_SUMS_FIELD_NUMBER: _builtins.int
+    SPACING_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The number of this message, from 0."""
+    total_places: _builtins.int
+    """The places of all messages together, and how many have come, with this message."""
+    done_places: _builtins.int
+    spacing: _builtins.int
+    """Consecutive places of the grid that are known are this many rows and columns apart, once this message has come."""
+    @_builtins.property
+    def plan(self) -> Global___OcclusionPlan:
+        """What the call computes. In the first message only. It comes without places."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The results of some places. Each is a row and a column of the grid of places, from 0."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The probability of the class at each place."""
+
+    @_builtins.property
+    def best_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The index of the most probable class at each place."""
+
+    @_builtins.property
+    def map_sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The sum over space of the map's activity at each place."""
+
+    @_builtins.property
+    def summary(self) -> Global___OcclusionSummary:
+        """In the last message only."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        total_places: _builtins.int = ...,
+        done_places: _builtins.int = ...,
+        plan: Global___OcclusionPlan | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        columns: _abc.Iterable[_builtins.int] | None = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        best_classes: _abc.Iterable[_builtins.int] | None = ...,
+        map_sums: _abc.Iterable[_builtins.float] | None = ...,
+        spacing: _builtins.int = ...,
+        summary: Global___OcclusionSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_classes", b"best_classes", "columns", b"columns", "done_places", b"done_places", "map_sums", b"map_sums", "plan", b"plan", "probabilities", b"probabilities", "rows", b"rows", "sequence", b"sequence", "spacing", b"spacing", "summary", b"summary", "total_places", b"total_places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OccludeResponse: _TypeAlias = OccludeResponse  # noqa: Y015
+
+@_typing.final
+class OcclusionPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPS_FIELD_NUMBER: _builtins.int
+    LEFTS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    MAP_FIELD_NUMBER: _builtins.int
+    MAP_SUM_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    COMPUTATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_BOX_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    layer: _builtins.str
+    map: _builtins.int
+    map_sum: _builtins.float
+    """The sum over space of the map's activity in the photo without a square."""
+    activation: _builtins.float
+    @_builtins.property
+    def tops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The grid of places: number of rows and columns, and the top and the left edge of the square at each, in pixels of the
+        model's input.
+        """
+
+    @_builtins.property
+    def lefts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def for_class(self) -> Global___ClassScore:
+        """The class, with its probability in the photo without a square."""
+
+    @_builtins.property
+    def best(self) -> Global___ClassScore:
+        """The most probable class of the photo without a square."""
+
+    @_builtins.property
+    def unit(self) -> Global___Position:
+        """The strongest unit of the map in the photo without a square, and its activation."""
+
+    @_builtins.property
+    def computation(self) -> Global___Computation: ...
+    @_builtins.property
+    def model(self) -> Global___ModelIdentity: ...
+    @_builtins.property
+    def source_box(self) -> Global___Box:
+        """The region of the photo as it was sent, upright, that the model's input covers. Unset where the photo's size is
+        unknown.
+        """
+
+    def __init__(
+        self,
+        *,
+        tops: _abc.Iterable[_builtins.int] | None = ...,
+        lefts: _abc.Iterable[_builtins.int] | None = ...,
+        size: _builtins.int = ...,
+        for_class: Global___ClassScore | None = ...,
+        best: Global___ClassScore | None = ...,
+        layer: _builtins.str = ...,
+        map: _builtins.int = ...,
+        map_sum: _builtins.float = ...,
+        unit: Global___Position | None = ...,
+        activation: _builtins.float = ...,
+        computation: Global___Computation | None = ...,
+        model: Global___ModelIdentity | None = ...,
+        source_box: Global___Box | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "computation", b"computation", "for_class", b"for_class", "model", b"model", "source_box", b"source_box", "unit", b"unit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "best", b"best", "computation", b"computation", "for_class", b"for_class", "layer", b"layer", "lefts", b"lefts", "map", b"map", "map_sum", b"map_sum", "model", b"model", "size", b"size", "source_box", b"source_box", "tops", b"tops", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OcclusionPlan: _TypeAlias = OcclusionPlan  # noqa: Y015
+
+@_typing.final
+class OcclusionSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOX_FIELD_NUMBER: _builtins.int
+    SOURCE_BOX_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    MAP_BOX_FIELD_NUMBER: _builtins.int
+    MAP_SOURCE_BOX_FIELD_NUMBER: _builtins.int
+    MAP_SUM_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    map_sum: _builtins.float
+    @_builtins.property
+    def box(self) -> Global___Box:
+        """The place at which the probability of the class is lowest: the square in the model's input, and in the photo as it
+        was sent. It is the place that matters most.
+        """
+
+    @_builtins.property
+    def source_box(self) -> Global___Box: ...
+    @_builtins.property
+    def map_box(self) -> Global___Box:
+        """The place at which the map's activity is lowest."""
+
+    @_builtins.property
+    def map_source_box(self) -> Global___Box: ...
+    def __init__(
+        self,
+        *,
+        box: Global___Box | None = ...,
+        source_box: Global___Box | None = ...,
+        probability: _builtins.float = ...,
+        map_box: Global___Box | None = ...,
+        map_source_box: Global___Box | None = ...,
+        map_sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "map_box", b"map_box", "map_source_box", b"map_source_box", "source_box", b"source_box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "map_box", b"map_box", "map_source_box", b"map_source_box", "map_sum", b"map_sum", "probability", b"probability", "source_box", b"source_box"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OcclusionSummary: _TypeAlias = OcclusionSummary  # noqa: Y015
+
+@_typing.final
+class AblateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
+    STRONGEST_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """The layer of the maps, as in `ProjectRequest`. Unset means "last"."""
+    strongest: _builtins.int
+    """The number of maps, chosen by their highest activation, each a group of its own. Unset means 9."""
+    replacement: Global___AblationReplacement.ValueType
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    @_builtins.property
+    def groups(self) -> Global___MapGroups:
+        """Groups of maps, in this order. The maps of one group are replaced together."""
+
+    @_builtins.property
+    def for_class(self) -> Global___ClassMaps:
+        """The maps that add most to the score of a class, each a group of its own. A worker must be there to choose them."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """ABLATION_REPLACEMENT_VALUES only: one value for each map of the layer."""
+
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        layer: _builtins.str = ...,
+        groups: Global___MapGroups | None = ...,
+        for_class: Global___ClassMaps | None = ...,
+        strongest: _builtins.int = ...,
+        replacement: Global___AblationReplacement.ValueType = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        model: Global___ModelSelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["for_class", b"for_class", "groups", b"groups", "image", b"image", "maps", b"maps", "model", b"model", "strongest", b"strongest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_class", b"for_class", "groups", b"groups", "image", b"image", "layer", b"layer", "maps", b"maps", "model", b"model", "replacement", b"replacement", "strongest", b"strongest", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_maps: _TypeAlias = _typing.Literal["groups", "for_class", "strongest"]  # noqa: Y015
+    _WhichOneofArgType_maps: _TypeAlias = _typing.Literal["maps", b"maps"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_maps) -> _WhichOneofReturnType_maps | None: ...
+
+Global___AblateRequest: _TypeAlias = AblateRequest  # noqa: Y015
+
+@_typing.final
+class MapGroups(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapSelection]: ...
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___MapSelection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapGroups: _TypeAlias = MapGroups  # noqa: Y015
+
+@_typing.final
+class AblateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    MAPS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    CUMULATIVE_FIELD_NUMBER: _builtins.int
+    UNTOUCHED_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    COMPUTATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The number of the group, from 0, and the number of groups."""
+    total: _builtins.int
+    attribution: _builtins.float
+    """The contribution of the map to the score of `for_class`, in logits, where the maps were chosen for a class."""
+    layer: _builtins.str
+    @_builtins.property
+    def maps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The maps of the group."""
+
+    @_builtins.property
+    def alone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The probabilities of all classes: with this group replaced, and with this group and all before it replaced."""
+
+    @_builtins.property
+    def cumulative(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def untouched(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In the first message only: the probabilities of the photo without any replacement."""
+
+    @_builtins.property
+    def for_class(self) -> Global___ClassScore:
+        """In the first message only: the class that the maps were chosen for."""
+
+    @_builtins.property
+    def computation(self) -> Global___Computation: ...
+    @_builtins.property
+    def model(self) -> Global___ModelIdentity: ...
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        total: _builtins.int = ...,
+        maps: _abc.Iterable[_builtins.int] | None = ...,
+        attribution: _builtins.float = ...,
+        alone: _abc.Iterable[_builtins.float] | None = ...,
+        cumulative: _abc.Iterable[_builtins.float] | None = ...,
+        untouched: _abc.Iterable[_builtins.float] | None = ...,
+        for_class: Global___ClassScore | None = ...,
+        layer: _builtins.str = ...,
+        computation: Global___Computation | None = ...,
+        model: Global___ModelIdentity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["computation", b"computation", "for_class", b"for_class", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attribution", b"attribution", "computation", b"computation", "cumulative", b"cumulative", "for_class", b"for_class", "layer", b"layer", "maps", b"maps", "model", b"model", "rank", b"rank", "total", b"total", "untouched", b"untouched"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AblateResponse: _TypeAlias = AblateResponse  # noqa: Y015
+
+@_typing.final
+class TransformRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    LOW_LAYER_FIELD_NUMBER: _builtins.int
+    BORDER_FIELD_NUMBER: _builtins.int
+    RESAMPLING_FIELD_NUMBER: _builtins.int
+    INCLUDE_PICTURES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    kind: Global___TransformKind.ValueType
+    class_name: _builtins.str
+    """The id or the label of the class. Unset means the most probable class of the untouched photo."""
+    low_layer: _builtins.str
+    """The low layer, as in `ProjectRequest`. Unset means the first layer of the network."""
+    border: Global___Border.ValueType
+    resampling: Global___Resampling.ValueType
+    include_pictures: _builtins.bool
+    """True also returns each transformed input as a PNG."""
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The steps of the sweep, 1 to 512, in the unit of the kind. Unset means the paper's range, or the range that
+        `TransformKind` gives.
+        """
+
+    @_builtins.property
+    def model(self) -> Global___ModelSelector: ...
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        kind: Global___TransformKind.ValueType = ...,
+        steps: _abc.Iterable[_builtins.float] | None = ...,
+        class_name: _builtins.str = ...,
+        low_layer: _builtins.str = ...,
+        border: Global___Border.ValueType = ...,
+        resampling: Global___Resampling.ValueType = ...,
+        include_pictures: _builtins.bool = ...,
+        model: Global___ModelSelector | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["border", b"border", "class_name", b"class_name", "image", b"image", "include_pictures", b"include_pictures", "kind", b"kind", "low_layer", b"low_layer", "model", b"model", "resampling", b"resampling", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransformRequest: _TypeAlias = TransformRequest  # noqa: Y015
+
+@_typing.final
+class TransformResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    FOR_CLASS_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    PICTURE_PNG_FIELD_NUMBER: _builtins.int
+    UNTOUCHED_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    BORDER_FIELD_NUMBER: _builtins.int
+    RESAMPLING_FIELD_NUMBER: _builtins.int
+    COMPUTATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The number of this step, from 0, and the number of steps."""
+    total: _builtins.int
+    step: _builtins.float
+    """The step, in the unit of the kind."""
+    picture_png: _builtins.bytes
+    """The transformed input, if the request asked for it."""
+    kind: Global___TransformKind.ValueType
+    border: Global___Border.ValueType
+    resampling: Global___Resampling.ValueType
+    @_builtins.property
+    def for_class(self) -> Global___ClassScore:
+        """The class, with its probability at this step."""
+
+    @_builtins.property
+    def best(self) -> Global___ClassScore:
+        """The most probable class at this step."""
+
+    @_builtins.property
+    def low(self) -> Global___FeatureDistance:
+        """How far the activations of the low layer, and of the last hidden layer, are from those of the untouched photo."""
+
+    @_builtins.property
+    def high(self) -> Global___FeatureDistance: ...
+    @_builtins.property
+    def untouched(self) -> Global___ClassScore:
+        """In the first message only: the class, with its probability for the untouched photo."""
+
+    @_builtins.property
+    def computation(self) -> Global___Computation: ...
+    @_builtins.property
+    def model(self) -> Global___ModelIdentity: ...
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        total: _builtins.int = ...,
+        step: _builtins.float = ...,
+        for_class: Global___ClassScore | None = ...,
+        best: Global___ClassScore | None = ...,
+        low: Global___FeatureDistance | None = ...,
+        high: Global___FeatureDistance | None = ...,
+        picture_png: _builtins.bytes = ...,
+        untouched: Global___ClassScore | None = ...,
+        kind: Global___TransformKind.ValueType = ...,
+        border: Global___Border.ValueType = ...,
+        resampling: Global___Resampling.ValueType = ...,
+        computation: Global___Computation | None = ...,
+        model: Global___ModelIdentity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "computation", b"computation", "for_class", b"for_class", "high", b"high", "low", b"low", "model", b"model", "untouched", b"untouched"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "border", b"border", "computation", b"computation", "for_class", b"for_class", "high", b"high", "kind", b"kind", "low", b"low", "model", b"model", "picture_png", b"picture_png", "rank", b"rank", "resampling", b"resampling", "step", b"step", "total", b"total", "untouched", b"untouched"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransformResponse: _TypeAlias = TransformResponse  # noqa: Y015
+
+@_typing.final
+class FeatureDistance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    RELATIVE_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """The name of the layer. "features" is the last hidden layer; a network without one has its last layer here."""
+    distance: _builtins.float
+    """The Euclidean distance."""
+    relative: _builtins.float
+    """The distance over the Euclidean norm of the untouched photo's activations. 0 where that norm is 0."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        distance: _builtins.float = ...,
+        relative: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distance", b"distance", "layer", b"layer", "relative", b"relative"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureDistance: _TypeAlias = FeatureDistance  # noqa: Y015
 
 @_typing.final
 class HeatMap(_message.Message):

@@ -54,6 +54,26 @@ class VisionServiceStub:
                 request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Activations = channel.unary_stream(
+                '/zfserve.v1.VisionService/Activations',
+                request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ActivationsRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ActivationsResponse.FromString,
+                _registered_method=True)
+        self.Occlude = channel.unary_stream(
+                '/zfserve.v1.VisionService/Occlude',
+                request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.OccludeRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.OccludeResponse.FromString,
+                _registered_method=True)
+        self.Ablate = channel.unary_stream(
+                '/zfserve.v1.VisionService/Ablate',
+                request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.AblateRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.AblateResponse.FromString,
+                _registered_method=True)
+        self.Transform = channel.unary_stream(
+                '/zfserve.v1.VisionService/Transform',
+                request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.TransformRequest.SerializeToString,
+                response_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.TransformResponse.FromString,
+                _registered_method=True)
         self.DescribeModel = channel.unary_unary(
                 '/zfserve.v1.VisionService/DescribeModel',
                 request_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.DescribeModelRequest.SerializeToString,
@@ -97,6 +117,38 @@ class VisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Activations(self, request, context):
+        """Activations returns what layers compute for photos: whole maps, the strongest unit of each map, or maps pooled to a
+        grid. Results come photo by photo and layer by layer. Large maps come in several messages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Occlude(self, request, context):
+        """Occlude slides a square over a photo, and returns for each place what the network says then (Zeiler & Fergus,
+        figure 7). A coarse grid of places comes first, then finer ones. Cancelling the call stops the work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Ablate(self, request, context):
+        """Ablate returns the probabilities of all classes while feature maps are replaced by a constant: each group of maps by
+        itself, and all groups so far together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Transform(self, request, context):
+        """Transform moves, scales, turns, flips or recolours a photo step by step, and returns for each step the probability of
+        a class and how far the features have moved (Zeiler & Fergus, figure 5).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeModel(self, request, context):
         """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export.
         """
@@ -129,6 +181,26 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainRequest.FromString,
                     response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Activations': grpc.unary_stream_rpc_method_handler(
+                    servicer.Activations,
+                    request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ActivationsRequest.FromString,
+                    response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.ActivationsResponse.SerializeToString,
+            ),
+            'Occlude': grpc.unary_stream_rpc_method_handler(
+                    servicer.Occlude,
+                    request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.OccludeRequest.FromString,
+                    response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.OccludeResponse.SerializeToString,
+            ),
+            'Ablate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Ablate,
+                    request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.AblateRequest.FromString,
+                    response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.AblateResponse.SerializeToString,
+            ),
+            'Transform': grpc.unary_stream_rpc_method_handler(
+                    servicer.Transform,
+                    request_deserializer=zfserve__protos_dot_v1_dot_zfserve__pb2.TransformRequest.FromString,
+                    response_serializer=zfserve__protos_dot_v1_dot_zfserve__pb2.TransformResponse.SerializeToString,
             ),
             'DescribeModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeModel,
@@ -227,6 +299,114 @@ class VisionService:
             '/zfserve.v1.VisionService/Explain',
             zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainRequest.SerializeToString,
             zfserve__protos_dot_v1_dot_zfserve__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Activations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zfserve.v1.VisionService/Activations',
+            zfserve__protos_dot_v1_dot_zfserve__pb2.ActivationsRequest.SerializeToString,
+            zfserve__protos_dot_v1_dot_zfserve__pb2.ActivationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Occlude(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zfserve.v1.VisionService/Occlude',
+            zfserve__protos_dot_v1_dot_zfserve__pb2.OccludeRequest.SerializeToString,
+            zfserve__protos_dot_v1_dot_zfserve__pb2.OccludeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ablate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zfserve.v1.VisionService/Ablate',
+            zfserve__protos_dot_v1_dot_zfserve__pb2.AblateRequest.SerializeToString,
+            zfserve__protos_dot_v1_dot_zfserve__pb2.AblateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Transform(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zfserve.v1.VisionService/Transform',
+            zfserve__protos_dot_v1_dot_zfserve__pb2.TransformRequest.SerializeToString,
+            zfserve__protos_dot_v1_dot_zfserve__pb2.TransformResponse.FromString,
             options,
             channel_credentials,
             insecure,

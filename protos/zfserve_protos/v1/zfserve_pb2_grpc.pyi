@@ -48,6 +48,22 @@ class VisionServiceStub:
     """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
     class, as an overlay on the photo and as numbers.
     """
+    Activations: _grpc.UnaryStreamMultiCallable[_zfserve_pb2.ActivationsRequest, _zfserve_pb2.ActivationsResponse]
+    """Activations returns what layers compute for photos: whole maps, the strongest unit of each map, or maps pooled to a
+    grid. Results come photo by photo and layer by layer. Large maps come in several messages.
+    """
+    Occlude: _grpc.UnaryStreamMultiCallable[_zfserve_pb2.OccludeRequest, _zfserve_pb2.OccludeResponse]
+    """Occlude slides a square over a photo, and returns for each place what the network says then (Zeiler & Fergus,
+    figure 7). A coarse grid of places comes first, then finer ones. Cancelling the call stops the work.
+    """
+    Ablate: _grpc.UnaryStreamMultiCallable[_zfserve_pb2.AblateRequest, _zfserve_pb2.AblateResponse]
+    """Ablate returns the probabilities of all classes while feature maps are replaced by a constant: each group of maps by
+    itself, and all groups so far together.
+    """
+    Transform: _grpc.UnaryStreamMultiCallable[_zfserve_pb2.TransformRequest, _zfserve_pb2.TransformResponse]
+    """Transform moves, scales, turns, flips or recolours a photo step by step, and returns for each step the probability of
+    a class and how far the features have moved (Zeiler & Fergus, figure 5).
+    """
     DescribeModel: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.DescribeModelRequest, _zfserve_pb2.DescribeModelResponse]
     """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_zfserve_pb2.ListModelsRequest, _zfserve_pb2.ListModelsResponse]
@@ -74,6 +90,22 @@ class VisionServiceAsyncStub(VisionServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_zfserve_pb2.ExplainRequest, _zfserve_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
     class, as an overlay on the photo and as numbers.
+    """
+    Activations: _aio.UnaryStreamMultiCallable[_zfserve_pb2.ActivationsRequest, _zfserve_pb2.ActivationsResponse]  # type: ignore[assignment]
+    """Activations returns what layers compute for photos: whole maps, the strongest unit of each map, or maps pooled to a
+    grid. Results come photo by photo and layer by layer. Large maps come in several messages.
+    """
+    Occlude: _aio.UnaryStreamMultiCallable[_zfserve_pb2.OccludeRequest, _zfserve_pb2.OccludeResponse]  # type: ignore[assignment]
+    """Occlude slides a square over a photo, and returns for each place what the network says then (Zeiler & Fergus,
+    figure 7). A coarse grid of places comes first, then finer ones. Cancelling the call stops the work.
+    """
+    Ablate: _aio.UnaryStreamMultiCallable[_zfserve_pb2.AblateRequest, _zfserve_pb2.AblateResponse]  # type: ignore[assignment]
+    """Ablate returns the probabilities of all classes while feature maps are replaced by a constant: each group of maps by
+    itself, and all groups so far together.
+    """
+    Transform: _aio.UnaryStreamMultiCallable[_zfserve_pb2.TransformRequest, _zfserve_pb2.TransformResponse]  # type: ignore[assignment]
+    """Transform moves, scales, turns, flips or recolours a photo step by step, and returns for each step the probability of
+    a class and how far the features have moved (Zeiler & Fergus, figure 5).
     """
     DescribeModel: _aio.UnaryUnaryMultiCallable[_zfserve_pb2.DescribeModelRequest, _zfserve_pb2.DescribeModelResponse]  # type: ignore[assignment]
     """DescribeModel returns the layers, classes and input of a model, and the figures that were measured at export."""
@@ -116,6 +148,46 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_zfserve_pb2.ExplainResponse, _abc.Awaitable[_zfserve_pb2.ExplainResponse]]:
         """Explain returns one picture of why a photo got a class: the contribution of each place of a layer to the score of the
         class, as an overlay on the photo and as numbers.
+        """
+
+    @_abc_1.abstractmethod
+    def Activations(
+        self,
+        request: _zfserve_pb2.ActivationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_zfserve_pb2.ActivationsResponse], _abc.AsyncIterator[_zfserve_pb2.ActivationsResponse]]:
+        """Activations returns what layers compute for photos: whole maps, the strongest unit of each map, or maps pooled to a
+        grid. Results come photo by photo and layer by layer. Large maps come in several messages.
+        """
+
+    @_abc_1.abstractmethod
+    def Occlude(
+        self,
+        request: _zfserve_pb2.OccludeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_zfserve_pb2.OccludeResponse], _abc.AsyncIterator[_zfserve_pb2.OccludeResponse]]:
+        """Occlude slides a square over a photo, and returns for each place what the network says then (Zeiler & Fergus,
+        figure 7). A coarse grid of places comes first, then finer ones. Cancelling the call stops the work.
+        """
+
+    @_abc_1.abstractmethod
+    def Ablate(
+        self,
+        request: _zfserve_pb2.AblateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_zfserve_pb2.AblateResponse], _abc.AsyncIterator[_zfserve_pb2.AblateResponse]]:
+        """Ablate returns the probabilities of all classes while feature maps are replaced by a constant: each group of maps by
+        itself, and all groups so far together.
+        """
+
+    @_abc_1.abstractmethod
+    def Transform(
+        self,
+        request: _zfserve_pb2.TransformRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_zfserve_pb2.TransformResponse], _abc.AsyncIterator[_zfserve_pb2.TransformResponse]]:
+        """Transform moves, scales, turns, flips or recolours a photo step by step, and returns for each step the probability of
+        a class and how far the features have moved (Zeiler & Fergus, figure 5).
         """
 
     @_abc_1.abstractmethod

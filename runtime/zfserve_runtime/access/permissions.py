@@ -7,6 +7,8 @@ beside the handlers, so that `zfserve token` can list them without importing a s
 import re
 
 from zfserve_protos.methods import (
+    ABLATE,
+    ACTIVATIONS,
     CLASSIFY,
     DESCRIBE_MODEL,
     EXPLAIN,
@@ -14,7 +16,9 @@ from zfserve_protos.methods import (
     LIST_MODELS,
     MODEL_INFER,
     MODEL_STREAM_INFER,
+    OCCLUDE,
     PROJECT,
+    TRANSFORM,
     WORKER_DESCRIBE,
     WORKER_EXPLAIN,
     WORKER_PROJECT,
@@ -30,7 +34,7 @@ ALL = "all"
 GROUPS: dict[str, frozenset[str]] = {
     "classify": frozenset({CLASSIFY}),
     "project": frozenset({PROJECT}),
-    "explain": frozenset({EXPLAIN}),
+    "explain": frozenset({EXPLAIN, ACTIVATIONS, OCCLUDE, ABLATE, TRANSFORM}),
     "describe": frozenset(
         {
             DESCRIBE_MODEL,
