@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import get_args
 
 from PIL import Image
-from zfserve.client import LAST, Client
+from zfserve.client import Client
 from zfserve.errors import OutOfRange, PermissionDenied, Unimplemented, ZfserveError
 from zfserve.explanation import Explanation, ExplanationMethod
+from zfserve.requests import LAST
 from zfserve.results import Projection
 from zfserve_photos.files import find_photos
 

@@ -12,8 +12,8 @@ from typing import cast
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from zfserve.client import LAST, STRONGEST, Client
-from zfserve.requests import UnitRule
+from zfserve.client import Client
+from zfserve.requests import LAST, STRONGEST, UnitRule
 from zfserve.results import Position, Projection
 
 from zfserve_cli.connection_arguments import add_connection_arguments, add_model_argument

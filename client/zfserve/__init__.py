@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         ModelStatus,
         ParityFigure,
     )
+    from zfserve.occlusion import Blur, Occlusion, OcclusionPlan, OcclusionSummary, OcclusionUpdate
     from zfserve.results import (
         Box,
         Classification,
@@ -65,46 +66,75 @@ if TYPE_CHECKING:
         Projection,
         Timings,
     )
+    from zfserve.studies import (
+        AblationStep,
+        Computation,
+        FeatureDistance,
+        LayerActivations,
+        PhotoActivations,
+        TransformStep,
+    )
 
 __all__ = [
+    "AblationStep",
     "AccuracyFigure",
     "AsyncClient",
+    "Blur",
     "Box",
     "Cancelled",
     "ClassScore",
     "Classification",
     "Client",
+    "Computation",
     "DeadlineExceeded",
     "Engine",
     "EngineNotTaken",
     "Explanation",
+    "FeatureDistance",
     "Float32Picture",
     "HeatMap",
     "ImageReference",
     "InputSpec",
     "InvalidInput",
     "Layer",
+    "LayerActivations",
     "ModelDescription",
     "ModelIdentity",
     "ModelStatus",
     "NotFound",
+    "Occlusion",
+    "OcclusionPlan",
+    "OcclusionSummary",
+    "OcclusionUpdate",
     "OutOfRange",
     "Overloaded",
     "ParityFigure",
     "PermissionDenied",
+    "PhotoActivations",
     "Position",
     "PreconditionFailed",
     "Projection",
     "ServerFailed",
     "Timings",
     "TlsOptions",
+    "TransformStep",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "ZfserveError",
 ]
 
-_MODULES = ("client", "async_client", "channel", "errors", "results", "model_description", "explanation")
+_MODULES = (
+    "client",
+    "async_client",
+    "channel",
+    "errors",
+    "results",
+    "model_description",
+    "explanation",
+    "occlusion",
+    "studies",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,13 +17,16 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import replies
-from zfserve.base_client import BaseClient, pause_before_retry
+from zfserve.async_study_methods import AsyncStudyMethods
+from zfserve.base_client import pause_before_retry
 from zfserve.channel import TlsOptions
-from zfserve.client import IN_FLIGHT, LAST, STRONGEST
+from zfserve.client import IN_FLIGHT
 from zfserve.errors import Cancelled, Overloaded, ZfserveError
 from zfserve.explanation import Explanation, ExplanationMethod
 from zfserve.model_description import ModelDescription, ModelStatus
 from zfserve.requests import (
+    LAST,
+    STRONGEST,
     ImageSource,
     PictureFormat,
     UnitRule,
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceAsyncStub
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(AsyncStudyMethods):
     """Calls a zfserve service from asyncio. It has the arguments, methods, results and errors of `Client`.
 
     Make it inside a running event loop, and use it in that loop only. Close it with `await client.close()`, or use it
@@ -124,7 +128,7 @@ class AsyncClient(BaseClient):
                 pause_s = pause_before_retry(error, deadline_s)
             await asyncio.sleep(pause_s)
 
-    async def project(
+    def project(
         self,
         image: ImageSource,
         layer: str = LAST,
@@ -143,18 +147,14 @@ class AsyncClient(BaseClient):
         See [`Client.project`][zfserve.Client.project] for arguments and errors. Errors are raised when the generator
         is read, never before. Closing the generator (`contextlib.aclosing`) stops the work on the server.
         """
-        selected = choose_maps(strongest, maps, for_class)
-        request = await asyncio.to_thread(
-            project_request, image, layer, selected, unit, format, self._max_message_bytes
-        )
-        request.model.MergeFrom(model_selector(model, version))
-        with self._call(PROJECT, self._throttle(PROJECT, request.model)) as metadata:
-            call = self._stub.Project(request, timeout=self._timeout(timeout_s), metadata=metadata)
-            try:
-                async for response in call:
-                    yield replies.projection(response, request.layer)
-            finally:
-                call.cancel()
+
+        def build() -> zfserve_pb2.ProjectRequest:
+            selected = choose_maps(strongest, maps, for_class)
+            request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
+            request.model.MergeFrom(model_selector(model, version))
+            return request
+
+        return self._results(PROJECT, self._stub.Project, build, timeout_s, partial(replies.projection, layer=layer))
 
     async def explain(
         self,

@@ -14,12 +14,13 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 
 from zfserve import replies
-from zfserve.base_client import BaseClient
 from zfserve.channel import TlsOptions
 from zfserve.errors import ZfserveError
 from zfserve.explanation import Explanation, ExplanationMethod
 from zfserve.model_description import ModelDescription, ModelStatus
 from zfserve.requests import (
+    LAST,
+    STRONGEST,
     ImageSource,
     PictureFormat,
     UnitRule,
@@ -31,13 +32,8 @@ from zfserve.requests import (
 )
 from zfserve.results import Classification, Projection
 from zfserve.retrying_call import Call, RetryingCall
+from zfserve.study_methods import StudyMethods
 from zfserve.tracing import CallSpan
-
-LAST = "last"
-"""This names the last layer of the last stage, which every network has."""
-
-STRONGEST = 9
-"""`project` returns this many maps by default."""
 
 IN_FLIGHT = 16
 """`classify_many` has this many photos in flight by default. So a batch can fill while the next photo is read."""
@@ -45,7 +41,7 @@ IN_FLIGHT = 16
 _Started: TypeAlias = RetryingCall | ZfserveError
 
 
-class Client(BaseClient):
+class Client(StudyMethods):
     """Calls a zfserve service. Threads can share a client. Close it at the end, or use it in a `with` statement.
 
     A client keeps its own connection to every server behind the address. If there are several, calls go to them in turn
@@ -239,16 +235,7 @@ class Client(BaseClient):
         selected = choose_maps(strongest, maps, for_class)
         request = project_request(image, layer, selected, unit, format, self._max_message_bytes)
         request.model.MergeFrom(model_selector(model, version))
-        return self._projections(request, self._timeout(timeout_s))
-
-    def _projections(self, request: zfserve_pb2.ProjectRequest, timeout_s: float) -> Generator[Projection]:
-        with self._call(PROJECT, self._throttle(PROJECT, request.model)) as metadata:
-            call = self._stub.Project(request, timeout=timeout_s, metadata=metadata)
-            try:
-                for response in call:
-                    yield replies.projection(response, request.layer)
-            finally:
-                call.cancel()
+        return self._results(PROJECT, self._stub.Project, request, timeout_s, partial(replies.projection, layer=layer))
 
     def explain(
         self,

@@ -131,7 +131,8 @@ _BY_CODE: dict[grpc.StatusCode, type[ZfserveError]] = {
 
 
 _TOO_LARGE = {
-    "SERVER: Received message larger than max": "the request is larger than the server takes; scale the photo down",
+    "SERVER: Received message larger than max": "the request is larger than the server takes; "
+    "send fewer photos at once, or scale the photo down",
     "CLIENT: Received message larger than max": "the answer is larger than this client takes; raise max_message_bytes",
 }
 """gRPC's words for a message that is too large, and the sentence to raise instead. gRPC uses the status of a busy

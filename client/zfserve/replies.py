@@ -56,11 +56,11 @@ _METHODS = {number: name for name, number in METHODS.items()}
 def classification(response: zfserve_pb2.ClassifyResponse) -> Classification:
     """Converts the reply of `Classify`."""
     return Classification(
-        classes=tuple(_from_message(ClassScore, entry) for entry in response.classes),
-        model=_from_message(ModelIdentity, response.model),
+        classes=tuple(from_message(ClassScore, entry) for entry in response.classes),
+        model=from_message(ModelIdentity, response.model),
         image_reference=ImageReference(response.image_reference),
         features=tuple(response.features),
-        timings=_from_message(Timings, response.timings),
+        timings=from_message(Timings, response.timings),
     )
 
 
@@ -72,17 +72,17 @@ def projection(response: zfserve_pb2.ProjectResponse, layer: str) -> Projection:
     """
     return Projection(
         map=response.map,
-        unit=_from_message(Position, response.unit) if response.HasField("unit") else None,
+        unit=from_message(Position, response.unit) if response.HasField("unit") else None,
         activation=response.activation,
-        box=_from_message(Box, response.box),
-        source_box=_from_message(Box, response.source_box) if response.HasField("source_box") else None,
+        box=from_message(Box, response.box),
+        source_box=from_message(Box, response.source_box) if response.HasField("source_box") else None,
         png=response.png if response.HasField("png") else None,
-        pixels=_from_message(Float32Picture, response.float32) if response.HasField("float32") else None,
+        pixels=from_message(Float32Picture, response.float32) if response.HasField("float32") else None,
         patch_png=response.patch_png,
-        model=_from_message(ModelIdentity, response.model),
+        model=from_message(ModelIdentity, response.model),
         rank=response.rank,
         total=response.total,
-        for_class=_from_message(ClassScore, response.for_class) if response.HasField("for_class") else None,
+        for_class=from_message(ClassScore, response.for_class) if response.HasField("for_class") else None,
         attribution=response.attribution if response.HasField("for_class") else None,
         layer=response.layer or layer,
         rule=_RULES.get(response.rule, ""),
@@ -92,33 +92,33 @@ def projection(response: zfserve_pb2.ProjectResponse, layer: str) -> Projection:
 
 def explanation(response: zfserve_pb2.ExplainResponse) -> Explanation:
     """Converts the reply of `Explain`."""
-    return _from_message(
+    return from_message(
         Explanation,
         response,
-        for_class=_from_message(ClassScore, response.for_class),
+        for_class=from_message(ClassScore, response.for_class),
         method=_METHODS.get(response.method, ""),
-        heatmap=_from_message(HeatMap, response.heatmap),
+        heatmap=from_message(HeatMap, response.heatmap),
         baseline_score=response.baseline_score if response.HasField("baseline_score") else None,
         completeness_gap=response.completeness_gap if response.HasField("completeness_gap") else None,
-        source_box=_from_message(Box, response.source_box) if response.HasField("source_box") else None,
-        model=_from_message(ModelIdentity, response.model),
+        source_box=from_message(Box, response.source_box) if response.HasField("source_box") else None,
+        model=from_message(ModelIdentity, response.model),
     )
 
 
 def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescription:
     """Converts the reply of `DescribeModel`."""
     return ModelDescription(
-        model=_from_message(ModelIdentity, response.model),
+        model=from_message(ModelIdentity, response.model),
         architecture=response.architecture,
-        classes=tuple(_from_message(ClassScore, entry) for entry in response.classes),
-        input=_from_message(InputSpec, response.input, interpolation=response.input.interpolation or "bilinear"),
+        classes=tuple(from_message(ClassScore, entry) for entry in response.classes),
+        input=from_message(InputSpec, response.input, interpolation=response.input.interpolation or "bilinear"),
         layers=tuple(map(_layer, response.layers)),
-        parity=tuple(_from_message(ParityFigure, entry) for entry in response.parity),
-        accuracy=tuple(_from_message(AccuracyFigure, entry) for entry in response.accuracy),
-        engine=_from_message(
+        parity=tuple(from_message(ParityFigure, entry) for entry in response.parity),
+        accuracy=tuple(from_message(AccuracyFigure, entry) for entry in response.accuracy),
+        engine=from_message(
             Engine,
             response.engine,
-            not_taken=tuple(_from_message(EngineNotTaken, entry) for entry in response.engine.not_taken),
+            not_taken=tuple(from_message(EngineNotTaken, entry) for entry in response.engine.not_taken),
         ),
         feature_width=response.feature_width,
         projection_available=response.projection_available,
@@ -131,7 +131,7 @@ def model_description(response: zfserve_pb2.DescribeModelResponse) -> ModelDescr
 
 def _layer(entry: zfserve_pb2.Layer) -> Layer:
     """Converts a layer. The message has the figures of columns only where they differ from those of rows."""
-    return _from_message(
+    return from_message(
         Layer,
         entry,
         receptive_field_width=entry.receptive_field_width or entry.receptive_field,
@@ -143,10 +143,10 @@ def _layer(entry: zfserve_pb2.Layer) -> Layer:
 
 def model_status(entry: zfserve_pb2.ModelStatus) -> ModelStatus:
     """Converts the status of one version, as `DescribeModel` and `ListModels` give it."""
-    return _from_message(ModelStatus, entry, state=_STATES.get(entry.state, ""))
+    return from_message(ModelStatus, entry, state=_STATES.get(entry.state, ""))
 
 
-def _from_message(result: type[_Result], message: Message, **converted: object) -> _Result:
+def from_message(result: type[_Result], message: Message, **converted: object) -> _Result:
     """Converts `message` to a `result`, which has fields of the same names.
 
     Args:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import grpc
 from PIL import Image, ImageOps
@@ -15,6 +15,12 @@ from zfserve_protos.v1 import zfserve_pb2
 from zfserve.errors import InvalidInput
 from zfserve.explanation import ExplanationMethod
 from zfserve.results import ImageReference, Position
+
+LAST = "last"
+"""This names the last layer of the last stage, which every network has."""
+
+STRONGEST = 9
+"""`project` and `ablate` choose this many maps by default."""
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageReference | Any
 """The methods take a photo in one of these forms:
@@ -57,6 +63,8 @@ Maps: TypeAlias = int | Sequence[int] | ForClass
 """Selects the maps to project. An int n selects the n strongest maps, a sequence lists maps, and a `ForClass` selects
 maps for a class."""
 
+_Listed = TypeVar("_Listed")
+
 METHODS = {
     "integrated-gradients": zfserve_pb2.EXPLANATION_METHOD_INTEGRATED_GRADIENTS,
     "grad-cam": zfserve_pb2.EXPLANATION_METHOD_GRAD_CAM,
@@ -75,7 +83,7 @@ def classify_request(
     """
     return zfserve_pb2.ClassifyRequest(
         image=image_message(image, max_bytes),
-        top_k=None if top_k is None else _unsigned(top_k, "top_k"),
+        top_k=None if top_k is None else unsigned(top_k, "top_k"),
         include_features=features,
     )
 
@@ -95,22 +103,22 @@ def project_request(
             negative; or there is no such unit rule or format.
     """
     if picture_format not in _FORMATS:
-        raise _invalid(f'there is no picture format {picture_format!r}; give "png" or "float32"', "format")
+        raise invalid(f'there is no picture format {picture_format!r}; give "png" or "float32"', "format")
     request = zfserve_pb2.ProjectRequest(
         image=image_message(image, max_bytes), layer=layer, unit=_unit_rule(unit), format=_FORMATS[picture_format]
     )
     match maps:
         case int():
-            request.strongest = _unsigned(maps, "strongest")
+            request.strongest = unsigned(maps, "strongest")
         case ForClass():
             if maps.count == 0:  # the server would take 0 for its default
-                raise _invalid("ask for at least one map", "for_class.count")
-            request.for_class.count = _unsigned(maps.count, "for_class.count")
+                raise invalid("ask for at least one map", "for_class.count")
+            request.for_class.count = unsigned(maps.count, "for_class.count")
             request.for_class.class_name = maps.name
         case _:
             # `SetInParent` also sends an empty selection. The server then refuses it, and does not choose nine maps.
             request.selection.SetInParent()
-            request.selection.indices.extend(_unsigned(index, "selection.indices") for index in maps)
+            request.selection.indices.extend(unsigned(index, "selection.indices") for index in maps)
     return request
 
 
@@ -123,14 +131,14 @@ def explain_request(
         InvalidInput: `image` cannot be read, is no image or is over `max_bytes`, or there is no such method.
     """
     if method not in METHODS:
-        raise _invalid(f"there is no method {method!r}; give {' or '.join(map(repr, METHODS))}", "method")
+        raise invalid(f"there is no method {method!r}; give {' or '.join(map(repr, METHODS))}", "method")
     return zfserve_pb2.ExplainRequest(
         image=image_message(image, max_bytes), layer=layer, class_name=class_name, method=METHODS[method]
     )
 
 
-def choose_maps(strongest: int, maps: Sequence[int] | None, for_class: str | None) -> Maps:
-    """Combines the three arguments of `project` that select maps.
+def choose_maps(strongest: int, maps: _Listed | None, for_class: str | None) -> int | _Listed | ForClass:
+    """Combines the three arguments of `project`, or of `ablate`, that select maps.
 
     Raises:
         InvalidInput: both `maps` and `for_class` are given.
@@ -138,7 +146,7 @@ def choose_maps(strongest: int, maps: Sequence[int] | None, for_class: str | Non
     if for_class is None:
         return strongest if maps is None else maps
     if maps is not None:
-        raise _invalid("give maps, or a class to choose them for, but not both", "for_class")
+        raise invalid("give maps, or a class to choose them for, but not both", "for_class")
     return ForClass(for_class, strongest)
 
 
@@ -157,14 +165,14 @@ def image_message(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
         message = _convert(image, max_bytes)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow and numpy raise all of these
         what = image if isinstance(image, str | os.PathLike) else "the photo"
-        raise _invalid(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}", "image") from error
+        raise invalid(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}", "image") from error
     _check_size(message.ByteSize(), max_bytes)
     return message
 
 
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise _invalid(
+        raise invalid(
             f"the photo takes {size:,} bytes, and the client sends at most {max_bytes:,}; "
             "scale it down or raise max_message_bytes",
             "image",
@@ -188,7 +196,7 @@ def _convert(image: ImageSource, max_bytes: int) -> zfserve_pb2.Image:
     if view.format == "B" and view.ndim == 3 and view.shape is not None and view.shape[2] == 3:
         height, width, _ = view.shape
         return zfserve_pb2.Image(raw=zfserve_pb2.RawPixels(width=width, height=height, data=view.tobytes()))
-    raise _invalid(
+    raise invalid(
         f"an array must be uint8 (height, width, 3), RGB; this one is {view.format!r} {view.shape}", "image.raw"
     )
 
@@ -212,7 +220,7 @@ def _buffer(image: Any) -> memoryview:
         return memoryview(image)
     except TypeError:
         if not (hasattr(image, "__array_interface__") or hasattr(image, "__array__")):
-            raise _invalid(
+            raise invalid(
                 f"{type(image).__name__} is no image; give a path, bytes, a Pillow image or an array", "image"
             ) from None
     # An array without a buffer has numpy's array interface, so the caller has numpy.
@@ -226,16 +234,22 @@ def _unit_rule(unit: UnitRule) -> zfserve_pb2.UnitRule:
         case "whole":
             return zfserve_pb2.UnitRule(whole_map=zfserve_pb2.WholeMap())
         case Position(row, column):
-            row, column = _unsigned(row, "unit.position.row"), _unsigned(column, "unit.position.column")
+            row, column = unsigned(row, "unit.position.row"), unsigned(column, "unit.position.column")
             return zfserve_pb2.UnitRule(position=zfserve_pb2.Position(row=row, column=column))
-    raise _invalid(f'there is no unit rule {unit!r}; give "strongest", "whole" or a Position', "unit")
+    raise invalid(f'there is no unit rule {unit!r}; give "strongest", "whole" or a Position', "unit")
 
 
-def _unsigned(value: int, field: str) -> int:
+def unsigned(value: int, field: str) -> int:
+    """Returns `value` if a message can hold it.
+
+    Raises:
+        InvalidInput: `value` is negative or too large.
+    """
     if not 0 <= value < 2**32:
-        raise _invalid(f"{field} must be at least 0 and below 2**32, and {value} is not", field)
+        raise invalid(f"{field} must be at least 0 and below 2**32, and {value} is not", field)
     return value
 
 
-def _invalid(message: str, field: str) -> InvalidInput:
+def invalid(message: str, field: str) -> InvalidInput:
+    """Makes the error of an argument that is refused before anything is sent."""
     return InvalidInput(message, grpc.StatusCode.INVALID_ARGUMENT, field=field)

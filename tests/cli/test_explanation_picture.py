@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from fakes.vision_service import png
+from fakes.pictures import png
 from PIL import Image
 from zfserve import Box, ClassScore, Explanation, HeatMap, ModelIdentity, Position, Projection
 from zfserve_cli.explanation_picture import HALF_WIDTH, WIDTH, explanation_picture, open_photo

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fakes.vision_service import Failure, FakeVisionService, png
+from fakes.pictures import png
+from fakes.vision_service import Failure, FakeVisionService
 from zfserve.results import Box, ModelIdentity, Position, Projection
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_cli.projection_files import SavedProjection

@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
-from fakes.vision_service import DESCRIPTION, HEATMAP, MODELS, Failure, FakeVisionService, listening, png
+from fakes.pictures import png
+from fakes.vision_service import DESCRIPTION, HEATMAP, MODELS, Failure, FakeVisionService, listening
 from google.protobuf.json_format import MessageToDict
 from zfserve import (
     AsyncClient,

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 import zfserve
 from google.protobuf.descriptor import Descriptor
-from zfserve import AsyncClient, Client, explanation, model_description, results
+from zfserve import AsyncClient, Client, explanation, model_description, occlusion, results, studies
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 
@@ -33,6 +33,13 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
         (results.Projection, pb.ProjectResponse),
         (explanation.HeatMap, pb.HeatMap),
         (explanation.Explanation, pb.ExplainResponse),
+        (occlusion.OcclusionPlan, pb.OcclusionPlan),
+        (occlusion.OcclusionSummary, pb.OcclusionSummary),
+        (occlusion.OcclusionUpdate, pb.OccludeResponse),
+        (studies.AblationStep, pb.AblateResponse),
+        (studies.Computation, pb.Computation),
+        (studies.FeatureDistance, pb.FeatureDistance),
+        (studies.TransformStep, pb.TransformResponse),
     ],
 )
 def test_a_result_has_every_field_of_its_message(result: type, message: type) -> None:
@@ -50,7 +57,7 @@ def test_every_field_is_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["__init__", "classify", "classify_many", "project", "explain", "describe", "list_models"]
+    "method", ["__init__", *(name for name, _ in inspect.getmembers(Client, inspect.isfunction) if name[0] != "_")]
 )
 def test_every_argument_is_explained(method: str) -> None:
     called = getattr(Client, method)

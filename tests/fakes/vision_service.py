@@ -6,16 +6,24 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
+from typing import TypeAlias, TypeVar
 
 import grpc
+from fakes.pictures import png
+from fakes.study_answers import (
+    ablation_messages,
+    activations_messages,
+    occlusion_messages,
+    transform_messages,
+)
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from PIL import Image
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer, add_VisionServiceServicer_to_server
+
+_Message = TypeVar("_Message")
 
 LABELS = ("tench", "church", "golf ball")
 MODEL = pb.ModelIdentity(name="zfnet", version="3", fingerprint="ab12")
@@ -123,6 +131,9 @@ class Failure:
         context.abort(self.code, self.message)
 
 
+StudyRequest: TypeAlias = pb.ActivationsRequest | pb.OccludeRequest | pb.AblateRequest | pb.TransformRequest
+
+
 @dataclass
 class FakeVisionService(VisionServiceServicer):
     """Answers each photo with a class that depends on its size or length, so that each photo has its own answer.
@@ -130,12 +141,14 @@ class FakeVisionService(VisionServiceServicer):
     Attributes:
         failures: the errors of the next calls. Each call takes one.
         project_failures: the errors of the next Project calls, after those of `failures`.
-        open: while it is cleared, every Classify waits, and every projection but the first of a stream.
+        late_failures: the errors of the next streams after their first message. Each stream takes one.
+        open: while it is cleared, every Classify waits, and every message but the first of a stream.
         arrived: it has one permit for every Classify that has begun.
-        cancelled: it is set when a stream of projections ends, for example because its caller cancels.
+        cancelled: it is set when a stream ends, for example because its caller cancels.
         classify_requests: the requests of all Classify calls.
         project_requests: the requests of all Project calls.
         explain_requests: the requests of all Explain calls.
+        study_requests: the requests of all calls of Activations, Occlude, Ablate and Transform.
         description: the answer of DescribeModel.
         described: the models that DescribeModel calls asked for.
         traceparents: the `traceparent` of each call that sent one.
@@ -147,12 +160,14 @@ class FakeVisionService(VisionServiceServicer):
 
     failures: list[Failure] = field(default_factory=list)
     project_failures: list[Failure] = field(default_factory=list)
+    late_failures: list[Failure] = field(default_factory=list)
     open: threading.Event = field(default_factory=threading.Event)
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     cancelled: threading.Event = field(default_factory=threading.Event)
     classify_requests: list[pb.ClassifyRequest] = field(default_factory=list)
     project_requests: list[pb.ProjectRequest] = field(default_factory=list)
     explain_requests: list[pb.ExplainRequest] = field(default_factory=list)
+    study_requests: list[StudyRequest] = field(default_factory=list)
     description: pb.DescribeModelResponse = field(default_factory=lambda: DESCRIPTION)
     described: list[pb.ModelSelector] = field(default_factory=list)
     traceparents: list[str] = field(default_factory=list)
@@ -217,12 +232,47 @@ class FakeVisionService(VisionServiceServicer):
             "strongest": range(request.strongest),
         }
         maps = chosen[request.WhichOneof("maps") or "strongest"]
-        for rank, index in enumerate(maps):
+        projections = (projection_message(request, index, rank, len(maps)) for rank, index in enumerate(maps))
+        yield from self._held(projections, context)
+
+    def _held(self, messages: Iterator[_Message], context: grpc.ServicerContext) -> Iterator[_Message]:
+        """Yields the first message, and the others when `open` is set."""
+        for rank, message in enumerate(messages):
             if rank:
                 while not self.open.wait(timeout=0.02):
                     if not context.is_active():
                         return
-            yield projection_message(request, index, rank, len(maps))
+                if self.late_failures:
+                    self.late_failures.pop(0).end(context)
+            yield message
+
+    def _study(
+        self, request: StudyRequest, messages: Iterator[_Message], context: grpc.ServicerContext
+    ) -> Iterator[_Message]:
+        self._record(context)
+        self.study_requests.append(request)
+        context.add_callback(self.cancelled.set)
+        if self.failures:
+            self.failures.pop(0).end(context)
+        yield from self._held(messages, context)
+
+    def Activations(  # noqa: N802
+        self, request: pb.ActivationsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ActivationsResponse]:
+        return self._study(request, activations_messages(request), context)
+
+    def Occlude(  # noqa: N802
+        self, request: pb.OccludeRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.OccludeResponse]:
+        return self._study(request, occlusion_messages(request), context)
+
+    def Ablate(self, request: pb.AblateRequest, context: grpc.ServicerContext) -> Iterator[pb.AblateResponse]:  # noqa: N802
+        return self._study(request, ablation_messages(request), context)
+
+    def Transform(  # noqa: N802
+        self, request: pb.TransformRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.TransformResponse]:
+        return self._study(request, transform_messages(request), context)
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:  # noqa: N802
         self._record(context)
@@ -301,13 +351,6 @@ def explanation_message(request: pb.ExplainRequest) -> pb.ExplainResponse:
     if request.method == pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS:
         message.baseline_score, message.completeness_gap = 1.0, 0.25
     return message
-
-
-def png(colour: tuple[int, int, int]) -> bytes:
-    """Returns a PNG of 4 x 2 pixels of one colour."""
-    file = BytesIO()
-    Image.new("RGB", (4, 2), colour).save(file, "PNG")
-    return file.getvalue()
 
 
 @contextmanager

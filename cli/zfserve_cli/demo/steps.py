@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
-from zfserve.client import STRONGEST, Client
+from zfserve.client import Client
 from zfserve.model_description import Layer, ModelDescription
+from zfserve.requests import STRONGEST
 from zfserve.results import Classification, Projection
 
 from zfserve_cli.classify_command import score_table
