@@ -195,6 +195,22 @@ def test_a_network_with_an_unknown_operation_is_served_and_not_projected(tmp_pat
     assert "determinant" in manifest.attribution_obstacle
 
 
+def test_a_float16_graph_with_a_transposed_product_does_not_end_the_process(tmp_path: Path) -> None:
+    """torchvision's vision transformers have such a product. ONNX Runtime 1.32 crashes when it optimises the graph."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["pixels"]),
+        helper.make_node("Transpose", ["pixels"], ["sequence"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["sequence", "w"], ["projected"]),
+        helper.make_node("ReduceMean", ["projected"], ["y"], axes=[0], keepdims=0),
+    ]
+    weights = {
+        "rows": np.array([0, SIZE, 3 * SIZE], np.int64),
+        "w": np.random.default_rng(0).standard_normal((3 * SIZE, 3)).astype(np.float32),
+    }
+    source = source_of(model_of(nodes, ["N", 3, SIZE, SIZE], ["N", 3], weights, opset=17))
+    assert "fp16" in export_bundle(source, ExportPlan(tmp_path, "tiny")).manifest.artefacts
+
+
 def test_tolerances_are_as_small_as_the_probabilities(bundle: Bundle) -> None:
     """A thousand classes may share the probability evenly, and a fixed tolerance would accept anything then."""
     golden = load_golden(bundle).probabilities

@@ -1,7 +1,7 @@
-"""Defines eight small networks, one for each kind of block that the field uses. Their weights are random.
+"""Defines nine small networks, one for each kind of block that the field uses. Their weights are random.
 
 They stand for the zoo in `make test`: residual, depthwise with ReLU6, dense, squeeze-and-excitation, channel shuffle,
-inception, SiLU with a gate as in EfficientNet, and local response norm. The input is float32 (N, 3, 32, 32).
+inception, SiLU with a gate as in EfficientNet, local response norm, and ConvNeXt. The input is float32 (N, 3, 32, 32).
 """
 
 from collections.abc import Callable
@@ -117,6 +117,33 @@ class SiluBlock(nn.Module):
         return x + y
 
 
+class NormOverChannels(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x.permute(0, 2, 3, 1))
+        return y.permute(0, 3, 1, 2)
+
+
+class NextBlock(nn.Module):
+    """A block of ConvNeXt. Its norm and its linear layers work on (N, height, width, channels)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(channels, channels, 5, padding=2, groups=channels), nn.LayerNorm(channels)
+        self.grow, self.shrink = nn.Linear(channels, 24), nn.Linear(24, channels)
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.shrink(F.gelu(self.grow(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
+        scaled: Tensor = self.scale * y.permute(0, 3, 1, 2)
+        return x + scaled
+
+
+def next_head(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), NormOverChannels(channels), nn.Flatten(), nn.Linear(channels, CLASSES)
+    )
+
+
 def local_response_network() -> nn.Sequential:
     norm = nn.LocalResponseNorm(5, alpha=0.01, k=2.0)
     return nn.Sequential(
@@ -141,6 +168,13 @@ SMALL_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "silu": lambda: nn.Sequential(unit(3, 8, 3, 2), SiluBlock(8), SiluBlock(8), head(8)),
     "local response": local_response_network,
+    "next": lambda: nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), NormOverChannels(8)),
+        nn.Sequential(NextBlock(8), NextBlock(8)),
+        nn.Sequential(NormOverChannels(8), nn.Conv2d(8, 12, 2, stride=2)),
+        nn.Sequential(NextBlock(12), NextBlock(12)),
+        next_head(12),
+    ),
 }
 
 

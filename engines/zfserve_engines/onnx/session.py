@@ -25,6 +25,11 @@ from zfserve_engines.onnx.providers import (
 
 log = logging.getLogger(__name__)
 
+_CRASHING_OPTIMISERS = ["NchwcTransformer"]
+"""On x86, this step of ONNX Runtime ends the process (SIGSEGV) for a float16 graph in which a Transpose enters a
+multiplication by weights, as in torchvision's vision transformers: microsoft/onnxruntime#28392, and seen with 1.32.0.
+Without it float16 is slower on a CPU, where `auto` never takes it."""
+
 onnxruntime.set_default_logger_severity(3)  # 3: errors only, because ONNX Runtime warns about every session on a GPU
 
 
@@ -48,7 +53,8 @@ def open_sessions(
     workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
     chain = provider.chain(workload, onnxruntime.__version__)
     if isinstance(provider, CpuProvider):
-        sessions = [_load_on_cpu(artefact, options, chain) for _ in range(count)]
+        disabled = _CRASHING_OPTIMISERS if precision == "fp16" else []
+        sessions = [_load_on_cpu(artefact, options, chain, disabled) for _ in range(count)]
     else:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         sessions = [_load_on_gpu(artefact, options, chain, provider) for _ in range(count)]
@@ -84,9 +90,11 @@ def require_libraries(provider: OnnxProvider) -> None:
             raise EngineUnavailable(f"TensorRT 10 is not installed: {error}") from error
 
 
-def _load_on_cpu(artefact: Path, options: onnxruntime.SessionOptions, chain: Chain) -> onnxruntime.InferenceSession:
+def _load_on_cpu(
+    artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, disabled_optimisers: Sequence[str]
+) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(artefact, options, providers=chain)
+        return onnxruntime.InferenceSession(artefact, options, providers=chain, disabled_optimizers=disabled_optimisers)
     except Exception as error:
         # ONNX Runtime's exceptions have no common class below Exception.
         raise BundleError(

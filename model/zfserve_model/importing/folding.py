@@ -244,8 +244,8 @@ class Folding:
             )
 
     def _free_batch(self, node: Node) -> Node:
-        """Returns the node with a target shape that suits every batch, if it is a Reshape."""
-        if node.operation != "Reshape" or node.inputs[0] in self._constants:
+        """Returns a Reshape with a target shape that suits every batch, if the node is one or does the same."""
+        if not (node.operation == "Reshape" or self._reads_in_order(node)) or node.inputs[0] in self._constants:
             return node
         sizes = [tuple(values.shape) for values in self._values[node.inputs[0]]]
         target = _batch_free_target(sizes, [tuple(values.shape) for values in self._values[node.outputs[0]]])
@@ -255,8 +255,22 @@ class Folding:
         while name in self._constants or name in self._values:
             name += "'"
         self._constants[name] = torch.tensor(target)
-        attributes = {key: value for key, value in node.attributes.items() if key != "allowzero"}
-        return replace(node, inputs=(node.inputs[0], name), attributes=attributes)
+        return replace(node, operation="Reshape", inputs=(node.inputs[0], name), attributes={})
+
+    def _reads_in_order(self, node: Node) -> bool:
+        """Returns True for a Gather that reads each element of a vector once, in order.
+
+        Torch's exporter writes an adaptive average pool to 1 x 1 in this way, where the channels of its input are last
+        in memory, as in ConvNeXt. The places depend on the batch size, so this Gather would join all layers to the
+        shape of the image.
+        """
+        if node.operation != "Gather":
+            return False
+        for position in range(len(self._batches)):
+            data, places = self._value(node.inputs[0], position), self._value(node.inputs[1], position)
+            if data.ndim != 1 or places.is_meta or not torch.equal(places.flatten(), torch.arange(len(data))):
+                return False
+        return True
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes for one image: sizes grow evenly with the batch, so two batches give those of one."""

@@ -12,7 +12,8 @@ from zfserve_model.graph.graph import Node
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_MOVES = frozenset({"Reshape", "Flatten", "Expand", "Squeeze", "Unsqueeze"})
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_MOVES = _RESHAPES | {"Expand"}
 """Operations that do nothing where the shape stays the same."""
 
 
@@ -36,6 +37,9 @@ def simplify(
             node = _compose(makers[node.inputs[0]], node)
         if node.supported and _does_nothing(node, constants, shapes):
             names[node.outputs[0]] = node.inputs[0]
+            continue
+        if (source := _reshaped_back(node, makers, shapes)) is not None:
+            names[node.outputs[0]] = source
             continue
         kept.append(node)
         makers.update(dict.fromkeys(node.outputs, node))
@@ -68,6 +72,16 @@ def _does_nothing(node: Node, constants: Mapping[str, Tensor], shapes: Shapes) -
             steps = constants.get(node.inputs[4]) if len(node.inputs) > 4 else None
             return same_shape and (len(node.inputs) <= 4 or (steps is not None and bool((steps == 1).all())))
     return node.operation in _MOVES and same_shape
+
+
+def _reshaped_back(node: Node, makers: Mapping[str, Node], shapes: Shapes) -> str | None:
+    """Returns the tensor that has the shape of the node's output, if only reshapes lie between them. None otherwise."""
+    wanted = shapes.get(node.outputs[0])
+    while wanted is not None and node.operation in _RESHAPES and node.inputs[0] in makers:
+        node = makers[node.inputs[0]]
+        if node.operation in _RESHAPES and shapes.get(node.inputs[0]) == wanted:
+            return node.inputs[0]
+    return None
 
 
 def _compose(first: Node, second: Node) -> Node:

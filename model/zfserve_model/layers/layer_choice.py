@@ -29,6 +29,12 @@ _KINDS = {
 }
 _POINTWISE = (*ACTIVATIONS, *NORMS)
 _JOINS = ("Add", "Sum", "Concat")
+_CHANNELS_FIRST = (
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("BatchNormalization", "LRN", "InstanceNormalization", "GroupNormalization", "DepthToSpace", "SpaceToDepth"),
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+)
+"""Operations whose outputs have their channels behind the batch axis. Of a change of shape this is assumed."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +65,52 @@ class Layer:
 def choose_layers(graph: Graph) -> tuple[list[Layer], bool]:
     """Returns the layers in forward order, and True if the network is a chain."""
     paths = [module_path(node) for node in graph.nodes]
-    cuts = {place: name for place, name in cut_nodes(graph).items() if is_map(graph, name)}
+    maps = _find_maps(graph)
+    cuts = {place: name for place, name in cut_nodes(graph).items() if name in maps}
     modules = prefixes(paths)
     blocks = modules - sequential_modules(paths, cuts.keys()) - _wide_modules(graph, modules, paths, cuts) - {()}
     layers = {
-        place: _layer(graph.nodes[place], name, paths[place], modules, _enclosing(paths[place], blocks))
+        place: _layer(_untransposed(graph, place), name, paths[place], modules, _enclosing(paths[place], blocks))
         for place, name in cuts.items()
     }
     for block in blocks:
         inside = {place for place, path in enumerate(paths) if _enclosing(path, blocks) == block}
         if inside and not inside & cuts.keys():
-            layers |= _outputs(graph, block, inside)
+            layers |= _outputs(graph, maps, block, inside)
     ordered = [layers[place] for place in sorted(layers)]
-    chain = len(cuts) == sum(is_map(graph, name) for node in graph.nodes for name in node.outputs)
+    chain = len(cuts) == len(maps)
     if chain and len(ordered) <= LONG:
         return ordered, True
     return _shorten(ordered), chain
 
 
-def is_map(graph: Graph, name: str) -> bool:
-    """Returns True for a tensor (1, channels, height, width) with more than one place."""
-    shape = graph.shapes.get(name, ())
-    return len(shape) == 4 and math.prod(shape[2:]) > 1
+def _find_maps(graph: Graph) -> set[str]:
+    """Returns the computed tensors (1, channels, height, width) with more than one place.
+
+    Tensors (1, height, width, channels) are left out. ConvNeXt has them around its norms and its linear layers.
+    """
+    maps, axes = set(), {graph.input: 1}  # the axis of the channels, by tensor
+    for node in graph.nodes:
+        axis = next((axes[name] for name in node.inputs if name in axes), 1)
+        perm = node.attributes.get("perm")
+        if isinstance(perm, list):
+            axis = perm.index(axis)
+        elif node.operation in _CHANNELS_FIRST:
+            axis = 1
+        for name in node.outputs:
+            shape = graph.shapes.get(name, ())
+            axes[name] = axis
+            if axis == 1 and len(shape) == 4 and math.prod(shape[2:]) > 1:
+                maps.add(name)
+    return maps
+
+
+def _untransposed(graph: Graph, place: int) -> Node:
+    """Returns the node at `place`, or the one that computes what it transposes."""
+    node = graph.nodes[place]
+    while node.operation == "Transpose" and node.inputs[0] in graph.producers:
+        node = graph.producers[node.inputs[0]]
+    return node
 
 
 def _wide_modules(graph: Graph, modules: set[Path], paths: Sequence[Path], cuts: Mapping[int, str]) -> set[Path]:
@@ -104,15 +134,10 @@ def _layer(node: Node, tensor: str, path: Path, modules: set[Path], block: Path 
     return replace(layer, path=(*path, layer.kind), owner=path) if path in modules else layer
 
 
-def _outputs(graph: Graph, block: Path, inside: set[int]) -> dict[int, Layer]:
+def _outputs(graph: Graph, maps: set[str], block: Path, inside: set[int]) -> dict[int, Layer]:
     """Returns the maps that leave a block of parallel branches, as in HRNet, where no tensor is a cut."""
     outside = {name for place, node in enumerate(graph.nodes) if place not in inside for name in node.inputs}
-    leaving = {
-        place: name
-        for place in sorted(inside)
-        for name in graph.nodes[place].outputs
-        if name in outside and is_map(graph, name)
-    }
+    leaving = {place: name for place in sorted(inside) for name in graph.nodes[place].outputs if name in outside & maps}
     paths = {
         place: block if len(leaving) == 1 else (*block, "x".join(map(str, graph.shapes[name][2:])))
         for place, name in leaving.items()

@@ -1,4 +1,4 @@
-"""Holds the import of eight small networks, by both of torch's exporters, against ONNX Runtime and PyTorch."""
+"""Holds the import of nine small networks, by both of torch's exporters, against ONNX Runtime and PyTorch."""
 
 import numpy as np
 import onnx
@@ -9,6 +9,7 @@ from model.onnx_models import run_onnx_runtime
 from model.small_networks import SIZE, SMALL_NETWORKS, make_small_network
 from zfserve_model.graph.execution import run
 from zfserve_model.importing.importer import import_graph
+from zfserve_model.layers.layer_table import layer_table
 
 
 @pytest.fixture(scope="module", params=[(name, how) for name in SMALL_NETWORKS for how in ("new", "old")], ids="-".join)
@@ -58,3 +59,22 @@ def test_both_exporters_give_the_same_operations() -> None:
         operations = [[node.operation.replace("Flatten", "Reshape") for node in each.nodes] for each in (new, old)]
         assert operations[0] == operations[1]
         assert [node.name for node in new.nodes] == [node.name for node in old.nodes]
+
+
+@pytest.mark.parametrize("free_batch", [True, False])
+@pytest.mark.parametrize("exporter", ["new", "old"])
+def test_maps_with_their_channels_last_are_no_layers(exporter: str, free_batch: bool) -> None:
+    """Torch's current exporter writes the pool of such a network as a Gather that reads the shape of the image."""
+    model = export_module(make_small_network("next"), exporter, SIZE, free_batch=free_batch)
+    graph = import_graph(model)
+    assert not {"Gather", "Shape"} & {node.operation for node in graph.nodes}
+    table = layer_table(graph)
+    assert [(row.name, row.kind, row.channels, row.height, row.width) for row in table] == [
+        ("0", "norm", 8, 8, 8),
+        ("1", "add", 8, 8, 8),
+        ("2", "conv", 12, 4, 4),
+        ("3", "add", 12, 4, 4),
+    ]
+    images = torch.zeros(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert run(graph, {graph.input: images}, [graph.logits])[graph.logits].shape == (2, 7), "for an attribution"
