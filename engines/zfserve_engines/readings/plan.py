@@ -141,7 +141,7 @@ class ReadingEngine(Protocol):
 
     @property
     def plan(self) -> ReadingPlan:
-        """What the engine computes."""
+        """The plan says what the engine computes."""
 
     @property
     def closed(self) -> bool:
