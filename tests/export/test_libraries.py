@@ -126,8 +126,17 @@ def test_weights_are_loaded_and_those_of_another_network_are_named(
             "pytorchcv cannot build resnet11: ValueError: there is no such network; did",
         ),
         ("timm", "tiny_nut", RANDOM, "RuntimeError: Unknown model (tiny_nut); did you mean timm:tiny_net?"),
-        ("timm", "tiny_net", SourceOptions(pretrained=True), "No pretrained weights exist for tiny_net"),
-        ("torchvision", "tiny_nets", RANDOM, "Unknown model tiny_nets; did you mean torchvision:tiny_net?"),
+        (
+            "timm",
+            "tiny_net.some_tag",
+            SourceOptions(pretrained=True),
+            "timm gives no weights of tiny_net.some_tag: RuntimeError: No pretrained weights exist for "
+            "tiny_net.some_tag. Use `pretrained=False` for random init.; download their file where that works, and add "
+            "--weights FILE instead of --pretrained",
+        ),
+        ("timm", "tiny_net.unknown_tag", RANDOM, "Invalid pretrained tag (unknown_tag) for tiny_net."),
+        ("torchvision", "tiny_nets", RANDOM, "no such classifier of photos; did you mean torchvision:tiny_net?"),
+        ("torchvision", "tiny_net_detector", RANDOM, "ValueError: there is no such classifier of photos"),
     ],
 )
 def test_what_a_library_refuses_is_one_sentence(

@@ -22,6 +22,8 @@ def create_model(model_name, pretrained=False, pretrained_cfg=None, pretrained_c
                  cache_dir=None, scriptable=None, exportable=None, no_jit=None, **kwargs):
     if model_name.split(".")[0] not in NETWORKS:
         raise RuntimeError(f"Unknown model ({model_name})")
+    if model_name == "tiny_net.unknown_tag":
+        raise RuntimeError("Invalid pretrained tag (unknown_tag) for tiny_net.")
     if pretrained:
         raise RuntimeError(f"No pretrained weights exist for {model_name}. Use `pretrained=False` for random init.")
     network = TinyResidual(kwargs.pop("num_classes", 1000))
@@ -39,6 +41,7 @@ def resolve_model_data_config(model, args=None, pretrained_cfg=None, use_test_si
 """
 
 _TORCHVISION_MODELS = """
+import sys
 from enum import Enum
 
 from fakes.tiny_networks import TinyResidual
@@ -81,7 +84,7 @@ class TinyNet_Weights(Enum):
 
 
 def list_models(module=None, include=None, exclude=None):
-    return ["tiny_net"]
+    return ["tiny_net"] if module is sys.modules[__name__] else ["tiny_net", "tiny_net_detector"]
 
 
 def get_model(name, **config):

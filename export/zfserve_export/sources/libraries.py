@@ -60,7 +60,14 @@ def open_library(library: str, name: str, options: SourceOptions) -> Source:
             f"(`pip install {error.name}`), or export the network to ONNX elsewhere and give the .onnx file"
         ) from error
     except Exception as error:  # libraries raise anything, also where a download fails
-        raise SourceError(f"{library} cannot build {name}: {first_line(error)}{_hint(entry, library, name)}") from error
+        known = name.partition(".")[0] in entry.names()  # behind the dot, timm names the weights
+        if known and options.pretrained:
+            raise SourceError(
+                f"{library} gives no weights of {name}: {first_line(error)}; download their file where that works, and "
+                "add --weights FILE instead of --pretrained"
+            ) from error
+        hint = "" if known else _hint(entry, library, name)
+        raise SourceError(f"{library} cannot build {name}: {first_line(error)}{hint}") from error
     if options.weights:
         load_module_weights(module, options.weights, description)
     notes = [f"{description} has random weights; its answers mean nothing"] if options.random_weights else []
@@ -69,8 +76,7 @@ def open_library(library: str, name: str, options: SourceOptions) -> Source:
 
 
 def _hint(entry: Library, library: str, name: str) -> str:
-    names = entry.names()
-    near = difflib.get_close_matches(name, names, n=1) if name not in names else ()
+    near = difflib.get_close_matches(name, entry.names(), n=1)
     return f"; did you mean {library}:{near[0]}?" if near else ""
 
 
@@ -159,7 +165,15 @@ def _torchvision() -> ModuleType:
     return importlib.import_module("torchvision.models")
 
 
+def _torchvision_names() -> list[str]:
+    """Returns the names of the classifiers of photos. Networks for other tasks are in modules below."""
+    names: list[str] = _torchvision().list_models(module=_torchvision())
+    return names
+
+
 def _torchvision_build(name: str, classes: int | None, pretrained: bool) -> nn.Module:
+    if name not in _torchvision_names():
+        raise ValueError("there is no such classifier of photos")
     network: nn.Module = _torchvision().get_model(name, weights="DEFAULT" if pretrained else None, **_sizes(classes))
     return network
 
@@ -180,5 +194,5 @@ def _torchvision_facts(name: str, module: nn.Module, weights: Path | None) -> Pr
 LIBRARIES: Mapping[str, Library] = {
     "pytorchcv": Library(lambda: list(_pytorchcv_files()), _pytorchcv_build, _pytorchcv_facts),
     "timm": Library(lambda: _timm().list_models(), _timm_build, _timm_facts),
-    "torchvision": Library(lambda: _torchvision().list_models(), _torchvision_build, _torchvision_facts),
+    "torchvision": Library(_torchvision_names, _torchvision_build, _torchvision_facts),
 }
