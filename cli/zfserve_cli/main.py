@@ -42,6 +42,7 @@ COMMANDS = {
     "worker": Command("run the worker that computes projections", "zfserve_worker.worker_command", "worker"),
     "token": Command("manage the callers of a service", "zfserve_runtime.access.token_command", "server"),
     "train": Command("train a network on folders of photos", "zfserve_model.train_command", "train"),
+    "compare": Command("compare training runs in one table", "zfserve_model.compare_command", "train"),
     "evaluate": Command("measure the accuracy of a bundle or a network", "zfserve_export.evaluate_command", "export"),
     "export": Command("export a network to a bundle", "zfserve_export.export_command", "export"),
     "compile": Command("compile a TensorRT engine from a bundle", "zfserve_engines.compile_command", "tensorrt-rtx"),

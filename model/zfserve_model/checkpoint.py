@@ -65,7 +65,8 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path, dtype: torch.dtype = tor
         )
     metadata = {
         "format": FORMAT,
-        "spec": json.dumps(asdict(network.spec)),
+        # Networks without changes have the spec of earlier releases, so that those can read them.
+        "spec": json.dumps({name: value for name, value in asdict(network.spec).items() if value != ()}),
         "class_ids": json.dumps(checkpoint.class_ids),
         "labels": json.dumps(checkpoint.labels, ensure_ascii=False),
         "preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
@@ -108,7 +109,7 @@ def load_checkpoint(file: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} lacks the metadata of a checkpoint: {error}") from error
     network = Network(spec)
-    load_tensors(network, tensors, spec.architecture)
+    load_tensors(network, tensors, spec.description)
     return Checkpoint(network.eval(), class_ids, labels, preprocessing)
 
 

@@ -32,9 +32,10 @@ def render_projection(pixels: Tensor) -> Image.Image:
 
 
 def render_filters(network: Network) -> Image.Image:
-    """Draws the filters of the first layer, each on its own scale."""
-    filters = network.trunk.get_submodule("conv1").get_parameter("weight")
+    """Draws the filters of the first convolution, conv1 unless it is removed, each on its own scale."""
+    name = f"conv{min(network.spec.convolutions)}"
+    filters = network.trunk.get_submodule(name).get_parameter("weight")
     tiles = [Tile((render_projection(weight),)) for weight in filters]
     count, _, height, width = filters.shape
-    title = f"conv1: {count} filters of {height} x {width} pixels"
+    title = f"{name}: {count} filters of {height} x {width} pixels"
     return contact_sheet(tiles, FILTER_COLUMNS, title, picture_side=9 * width, gap=6)

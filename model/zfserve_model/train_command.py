@@ -22,15 +22,16 @@ from zfserve_model import efficientnet_lite
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, file_digest, save_checkpoint
 from zfserve_model.devices import NoSuchDevice, choose_device
 from zfserve_model.labels import LabelsError, label_classes, read_labels
-from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, build_network
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_model.training.dataset import DatasetError, PhotoFolder, Split, decode_photos, list_splits
 from zfserve_model.training.loop import Diverged, Interrupted, Trainer
+from zfserve_model.training.network_options import add_network_arguments, build_from_options
 from zfserve_model.training.periodic_timer import PeriodicTimer
 from zfserve_model.training.photos import PhotoBatches
 from zfserve_model.training.progress import report_count, report_run
 from zfserve_model.training.recipe import Recipe, RecipeError, Schedule, parse_stages
 from zfserve_model.training.report import describe_session, draw_pictures, write_tables
+from zfserve_model.training.snapshots import Snapshots, parse_epochs
 from zfserve_model.training.state import Plan, StateError, TrainingState
 from zfserve_model.training.teacher import (
     TEACHER_SEES,
@@ -39,11 +40,7 @@ from zfserve_model.training.teacher import (
     ViewTeacher,
     teacher_scores,
 )
-from zfserve_model.training.transfer import freeze_through, start_from
-from zfserve_model.weights_import import load_weights
 
-DEFAULT_ARCHITECTURE = "zfnet"
-DEFAULT_HIDDEN_WIDTH = 256
 TEACHER_WEIGHT = 0.5
 DEFAULT_RATE = 0.03
 DRAW_EVERY_S = 30.0
@@ -61,17 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--labels", type=Path, help="readable class names: a JSON object, or lines of id<TAB>label")
 
-    network = parser.add_argument_group("network")
-    network.add_argument("--architecture", choices=ARCHITECTURES, help="default: zfnet, or the architecture of --from")
-    network.add_argument("--hidden-width", type=int, help="units in each hidden layer (default: 256)")
-    network.add_argument("--contrast-norm", action="store_true", help="normalise across maps in stages 1 and 2")
-    network.add_argument(
-        "--from", type=Path, dest="start", metavar="WEIGHTS", help="start from these weights and fine-tune them"
-    )
-    network.add_argument(
-        "--freeze-through", metavar="LAYER", help="with --from: freeze every layer up to and including LAYER"
-    )
-
+    parser.add_argument(
+        "--snapshots", metavar="EPOCHS",
+        help="keep the weights after these epochs too, for example 1,2,5,10; in OUTPUT/snapshots",
+    )  # fmt: skip
+    add_network_arguments(parser)
     usual = Recipe()
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument(
@@ -125,6 +116,15 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     if state_file.exists():
         state.load(state_file)
         console.print(f"resuming at step {state.next_step} of {len(Schedule(state.plan.recipe, state.plan.photos))}")
+    snapshots = Snapshots(
+        arguments.output,
+        parse_epochs(arguments.snapshots) if arguments.snapshots is not None else (),
+        folders[0].class_ids,
+        labels,
+    )
+    snapshots.require_possible(len(state.plan.recipe.epoch_sizes), len(state.results))
+    if snapshots.epochs:
+        _print(console, snapshots.describe(state.network.spec))
     state.sessions.append(asdict(describe_session(command_line(arguments), state.next_step, device, precision)))
     train, validation = (_decode(folder, arguments.output / "cache", console) for folder in folders)
     teacher: Teacher | None = None
@@ -144,6 +144,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
             precision,
             state_file,
             interrupted=lambda: bool(received),
+            keep_epoch=snapshots.keep,
         )
         try:
             _run(trainer, state, {"train": folders[0].counts(), "val": folders[1].counts()}, console)
@@ -183,7 +184,7 @@ def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: tor
         teacher_sees=arguments.teacher or Recipe.teacher_sees,
         seed=arguments.seed,
     )
-    network = _build_network(arguments, photos.class_ids, torch.Generator().manual_seed(recipe.seed))
+    network = build_from_options(arguments, photos.class_ids, torch.Generator().manual_seed(recipe.seed))
     digest = file_digest(arguments.start) if arguments.start else None
     plan = Plan(
         recipe,
@@ -195,25 +196,6 @@ def _build_state(arguments: argparse.Namespace, photos: PhotoFolder, device: tor
         photos.listing(),
     )
     return TrainingState(network, plan, device)
-
-
-def _build_network(arguments: argparse.Namespace, class_ids: tuple[str, ...], generator: torch.Generator) -> Network:
-    if not arguments.start:
-        if arguments.freeze_through:
-            raise RecipeError("--freeze-through needs --from: frozen random weights would never be trained")
-        width = DEFAULT_HIDDEN_WIDTH if arguments.hidden_width is None else arguments.hidden_width
-        if width < 1:
-            raise RecipeError("the hidden width must be at least 1")
-        architecture = arguments.architecture or DEFAULT_ARCHITECTURE
-        spec = NetworkSpec(architecture, len(class_ids), width, arguments.contrast_norm, batch_norm=True)
-        return build_network(spec, generator)
-    if arguments.hidden_width is not None:
-        raise RecipeError("with --from the weights fix the hidden width; leave out --hidden-width")
-    weights = load_weights(arguments.start, arguments.architecture, contrast_norm=arguments.contrast_norm or None)
-    network = start_from(weights, class_ids, generator)
-    if arguments.freeze_through:
-        freeze_through(network, arguments.freeze_through)
-    return network
 
 
 def _decode(photos: PhotoFolder, cache: Path, console: Console) -> Split:

@@ -7,7 +7,8 @@
   the prefixes `trunk.` and `head.`, or the `state.pt` of a training run;
 - a `state_dict` of pytorchcv's `zfnet` or `zfnetb`.
 
-The shapes of the tensors give the architecture, the width and the number of classes. No pickle is ever executed.
+A checkpoint and the state of a run name their network. For other files the shapes of the tensors give the architecture,
+the width and the number of classes; such a network has all layers and the usual widths. No pickle is ever executed.
 """
 
 import re
@@ -82,20 +83,20 @@ def load_weights(
     """
     if architecture is not None and architecture not in ARCHITECTURES:
         raise CheckpointError(f"architecture {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
-    tensors, layout, with_norm = _read_tensors(file)
+    tensors, layout, planned = _read_tensors(file)
     if layout == FORMAT:
         return _own_checkpoint(file, architecture, class_names, contrast_norm, preprocessing)
+    if planned is not None:
+        _require_agreement(file, planned, architecture, contrast_norm)
     tensors = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
     foreign = any(name.rpartition(".")[0] in PYTORCHCV_LAYERS for name in tensors)
     rename = _from_pytorchcv if foreign else _with_part
     tensors = {rename(name): tensor.float() for name, tensor in tensors.items()}
-    if None not in (with_norm, contrast_norm) and with_norm != contrast_norm:
-        raise CheckpointError(f"{file} states its own contrast norm; leave out the option")
-    norm = next((known for known in (contrast_norm, with_norm) if known is not None), foreign)
-    if architecture is None and not any(_fitting_convolutions(tensors).values()):
+    if not planned and architecture is None and not any(_fitting_convolutions(tensors).values()):
         raise UnknownLayout(f"{file} holds the state_dict of another network than {', '.join(ARCHITECTURES)}")
-    network = Network(infer_spec(tensors, architecture, norm))
-    load_tensors(network, tensors, network.spec.architecture)
+    norm = foreign if contrast_norm is None else contrast_norm
+    network = Network(planned or infer_spec(tensors, architecture, norm))
+    load_tensors(network, tensors, network.spec.description)
     ids = tuple(class_names) if class_names else tuple(str(index) for index in range(network.spec.classes))
     return Checkpoint(
         fold_batch_norm(network),
@@ -160,10 +161,10 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     return {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | None]:
-    """Returns the tensors by name, the format in the file's metadata, and the contrast norm of a training run.
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, NetworkSpec | None]:
+    """Returns the tensors by name, the format in the file's metadata, and the spec in the plan of a training run.
 
-    The contrast norm is None if the file is not the state of a training run.
+    The spec is None if the file is not the state of a training run.
     """
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
@@ -183,21 +184,28 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, bool | Non
         raise CheckpointError(
             f"{file} holds more than plain tensors, and loading it could run any code; save `model.state_dict()` alone"
         ) from error
-    with_norm = _norm_of_plan(document)
+    planned = _spec_of_plan(document)
     for key in CONTAINERS:
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
     if not isinstance(document, dict) or not document or not all(isinstance(v, Tensor) for v in document.values()):
         raise CheckpointError(f"{file} holds no state_dict; it must hold tensors by name and nothing else")
-    return {str(name): tensor for name, tensor in document.items()}, None, with_norm
+    return {str(name): tensor for name, tensor in document.items()}, None, planned
 
 
-def _norm_of_plan(document: object) -> bool | None:
-    """Returns True if the state of a training run has contrast norm, False if not, and None for another document."""
+def _spec_of_plan(document: object) -> NetworkSpec | None:
+    """Returns the network of a training run, or None if the document is not the state of one."""
     try:
-        return bool(document["plan"]["network"]["contrast_norm"])  # type: ignore[index]
-    except (KeyError, TypeError, IndexError):
+        return NetworkSpec(**document["plan"]["network"])  # type: ignore[index]
+    except (KeyError, TypeError, IndexError, ValueError):
         return None
+
+
+def _require_agreement(file: Path, spec: NetworkSpec, architecture: str | None, contrast_norm: bool | None) -> None:
+    """Raises CheckpointError if an option contradicts what the file says about its network."""
+    if architecture not in (None, spec.architecture) or contrast_norm not in (None, spec.contrast_norm):
+        norm = "with" if spec.contrast_norm else "without"
+        raise CheckpointError(f"{file} says it is {spec.description}, {norm} contrast norm; leave out those options")
 
 
 def _own_checkpoint(
@@ -208,10 +216,7 @@ def _own_checkpoint(
     preprocessing: Preprocessing | None,
 ) -> Checkpoint:
     checkpoint = load_checkpoint(file)
-    spec = checkpoint.network.spec
-    if architecture not in (None, spec.architecture) or contrast_norm not in (None, spec.contrast_norm):
-        norm = "with" if spec.contrast_norm else "without"
-        raise CheckpointError(f"{file} says it is {spec.architecture} {norm} contrast norm; leave out those options")
+    _require_agreement(file, checkpoint.network.spec, architecture, contrast_norm)
     if class_names is not None:
         checkpoint = relabel(checkpoint, class_names)
     return replace(checkpoint, preprocessing=preprocessing) if preprocessing else checkpoint

@@ -9,6 +9,9 @@ from zfserve_export.sources.checkpoint_file import open_checkpoint
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.source import SourceOptions
 from zfserve_model.checkpoint import Checkpoint, save_checkpoint
+from zfserve_model.importing.importer import import_graph
+from zfserve_model.networks import NetworkSpec, build_network
+from zfserve_model.preprocessing import Preprocessing
 
 
 def test_a_checkpoint_brings_its_classes_its_preprocessing_and_the_names_of_its_layers(
@@ -32,6 +35,25 @@ def test_a_checkpoint_brings_its_classes_its_preprocessing_and_the_names_of_its_
     with torch.no_grad():
         torch.testing.assert_close(source.module(images), checkpoint.network(images))
         torch.testing.assert_close(torch.from_numpy(scores), source.module(images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_variant_is_exported_like_any_network(tmp_path: Path) -> None:
+    """The last maps enter the output layer, because there is no hidden layer: 6 x 6 of 5 maps."""
+    removed = ("conv3", "conv4", "fc6", "fc7")
+    spec = NetworkSpec("zfnet-fig3", 3, removed=removed, maps=(4, 4, 4, 4, 5))
+    network = build_network(spec, torch.Generator().manual_seed(3)).eval().half().float()
+    file = tmp_path / "weights.safetensors"
+    save_checkpoint(Checkpoint(network, ("a", "b", "c"), ("a", "b", "c"), Preprocessing()), file)
+    source = open_checkpoint(file, SourceOptions())
+    assert source.name == "zfnet-fig3-with-4-4-4-4-5-maps-without-conv3-conv4-fc6-fc7"
+    graph = import_graph(source.model)
+    assert graph.features is not None
+    assert (graph.shapes[graph.features], graph.shapes[graph.logits]) == ((1, 180), (1, 3))
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(source.model.SerializeToString())
+    (scores,) = session.run([source.scores], {source.input_name: images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(scores), network(images), rtol=1e-3, atol=1e-4)
 
 
 def test_a_state_dict_of_another_network_says_what_to_do(tmp_path: Path) -> None:

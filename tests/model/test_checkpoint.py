@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from zfserve_model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_tensors, save_checkpoint
 from zfserve_model.networks import NetworkSpec, build_network
@@ -40,6 +41,16 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     for name, tensor in saved.network.state_dict().items():
         assert torch.equal(loaded.network.state_dict()[name], tensor)
     assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_variant_is_saved_and_networks_without_changes_can_be_read_by_earlier_releases(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_checkpoint(make_checkpoint(), file)
+    with safe_open(file, framework="pt") as opened:
+        assert "removed" not in opened.metadata()["spec"]
+    spec = NetworkSpec("zfnet-fig3", 2, 4, removed=("conv4", "fc6"), maps=(8, 8, 8, 8, 8))
+    save_checkpoint(make_checkpoint(spec), file)
+    assert load_checkpoint(file).network.spec == spec
 
 
 def test_batch_norm_is_folded_away_and_halves_are_the_default(tmp_path: Path) -> None:

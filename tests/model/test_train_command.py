@@ -56,6 +56,7 @@ def test_a_run_leaves_weights_log_pictures_and_recipe(trained: Path) -> None:
     assert recipe["recipe"]["stages"] == [{"size": 224, "epochs": 1}]
     assert recipe["data"]["train"] == {"photos": 12, "by_class": {"n01440764": 6, "n03394916": 6}}
     assert recipe["last_epoch"]["val_photos"] == 6
+    assert 0 <= recipe["last_epoch"]["fitted_top1"] <= 1
     (session,) = recipe["sessions"]
     assert session["command"].startswith("zfserve train --data ")
     assert session["command"].endswith("--hidden-width 8 --stages 224:1 --batch-size 6 --device cpu")
@@ -110,6 +111,8 @@ def test_fine_tuning_has_a_lower_rate_by_default(toy_photos: Path, trained: Path
         (("--rate", "0"), "peak rate must be above 0"),
         (("--hidden-width", "0"), "hidden width must be at least 1"),
         (("--freeze-through", "conv3"), "needs --from"),
+        (("--without", "conv9"), "there is no layer 'conv9'"),
+        (("--snapshots", "1,64"), "--snapshots names epoch 64, but the run has 19"),
         (("--from", "absent.safetensors"), "leave out --hidden-width"),
         (("--labels", "absent.tsv"), "absent.tsv cannot be read"),
         (("--device", "abacus"), "there is no device 'abacus' here"),
@@ -124,6 +127,25 @@ def test_unusable_input_is_one_line_and_status_2(
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+VARIANT = ("--architecture", "zfnet-fig3", "--batch-size", "6", "--device", "cpu", "--without", "conv3,conv4,fc6,fc7")
+
+
+def test_a_variant_is_trained_kept_and_resumed_like_any_network(
+    toy_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, options = tmp_path / "run", (*VARIANT, "--maps", "4,4,6", "--snapshots", "1")
+    assert train(toy_photos, output, *options, *ONE_EPOCH) == 0
+    assert f"keeps the weights of epochs 1 in {output / 'snapshots'}: 1.3 MB each" in capsys.readouterr().out
+    spec = NetworkSpec("zfnet-fig3", 2, 256, removed=("conv3", "conv4", "fc6", "fc7"), maps=(96, 256, 4, 4, 6))
+    files = [output / "weights.safetensors", output / "snapshots" / "epoch-001.safetensors", output / "state.pt"]
+    assert [load_weights(file).network.spec for file in files] == [spec] * 3
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert train(toy_photos, output, *options, "--stages", "224:2") == 0
+    assert "resuming at step 2 of 4" in capsys.readouterr().out
+    assert train(toy_photos, output, *VARIANT, "--stages", "224:2") == 2
+    assert "network.maps was [96, 256, 4, 4, 6], now []" in capsys.readouterr().err
 
 
 def test_absent_weights_to_start_from_are_named(

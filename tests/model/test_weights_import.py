@@ -106,7 +106,7 @@ def test_our_checkpoints_describe_themselves(tmp_path: Path) -> None:
     assert load_weights(file).preprocessing == CROP
     relabelled = load_weights(file, class_names={"z": "Zitrone", "y": "Yamswurzel", "x": "?", "unused": "!"})
     assert (relabelled.class_ids, relabelled.labels) == (("x", "y", "z"), ("?", "Yamswurzel", "Zitrone"))
-    with pytest.raises(CheckpointError, match="says it is alexnet without contrast norm"):
+    with pytest.raises(CheckpointError, match="says it is alexnet, without contrast norm"):
         load_weights(file, "zfnet")
     with pytest.raises(LabelsError, match="no label for y, z"):
         load_weights(file, class_names={"x": "x"})

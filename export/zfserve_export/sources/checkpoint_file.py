@@ -33,7 +33,7 @@ def open_checkpoint(file: Path, options: SourceOptions) -> Source:
     network = checkpoint.network
     labels = dict(zip(checkpoint.class_ids, checkpoint.labels, strict=True))
     facts = cast("PreprocessingFacts", asdict(checkpoint.preprocessing))
-    built = BuiltModule(_one_sequence(network), file.name, network.spec.architecture, facts)
+    built = BuiltModule(_one_sequence(network), file.name, network.spec.name, facts)
     return open_module(built, replace(options, labels=labels))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zfserve_model.networks import INPUT_SIZE, POOL_SIZE, Network
+from zfserve_model.networks import INPUT_SIZE, Network
 from zfserve_model.training.augment import draw_views, normalise, show_views
 from zfserve_model.training.periodic_timer import PeriodicTimer
 from zfserve_model.training.photos import PhotoBatches
@@ -27,6 +27,8 @@ from zfserve_model.training.teacher import Teacher, distillation_loss
 EVALUATION_BATCH = 64
 VALIDATION_STRIDE = 4
 """To save time, every epoch but the last is measured on each fourth validation photo only."""
+FITTED_STRIDE = 4
+"""To save time, the finished network is measured on each fourth training photo only."""
 
 
 class Interrupted(Exception):
@@ -51,6 +53,8 @@ class Trainer:
         save_to: the file for the state, from which the run can be resumed.
         save_every_s: the seconds between two saves. A save waits for the end of a step or an epoch.
         interrupted: returns True if the run should stop. It is called after every step and every evaluated batch.
+        keep_epoch: is called with the network and the number of each finished epoch, from 1, before a state that counts
+            this epoch is saved. So no epoch is left out when a run is killed, but one may come twice.
     """
 
     recipe: Recipe
@@ -62,6 +66,7 @@ class Trainer:
     save_to: Path
     save_every_s: float = 180.0
     interrupted: Callable[[], bool] = lambda: False
+    keep_epoch: Callable[[Network, int], None] = lambda network, epoch: None
 
     def run(self, state: TrainingState, on_step: Callable[[Step, float], None]) -> Iterator[EpochResult]:
         """Trains from the position of `state` to the end. Yields after every epoch.
@@ -85,6 +90,7 @@ class Trainer:
                 result = self._measure_epoch(state, schedule)
                 if not math.isfinite(result.val_loss):
                     raise Diverged(f"the validation loss is {result.val_loss}; lower --rate and start again")
+                self.keep_epoch(state.network, result.epoch)
                 state.close_epoch(result)
                 if save_timer.is_due() or result.epoch == schedule.epochs:
                     state.save(self.save_to)
@@ -137,12 +143,13 @@ class Trainer:
     def _measure_epoch(self, state: TrainingState, schedule: Schedule) -> EpochResult:
         epoch, tally = len(state.results), state.tally
         last = epoch + 1 == schedule.epochs
+        size = schedule.sizes[epoch]
         val_loss, val_top1, val_top5, val_photos = self._evaluate(
-            state.network, schedule.sizes[epoch], every=1 if last else VALIDATION_STRIDE
+            state.network, self.validation, size, every=1 if last else VALIDATION_STRIDE
         )
         return EpochResult(
             epoch=epoch + 1,
-            size=schedule.sizes[epoch],
+            size=size,
             rate=schedule.step(state.next_step - 1).rate,
             # The first release saved no sums after the last step of an epoch.
             train_loss=tally.loss_sum / tally.photos if tally.photos else float("nan"),
@@ -153,17 +160,20 @@ class Trainer:
             val_photos=val_photos,
             images_per_s=tally.photos / tally.seconds if tally.seconds else float("nan"),
             elapsed_s=state.elapsed_s,
+            fitted_top1=self._evaluate(state.network, self.train, size, FITTED_STRIDE)[1] if last else None,
         )
 
     @torch.inference_mode()
-    def _evaluate(self, network: Network, size: int, every: int) -> tuple[float, float, float, int]:
-        """Returns loss, top-1 and top-5 accuracy, and the number of photos, over each `every`-th validation photo."""
+    def _evaluate(
+        self, network: Network, photos: PhotoBatches, size: int, every: int
+    ) -> tuple[float, float, float, int]:
+        """Returns loss, top-1 and top-5 accuracy, and the number of photos, over each `every`-th of `photos`."""
         network.eval()
-        rows = np.arange(0, len(self.validation), every)
+        rows = np.arange(0, len(photos), every)
         loss, top1, top5 = 0.0, 0, 0
         for start in range(0, len(rows), EVALUATION_BATCH):
             batch = rows[start : start + EVALUATION_BATCH]
-            pixels, labels = self.validation.draw(batch)
+            pixels, labels = photos.draw(batch)
             images = normalise(pixels)
             if size != INPUT_SIZE:
                 images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -185,7 +195,9 @@ class Trainer:
 
 
 def pool_trunk(network: Network, images: Tensor) -> Tensor:
-    """Returns the trunk's output, float32 (N, C, 6, 6), for photos of at least 64 pixels a side.
+    """Returns the trunk's output, float32 (N, C, S, S), for photos of at least 64 pixels a side.
+
+    S is `NetworkSpec.last_map_side`, 6 unless early layers are removed.
 
     At 224 pixels this is the network's own trunk. At smaller sizes the last pool adapts its windows, so that its output
     fits the head.
@@ -193,7 +205,7 @@ def pool_trunk(network: Network, images: Tensor) -> Tensor:
     if images.shape[-1] == INPUT_SIZE:
         pooled: Tensor = network.trunk(images)
         return pooled
-    return functional.adaptive_max_pool2d(network.trunk[:-1](images), POOL_SIZE)
+    return functional.adaptive_max_pool2d(network.trunk[:-1](images), network.spec.last_map_side)
 
 
 def _set_training_mode(network: Network) -> None:

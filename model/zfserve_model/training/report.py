@@ -112,7 +112,7 @@ def write_log(results: Sequence[EpochResult], file: Path) -> None:
             writer.writerow({name: _round(value) for name, value in asdict(result).items()})
 
 
-def _round(value: float) -> float:
+def _round(value: float | None) -> float | None:
     return round(value, 6) if isinstance(value, float) else value
 
 

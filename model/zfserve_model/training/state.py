@@ -52,9 +52,15 @@ class Plan:
         Raises:
             RecipeError: the plans differ. The message names every difference.
         """
-        ours = _flatten(self.document())
+        ours = flatten_plan(self.document())
         # States of older releases do not have these keys. The values here are what those releases did.
-        theirs = {"recipe.teacher_sees": "photos", "listing": ours["listing"], **_flatten(earlier)}
+        theirs = {
+            "recipe.teacher_sees": "photos",
+            "network.removed": [],
+            "network.maps": [],
+            "listing": ours["listing"],
+            **flatten_plan(earlier),
+        }
         old_sizes = [stage["size"] for stage in theirs["recipe.stages"] for _ in range(stage["epochs"])]
         if list(self.recipe.epoch_sizes[: len(old_sizes)]) == old_sizes:
             theirs["recipe.stages"] = ours["recipe.stages"]
@@ -72,10 +78,10 @@ class Plan:
             )
 
 
-def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_plan(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten_plan(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
@@ -93,6 +99,8 @@ class EpochResult:
         val_photos: the number of validation photos that were evaluated.
         images_per_s: the speed of the training steps.
         elapsed_s: the seconds spent in training steps since the start of the run.
+        fitted_top1: the accuracy of the finished network on each fourth training photo, measured as on the validation
+            photos: unchanged photos and no dropout. None for all epochs but the last, and for runs of earlier releases.
     """
 
     epoch: int
@@ -106,6 +114,7 @@ class EpochResult:
     val_photos: int
     images_per_s: float
     elapsed_s: float
+    fitted_top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,8 +225,8 @@ class TrainingState:
 
 
 def _teacher_layer(network: Network, seed: int) -> nn.Linear:
-    layer = nn.Linear(network.spec.hidden_width, TEACHER_CLASSES)
-    bound = network.spec.hidden_width**-0.5
+    layer = nn.Linear(network.spec.feature_width, TEACHER_CLASSES)
+    bound = network.spec.feature_width**-0.5
     generator = torch.Generator().manual_seed(seed)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -34,7 +34,7 @@ def start_from(checkpoint: Checkpoint, class_ids: tuple[str, ...], generator: to
     network = build_network(replace(checkpoint.network.spec, classes=len(class_ids)), generator)
     prefix = f"head.{OUTPUT_LAYER}."
     fresh = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefix)}
-    load_tensors(network, {**checkpoint.network.state_dict(), **fresh}, network.spec.architecture)
+    load_tensors(network, {**checkpoint.network.state_dict(), **fresh}, network.spec.description)
     return network
 
 

@@ -180,7 +180,7 @@ class Reconciler:
         try:
             await self._serving.announce(model)
         except BaseException:
-            await model.close_engines()
+            await model.batcher.close()
             raise
         return model
 

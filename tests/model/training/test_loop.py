@@ -59,6 +59,7 @@ def test_the_loop_learns_to_tell_colours_apart(toy_run: ToyRun) -> None:
     assert [result.size for result in results] == [64] * 8 + [80]
     assert [result.val_photos for result in results] == [2] * 8 + [6]
     assert (results[-1].val_top1, results[-1].val_top5) == (1.0, 1.0)
+    assert [result.fitted_top1 for result in results] == [None] * 8 + [1.0]
     assert results == state.results
 
 
