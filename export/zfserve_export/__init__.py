@@ -1,1 +1,1 @@
-"""This room turns a checkpoint into a bundle, and measures what the bundle is worth."""
+"""This room turns a network into a bundle, and measures what the bundle is worth."""

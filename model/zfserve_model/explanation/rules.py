@@ -114,8 +114,8 @@ class ProjectionRule:
     """Says how the projections of a tensor are computed.
 
     Attributes:
-        rule: "paper" if all activations on the way to the image are ReLUs, also with an upper limit. "extended" if some
-            are other functions, whose backward step is a convention of zfserve.
+        rule: "paper" if all activations on the way to the image are ReLUs, with or without an upper limit.
+            "extended" if some are other functions, whose backward step is a convention of zfserve.
         nodes: the names of these other functions, in forward order.
         obstacle: a sentence that names the first node which a projection cannot pass. Empty if there is none.
     """

@@ -15,8 +15,8 @@ from zfserve_model.graph.ordering import needed_nodes
 def run(graph: Graph, values: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """Computes the wanted tensors from the given ones. torch's autograd differentiates the result.
 
-    It runs only the nodes between the two, so a run can start at a layer in the middle. It lets go of each tensor after
-    its last reader.
+    It runs only the nodes between the given and the wanted tensors, so a run can start at a layer in the middle. It
+    frees each tensor after its last use.
 
     Args:
         graph: the network.

@@ -1,4 +1,4 @@
-"""Computes the operations that move values and do not change them: reshape, slice, pad, resize and their kin.
+"""Computes the operations that move values and do not change them: reshape, slice, pad, resize and others.
 
 `operations` lists them. Each function takes the attributes of the ONNX operator in its newest form, and its inputs as
 tensors. Inputs that are sizes, axes or limits are constants.

@@ -85,7 +85,7 @@ class Wiring:
         return factor, factors
 
     def is_gate(self, name: str) -> bool:
-        """True if all readers multiply the tensor with another that depends on the photo."""
+        """Returns True if all readers multiply the tensor with another that depends on the photo."""
         readers = self.readers.get(name, [])
         return bool(readers) and all(
             reader.operation == "Mul" and all(each not in self.constants for each in reader.inputs)

@@ -35,9 +35,9 @@ _VALUES_OF_CONSTANTS = {
 def graph_fingerprint(model: onnx.ModelProto) -> str:
     """Returns the sha256 of the model's meaning, as 64 hexadecimal digits.
 
-    Each tensor has a hash: a weight that of its type, shape and values; another that of its operation, the attributes
-    and the hashes of the inputs. So names do not matter, nor the order of nodes and weights, nor operations that no
-    output needs, nor documentation, metadata and producer, nor where the file keeps its weights.
+    The hash of a weight covers its type, shape and values. The hash of another tensor covers its operation, the
+    attributes, and the hashes of the inputs. So these do not change the fingerprint: names, the order of nodes and
+    weights, operations that no output needs, documentation, metadata, the producer, and the place of the weights.
 
     Args:
         model: a model whose weights are all in it, not in other files.

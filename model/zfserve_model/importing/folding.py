@@ -2,7 +2,7 @@
 
 `importer` calls it. A network's file is full of arithmetic on shapes. Folding runs the graph for two batch sizes on
 torch's `meta` device, which computes shapes and holds no values, so it needs neither the memory nor the time of a
-forward pass. Numbers that come from shapes are real. A number that is the same for both batch sizes is a constant.
+forward pass. Numbers that come from shapes are computed. A number that is the same for both batch sizes is a constant.
 
 A file may be hostile: 167 bytes can make ConstantOfShape ask for 40 GB. So each operation runs on `meta` first, and is
 refused if its output is too large.
@@ -158,7 +158,7 @@ class Folding:
         return found
 
     def _keeps_values(self, node: Node) -> bool:
-        """True for a Cast between types that the graph does not tell apart.
+        """Returns True for a Cast between types that the graph does not tell apart.
 
         A network that takes uint8 pixels gets them as float32 here: the input holds whole numbers then, and a true cast
         to integers would stop the gradient.

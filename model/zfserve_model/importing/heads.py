@@ -31,7 +31,7 @@ class Head:
 
 
 def find_head(nodes: Sequence[Node], constants: Mapping[str, Tensor], shapes: Shapes, probabilities: str) -> Head:
-    """Returns the ends of a network whose output are `probabilities`.
+    """Returns the ends of a network whose output is `probabilities`.
 
     The softmax may stand before a reshape, and work on (N, K, 1, 1). Then it moves behind one, so that the logits are a
     vector. A network that has no softmax at its end has its probabilities as its logits.
@@ -55,7 +55,7 @@ def _behind_reshapes(name: str, makers: Mapping[str, Node], shapes: Shapes) -> s
 
 
 def _is_vector(name: str, shapes: Shapes) -> bool:
-    """True for a tensor with one axis longer than one, at most, besides the batch."""
+    """Returns True for a tensor that has at most one axis longer than one, besides the batch."""
     return name in shapes and sum(size > 1 for size in shapes[name][1:]) <= 1
 
 

@@ -22,7 +22,7 @@ __all__ = ["GraphError", "import_graph"]
 
 
 def import_graph(source: Path | onnx.ModelProto) -> Graph:
-    """Returns the network of a model whose input are `pixels`, uint8 (N, H, W, 3), or a float tensor (N, 3, H, W).
+    """Returns the network of a model. Its input is `pixels`, uint8 (N, H, W, 3), or a float tensor (N, 3, H, W).
 
     The graph begins after the normalisation of the pixels. Operations that are not in the table stay in the graph as
     nodes that are not supported.

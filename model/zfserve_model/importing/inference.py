@@ -14,7 +14,7 @@ KnownShapes = Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]
 """The type and the shape of each tensor. A size that depends on the batch is None."""
 
 _LARGEST_COPIED_WEIGHT = 1024
-"""Sizes and axes have fewer elements. Larger weights are told by their shape alone."""
+"""Weights of more elements are replaced by their shapes. Sizes and axes have fewer elements, and keep their values."""
 
 
 def inferred_shapes(model: onnx.ModelProto) -> KnownShapes:

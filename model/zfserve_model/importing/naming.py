@@ -43,9 +43,10 @@ def _name(node: Node, constants: Mapping[str, Tensor]) -> str:
 
 
 def _fill_scopes(nodes: Sequence[Node]) -> list[Node]:
-    """Gives nodes without scopes those that all readers of their outputs share. Torch's exporter gives a Split none.
+    """Gives nodes without scopes those that all readers of their outputs share.
 
-    The readers are in the module that splits. What it splits may come from another module.
+    Torch's exporter gives no scopes to a Split. The readers are in the module that splits. What it splits may come from
+    another module.
     """
     if not any(node.scopes for node in nodes):
         return list(nodes)

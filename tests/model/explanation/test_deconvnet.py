@@ -1,6 +1,6 @@
 """Projections of zfserve's own networks agree with captum and with their definition, and have the right properties.
 
-`test_projected_operations.py` tests single operations, `test_projected_networks.py` other networks.
+`test_projected_operations.py` tests single operations.
 """
 
 import warnings
