@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fakes.reading_engine import FakeReadingEngine
 from zfserve_engines.contract import Engine, EngineName
 from zfserve_engines.opening import Phase, Report, Step
+from zfserve_engines.readings.plan import ReadingEngine, ReadingPlan
 from zfserve_runtime.bundle import BundleError, Manifest
 from zfserve_runtime.model_repository import FoundVersion
 from zfserve_server.models.engine_choice import EngineChoice
@@ -22,6 +24,7 @@ class FakeModelRepository:
         fault: raised by each scan while it is set.
         reopen: opens engines in place of hung ones; None: no engine can be opened.
         engine: the name of the engine that all versions claim to use.
+        open_reading: opens the engines that read layers.
     """
 
     opened: list[tuple[str, str]] = field(default_factory=list)
@@ -29,6 +32,7 @@ class FakeModelRepository:
     fault: Exception | None = None
     reopen: Callable[[], Engine] | None = None
     engine: EngineName = "onnx-cpu"
+    open_reading: Callable[[ReadingPlan], ReadingEngine] = FakeReadingEngine
     _versions: dict[Path, tuple[FoundVersion, Manifest, tuple[Engine, ...], Exception | None]] = field(
         default_factory=dict
     )
@@ -77,4 +81,5 @@ class FakeModelRepository:
         report(Step(self.engine, Phase.LOADING))
         if error is not None:
             raise error
-        return OpenedVersion(manifest, EngineChoice(self.engine, engines, reopen=self.reopen))
+        choice = EngineChoice(self.engine, engines, reopen=self.reopen, open_reading=self.open_reading)
+        return OpenedVersion(manifest, choice)

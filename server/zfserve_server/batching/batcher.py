@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 from zfserve_engines.contract import Engine
+from zfserve_engines.readings.plan import ReadingEngine, Replacement
 from zfserve_runtime.errors import ServiceError
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.request_id import current_request_id
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 from zfserve_runtime.telemetry.tracing import current_trace
 
-from zfserve_server.admission.caller_identity import ANONYMOUS, CallerIdentity
+from zfserve_server.admission.caller_identity import ANONYMOUS, CallerIdentity, Priority
 from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.batching import errors
 from zfserve_server.batching.engine_thread import EngineThread
@@ -90,14 +91,21 @@ class Batcher:
         return self._refusal is errors.engine_lost
 
     async def submit(
-        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, caller: CallerIdentity = ANONYMOUS
+        self,
+        pixels: npt.NDArray[np.uint8],
+        deadline: Deadline,
+        caller: CallerIdentity = ANONYMOUS,
+        reading: ReadingEngine | None = None,
+        replacement: Replacement | None = None,
     ) -> InferenceResult:
         """Queues one image and waits for its result.
 
         Args:
             pixels: uint8 (height, width, 3). Do not write to it before this returns.
             deadline: an image that has not reached an engine by then is dropped.
-            caller: decides the image's place in the queue.
+            caller: decides the image's place in the queue. With `reading`, the image is a bulk image.
+            reading: runs the image in place of the engine that serves. Use it as `ReadingEngines.use` says.
+            replacement: the maps that `reading` replaces for this image, as one row. None replaces none.
 
         Raises:
             DeadlineExceeded: the deadline passed before an engine was free.
@@ -108,6 +116,9 @@ class Batcher:
         assert pixels.shape == self._row_shape, "decoding gives every image the shape of the model's input"
         future: asyncio.Future[InferenceResult] = self._loop.create_future()
         entry = QueueEntry(pixels, deadline, caller, time.monotonic(), future, current_request_id(), current_trace())
+        if reading is not None:
+            entry.caller = CallerIdentity(caller.client, Priority.BULK)
+            entry.reading, entry.replacement = reading, replacement
         if self._refusal is not None:
             raise self._refusal()
         self._queue.add(entry)

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_engines.contract import Engine, EngineOutputs
+from zfserve_engines.readings.plan import ReadOutputs, ReadValues, Replacement
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 
@@ -113,8 +115,9 @@ class EngineThread:
         try:
             rows = np.empty((self._max_batch_size, *self._row_shape), np.uint8)
             while not self._abandoned and (batch := self._queue.take_batch(self._max_batch_size, self._is_live)):
-                self._batch = batch
-                self._run(batch, _stack_pixels(batch, rows))
+                for _, group in groupby(batch, lambda entry: entry.reading):
+                    self._batch = batch = list(group)
+                    self._run(batch, _stack_pixels(batch, rows))
                 self._batch = batch = []  # an idle engine keeps no images alive
         except BaseException:
             logger.exception("the engine is lost", extra=log_fields(self._batch))
@@ -140,7 +143,7 @@ class EngineThread:
         """
         began = self._run_began = time.monotonic()
         try:
-            outputs = self._engine.run(rows)
+            outputs = self._outputs(batch, rows)
             if not len(outputs.probabilities) == len(outputs.features) == len(batch):
                 raise ValueError(f"{len(outputs.probabilities)} rows came back for {len(batch)}")
         except EngineLost:
@@ -154,11 +157,19 @@ class EngineThread:
         else:
             inference_s = time.monotonic() - began
             lap_s = self._stopwatch.lap(min(entry.submitted for entry in batch))
-            # One NaN or infinity makes the row's sum non-finite. One sum per row costs less than testing each value.
-            finite = np.isfinite(outputs.probabilities.sum(axis=1)).tolist()
-            self._call_on_loop(self._deliver, batch, outputs, finite, _Times(began, inference_s, lap_s))
+            self._call_on_loop(self._deliver, batch, outputs, _finite(outputs), _Times(began, inference_s, lap_s))
         finally:
             self._run_began = None
+
+    def _outputs(self, batch: Sequence[QueueEntry], rows: npt.NDArray[np.uint8]) -> EngineOutputs:
+        """Runs the engine of the batch."""
+        reading = batch[0].reading
+        if reading is None:
+            return self._engine.run(rows)
+        replacement = None
+        if any(entry.replacement is not None for entry in batch):
+            replacement = Replacement.of_batch([entry.replacement for entry in batch], reading.plan.ablated_channels)
+        return reading.run(rows, replacement)
 
     def _call_on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
         # The event loop may have closed before a hung engine returns.
@@ -179,7 +190,10 @@ class EngineThread:
                 continue
             queue_s = times.began - entry.submitted
             probabilities, features = outputs.probabilities[row], outputs.features[row]
-            entry.future.set_result(InferenceResult(probabilities, features, queue_s, times.inference_s, len(batch)))
+            readings = tuple(values.of_photo(row) for values in _readings(outputs))
+            entry.future.set_result(
+                InferenceResult(probabilities, features, queue_s, times.inference_s, len(batch), readings)
+            )
         self._loop.call_soon(self._observe, batch, times)  # after the results, which callers wait for
 
     def _observe(self, batch: Sequence[QueueEntry], times: "_Times") -> None:
@@ -220,6 +234,21 @@ def _stack_pixels(batch: Sequence[QueueEntry], rows: npt.NDArray[np.uint8]) -> n
     for row, entry in zip(rows, batch, strict=False):
         row[:] = entry.pixels
     return rows[: len(batch)]
+
+
+def _readings(outputs: EngineOutputs) -> tuple[ReadValues, ...]:
+    return outputs.readings if isinstance(outputs, ReadOutputs) else ()
+
+
+def _finite(outputs: EngineOutputs) -> list[bool]:
+    """Returns for each image whether its outputs are finite.
+
+    One NaN or infinity makes the row's sum non-finite. One sum per row costs less than testing each value.
+    """
+    finite: list[bool] = np.isfinite(outputs.probabilities.sum(axis=1)).tolist()
+    for values in _readings(outputs):
+        finite = [so_far and row for so_far, row in zip(finite, values.is_finite(), strict=True)]
+    return finite
 
 
 class _Times(NamedTuple):

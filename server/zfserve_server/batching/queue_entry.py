@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from zfserve_engines.readings.plan import ReadingEngine, ReadValues, Replacement
 from zfserve_runtime.errors import ServiceError
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.telemetry.tracing import CallTrace, TracedRow, record_batch
@@ -23,6 +24,7 @@ class InferenceResult(NamedTuple):
         queue_s: seconds from `submit` until the batch began.
         inference_s: seconds that the whole batch took.
         batch_size: images in that batch.
+        readings: the values of each reading for this image, if a reading engine ran it.
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -30,6 +32,7 @@ class InferenceResult(NamedTuple):
     queue_s: float
     inference_s: float
     batch_size: int
+    readings: tuple[ReadValues, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -40,6 +43,8 @@ class QueueEntry:
         pixels: uint8 (height, width, 3).
         submitted: time.monotonic() at `submit`.
         future: receives the result. It is resolved or cancelled on the event loop only.
+        reading: the engine that must run the image. None: the engine that serves.
+        replacement: one row, the maps to replace for this image. None: none.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -49,6 +54,8 @@ class QueueEntry:
     future: asyncio.Future[InferenceResult]
     request_id: str
     trace: CallTrace
+    reading: ReadingEngine | None = None
+    replacement: Replacement | None = None
 
 
 def fail(entries: Iterable[QueueEntry], make_error: Callable[[], ServiceError]) -> None:

@@ -15,6 +15,7 @@ from zfserve_engines.contract import Engine, EngineName, EngineUnavailable
 from zfserve_engines.golden import verify_engine
 from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions, Phase, Report, Step
+from zfserve_engines.readings.plan import ReadingEngine, ReadingPlan
 from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
 from zfserve_runtime.errors import EngineFailed, EngineLost
 
@@ -40,6 +41,10 @@ class NotTaken:
     reason: str
 
 
+def _cannot_read(plan: ReadingPlan) -> ReadingEngine:
+    raise EngineUnavailable("this server cannot read layers")
+
+
 @dataclass(frozen=True, eq=False)
 class EngineChoice:
     """Holds the engine that serves, warm and verified.
@@ -50,12 +55,15 @@ class EngineChoice:
         not_taken: the other kinds, in `auto`'s order; empty where the engine was wanted by name.
         reopen: opens another engine like them, in place of one that hangs. Blocks. None on a GPU, because the hanging
             engine may occupy the GPU for ever.
+        open_reading: opens an engine that reads layers of the same bundle. Blocks. Raises EngineUnavailable,
+            BundleError or EngineFailed.
     """
 
     name: EngineName
     instances: Sequence[Engine]
     not_taken: tuple[NotTaken, ...] = ()
     reopen: Callable[[], Engine] | None = None
+    open_reading: Callable[[ReadingPlan], ReadingEngine] = _cannot_read
 
     @property
     def on_gpu(self) -> bool:

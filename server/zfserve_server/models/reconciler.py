@@ -180,7 +180,7 @@ class Reconciler:
         try:
             await self._serving.announce(model)
         except BaseException:
-            await model.batcher.close()
+            await model.close_engines()
             raise
         return model
 

@@ -13,6 +13,7 @@ from zfserve_runtime.telemetry.metrics import ModelMetrics
 from zfserve_server.admission.admission import Admission
 from zfserve_server.batching.batcher import Batcher
 from zfserve_server.models.engine_choice import EngineChoice
+from zfserve_server.models.reading_engines import ReadingEngines
 
 PROJECTION_RULES = {
     "paper": pb.ProjectionRule.PROJECTION_RULE_PAPER,
@@ -30,6 +31,7 @@ class ServedModel:
         metrics: the metrics of this version.
         startup_s: seconds from the start of the load until it was ready.
         projections_in_flight: counts the projections in flight. The worker must hold the network until they end.
+        studies_in_flight: counts the studies in flight. Their images have no places in `admission`.
     """
 
     manifest: Manifest
@@ -39,12 +41,24 @@ class ServedModel:
     metrics: ModelMetrics
     startup_s: float
     projections_in_flight: InFlight = field(default_factory=InFlight)
+    studies_in_flight: InFlight = field(default_factory=InFlight)
 
     async def close(self) -> None:
         """Waits until all accepted calls are answered, then closes the engines. Remove it from the registry first."""
         await self.admission.emptied()
         await self.projections_in_flight.wait_none()
+        await self.studies_in_flight.wait_none()
+        await self.close_engines()
+
+    async def close_engines(self) -> None:
+        """Refuses the images that wait, and closes the engines. No call may use the model any more."""
         await self.batcher.close()
+        await self.readings.close()
+
+    @cached_property
+    def readings(self) -> ReadingEngines:
+        """The engines that read what layers compute."""
+        return ReadingEngines(self.choice.open_reading)
 
     @cached_property
     def identity(self) -> pb.ModelIdentity:

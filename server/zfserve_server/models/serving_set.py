@@ -109,7 +109,7 @@ class ServingSet:
         await asyncio.gather(*self._retiring)
         while self._served:
             _, served = self._served.popitem()
-            await served.model.batcher.close()
+            await served.model.close_engines()
             self._engine_lost = self._engine_lost or served.model.batcher.engine_lost
 
     def _retire(self, model: ServedModel) -> None:
