@@ -17,6 +17,7 @@ WORK = f'{HERE},method!~"/grpc.*"'
 CLASSIFY = f'{HERE},method=~".*/(Classify|ModelInfer)"'
 PROJECT = f'{HERE},method="/zfserve.v1.VisionService/Project"'
 EXPLAIN = f'{HERE},method="/zfserve.v1.VisionService/Explain"'
+STUDY = f'{HERE},method=~".*/(Activations|Occlude|Ablate|Transform)"'
 
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 """The size of a panel in Grafana's units, of which a screen has 24 across, and the number of panels in a row."""
@@ -102,6 +103,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Explanation calls: latency", "s", quantiles("zfserve_request_seconds", EXPLAIN),
               "From arrival to answer, with the engine's own classification."),
         Panel("Explanation of one class", "s", quantiles("zfserve_explanation_seconds", MODEL), "In the worker."),
+    ),
+    "Studies": (
+        Panel("Images of studies", "short", (Query(rate("zfserve_study_images_total", MODEL, "study"), "{{study}}"),),
+              "Per second. They are bulk work."),
+        Panel("Studies: p95", "s", (p95_by("zfserve_study_seconds", MODEL, "study"),),
+              "From admission to the last message. A study of many images takes long."),
+        Panel("Studies in flight", "short",
+              (Query(f"sum by (method) (zfserve_in_flight{{{STUDY}}})", "{{method}}"),), "At most 8 in each replica."),
     ),
     "Models and start": (
         Panel("Versions served", "short",

@@ -15,6 +15,7 @@
     ├── Cancelled               CANCELLED
     ├── WorkerUnavailable       UNAVAILABLE           projections only; says when to try again
     ├── WorkerMismatch          FAILED_PRECONDITION   the worker holds other weights
+    ├── BundleOutdated          FAILED_PRECONDITION   a bundle of schema 1 lacks what the call needs
     ├── Starting                UNAVAILABLE           says what is starting, and when to try again
     ├── ShuttingDown            UNAVAILABLE
     └── EngineFailed            INTERNAL
@@ -115,6 +116,11 @@ class WorkerUnavailable(ServiceError):
 class WorkerMismatch(ServiceError):
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "WORKER_MISMATCH"
+
+
+class BundleOutdated(ServiceError):
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "BUNDLE_OUTDATED"
 
 
 class Starting(ServiceError):

@@ -20,7 +20,7 @@ MAX_LISTED = 20
 _LISTED_LENGTH = 400
 """An error lists no further name once the listed ones have more characters."""
 
-_QUOTED_LENGTH = 64
+QUOTED_LENGTH = 64
 """An error quotes at most this many characters of a name."""
 
 AnyProjectRequest = pb.ProjectRequest | worker_pb2.ProjectRequest
@@ -42,7 +42,7 @@ def validate_projection_request(request: AnyProjectRequest, manifest: Manifest) 
     elif request.WhichOneof("maps") == "strongest":
         _check_count(request.strongest, layer, "strongest")
     elif request.WhichOneof("maps") == "for_class":
-        _check_attribution(manifest)
+        check_attribution(manifest)
         find_class(request.for_class.class_name, manifest, "for_class.class_name")
         if request.for_class.count:
             _check_count(request.for_class.count, layer, "for_class.count")
@@ -63,7 +63,7 @@ def validate_explanation_request(request: AnyExplainRequest, manifest: Manifest)
         Unimplemented: a node of the network is in the way.
     """
     layer = find_layer(request.layer or _DEFAULT_LAYER, manifest)
-    _check_attribution(manifest)
+    check_attribution(manifest)
     find_class(request.class_name, manifest, "class_name")
     if request.method not in pb.ExplanationMethod.values():
         methods = ", ".join(pb.ExplanationMethod.keys()[1:])
@@ -87,8 +87,8 @@ def find_layer(name: str, manifest: Manifest) -> LayerEntry:
     """
     if layer := manifest.resolve_layer(name):
         return layer
-    choice = f"; choose {_layer_names(manifest)}" if manifest.layers else ""
-    sentence = f"there is no layer {name[:_QUOTED_LENGTH]!r} that can be projected"
+    choice = f"; choose {layer_names(manifest)}" if manifest.layers else ""
+    sentence = f"there is no layer {name[:QUOTED_LENGTH]!r} that can be projected"
     if manifest.projection_obstacle:
         raise Unimplemented(f"{sentence}: {manifest.projection_obstacle}{choice}", field="layer")
     raise NotFound(f"{sentence}{choice}", field="layer")
@@ -106,41 +106,41 @@ def find_class(name: str, manifest: Manifest, field: str) -> int | None:
     """
     if not name:
         return None
-    quoted = repr(name[:_QUOTED_LENGTH])
+    quoted = repr(name[:QUOTED_LENGTH])
     for attribute in ("class_id", "label"):
         found = [index for index, entry in enumerate(manifest.classes) if getattr(entry, attribute) == name]
         if len(found) > 1:
-            ids = _listed([manifest.classes[index].class_id for index in found])
+            ids = listed([manifest.classes[index].class_id for index in found])
             raise InvalidInput(f"{len(found)} classes are called {quoted}; give the id of one: {ids}", field=field)
         if found:
             return found[0]
     labels = [entry.label for entry in manifest.classes]
     similar = [label for label in labels if name.casefold() in label.casefold()]
-    raise NotFound(f"there is no class {quoted}; choose one of {_listed(similar or labels)}", field=field)
+    raise NotFound(f"there is no class {quoted}; choose one of {listed(similar or labels)}", field=field)
 
 
-def _layer_names(manifest: Manifest) -> str:
+def layer_names(manifest: Manifest) -> str:
     """Returns what a request may name: all layers, or the stages where a network has too many layers for a sentence."""
     names = [layer.name for layer in manifest.layers]
     if len(names) <= MAX_LISTED:
-        return f"last or one of {_listed(names)}"
+        return f"last or one of {listed(names)}"
     stages = list(dict.fromkeys(layer.stage for layer in manifest.layers if layer.stage))
-    return f"last, a stage ({_listed(stages)}), or one of {len(names)} layers, such as {names[0]} and {names[-1]}"
+    return f"last, a stage ({listed(stages)}), or one of {len(names)} layers, such as {names[0]} and {names[-1]}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Returns at most `MAX_LISTED` of the names, separated by commas. It lists fewer names if they are long."""
     shown: list[str] = []
     for name in names[:MAX_LISTED]:
         if sum(map(len, shown)) > _LISTED_LENGTH:
             break
-        shown.append(name[:_QUOTED_LENGTH])
+        shown.append(name[:QUOTED_LENGTH])
     if more := len(names) - len(shown):
         shown.append(f"... ({more} more)")
     return ", ".join(shown)
 
 
-def _check_attribution(manifest: Manifest) -> None:
+def check_attribution(manifest: Manifest) -> None:
     if manifest.attribution_obstacle:
         raise Unimplemented(f"this network's classes cannot be explained: {manifest.attribution_obstacle}")
 

@@ -75,7 +75,7 @@ def open_grpc_port(
     pipeline = ClassificationPipeline(models, rate_limit, decoder, metrics)
     for method, check in early_checks(models).items():
         server.check_before_read(method, check, applies=partial(all_models_busy, models))
-    add_VisionServiceServicer_to_server(VisionService(models, pipeline, worker), server)  # type: ignore[abstract]
+    add_VisionServiceServicer_to_server(VisionService(models, pipeline, worker), server)
     add_GRPCInferenceServiceServicer_to_server(InferenceService(models, pipeline, health, metrics), server)
     add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
     address = host_and_port(config.host, config.port)

@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 import numpy as np
@@ -42,6 +42,7 @@ from zfserve_runtime.telemetry.metrics import Metrics
 from zfserve_server.app import serve
 from zfserve_server.config import ServerConfig
 from zfserve_server.grpc_server import Ports
+from zfserve_server.models.source import ModelSource
 
 if TYPE_CHECKING:
     from zfserve_protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceAsyncStub
@@ -252,6 +253,8 @@ class FakeWorker(WorkerServiceServicer):
                     rank=rank,
                     total=len(maps),
                     rule=pb.PROJECTION_RULE_PAPER,
+                    attribution=float(len(maps) - rank) if request.HasField("for_class") else 0.0,
+                    for_class=pb.ClassScore(index=3) if request.HasField("for_class") else None,
                 )
             )
 
@@ -291,6 +294,13 @@ class FakeWorker(WorkerServiceServicer):
                 await server.stop(None)
             else:
                 await drain(server, self.health, 30.0, StopRequest(), drain_delay_s)
+
+
+class HasSource(Protocol):
+    """Anything that has models to serve."""
+
+    @property
+    def source(self) -> ModelSource: ...
 
 
 @dataclass
@@ -342,7 +352,7 @@ class Running:
 
 @asynccontextmanager
 async def running_server(
-    *engines: FakeEngine, repository: FakeModelRepository | None = None, **settings: object
+    *engines: FakeEngine, repository: HasSource | None = None, **settings: object
 ) -> AsyncIterator[Running]:
     """Runs a server and yields it once it is ready. Stops and drains it at the end.
 
@@ -358,8 +368,8 @@ async def running_server(
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     rescan = asyncio.Event()
     if repository is None:
-        repository = FakeModelRepository()
-        repository.put(MANIFEST, *engines)
+        versions = repository = FakeModelRepository()
+        versions.put(MANIFEST, *engines)
     serving = serve(config, repository.source, stop, lambda ports, _: ready.set_result(ports), rescan)
     task = asyncio.create_task(serving)
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)

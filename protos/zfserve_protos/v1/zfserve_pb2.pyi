@@ -159,21 +159,21 @@ class _TransformKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transfo
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRANSFORM_KIND_UNSPECIFIED: _TransformKind.ValueType  # 0
     TRANSFORM_KIND_VERTICAL_TRANSLATION: _TransformKind.ValueType  # 1
-    """Pixels downwards; -60 to 60 in steps of 6."""
+    """Pixels downwards; -60 to 60 in steps of 6. At most the height of the input."""
     TRANSFORM_KIND_HORIZONTAL_TRANSLATION: _TransformKind.ValueType  # 2
-    """Pixels to the right; -60 to 60 in steps of 6."""
+    """Pixels to the right; -60 to 60 in steps of 6. At most the width of the input."""
     TRANSFORM_KIND_SCALE: _TransformKind.ValueType  # 3
-    """The factor of enlargement; 1 to 1.8 in steps of 0.04."""
+    """The factor of enlargement; 1 to 1.8 in steps of 0.04. At least 0.25, at most 16."""
     TRANSFORM_KIND_ROTATION: _TransformKind.ValueType  # 4
-    """Degrees, anticlockwise; 0 to 350 in steps of 10."""
+    """Degrees, anticlockwise; 0 to 350 in steps of 10. At most 3600 in either direction."""
     TRANSFORM_KIND_HORIZONTAL_FLIP: _TransformKind.ValueType  # 5
     """0 is the photo, 1 its mirror image; 0, 1."""
     TRANSFORM_KIND_VERTICAL_FLIP: _TransformKind.ValueType  # 6
     """0 is the photo, 1 the photo upside down; 0, 1."""
     TRANSFORM_KIND_HUE: _TransformKind.ValueType  # 7
-    """Degrees on the circle of hues; 0 to 350 in steps of 10."""
+    """Degrees on the circle of hues; 0 to 350 in steps of 10. At most 3600 in either direction. There are 256 hues."""
     TRANSFORM_KIND_BRIGHTNESS: _TransformKind.ValueType  # 8
-    """The factor of all values; 0.2 to 1.8 in steps of 0.1."""
+    """The factor of all values; 0.2 to 1.8 in steps of 0.1. At least 0, at most 16."""
 
 class TransformKind(_TransformKind, metaclass=_TransformKindEnumTypeWrapper):
     """TransformKind says what changes. All changes are made to the model's input, after the photo was resized, around its
@@ -182,21 +182,21 @@ class TransformKind(_TransformKind, metaclass=_TransformKindEnumTypeWrapper):
 
 TRANSFORM_KIND_UNSPECIFIED: TransformKind.ValueType  # 0
 TRANSFORM_KIND_VERTICAL_TRANSLATION: TransformKind.ValueType  # 1
-"""Pixels downwards; -60 to 60 in steps of 6."""
+"""Pixels downwards; -60 to 60 in steps of 6. At most the height of the input."""
 TRANSFORM_KIND_HORIZONTAL_TRANSLATION: TransformKind.ValueType  # 2
-"""Pixels to the right; -60 to 60 in steps of 6."""
+"""Pixels to the right; -60 to 60 in steps of 6. At most the width of the input."""
 TRANSFORM_KIND_SCALE: TransformKind.ValueType  # 3
-"""The factor of enlargement; 1 to 1.8 in steps of 0.04."""
+"""The factor of enlargement; 1 to 1.8 in steps of 0.04. At least 0.25, at most 16."""
 TRANSFORM_KIND_ROTATION: TransformKind.ValueType  # 4
-"""Degrees, anticlockwise; 0 to 350 in steps of 10."""
+"""Degrees, anticlockwise; 0 to 350 in steps of 10. At most 3600 in either direction."""
 TRANSFORM_KIND_HORIZONTAL_FLIP: TransformKind.ValueType  # 5
 """0 is the photo, 1 its mirror image; 0, 1."""
 TRANSFORM_KIND_VERTICAL_FLIP: TransformKind.ValueType  # 6
 """0 is the photo, 1 the photo upside down; 0, 1."""
 TRANSFORM_KIND_HUE: TransformKind.ValueType  # 7
-"""Degrees on the circle of hues; 0 to 350 in steps of 10."""
+"""Degrees on the circle of hues; 0 to 350 in steps of 10. At most 3600 in either direction. There are 256 hues."""
 TRANSFORM_KIND_BRIGHTNESS: TransformKind.ValueType  # 8
-"""The factor of all values; 0.2 to 1.8 in steps of 0.1."""
+"""The factor of all values; 0.2 to 1.8 in steps of 0.1. At least 0, at most 16."""
 Global___TransformKind: _TypeAlias = TransformKind  # noqa: Y015
 
 class _Border:
@@ -213,7 +213,7 @@ class _BorderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Border.ValueTy
     BORDER_EDGE: _Border.ValueType  # 3
     """The nearest pixel of the photo."""
     BORDER_REFLECT: _Border.ValueType  # 4
-    """The photo, mirrored."""
+    """The photo, mirrored at its outermost pixels, which are not repeated."""
 
 class Border(_Border, metaclass=_BorderEnumTypeWrapper):
     """Border says what fills places that the photo no longer covers."""
@@ -226,7 +226,7 @@ BORDER_BLACK: Border.ValueType  # 2
 BORDER_EDGE: Border.ValueType  # 3
 """The nearest pixel of the photo."""
 BORDER_REFLECT: Border.ValueType  # 4
-"""The photo, mirrored."""
+"""The photo, mirrored at its outermost pixels, which are not repeated."""
 Global___Border: _TypeAlias = Border  # noqa: Y015
 
 class _Resampling:
@@ -1011,7 +1011,9 @@ class ActivationsRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     form: Global___ActivationForm.ValueType
     grid_height: _builtins.int
-    """The size of the grid for ACTIVATION_FORM_GRID, 1 to 64 each, at most the height and width of the maps."""
+    """The size of the grid for ACTIVATION_FORM_GRID, 1 to 64 each, at most the height and width of the maps. "features"
+    keep their one unit.
+    """
     grid_width: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
@@ -1130,7 +1132,9 @@ class OccludeRequest(_message.Message):
     class_name: _builtins.str
     """The id or the label of the class. Unset means the most probable class of the photo without a square."""
     layer: _builtins.str
-    """The layer of the map, as in `ProjectRequest`. Unset means "last"."""
+    """The layer of the map, as in `ProjectRequest`. Unset means "last", or no map where the network has no layer that can
+    be read.
+    """
     map: _builtins.int
     """The map whose activity is summed. Unset means the map with the strongest unit in the photo without a square."""
     @_builtins.property
@@ -1328,6 +1332,7 @@ class OcclusionPlan(_message.Message):
     SOURCE_BOX_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     layer: _builtins.str
+    """The layer and the map. Without a map, `layer` is empty, and so are all other fields about a map."""
     map: _builtins.int
     map_sum: _builtins.float
     """The sum over space of the map's activity in the photo without a square."""
@@ -1589,7 +1594,9 @@ class TransformRequest(_message.Message):
     class_name: _builtins.str
     """The id or the label of the class. Unset means the most probable class of the untouched photo."""
     low_layer: _builtins.str
-    """The low layer, as in `ProjectRequest`. Unset means the first layer of the network."""
+    """The low layer, as in `ProjectRequest`. Unset means the first layer of the network, or none where the network has no
+    layer that can be read.
+    """
     border: Global___Border.ValueType
     resampling: Global___Resampling.ValueType
     include_pictures: _builtins.bool
@@ -1599,7 +1606,7 @@ class TransformRequest(_message.Message):
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The steps of the sweep, 1 to 512, in the unit of the kind. Unset means the paper's range, or the range that
-        `TransformKind` gives.
+        `TransformKind` gives. The photo itself is not a step; its values are in `untouched`.
         """
 
     @_builtins.property

@@ -32,6 +32,8 @@ class Metrics:
         inference_seconds: the time of one run of the engine, whatever its batch size.
         projection_seconds: the time to project and render one feature map.
         explanation_seconds: the time to explain one class, with its overlay, after the forward pass.
+        study_images: the images that studies have run: photos that were read, occluded, changed, or run without maps.
+        study_seconds: the time of one study, from its admission to its last message.
         batch_size: the number of images in one run of the engine.
         batch_fill: that number as a share of the largest batch, in (0, 1].
         queue_depth: the number of accepted images that wait for the engine, or in a worker for PyTorch.
@@ -70,6 +72,11 @@ class Metrics:
         self.inference_seconds = seconds("inference", "Time of one run of the engine.", *_MODEL_LABELS)
         self.projection_seconds = seconds("projection", "Time to project and render one feature map.", *_MODEL_LABELS)
         self.explanation_seconds = seconds("explanation", "Time to explain one class and draw it.", *_MODEL_LABELS)
+        study_labels = (*_MODEL_LABELS, "study")
+        self.study_seconds = seconds("study", "Time of one study.", *study_labels)
+        self.study_images = Counter(
+            "zfserve_study_images", "Images that studies have run.", study_labels, registry=registry
+        )
         self.batch_size = Histogram(
             "zfserve_batch_size",
             "Images in one run of the engine.",
@@ -149,6 +156,8 @@ class Metrics:
             self.engine_failures,
             self.projection_seconds,
             self.explanation_seconds,
+            self.study_seconds,
+            self.study_images,
             self.model_info,
         ):
             metric.remove_by_labels({"model": name, "version": version})
@@ -172,3 +181,14 @@ class ModelMetrics:
         self.engine_failures = metrics.engine_failures.labels(name, version)
         self.projection_seconds = metrics.projection_seconds.labels(name, version)
         self.explanation_seconds = metrics.explanation_seconds.labels(name, version)
+        self._study_seconds = metrics.study_seconds
+        self._study_images = metrics.study_images
+        self._labels = (name, version)
+
+    def study_seconds(self, study: str) -> Histogram:
+        """Returns the time of studies of that name, such as "occlude"."""
+        return self._study_seconds.labels(*self._labels, study)
+
+    def study_images(self, study: str) -> Counter:
+        """Returns the number of images of studies of that name."""
+        return self._study_images.labels(*self._labels, study)

@@ -185,6 +185,11 @@ def current_trace() -> CallTrace:
     return call if isinstance(call, CallTrace) else UNTRACED
 
 
+def leave_trace() -> None:
+    """Takes this task out of the trace of its call. Work that the task does from now on has no spans."""
+    attach(set_value(_CALL_TRACE, UNTRACED))  # the task ends with its context: nothing to detach
+
+
 def current_trace_id() -> str:
     """Returns the id of the current trace in 32 hex digits, or "" if there is none."""
     context = get_current_span().get_span_context()

@@ -33,10 +33,12 @@ class Admission:
     Args:
         limit: the largest number of images in flight.
         service_rate: the measured speed of the engines, or of the worker, behind this admission.
+        things: what has the places, for the sentence of a refusal.
     """
 
-    def __init__(self, limit: int, service_rate: ServiceRate) -> None:
+    def __init__(self, limit: int, service_rate: ServiceRate, things: str = "images") -> None:
         self.limit = limit
+        self._things = things
         self._service_rate = service_rate
         self._in_flight = InFlight()
         self._held: dict[Priority, dict[str, int]] = {priority: {} for priority in Priority}  # images by client
@@ -74,7 +76,7 @@ class Admission:
         rate = self._service_rate
         finish_s = rate.finish_s(self._images_ahead(caller, held), images) if self.in_flight else rate.overdue_s()
         if images > free or held >= CLIENT_SHARE * free or bulk >= free:
-            raise _overloaded(f"{self.in_flight} images are waiting already", finish_s)
+            raise _overloaded(f"{self.in_flight} {self._things} are waiting already", finish_s)
         remaining_s = deadline.remaining_s()
         if remaining_s is not None and finish_s > remaining_s and rate.measured:
             raise _overloaded(

@@ -74,9 +74,19 @@ class ServedModel:
             probabilities: float32 (K,).
         """
         order = np.argsort(-probabilities, kind="stable")[:count]
-        for index, probability in zip(order.tolist(), probabilities[order].tolist(), strict=True):
-            entry = self.manifest.classes[index]
-            response.classes.add(label=entry.label, class_id=entry.class_id, index=index, probability=probability)
+        response.classes.extend(self.class_score(probabilities, index) for index in order.tolist())
+
+    def class_score(self, probabilities: npt.NDArray[np.float32], index: int | None = None) -> pb.ClassScore:
+        """Returns a class with its probability. Without `index` it is the most probable class, of equal ones the first.
+
+        Args:
+            probabilities: float32 (K,).
+        """
+        chosen = int(probabilities.argmax()) if index is None else index
+        entry = self.manifest.classes[chosen]
+        return pb.ClassScore(
+            label=entry.label, class_id=entry.class_id, index=chosen, probability=float(probabilities[chosen])
+        )
 
     def describe(self, projection_available: bool) -> pb.DescribeModelResponse:
         """Describes the model. Parity and accuracy cover all artefacts; `engine.precision` says which one serves."""

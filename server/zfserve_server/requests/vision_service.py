@@ -1,4 +1,7 @@
-"""The service `zfserve.v1.VisionService`. It converts messages and calls the classification pipeline."""
+"""The service `zfserve.v1.VisionService`. It converts messages and calls the classification pipeline.
+
+Its studies are in `study_service`.
+"""
 
 import asyncio
 import time
@@ -7,9 +10,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 
 from zfserve_protos.v1 import zfserve_pb2 as pb
-from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
-from zfserve_runtime.bundle import Manifest
-from zfserve_runtime.errors import InvalidInput, WorkerUnavailable
+from zfserve_runtime.errors import InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Context
 from zfserve_runtime.projection_validation import validate_explanation_request, validate_projection_request
@@ -23,6 +24,7 @@ from zfserve_server.requests.classification import AdmittedRequest, Classificati
 from zfserve_server.requests.explanation import check_explanation, complete_explanation, explanation_request
 from zfserve_server.requests.image_decoder import Photo
 from zfserve_server.requests.projection import check_projection, complete_projection, projection_request
+from zfserve_server.requests.study_service import StudyService
 from zfserve_server.worker.client import WorkerClient
 
 DEFAULT_TOP_K = 5
@@ -33,17 +35,16 @@ for a stuck worker take no place from classifications, because each model bounds
 its deadline, because its cost is unknown until it is done, and the results of a projection come one by one."""
 
 
-class VisionService(VisionServiceServicer):
+class VisionService(StudyService):
     """Serves `zfserve.v1.VisionService`, whose methods zfserve.proto describes.
 
     Args:
-        worker: computes projections and explanations; None refuses them.
+        worker: computes projections and explanations, and chooses maps for a class; None refuses that.
     """
 
     def __init__(self, models: ModelRegistry, pipeline: ClassificationPipeline, worker: WorkerClient | None) -> None:
+        super().__init__(pipeline, worker)
         self._models = models
-        self._pipeline = pipeline
-        self._worker = worker
         self._projection_rate = ServiceRate()
         self._projection_admission = Admission(MAX_PROJECTIONS, self._projection_rate)
 
@@ -139,13 +140,6 @@ class VisionService(VisionServiceServicer):
 
     def _find_model(self, request: pb.ClassifyRequest | pb.ProjectRequest | pb.ExplainRequest) -> ServedModel:
         return self._pipeline.find_model(request.model.name, request.model.version, request.image.reference)
-
-    async def _require_worker(self, manifest: Manifest) -> WorkerClient:
-        """Returns the worker. Raises WorkerUnavailable or WorkerMismatch if none can compute for that network."""
-        if self._worker is None:
-            raise WorkerUnavailable("this server runs without a projection worker; start it with one")
-        await self._worker.require(manifest.fingerprint)
-        return self._worker
 
     async def _classify(
         self, model: ServedModel, caller: CallerIdentity, deadline: Deadline, photo: Photo

@@ -38,6 +38,7 @@ STATUSES = {
     errors.Cancelled: "CANCELLED",
     errors.WorkerUnavailable: "UNAVAILABLE",
     errors.WorkerMismatch: "FAILED_PRECONDITION",
+    errors.BundleOutdated: "FAILED_PRECONDITION",
     errors.Starting: "UNAVAILABLE",
     errors.ShuttingDown: "UNAVAILABLE",
     errors.EngineFailed: "INTERNAL",
