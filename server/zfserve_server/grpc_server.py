@@ -29,6 +29,7 @@ from zfserve_server.requests.classification import ClassificationPipeline
 from zfserve_server.requests.image_decoder import ImageDecoder
 from zfserve_server.requests.inference_service import InferenceService
 from zfserve_server.requests.photo_cache import PhotoCache
+from zfserve_server.requests.projection_pipeline import ProjectionPipeline
 from zfserve_server.requests.vision_service import VisionService
 from zfserve_server.worker.client import WorkerClient
 
@@ -73,10 +74,11 @@ def open_grpc_port(
     rate_limit = RateLimit(config.client_rate, config.client_burst)
     decoder = stack.enter_context(_build_decoder(config))
     pipeline = ClassificationPipeline(models, rate_limit, decoder, metrics)
+    projections = ProjectionPipeline(pipeline, worker)
     for method, check in early_checks(models).items():
         server.check_before_read(method, check, applies=partial(all_models_busy, models))
-    add_VisionServiceServicer_to_server(VisionService(models, pipeline, worker), server)
-    add_GRPCInferenceServiceServicer_to_server(InferenceService(models, pipeline, health, metrics), server)
+    add_VisionServiceServicer_to_server(VisionService(models, pipeline, projections), server)
+    add_GRPCInferenceServiceServicer_to_server(InferenceService(models, pipeline, projections, health, metrics), server)
     add_health_and_reflection(server, health, VISION_SERVICE, INFERENCE_SERVICE)
     address = host_and_port(config.host, config.port)
     port = open_port(server, address, config.tls, callers_known=authorizer is not None, flag="--port")

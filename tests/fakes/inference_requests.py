@@ -18,6 +18,14 @@ Parameter = pb.InferParameter
 Contents = pb.InferTensorContents
 
 
+def text_parameter(value: str) -> Parameter:
+    return Parameter(string_param=value)
+
+
+def number_parameter(value: int) -> Parameter:
+    return Parameter(int64_param=value)
+
+
 def batch_of(*identities: int) -> npt.NDArray[np.uint8]:
     return np.stack([pixels_of(identity) for identity in identities])
 

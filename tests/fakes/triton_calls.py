@@ -141,6 +141,40 @@ def infer_asyncio(address: str, images: Sequence[Images]) -> list[Any]:
     return asyncio.run(_infer_asyncio(address, images))
 
 
+def project(address: str, pixels: Images, options: dict[str, str | int]) -> dict[str, Any]:
+    """Returns all outputs of the companion `fake.project`."""
+    from tritonclient.grpc import InferenceServerClient
+
+    with InferenceServerClient(address) as client:
+        result = client.infer(f"{MODEL}.project", [_pixels(pixels)], parameters=options, client_timeout=30)
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def explain(address: str, file: bytes, options: dict[str, str | int]) -> dict[str, Any]:
+    """Returns all outputs of the companion `fake.explain` for an image file."""
+    from tritonclient.grpc import InferenceServerClient, InferInput
+
+    with InferenceServerClient(address) as client:
+        image = InferInput("image", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[file]], dtype=object))
+        result = client.infer(f"{MODEL}.explain", [image], parameters=options, client_timeout=30)
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def describe_companions(address: str) -> dict[str, Any]:
+    """Returns what a client can learn of the companions before it sends images."""
+    from tritonclient.grpc import InferenceServerClient
+
+    names = [f"{MODEL}.project", f"{MODEL}.explain"]
+    with InferenceServerClient(address) as client:
+        return {
+            "ready": [client.is_model_ready(name) for name in names],
+            "metadata": [client.get_model_metadata(name, as_json=True) for name in names],
+            "configs": [client.get_model_config(name, as_json=True)["config"] for name in names],
+            "index": client.get_model_repository_index(as_json=True)["models"],
+        }
+
+
 def refusals(address: str) -> dict[str, tuple[str, str]]:
     """Returns the status and the message of calls that fail."""
     from tritonclient.grpc import InferenceServerClient

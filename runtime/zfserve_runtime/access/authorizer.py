@@ -31,6 +31,17 @@ def current_caller() -> Caller:
     return _caller.get()
 
 
+def require_permission(method: str) -> None:
+    """Checks that the current caller may also call `method`, its full name.
+
+    A handler uses it where the request says what is asked for, so that the check before the request is too early.
+
+    Raises:
+        PermissionDenied: the caller may not call `method`.
+    """
+    _check_permission(current_caller(), method)
+
+
 class Authorizer:
     """Authorizes each call by the file of callers.
 
@@ -72,7 +83,7 @@ class Authorizer:
     async def _authorized(self, requests: Any, method: str, context: Context) -> AsyncIterator[Any]:
         metadata = metadata_of(context)
         async for request in requests:
-            self.authorize(method, context, metadata)
+            _caller.set(self.authorize(method, context, metadata))  # its permissions may have changed
             yield request
 
     def authorize(self, method: str, context: Context, metadata: Metadata) -> Caller:
@@ -83,8 +94,7 @@ class Authorizer:
             PermissionDenied: the caller may not call `method`.
         """
         caller = self._authenticate(context, metadata)
-        if not caller.may_call(method):
-            raise PermissionDenied(f"{caller.name} may not call {method}; ask the service's operator to permit it")
+        _check_permission(caller, method)
         return caller
 
     def _authenticate(self, context: Context, metadata: Metadata) -> Caller:
@@ -106,6 +116,11 @@ class Authorizer:
                 else "this service must know who calls; send the metadata `authorization: Bearer TOKEN`"
             )
         return caller
+
+
+def _check_permission(caller: Caller, method: str) -> None:
+    if not caller.may_call(method):
+        raise PermissionDenied(f"{caller.name} may not call {method}; ask the service's operator to permit it")
 
 
 def _bearer_token(metadata: Metadata) -> str | None:

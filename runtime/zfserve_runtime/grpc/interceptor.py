@@ -11,7 +11,8 @@ import random
 import re
 import time
 from collections.abc import Sequence
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Never
 
@@ -37,6 +38,27 @@ _SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 _log = logging.getLogger(__name__)
 
 
+_counted_as: ContextVar[str] = ContextVar("counted_as", default="")
+
+
+def count_as(method: str) -> None:
+    """Counts and times the current call as a call of `method`, its full name.
+
+    A handler uses it where one method does the work of several that take very different times. The log and the number
+    of calls in flight keep the call's own method.
+    """
+    _counted_as.set(method)  # each call is a task of its own, so nothing must be reset
+
+
+class _Measures:
+    """Holds the metrics of one method, so that no call looks them up by their labels."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self.seconds = metrics.request_seconds.labels(name)
+        self.ended = cache(lambda status: metrics.requests.labels(name, status))
+        self.refused = cache(lambda reason: metrics.refusals.labels(name, reason))
+
+
 class Method:
     """Holds what all calls of one method share. It looks up the metrics by their labels once, and not for each call.
 
@@ -60,16 +82,17 @@ class Method:
         self.log_limiter = log_limiter
         self.in_flight = 0
         metrics.in_flight.labels(name).set_function(lambda: self.in_flight)
-        self._seconds = metrics.request_seconds.labels(name)
-        self._ended = cache(lambda status: metrics.requests.labels(name, status))
-        self._refused = cache(lambda reason: metrics.refusals.labels(name, reason))
+        self._measures = _Measures(metrics, name)
+        self._other_measures = cache(partial(_Measures, metrics))
 
     def measure(self, status: grpc.StatusCode, duration_s: float, error: BaseException | None) -> None:
         """Counts a call that has ended."""
-        self._ended(status.name).inc()
-        self._seconds.observe(duration_s)
+        other = _counted_as.get()
+        measures = self._other_measures(other) if other else self._measures
+        measures.ended(status.name).inc()
+        measures.seconds.observe(duration_s)
         if isinstance(error, ServiceError):
-            self._refused(error.reason).inc()
+            measures.refused(error.reason).inc()
 
 
 class Call:

@@ -153,6 +153,10 @@ class ModelRegistry:
         note_model(model.manifest.name, model.manifest.version)
         return model
 
+    def knows(self, name: str) -> bool:
+        """Returns True if there is or was a version of that name, in any state."""
+        return name in self._versions
+
     def _look_up(self, name: str, version: str) -> ServedModel:
         versions = self._versions.get(name)
         for model in reversed(versions or ()):

@@ -15,7 +15,12 @@ from zfserve_server.requests.inference_tensors import is_typed
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
-_TYPE_OF = {"bool_param": "a boolean", "int64_param": "a whole number", "uint64_param": "a whole number"}
+_TYPE_OF = {
+    "bool_param": "a boolean",
+    "string_param": "text",
+    "int64_param": "a whole number",
+    "uint64_param": "a whole number",
+}
 
 
 def refuse_sequences(request: pb.ModelInferRequest) -> None:
@@ -34,7 +39,7 @@ def narrow_deadline(request: pb.ModelInferRequest, deadline: Deadline) -> Deadli
     Raises:
         InvalidInput: `timeout` is negative or not a whole number.
     """
-    timeout_us = _read_whole_number(request, "timeout")
+    timeout_us = read_whole_number(request, "timeout")
     if not timeout_us:
         return deadline
     until_s = time.monotonic() + timeout_us / 1e6
@@ -49,7 +54,7 @@ def choose_priority(request: pb.ModelInferRequest, caller: CallerIdentity) -> Ca
     Raises:
         InvalidInput: `priority` is negative or not a whole number.
     """
-    level = _read_whole_number(request, "priority")
+    level = read_whole_number(request, "priority")
     return replace(caller, priority=Priority.INTERACTIVE if level == 1 else Priority.BULK) if level else caller
 
 
@@ -69,8 +74,25 @@ def wants_typed(request: pb.ModelInferRequest) -> bool:
     return not parameter.bool_param
 
 
-def _read_whole_number(request: pb.ModelInferRequest, name: str) -> int:
-    """Returns a parameter that is a whole number, or 0 if the request does not have it."""
+def read_text(request: pb.ModelInferRequest, name: str) -> str | None:
+    """Returns a parameter that is text, or None if the request does not have it.
+
+    Raises:
+        InvalidInput: the parameter is no text.
+    """
+    if name not in request.parameters:
+        return None
+    parameter = request.parameters[name]
+    _check_type(name, parameter, "string_param")
+    return parameter.string_param
+
+
+def read_whole_number(request: pb.ModelInferRequest, name: str) -> int:
+    """Returns a parameter that is a whole number, or 0 if the request does not have it.
+
+    Raises:
+        InvalidInput: the parameter is negative or not a whole number.
+    """
     if name not in request.parameters:
         return 0
     parameter = request.parameters[name]

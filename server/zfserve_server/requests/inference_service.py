@@ -18,9 +18,16 @@ from zfserve_runtime.grpc.health import SERVER, Health
 from zfserve_runtime.grpc.method_handlers import Context
 from zfserve_runtime.telemetry.metrics import Metrics
 
-from zfserve_server.models.registry import ModelRegistry, ModelState
+from zfserve_server.models.registry import ModelRegistry
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.classification import AdmittedRequest, ClassificationPipeline
+from zfserve_server.requests.inference_companion_metadata import (
+    Companion,
+    configure_companion,
+    describe_companion,
+    split_name,
+)
+from zfserve_server.requests.inference_companions import CompanionModels
 from zfserve_server.requests.inference_metadata import (
     configure_model,
     describe_model,
@@ -28,15 +35,10 @@ from zfserve_server.requests.inference_metadata import (
     describe_statistics,
     index_entry,
 )
+from zfserve_server.requests.inference_outputs import add_outputs, read_outputs
 from zfserve_server.requests.inference_parameters import choose_priority, narrow_deadline, refuse_sequences, wants_typed
-from zfserve_server.requests.inference_tensors import (
-    FILE_INPUT,
-    add_outputs,
-    check_input,
-    is_typed,
-    read_outputs,
-    read_rows,
-)
+from zfserve_server.requests.inference_tensors import FILE_INPUT, check_input, is_typed, read_rows
+from zfserve_server.requests.projection_pipeline import ProjectionPipeline
 
 STREAM_DEPTH = 32
 """The largest number of requests of one stream that are in flight. The next one is read once the oldest is answered."""
@@ -62,10 +64,16 @@ class InferenceService(GRPCInferenceServiceServicer):
     """
 
     def __init__(
-        self, models: ModelRegistry, pipeline: ClassificationPipeline, health: Health, metrics: Metrics
+        self,
+        models: ModelRegistry,
+        pipeline: ClassificationPipeline,
+        projections: ProjectionPipeline,
+        health: Health,
+        metrics: Metrics,
     ) -> None:
         self._models = models
         self._pipeline = pipeline
+        self._companions = CompanionModels(pipeline, projections)
         self._health = health
         self._metrics = metrics
 
@@ -77,7 +85,9 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, context: Context, call_deadline: Deadline
     ) -> pb.ModelInferResponse:
-        model = self._find_model(request.model_name, request.model_version)
+        model, companion = self._find_companion(request.model_name, request.model_version)
+        if companion is not None:
+            return await self._companions.infer(companion, model, request, context, call_deadline)
         with model.metrics.statistics.request() as counted:
             caller = choose_priority(request, self._pipeline.identify(context))
             deadline = narrow_deadline(request, call_deadline)
@@ -138,6 +148,11 @@ class InferenceService(GRPCInferenceServiceServicer):
     def _find_model(self, name: str, version: str) -> ServedModel:
         return self._pipeline.find_model(name, "" if version == NEWEST else version)
 
+    def _find_companion(self, name: str, version: str) -> tuple[ServedModel, Companion | None]:
+        """Returns the model, and the companion of it that `name` names, or None if it names the model itself."""
+        base, companion = split_name(name, self._models)
+        return self._find_model(base, version), companion
+
     async def _answer_in_stream(
         self, request: pb.ModelInferRequest, context: Context, deadline: Deadline
     ) -> pb.ModelStreamInferResponse:
@@ -168,10 +183,10 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> pb.ModelReadyResponse:
         """Answers False also for a model that does not exist, as Triton does."""
         try:
-            self._find_model(request.name, request.version)
+            model, companion = self._find_companion(request.name, request.version)
         except ServiceError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=True)
+        return pb.ModelReadyResponse(ready=companion is None or self._companions.is_ready(companion, model))
 
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Context
@@ -181,23 +196,30 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
-        model = self._find_model(request.name, request.version)
-        return describe_model(
-            model,
-            [each.manifest.version for each in self._models if each.manifest.name == model.manifest.name],
-        )
+        model, companion = self._find_companion(request.name, request.version)
+        versions = [each.manifest.version for each in self._models if each.manifest.name == model.manifest.name]
+        if companion is not None:
+            return describe_companion(companion, model.manifest, versions)
+        return describe_model(model, versions)
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
-        return pb.ModelConfigResponse(config=configure_model(self._find_model(request.name, request.version)))
+        model, companion = self._find_companion(request.name, request.version)
+        if companion is not None:
+            return pb.ModelConfigResponse(config=configure_companion(companion, model.manifest))
+        return pb.ModelConfigResponse(config=configure_model(model))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         """Describes versions that are ready: all of them, or those with the name and version of the request."""
         if request.name:
-            self._find_model(request.name, request.version)  # raises NotFound for an unknown model
+            _, companion = self._find_companion(request.name, request.version)  # raises NotFound for an unknown model
+            if companion is not None:
+                raise Unimplemented(
+                    f"{request.name} has no statistics; the metrics of the method {companion.method} count its requests"
+                )
         return pb.ModelStatisticsResponse(
             model_stats=[
                 describe_statistics(model)
@@ -209,12 +231,14 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
+        served = {(model.manifest.name, model.manifest.version): model for model in self._models}
+        entries: list[pb.RepositoryIndexResponse.ModelIndex] = []
+        for status in self._models.statuses():
+            entries.append(index_entry(status))
+            if (model := served.get((status.name, status.version))) is not None:
+                entries.extend(self._companions.index_entries(model))
         return pb.RepositoryIndexResponse(
-            models=[
-                index_entry(status)
-                for status in self._models.statuses()
-                if status.state is ModelState.READY or not request.ready
-            ]
+            models=[entry for entry in entries if entry.state == "READY" or not request.ready]
         )
 
     RepositoryModelLoad = RepositoryModelUnload = _unimplemented(

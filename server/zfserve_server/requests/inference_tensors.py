@@ -1,20 +1,17 @@
-"""Reads and writes the tensors of the Open Inference Protocol. Called by `inference_service`.
+"""Reads the input tensors of the Open Inference Protocol. Called by `inference_service`.
 
 It checks the whole request before any image goes to the engine.
 """
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_protos.inference import grpc_service_pb2 as pb
-from zfserve_runtime.bundle import GRAPH_INPUT, ClassEntry, InputSpec, Manifest
+from zfserve_runtime.bundle import GRAPH_INPUT, InputSpec
 from zfserve_runtime.errors import InvalidInput, Unimplemented
-
-from zfserve_server.batching.queue_entry import InferenceResult
 
 FILE_INPUT = "image"
 """The name of the input that takes image files. The other input is the graph's own, `bundle.GRAPH_INPUT`."""
@@ -27,20 +24,8 @@ Tensor = pb.ModelInferRequest.InferInputTensor
 _SLICE = 16_384
 """Values that are copied at a time."""
 
-_SHARED_MEMORY = "shared_memory_region"
-
-
-@dataclass(frozen=True)
-class RequestedOutput:
-    """Names one output that a request asks for.
-
-    Attributes:
-        top_k: the number of largest values to answer as text "value:index:label" (Triton's classification extension);
-            0 to answer the tensor itself.
-    """
-
-    name: str
-    top_k: int
+SHARED_MEMORY = "shared_memory_region"
+"""The parameter of a tensor that lies in shared memory."""
 
 
 def is_typed(request: pb.ModelInferRequest) -> bool:
@@ -65,7 +50,7 @@ def check_input(request: pb.ModelInferRequest, spec: InputSpec, max_images: int)
             f"the request has {len(request.inputs)} inputs; send one, {GRAPH_INPUT!r} or {FILE_INPUT!r}", field="inputs"
         )
     tensor = request.inputs[0]
-    if _SHARED_MEMORY in tensor.parameters:
+    if SHARED_MEMORY in tensor.parameters:
         raise Unimplemented("shared memory is not supported; send the tensor's values in the request")
     if tensor.name == GRAPH_INPUT:
         _check_shape(tensor, "UINT8", ((spec.height, spec.width, 3),), max_images)
@@ -178,76 +163,3 @@ def _split(raw: bytes, count: int, field: str) -> list[bytes]:
             )
         elements.append(raw[begin:at])
     return elements
-
-
-def read_outputs(request: pb.ModelInferRequest, manifest: Manifest) -> list[RequestedOutput]:
-    """Returns the outputs that a request asks for, in its order; all outputs if it names none.
-
-    Raises:
-        InvalidInput: an output does not exist or is asked for twice, or its parameters are wrong.
-        Unimplemented: the request asks for an output in shared memory.
-    """
-    widths = manifest.output_widths
-    if len(request.outputs) > len(widths):
-        raise InvalidInput(f"the outputs are {', '.join(widths)}; ask for each once", field="outputs")
-    outputs = [_read_output(output, widths) for output in request.outputs]
-    if len({output.name for output in outputs}) < len(outputs):
-        raise InvalidInput(f"the output {outputs[0].name!r} is asked for twice; ask once", field="outputs")
-    return outputs or [RequestedOutput(name, 0) for name in widths]
-
-
-def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, widths: dict[str, int]) -> RequestedOutput:
-    field = f"outputs[{output.name}]"
-    if output.name not in widths:
-        raise InvalidInput(f"there is no output {output.name!r}, only {', '.join(widths)}", field=field)
-    if _SHARED_MEMORY in output.parameters:
-        raise Unimplemented("shared memory is not supported; read the tensor's values from the answer")
-    if "classification" not in output.parameters:
-        return RequestedOutput(output.name, 0)
-    parameter = output.parameters["classification"]
-    top_k = parameter.int64_param
-    if not parameter.HasField("int64_param") or top_k < 1:
-        raise InvalidInput(
-            "the parameter classification is the number of classes; send 1 or more as int64_param", field=field
-        )
-    return RequestedOutput(output.name, min(top_k, widths[output.name]))
-
-
-def add_outputs(
-    response: pb.ModelInferResponse,
-    wanted: Sequence[RequestedOutput],
-    answers: Sequence[InferenceResult],
-    manifest: Manifest,
-    typed: bool,
-) -> None:
-    """Adds the outputs of all rows to the response, in the order of the rows.
-
-    Args:
-        typed: True for typed contents, False for raw contents.
-    """
-    for output in wanted:
-        of_classes = output.name == "probabilities"
-        rows = [answer.probabilities if of_classes else answer.features for answer in answers]
-        tensor = response.outputs.add(name=output.name, shape=(len(rows), output.top_k or len(rows[0])))
-        if output.top_k:
-            tensor.datatype = "BYTES"
-            classes = manifest.classes if of_classes else None
-            texts = [text for row in rows for text in _top_values(row, output.top_k, classes)]
-            if typed:
-                tensor.contents.bytes_contents.extend(texts)
-            else:
-                response.raw_output_contents.append(b"".join(struct.pack("<I", len(text)) + text for text in texts))
-        else:
-            tensor.datatype = "FP32"
-            if typed:
-                tensor.contents.fp32_contents.extend(value for row in rows for value in row.tolist())
-            else:
-                response.raw_output_contents.append(b"".join(row.astype("<f4", copy=False).tobytes() for row in rows))
-
-
-def _top_values(row: npt.NDArray[np.float32], count: int, classes: Sequence[ClassEntry] | None) -> Iterator[bytes]:
-    """Yields the largest values as Triton writes them, the largest first. Equal values keep their order."""
-    order = np.argsort(-row, kind="stable")[:count]
-    for index, value in zip(order.tolist(), row[order].tolist(), strict=True):
-        label = "" if classes is None else f":{classes[index].label}"
-        yield f"{value:f}:{index}{label}".encode()

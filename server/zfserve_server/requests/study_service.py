@@ -13,8 +13,7 @@ from zfserve_engines.images.input_image import InputImage
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
 from zfserve_protos.worker.v1 import worker_pb2
-from zfserve_runtime.bundle import Manifest
-from zfserve_runtime.errors import EngineFailed, InvalidInput, WorkerUnavailable
+from zfserve_runtime.errors import EngineFailed, InvalidInput
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Context
 
@@ -25,6 +24,7 @@ from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.classification import ClassificationPipeline
 from zfserve_server.requests.image_decoder import Photo
 from zfserve_server.requests.projection import check_projection
+from zfserve_server.requests.projection_pipeline import ProjectionPipeline
 from zfserve_server.studies.ablation import SpeakingMaps, ablate
 from zfserve_server.studies.ablation_request import AblationSettings, validate_ablate_request
 from zfserve_server.studies.activations import read_activations, validate_activations_request
@@ -41,12 +41,12 @@ class StudyService(VisionServiceServicer):
     """Serves the studies, which zfserve.proto describes.
 
     Args:
-        worker: chooses the maps that speak for a class; None refuses that.
+        projections: finds the worker that chooses the maps for a class.
     """
 
-    def __init__(self, pipeline: ClassificationPipeline, worker: WorkerClient | None) -> None:
+    def __init__(self, pipeline: ClassificationPipeline, projections: ProjectionPipeline) -> None:
         self._pipeline = pipeline
-        self._worker = worker
+        self._projections = projections
         self._study_rate = ServiceRate()
         self._study_admission = Admission(MAX_STUDIES, self._study_rate, "studies")
 
@@ -77,7 +77,7 @@ class StudyService(VisionServiceServicer):
     ) -> AsyncIterator[pb.AblateResponse]:
         with self._admitted("ablate", request.model, request.image.reference, context) as call:
             settings = validate_ablate_request(request, call.model.manifest)
-            worker = await self._require_worker(call.model.manifest) if settings.for_class else None
+            worker = await self._projections.require_worker(call.model.manifest) if settings.for_class else None
             photo = await self._pipeline.decode(request.image, call.model)
             speaking = await _choose_for_class(worker, call, settings, photo.image) if worker else None
             async with aclosing(ablate(call, settings, photo.image, speaking)) as messages:
@@ -131,13 +131,6 @@ class StudyService(VisionServiceServicer):
             except InvalidInput as error:
                 raise type(error)(f"image {index}: {error.message}", field="images") from error
         return photos
-
-    async def _require_worker(self, manifest: Manifest) -> WorkerClient:
-        """Returns the worker. Raises WorkerUnavailable or WorkerMismatch if none can compute for that network."""
-        if self._worker is None:
-            raise WorkerUnavailable("this server runs without a projection worker; start it with one")
-        await self._worker.require(manifest.fingerprint)
-        return self._worker
 
 
 async def _choose_for_class(

@@ -100,6 +100,10 @@ class WorkerClient:
         """Returns True if a worker can project that network."""
         return self._pairing.holds(fingerprint)
 
+    def check(self, fingerprint: str) -> None:
+        """Raises WorkerUnavailable or WorkerMismatch if no worker can project that network. It asks no worker."""
+        self._pairing.check(fingerprint)
+
     async def announce(self, fingerprints: Collection[str]) -> None:
         """Announces the networks that the server serves from now on. Returns once the worker has loaded what it can."""
         self._pairing.set_served(fingerprints)

@@ -1,4 +1,4 @@
-"""Tensors are read and written without a server."""
+"""Input tensors, and the names of outputs, are read without a server."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from fakes.inference_requests import (
     tensor,
     typed_request,
 )
-from fakes.serving import CLASSES, MANIFEST, SIDE
+from fakes.serving import MANIFEST, SIDE
 from zfserve_protos.inference import grpc_service_pb2 as pb
 from zfserve_runtime.errors import InvalidInput, Unimplemented
-from zfserve_server.batching.queue_entry import InferenceResult
-from zfserve_server.requests.inference_tensors import RequestedOutput, add_outputs, check_input, read_outputs, read_rows
+from zfserve_server.requests.inference_outputs import read_outputs
+from zfserve_server.requests.inference_tensors import check_input, read_rows
 
 MAX_IMAGES = 4
 ONE = (1, SIDE, SIDE, 3)
@@ -136,36 +136,3 @@ def test_shared_memory_is_refused() -> None:
         check_input(of_tensor(tensor("pixels", "UINT8", *ONE, parameters=region)), MANIFEST.input, MAX_IMAGES)
     with pytest.raises(Unimplemented):
         read_outputs(raw_request(1, outputs=[output("features", **region)]), MANIFEST)
-
-
-def test_outputs_are_read_in_the_order_of_the_request() -> None:
-    wanted = [output("features"), output("probabilities", classification=Parameter(int64_param=99))]
-    assert read_outputs(raw_request(1, outputs=wanted), MANIFEST) == [
-        RequestedOutput("features", 0),
-        RequestedOutput("probabilities", CLASSES),
-    ]
-    assert read_outputs(raw_request(1), MANIFEST) == [
-        RequestedOutput("probabilities", 0),
-        RequestedOutput("features", 0),
-    ]
-
-
-@pytest.mark.parametrize("typed", [False, True])
-def test_equal_values_keep_the_models_order(typed: bool) -> None:
-    """Triton writes six decimals, the index, and the label of classes."""
-    probabilities = np.full(CLASSES, 0.125, np.float32)
-    probabilities[[0, 9]] = 0.0, 0.25
-    answers = [InferenceResult(probabilities, np.array([-1, 2.5], np.float32), 0.0, 0.0, 1)] * 2
-    response = pb.ModelInferResponse()
-    add_outputs(
-        response, [RequestedOutput("probabilities", 3), RequestedOutput("features", 2)], answers, MANIFEST, typed
-    )
-    assert [(each.datatype, list(each.shape)) for each in response.outputs] == [("BYTES", [2, 3]), ("BYTES", [2, 2])]
-    expected = [
-        [b"0.250000:9:class 9", b"0.125000:1:class 1", b"0.125000:2:class 2"] * 2,
-        [b"2.500000:1", b"-1.000000:0"] * 2,
-    ]
-    if typed:
-        assert [list(each.contents.bytes_contents) for each in response.outputs] == expected
-    else:
-        assert list(response.raw_output_contents) == [prefixed(*texts) for texts in expected]

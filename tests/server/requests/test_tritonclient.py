@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,18 @@ def process() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture
 def call(process: ProcessPoolExecutor, server: Running) -> Callable[..., Any]:
     """Runs a function of `triton_calls` in the client's process, with the server's address."""
+    return partial(_run, process, server)
 
-    async def run(function: Callable[..., Any], *arguments: object) -> Any:
-        address = f"127.0.0.1:{server.ports.grpc}"
-        return await asyncio.get_running_loop().run_in_executor(process, function, address, *arguments)
 
-    return run
+@pytest.fixture
+def call_paired(process: ProcessPoolExecutor, paired_server: Running) -> Callable[..., Any]:
+    """Does the same with a server that has a worker."""
+    return partial(_run, process, paired_server)
+
+
+async def _run(process: ProcessPoolExecutor, server: Running, function: Callable[..., Any], *arguments: object) -> Any:
+    address = f"127.0.0.1:{server.ports.grpc}"
+    return await asyncio.get_running_loop().run_in_executor(process, function, address, *arguments)
 
 
 def batch_of(*identities: int) -> triton_calls.Images:
@@ -87,6 +94,34 @@ async def test_a_stream_is_answered_in_order_and_outlives_an_error(
     assert [number for number, _ in answers] == [str(number) if number != 20 else "" for number in range(50)]
     assert "[1, 9, 9, 3]" in answers[20][1]
     assert all(answers[number][1].tolist() == [[number, 2 * number]] for number in range(50) if number != 20)
+
+
+async def test_the_companion_that_projects(call_paired: Callable[..., Any]) -> None:
+    options = {"layer": "conv1", "maps": "5,0", "unit": "whole"}
+    told = await call_paired(triton_calls.project, batch_of(263), options)
+    assert (told["maps"].tolist(), told["activations"].tolist()) == ([5, 0], [8, 8])
+    assert told["boxes"].tolist() == [[2, 0, 4, 8]] * 2
+    assert told["pictures"].tolist() == [b"png", b"png"]
+    assert told["layer"].tolist() == [b"conv1"]
+
+
+async def test_the_companion_that_explains(call_paired: Callable[..., Any]) -> None:
+    opened = io.BytesIO()
+    Image.new("RGB", (2 * SIDE, SIDE), (0, 3, 0)).save(opened, "PNG")
+    told = await call_paired(triton_calls.explain, opened.getvalue(), {"class_name": "class 3"})
+    assert told["heatmap"].shape == (4, 4)
+    assert (told["label"][0].decode(), told["class_index"][0], told["probability"][0]) == ("class 3", 3, 0.625)
+    assert told["served_probability"][0] == pytest.approx(0.55)
+    assert (told["overlay"][0], told["box"].tolist()) == (b"png", [0, 0, 16, 8])
+
+
+async def test_companions_are_described(call_paired: Callable[..., Any]) -> None:
+    told = await call_paired(triton_calls.describe_companions)
+    assert told["ready"] == [True, True]
+    assert [entry["name"] for entry in told["index"]] == ["fake", "fake.project", "fake.explain"]
+    assert [config["name"] for config in told["configs"]] == ["fake.project", "fake.explain"]
+    pictures = {output["name"]: output for output in told["metadata"][0]["outputs"]}["pictures"]
+    assert (pictures["datatype"], pictures["shape"]) == ("BYTES", ["-1"])
 
 
 async def test_refusals(call: Callable[..., Any]) -> None:
