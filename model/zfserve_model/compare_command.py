@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from zfserve_model.training.run_summary import RunError, RunSummary, list_differences, read_run
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(json.dumps(_document(runs), indent=2), soft_wrap=True, highlight=False, markup=False)
         return 0
     console.print(_table(runs))
+    console.print("errors of the finished networks, on training and on validation photos")
     for line in _remarks(runs):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return 0
@@ -67,15 +70,17 @@ def _document(runs: Sequence[RunSummary]) -> dict[str, Any]:
 
 
 def _table(runs: Sequence[RunSummary]) -> Table:
-    table = Table(title="Errors in %", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
-    table.add_column("variant", overflow="fold")
-    for heading in ("hidden width", "parameters", "train top-1", "val top-1", "val top-5"):
-        table.add_column(heading, justify="right")
-    for each in runs:
+    table.add_column("variant")
+    for heading in ("hidden\nwidth", "parameters", "train\ntop-1 %", "val\ntop-1 %", "val\ntop-5 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    names = [each.run.resolve().name for each in runs]
+    for name, each in zip(names, runs, strict=True):
         width = str(each.network.hidden_width) if each.network.hidden_layers else NOT_MEASURED
-        errors = (each.train_top1_error, each.val_top1_error, each.val_top5_error)
-        table.add_row(str(each.run), each.network.description, width, f"{each.parameters:,}", *map(_as_percent, errors))
+        errors = map(_as_percent, (each.train_top1_error, each.val_top1_error, each.val_top5_error))
+        folder = name if names.count(name) == 1 else str(each.run)
+        table.add_row(escape(folder), each.network.description, width, f"{each.parameters:,}", *errors)
     return table
 
 

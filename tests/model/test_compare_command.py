@@ -60,7 +60,7 @@ def test_unfinished_runs_and_other_recipes_are_said(tmp_path: Path, capsys: pyte
     begun = write_run(tmp_path / "begun", FIRST, recipe=replace(RECIPE, seed=2))
     assert compare(whole, begun) == 0
     printed = capsys.readouterr().out
-    assert f"{begun}: it stopped after 1 of 2 epochs; the same command resumes it" in printed
+    assert f"{begun}: 1 of 2 epochs are done, and the last one brings the errors" in printed
     assert "the runs differ in more than the network: recipe.seed is 1, 2" in printed
 
 
@@ -76,7 +76,7 @@ def test_json_has_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture
     assert whole["train_top1_error"] == pytest.approx(0.1)
     assert (whole["val_top1_error"], whole["val_top5_error"], whole["missing"]) == (0.25, 0.125, [])
     assert (new["variant"], new["hidden_width"], new["val_top1_error"]) == ("zfnet-fig3 without fc7", 8, None)
-    assert new["missing"] == ["it stopped after 0 of 2 epochs; the same command resumes it"]
+    assert new["missing"] == ["0 of 2 epochs are done, and the last one brings the errors"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"network": {"architecture": "resnet"}}', "{}"])

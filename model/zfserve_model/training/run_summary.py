@@ -80,7 +80,7 @@ def _errors(
 ) -> tuple[tuple[float | None, float | None, float | None], tuple[str, ...]]:
     """Returns the three errors of a finished run, or reasons why they are missing."""
     if last is None or done < epochs:
-        return (None, None, None), (f"it stopped after {done} of {epochs} epochs; the same command resumes it",)
+        return (None, None, None), (f"{done} of {epochs} epochs are done, and the last one brings the errors",)
     fitted = last.get("fitted_top1")
     reasons = () if fitted is not None else ("an earlier release trained it, and did not measure the training photos",)
     return (None if fitted is None else 1 - fitted, 1 - last["val_top1"], 1 - last["val_top5"]), reasons
