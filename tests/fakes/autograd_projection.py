@@ -4,7 +4,7 @@ The graph runs forward with torch's own operations. Only the activations, the ga
 of their own. So the reference knows no windows, no switches and no transposes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,9 +95,19 @@ def _outputs(
     if node.operation in RECTIFIERS:
         outputs = (Rectified.apply(first, outputs[0].detach()),)  # type: ignore[no-untyped-call]
     elif node.operation in NORMS:
-        outputs = (PassedOver.apply(first, outputs[0].detach()),)  # type: ignore[no-untyped-call]
+        assert first is not None
+        scaled = first if node.operation == "LRN" else first * _scale_of_norm(node, inputs)
+        outputs = (PassedOver.apply(scaled, outputs[0].detach()),)  # type: ignore[no-untyped-call]
     elif node.operation in GATES:
         outputs = tuple(output.detach() for output in outputs)
     return {
         name: output.detach() if name in gates else output for name, output in zip(node.outputs, outputs, strict=False)
     }
+
+
+def _scale_of_norm(node: Node, inputs: Sequence[Tensor | None]) -> Tensor:
+    """Returns the scale in a shape that multiplies the input: the last axes of a layer norm, else the channels."""
+    first, scale = inputs[:2]
+    assert first is not None
+    assert scale is not None
+    return scale if node.operation == "LayerNormalization" else scale.reshape(1, -1, *(1,) * (first.dim() - 2))

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -39,19 +40,31 @@ def export() -> Callable[[nn.Module, str], onnx.ModelProto]:
     return lambda module, exporter: export_module(module, exporter, 8)
 
 
-def export_module(module: nn.Module, exporter: str, size: int, *, free_batch: bool = True) -> onnx.ModelProto:
-    """Returns a module as an ONNX model, by the new exporter of torch or by the old one. The batch is free, or one."""
+def export_module(
+    module: nn.Module, exporter: str, size: int, *, free_batch: bool = True, opset: int | None = None
+) -> onnx.ModelProto:
+    """Returns a module as an ONNX model, by the new exporter of torch or by the old one. The batch is free, or one.
+
+    `opset` is the version of ONNX's operators. None stands for the exporter's own choice.
+    """
     images, written = torch.zeros(2 if free_batch else 1, 3, size, size), io.BytesIO()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         if exporter == "new":
             shapes = ({0: torch.export.Dim("N", min=1)},) if free_batch else None
-            program = torch.onnx.export(module.eval(), (images,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+            options: dict[str, Any] = {
+                "dynamo": True,
+                "dynamic_shapes": shapes,
+                "verbose": False,
+                "opset_version": opset,
+            }
+            program = torch.onnx.export(module.eval(), (images,), **options)
             assert program is not None
             model: onnx.ModelProto = program.model_proto
             return model
         axes = {"x": {0: "N"}, "y": {0: "N"}} if free_batch else None
         names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
-        torch.onnx.export(module.eval(), (images,), written, dynamo=False, **names)  # type: ignore[arg-type]
+        options = names | {"dynamo": False, "opset_version": opset}
+        torch.onnx.export(module.eval(), (images,), written, **options)  # type: ignore[arg-type]
     return onnx.load_from_string(written.getvalue())

@@ -1,8 +1,9 @@
 """Backward steps of a projection: each carries signals from the output of an operation to one of its inputs.
 
-All but `rectify` and `pass_over` are exact transposes of the forward operation, which is linear once the switches of
-max-pools and the values of gates are fixed. A step gets signals whose boxes lie inside of the output. It may return
-boxes that reach into the padding of the input. `zfserve_model.explanation.rules` says which operation has which step.
+All but `rectify`, `pass_over` and `scale_norm` are exact transposes of the forward operation, which is linear once the
+switches of max-pools and the values of gates are fixed. A step gets signals whose boxes lie inside of the output. It
+may return boxes that reach into the padding of the input. `zfserve_model.explanation.rules` says which operation has
+which step.
 """
 
 import math
@@ -77,6 +78,18 @@ def scale_batch_norm(step: Step, signal: Signal, kept: Tensor | None) -> Signal:
     assert variance is not None
     scale = gamma / torch.sqrt(variance + _number(step, "epsilon", 1e-5))
     scale = scale.view(-1, *[1] * (len(step.shape) - 2))
+    return Signal(signal.values * cut(scale, signal), signal.starts)
+
+
+def scale_norm(step: Step, signal: Signal, kept: Tensor | None) -> Signal:
+    """Passes over the normalisation, and multiplies by the norm's scale, which is a constant of the network.
+
+    Where an exporter takes a norm apart, its scale is a multiplication of its own. Both forms give the same projection.
+    """
+    scale = step.constant(1)
+    assert scale is not None
+    if step.node.operation != "LayerNormalization":  # That has a scale for each place of the last axes.
+        scale = scale.view(-1, *[1] * (len(step.shape) - 2))
     return Signal(signal.values * cut(scale, signal), signal.starts)
 
 

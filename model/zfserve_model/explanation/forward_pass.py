@@ -31,13 +31,18 @@ def run_and_keep(graph: Graph, images: Tensor, tensors: Collection[str]) -> tupl
     Raises:
         UnsupportedNode: a node that `tensors` need cannot run.
     """
-    followed = {node.outputs[0]: inputs for tensor in tensors for node, inputs in path_below(graph, tensor)}
+    passed = {
+        node.outputs[0]: (node.operation, inputs)
+        for tensor in tensors
+        for node, inputs in path_below(graph, tensor)
+        if inputs
+    }
     nodes = needed_nodes(graph.nodes, tensors)
     last_use = {name: node for node in nodes for name in node.inputs}
     values, kept = {graph.input: images}, {}
     for node in nodes:
         inputs = [(values[name] if name in values else graph.constants[name]) if name else None for name in node.inputs]
-        outputs, remembered = _compute(graph, node, inputs, followed.get(node.outputs[0], ()))
+        outputs, remembered = _compute(graph, node, inputs, *passed.get(node.outputs[0], ("", ())))
         values.update(zip(node.outputs, outputs, strict=False))
         if remembered is not None:
             kept[node.outputs[0]] = remembered
@@ -48,23 +53,24 @@ def run_and_keep(graph: Graph, images: Tensor, tensors: Collection[str]) -> tupl
 
 
 def _compute(
-    graph: Graph, node: Node, inputs: list[Tensor | None], followed: tuple[int, ...]
+    graph: Graph, node: Node, inputs: list[Tensor | None], passage: str, followed: tuple[int, ...]
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Returns the outputs of the node, and what its backward step needs, if it needs anything.
 
     Args:
-        followed: the places of the inputs that a signal goes on to. Empty where no signal passes the node.
+        passage: the operation that a signal takes the node for. "" where no signal passes it.
+        followed: the places of the inputs that a signal goes on to.
     """
     first = inputs[0]
-    if node.operation == "MaxPool" and followed:
+    if passage == "MaxPool":
         assert first is not None
         pooled, switches = pool_with_switches(node.attributes, first)
         return (pooled,), switches
     outputs = run_node(node, inputs)
-    if node.operation in ("GlobalMaxPool", "ReduceMax") and followed:
+    if passage in ("GlobalMaxPool", "ReduceMax"):
         assert first is not None
         return outputs, first_maximum(first, reduced_axes(Step(graph, node, node.outputs[0], 0)))
-    if node.operation == "Mul" and len(followed) == 1 and node.inputs[1 - followed[0]] not in graph.constants:
+    if passage == "Mul" and len(followed) == 1 and node.inputs[1 - followed[0]] not in graph.constants:
         return outputs, inputs[1 - followed[0]]
     return outputs, None
 

@@ -6,12 +6,13 @@ The layer table, export and the worker ask it for the rule of a layer and for wh
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from zfserve_model.explanation import backward_steps as steps
 from zfserve_model.graph.graph import Graph, Node
 from zfserve_model.graph.ordering import needed_nodes
+from zfserve_model.graph.pointwise import pointwise_sources
 
 Kind = Literal["transpose", "rectify", "extended", "pass over"]
 Followed = Literal["first", "terms", "factor"]
@@ -22,8 +23,8 @@ class OperationRule(NamedTuple):
 
     Attributes:
         kind: "transpose" is the exact transpose of the operation. "rectify" is the paper's rule for the ReLU.
-            "extended" is the same for another activation, which is a convention of zfserve. "pass over" leaves the
-            signal as it is.
+            "extended" is the same for another activation, which is a convention of zfserve. "pass over" leaves out the
+            division by what the image's statistics give.
         step: the function that carries signals from an output to an input.
         followed: which inputs get the signal: the first one alone, so the others have to be constants; all terms of a
             sum; or the factor of a product that is no gate.
@@ -34,9 +35,13 @@ class OperationRule(NamedTuple):
     followed: Followed = "first"
 
 
+UNNAMED = "UnnamedActivation"
+"""Stands for a product or a quotient of functions of one tensor, such as x * tanh(x), which is an activation too."""
+
 _RECTIFY = OperationRule("rectify", steps.rectify)
 _EXTENDED = OperationRule("extended", steps.rectify)
 _PASS_OVER = OperationRule("pass over", steps.pass_over)
+_PASS_OVER_BUT_SCALE = OperationRule("pass over", steps.scale_norm)
 _IDENTITY = OperationRule("transpose", steps.pass_over)
 _RESHAPE = OperationRule("transpose", steps.reshape)
 _BY_AUTOGRAD = OperationRule("transpose", steps.transpose_by_autograd)
@@ -99,11 +104,12 @@ RULES: dict[str, OperationRule] = {
     "Mish": _EXTENDED,
     "Softplus": _EXTENDED,
     "ThresholdedRelu": _EXTENDED,
-    # Norms whose statistics depend on the image.
+    UNNAMED: _EXTENDED,
+    # Norms whose statistics depend on the image. Their scale is a multiplication by a constant like any other.
     "LRN": _PASS_OVER,
-    "LayerNormalization": _PASS_OVER,
-    "GroupNormalization": _PASS_OVER,
-    "InstanceNormalization": _PASS_OVER,
+    "LayerNormalization": _PASS_OVER_BUT_SCALE,
+    "GroupNormalization": _PASS_OVER_BUT_SCALE,
+    "InstanceNormalization": _PASS_OVER_BUT_SCALE,
 }
 
 _SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
@@ -149,19 +155,42 @@ def forward_obstacle(graph: Graph, start: str | None) -> str:
 
 
 def path_below(graph: Graph, tensor: str) -> Iterator[tuple[Node, tuple[int, ...]]]:
-    """Yields each node that a signal from `tensor` passes, from the top down, and the inputs that it goes on to.
-
-    A node without inputs to go on to is an obstacle.
-    """
+    """Yields each node that a signal from `tensor` passes, from the top down, as `passage` returns it."""
     reached = {tensor}
     for node in reversed(graph.nodes):
         if not reached.isdisjoint(node.outputs):
-            inputs = followed_inputs(graph, node)
-            reached.update(node.inputs[index] for index in inputs)
-            yield node, inputs
+            passed, inputs = passage(graph, node)
+            reached.update(passed.inputs[index] for index in inputs)
+            yield passed, inputs
 
 
-def followed_inputs(graph: Graph, node: Node) -> tuple[int, ...]:
+def passage(graph: Graph, node: Node) -> tuple[Node, tuple[int, ...]]:
+    """Returns the node as a signal passes it, and the places of the inputs that the signal goes on to.
+
+    The node is the given one, or an activation that takes the place of several nodes. Without inputs to go on to, it is
+    an obstacle.
+    """
+    if node.operation in ("Mul", "Div"):
+        source = _activated(graph, node)
+        node = node if source is None else replace(node, operation=UNNAMED, inputs=(source,), attributes={})
+    return node, _followed_inputs(graph, node)
+
+
+def _activated(graph: Graph, node: Node) -> str | None:
+    """Returns x if the node is a product or a quotient of two functions of the tensor x, place by place.
+
+    One factor alone is no gate then. To take it as constant would be as wrong as to pass SiLU, x * sigmoid(x), so.
+    """
+    if any(name in graph.constants for name in node.inputs):
+        return None
+    before = reversed(graph.nodes[: graph.nodes.index(node)])
+    for source, _ in pointwise_sources(node, before, graph.constants):
+        if graph.shapes.get(source) == graph.shapes.get(node.outputs[0]):
+            return source
+    return None
+
+
+def _followed_inputs(graph: Graph, node: Node) -> tuple[int, ...]:
     """Returns the places of the inputs that a signal goes on to. None of them if a projection cannot pass the node."""
     rule = RULES.get(node.operation)
     inputs = tuple(index for index, name in enumerate(node.inputs) if name and name not in graph.constants)

@@ -71,19 +71,6 @@ class Wiring:
             return numbers[0], node.inputs[1]
         return 0.0, name
 
-    def product(self, node: Node) -> tuple[float, list[str]]:
-        """Returns the number and the tensors whose product a Mul or Div is. It looks through one Mul of two tensors."""
-        factor, name = self.scaled(node.outputs[0])
-        inner = self.maker(name, "Mul")
-        if inner is None:
-            return factor, [name]
-        factors = []
-        for each in inner.inputs:
-            extra, tensor = self.scaled(each)
-            factor *= extra
-            factors.append(tensor)
-        return factor, factors
-
     def is_gate(self, name: str) -> bool:
         """Returns True if all readers multiply the tensor with another that depends on the photo."""
         readers = self.readers.get(name, [])

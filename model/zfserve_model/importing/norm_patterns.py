@@ -25,9 +25,12 @@ def local_response_norm(wiring: Wiring, node: Node) -> Node | None:
             continue
         bias, inner = wiring.shifted(power.inputs[0])
         alpha, mean = wiring.scaled(inner)
-        size = _channel_window(wiring, mean, source)
-        if size is not None:
+        channels = _channel_window(wiring, mean, source)
+        if channels is not None:
+            size, before = channels
             attributes = {"size": size, "alpha": alpha, "beta": abs(exponent), "bias": bias}
+            if before != (size - 1) // 2:
+                attributes["before"] = before
             return replace(node, operation="LRN", inputs=(source,), attributes=attributes)
     return None
 
@@ -157,8 +160,11 @@ def _norm_over_channels(wiring: Wiring, node: Node, source: str, epsilon: float)
     return replace(node, operation="Transpose", inputs=(normed,), attributes={"perm": first})
 
 
-def _channel_window(wiring: Wiring, name: str, source: str) -> int | None:
-    """Returns the number of channels whose mean square a tensor is. None if it is something else."""
+def _channel_window(wiring: Wiring, name: str, source: str) -> tuple[int, int] | None:
+    """Returns the number of channels whose mean square a tensor is, and how many precede the middle one.
+
+    None if the tensor is something else.
+    """
     pool: Node | None = None
     before = 0
     while True:
@@ -182,8 +188,7 @@ def _channel_window(wiring: Wiring, name: str, source: str) -> int | None:
     if not isinstance(kernel, list) or math.prod(kernel) != kernel[0] or len(shape) < 3 or shape[1:3] != (1, channels):
         return None
     size = int(kernel[0])
-    # torch and ONNX place windows of an even size differently.
-    return size if size % 2 == 1 and before == size // 2 else None
+    return (size, before) if before in (size // 2, (size - 1) // 2) else None
 
 
 def _pads_before(pool: Node) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zfserve_model.graph.graph import Node
 from zfserve_model.graph.wiring import Recogniser, Wiring, near
+from zfserve_model.importing.activations import activation
 from zfserve_model.importing.norm_patterns import group_norm, layer_norm, local_response_norm
 
 
@@ -89,74 +90,6 @@ def _hard_sigmoid(wiring: Wiring, node: Node) -> Node | None:
     return _replaced(node, "HardSigmoid", [source], alpha=slope * factor, beta=shift * factor)
 
 
-def _gated_by_itself(wiring: Wiring, node: Node) -> Node | None:
-    """Recognises x * sigmoid(a x), x * hardsigmoid(x), x * tanh(softplus(x)), and GELU in its exact and tanh forms."""
-    factor, tensors = wiring.product(node)
-    if len(tensors) != 2:
-        return None
-    for source, gate in (tensors, tensors[::-1]):
-        if source in wiring.constants:
-            continue
-        found = _self_gate(wiring, node, factor, source, gate)
-        if found is not None:
-            return found
-    return None
-
-
-def _self_gate(wiring: Wiring, node: Node, factor: float, source: str, gate: str) -> Node | None:
-    maker = wiring.makers.get(gate)
-    if maker is None:
-        return None
-    match maker.operation:
-        case "Sigmoid" if factor == 1:
-            alpha, inner = wiring.scaled(maker.inputs[0])
-            if inner == source:
-                return (
-                    _replaced(node, "Silu", [source]) if alpha == 1 else _replaced(node, "Swish", [source], alpha=alpha)
-                )
-        case "HardSigmoid" if factor == 1 and maker.inputs == (source,):
-            alpha, beta = float(str(maker.attributes.get("alpha", 0.2))), float(str(maker.attributes.get("beta", 0.5)))
-            if near(alpha, 1 / 6) and near(beta, 0.5):
-                return _replaced(node, "HardSwish", [source])
-        case "Clip" if near(factor, 1 / 6) and wiring.limits(maker) == (0, 6):
-            if wiring.shifted(maker.inputs[0]) == (3, source):
-                return _replaced(node, "HardSwish", [source])
-        case "Tanh" if factor == 1:
-            softplus = wiring.maker(maker.inputs[0], "Softplus")
-            if softplus is not None and softplus.inputs == (source,):
-                return _replaced(node, "Mish", [source])
-        case "Add" if near(factor, 0.5):
-            shift, inner = wiring.shifted(gate)
-            if shift == 1:
-                return _gelu(wiring, node, source, inner)
-    return None
-
-
-def _gelu(wiring: Wiring, node: Node, source: str, inner: str) -> Node | None:
-    erf, tanh = wiring.maker(inner, "Erf"), wiring.maker(inner, "Tanh")
-    if erf is not None:
-        factor, argument = wiring.scaled(erf.inputs[0])
-        return _replaced(node, "Gelu", [source]) if near(factor, math.sqrt(0.5)) and argument == source else None
-    if tanh is None:
-        return None
-    factor, argument = wiring.scaled(tanh.inputs[0])
-    total = wiring.maker(argument, "Add")
-    if not near(factor, math.sqrt(2 / math.pi)) or total is None or source not in total.inputs:
-        return None
-    cubic = next((name for name in total.inputs if name != source), "")
-    slope, cube = wiring.scaled(cubic)
-    power = wiring.maker(cube, "Pow")
-    is_cube = power is not None and power.inputs[0] == source and wiring.number(power.inputs[1]) == 3
-    return _replaced(node, "Gelu", [source], approximate="tanh") if near(slope, 0.044715) and is_cube else None
-
-
-def _softplus(wiring: Wiring, node: Node) -> Node | None:
-    """Recognises log(1 + exp(x))."""
-    shift, inner = wiring.shifted(node.inputs[0])
-    exponential = wiring.maker(inner, "Exp")
-    return _replaced(node, "Softplus", exponential.inputs) if shift == 1 and exponential is not None else None
-
-
 def _linear(wiring: Wiring, node: Node) -> Node | None:
     """Recognises a MatMul of a vector with weights as Gemm, and the Add of a bias behind it."""
     if node.operation == "MatMul":
@@ -185,7 +118,7 @@ def _global_average(wiring: Wiring, node: Node) -> Node | None:
     return _replaced(node, "GlobalAveragePool", node.inputs[:1]) if spatial else None
 
 
-_ACTIVATIONS: tuple[Recogniser, ...] = (_gated_by_itself, _hard_sigmoid)
+_ACTIVATIONS: tuple[Recogniser, ...] = (activation, _hard_sigmoid)
 _RECOGNISERS: dict[str, tuple[Recogniser, ...]] = {
     "Clip": (_rectifier, _hard_sigmoid),
     "Max": (_rectifier,),
@@ -193,8 +126,8 @@ _RECOGNISERS: dict[str, tuple[Recogniser, ...]] = {
     "Mul": (*_ACTIVATIONS, local_response_norm, layer_norm),
     "Div": (*_ACTIVATIONS, local_response_norm, layer_norm),
     "Reshape": (group_norm,),
-    "Log": (_softplus,),
+    "Log": (activation,),
     "MatMul": (_linear,),
-    "Add": (_linear,),
+    "Add": (_linear, activation),
     "ReduceMean": (_global_average,),
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from zfserve_model.graph.graph import Graph, Node
+from zfserve_model.graph.pointwise import ACTIVATIONS, ARITHMETIC
 from zfserve_model.layers import box_moves
 from zfserve_model.layers.boxes import Boxes, Indices, Step, span
 
@@ -128,7 +129,7 @@ def _global_pool(step: Step, boxes: Boxes) -> Boxes:
 
 
 def _local_response(step: Step, boxes: Boxes) -> Boxes:
-    before = (step.integer("size", 1) - 1) // 2
+    before = step.integer("before", (step.integer("size", 1) - 1) // 2)
     after = step.integer("size", 1) - 1 - before
     starts, stops = boxes.starts.copy(), boxes.stops.copy()
     starts[:, 1] = np.maximum(starts[:, 1] - before, 0)
@@ -172,18 +173,10 @@ def _matrix_product(step: Step, boxes: Boxes) -> Boxes:
     return span(boxes, step.shape, (len(step.shape) - 1,))
 
 
-ACTIVATIONS = (
-    *("Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "Silu", "Swish", "HardSwish", "Gelu", "Elu", "Selu", "Celu"),
-    *("LeakyRelu", "PRelu", "Mish", "Softplus", "Softsign", "Erf"),
-)
 NORMS = ("BatchNormalization", "LRN", "LayerNormalization", "GroupNormalization", "InstanceNormalization")
-ARITHMETIC = (
-    *("Add", "Sum", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Max", "Min", "Mean"),
-    *("BatchNormalization", "Identity", "Dropout", "Cast", "Expand"),
-)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(ACTIVATIONS + ARITHMETIC, _elementwise),
+    **dict.fromkeys((*ACTIVATIONS, *ARITHMETIC, "Expand", "UnnamedActivation"), _elementwise),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin", "ReduceL2"), _reduce),

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from zfserve_model.graph.graph import Graph, Node
+from zfserve_model.graph.pointwise import ACTIVATIONS
 from zfserve_model.importing.module_paths import Path, cut_nodes, module_path, pattern, prefixes, sequential_modules
-from zfserve_model.layers.box_rules import ACTIVATIONS, NORMS
+from zfserve_model.layers.box_rules import NORMS
 
 LONG = 40
 """A chain with more layers than this is shortened: an activation counts as part of its convolution."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from zfserve_model.explanation.rules import RULES, followed_inputs
+from zfserve_model.explanation.rules import RULES, passage
 from zfserve_model.graph.graph import Graph
 from zfserve_model.layers.box_rules import input_boxes
 from zfserve_model.layers.boxes import Boxes
@@ -143,7 +143,9 @@ def _walk_back(graph: Graph, targets: Mapping[str, Boxes], paths: Paths, *, clip
         if not outputs:
             continue
         direct = paths == "direct"
-        followed = followed_inputs(graph, node) if direct else range(len(node.inputs))
+        followed: Sequence[int] = range(len(node.inputs))
+        if direct:
+            node, followed = passage(graph, node)
         # A projection passes over a norm, so its signal does not spread to what the norm's statistics see.
         passed_over = direct and followed and RULES[node.operation].kind == "pass over"
         step = replace(node, operation="Identity") if passed_over else node
