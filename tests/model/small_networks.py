@@ -5,6 +5,7 @@ inception, SiLU with a gate as in EfficientNet, local response norm, and ConvNeX
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 SIZE = 32
 CLASSES = 7
+
+Activation = Callable[[Tensor], Tensor]
 
 
 def unit(
@@ -35,9 +38,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(unit(before, after, stride=stride), unit(after, after, act=False))
         self.shortcut = unit(before, after, 1, stride, act=False) if stride > 1 else nn.Identity()
+        self.rectify: Activation = F.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
+        return self.rectify(self.body(x) + self.shortcut(x))
 
 
 class InvertedBlock(nn.Module):
@@ -63,23 +67,25 @@ class DenseBlock(nn.Module):
 
 
 class Gate(nn.Module):
-    def __init__(self, channels: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, channels: int, activation: Activation) -> None:
         super().__init__()
         self.shrink, self.grow = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
-        self.activation = activation
+        self.activation, self.constant = activation, False
 
     def forward(self, x: Tensor) -> Tensor:
         squeezed = self.activation(self.shrink(F.adaptive_avg_pool2d(x, 1)))
-        return x * torch.sigmoid(self.grow(squeezed))
+        gate = torch.sigmoid(self.grow(squeezed))
+        return x * (gate.detach() if self.constant else gate)
 
 
 class GatedBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body, self.gate = unit(channels, channels, act=False), Gate(channels, F.relu)
+        self.rectify: Activation = F.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.gate(self.body(x)))
+        return self.rectify(x + self.gate(self.body(x)))
 
 
 class ShuffleBlock(nn.Module):
@@ -153,7 +159,7 @@ def local_response_network() -> nn.Sequential:
     )
 
 
-SMALL_NETWORKS: dict[str, Callable[[], nn.Module]] = {
+SMALL_NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
     "residual": lambda: nn.Sequential(
         unit(3, 8, 5, 2), nn.MaxPool2d(3, 2, 1), ResidualBlock(8, 8, 1), ResidualBlock(8, 16, 2), head(16)
     ),
@@ -178,7 +184,7 @@ SMALL_NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def make_small_network(name: str) -> nn.Module:
+def make_small_network(name: str) -> nn.Sequential:
     """Returns the network in evaluation mode. It has the same weights each time, and batch norms that do something."""
     torch.manual_seed(sum(name.encode()))
     network = SMALL_NETWORKS[name]()
@@ -187,3 +193,14 @@ def make_small_network(name: str) -> nn.Module:
             layer.running_mean.normal_(0, 0.2)  # type: ignore[union-attr]
             layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     return network.eval()
+
+
+def for_captum(network: nn.Sequential) -> nn.Sequential:
+    """Returns a copy for which captum's deconvolution is right: each ReLU is a module, and gates are constants."""
+    network = deepcopy(network)
+    for block in network.modules():
+        if isinstance(block, ResidualBlock | GatedBlock):
+            block.rectify = nn.ReLU()
+        if isinstance(block, Gate):
+            block.constant = True
+    return network
