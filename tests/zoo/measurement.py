@@ -17,11 +17,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from zfserve_bench.reports.machine import cpu_model
 from zfserve_model.explanation.rules import forward_obstacle, projection_rule
 from zfserve_model.graph.execution import run
 from zfserve_model.graph.graph import Graph
 from zfserve_model.importing.importer import import_graph
 from zoo.networks import EXPORTERS, FOLDER, LIGHT, PYTORCHCV
+from zoo.projections import ProjectionRecord, projection_records
 
 PAGE = Path(__file__).parents[2] / "docs" / "measurements" / "zoo.md"
 
@@ -43,7 +45,20 @@ classify | project | rule |
 
 The exporters are torch's current one (`new`, `dynamo=True`) and the older one (`old`). The files called `light` are
 those of the `onnx` package. The columns *project* and *rule* are of the last map with more than one place. The rule
-`extended` rectifies where the paper has no rule, as [the deconvnet](../deconvnet.md) says.
+`extended` rectifies where the paper has no rule, as [the deconvnet](../deconvnet.md#the-rules) says.
+
+## Projections
+
+*Are projections right?* `make test-zoo` projects twelve of the networks, written by torch's current exporter, at five
+depths each: the strongest map of the layer, from its strongest unit and as a whole. It holds them against automatic
+differentiation, a mechanism that shares no code with the deconvnet, in float64. The difference is relative to the
+largest value of the reference, and the largest of all ten projections.
+
+Measured on {projection_days}, on the same machine.
+
+| network | rule | largest difference | layers |
+|---|---|---|---|
+{projections}
 """
 
 
@@ -148,9 +163,8 @@ def records() -> Iterator[Record]:
             yield Record(**json.loads(file.read_text()))
 
 
-def page(rows: list[Record]) -> str:
-    """Returns the page with the table."""
-    days = sorted({row.day for row in rows})
+def page(rows: list[Record], projected: list[ProjectionRecord]) -> str:
+    """Returns the page with both tables."""
     versions = f"torch {torch.__version__}, onnx {onnx.__version__}, ONNX Runtime {onnxruntime.__version__}"
     table = [
         f"| {row.network} | {row.exporter} | {row.nodes_before} | {row.nodes} | {row.operations} | "
@@ -158,16 +172,26 @@ def page(rows: list[Record]) -> str:
         f"{row.rule or '-'} |"
         for row in rows
     ]
+    projections = [
+        f"| {row.network} | {row.rule} | {row.difference:.1e} | {', '.join(row.layers)} |" for row in projected
+    ]
+    processor = cpu_model(Path("/proc/cpuinfo").read_text())
     return TEMPLATE.format(
-        days=" to ".join(dict.fromkeys((days[0], days[-1]))),
-        machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        days=_days([row.day for row in rows]),
+        machine=f"{os.cpu_count()} cores of an {processor}, Python {platform.python_version()}",
         versions=versions,
         table="\n".join(table),
+        projection_days=_days([row.day for row in projected]),
+        projections="\n".join(projections),
     )
 
 
+def _days(days: list[str]) -> str:
+    return " to ".join(dict.fromkeys((min(days), max(days))))
+
+
 if __name__ == "__main__":
-    measured = list(records())
-    if not measured:
+    measured, measured_projections = list(records()), list(projection_records())
+    if not measured or not measured_projections:
         sys.exit(f"{FOLDER} holds no records; run `make test-zoo`")
-    PAGE.write_text(page(measured))
+    PAGE.write_text(page(measured, measured_projections))
