@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from zfserve_model.explanation.rules import RULES, path_below
@@ -54,7 +55,16 @@ def plan_descent(graph: Graph, tensor: str, units: Boxes, kept: Mapping[str, Ten
                     boxes[name] = boxes[name].hull(below) if name in boxes else below
                     steps.append(Step(graph, node, output, index))
         nodes.append(steps)
+    boxes[graph.input] = _pictures(boxes[graph.input], graph.shapes[graph.input][1])
     return Descent(graph, nodes, boxes, kept, memory_bytes)
+
+
+def _pictures(pixels: Boxes, channels: int) -> Boxes:
+    """Returns boxes with all channels, also above a depthwise first layer, and with at least one pixel."""
+    empty = pixels.is_empty()[:, None]
+    starts, stops = np.where(empty, 0, pixels.starts), np.where(empty, 1, pixels.stops)
+    starts[:, 1], stops[:, 1] = 0, channels
+    return Boxes(starts, stops)
 
 
 def descend(descent: Descent, tensor: str, signal: Signal) -> Iterator[Signal]:

@@ -62,6 +62,13 @@ def test_a_depthwise_convolution_stays_in_its_channel() -> None:
     assert (second.activation, second.pixels.tolist()) == (2, [[[0, 0, 0]], [[-2, 0, 2]]])
 
 
+def test_a_unit_that_sees_padding_alone_has_a_black_pixel() -> None:
+    builder = RunningGraphBuilder(3, 2, 2)
+    layer = builder.add("Conv", "images", torch.ones(1, 3, 1, 1), torch.tensor([4.0]), pads=[1, 1, 1, 1])
+    found = projected(builder, layer, [[[1.0, 1.0], [1.0, 1.0]]] * 3, 0, Position(0, 0))
+    assert (found.activation, found.pixels.tolist()) == (4, [[[0]], [[0]], [[0]]])
+
+
 def test_a_shortcut_with_stride_2_reads_every_second_place() -> None:
     """A 3x3 convolution with stride 2, whose filter is a cross without its middle, and a shortcut of ten times x."""
     builder = RunningGraphBuilder(1, 4, 4)

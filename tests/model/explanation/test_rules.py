@@ -1,4 +1,4 @@
-"""Which rule a projection follows, which products are gates and which are activations, and what is refused by name."""
+"""Tests which rule a projection follows, which products are gates or activations, and what is refused by name."""
 
 from collections.abc import Callable
 
