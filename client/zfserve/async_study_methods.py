@@ -75,7 +75,7 @@ class AsyncStudyMethods(AsyncStreamingClient):
         stride: int | None = None,
         fill: Fill = MID_GREY,
         class_name: str = "",
-        layer: str = LAST,
+        layer: str = "",
         map: int | None = None,  # noqa: A002
         model: str | None = None,
         version: str | None = None,
@@ -101,7 +101,7 @@ class AsyncStudyMethods(AsyncStreamingClient):
         stride: int | None = None,
         fill: Fill = MID_GREY,
         class_name: str = "",
-        layer: str = LAST,
+        layer: str = "",
         map: int | None = None,  # noqa: A002
         model: str | None = None,
         version: str | None = None,

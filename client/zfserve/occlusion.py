@@ -46,11 +46,11 @@ class OcclusionPlan:
         size: the side of the square, in pixels of the model's input.
         for_class: the class, with its probability in the photo without a square.
         best: the most probable class of the photo without a square.
-        layer: the name of the layer.
-        map: the feature map whose activity is summed, from 0.
-        map_sum: the sum over space of the map's activity in the photo without a square.
-        unit: the strongest unit of the map in the photo without a square.
-        activation: the activation of that unit.
+        layer: the name of the layer. "" if the network has no layer that can be read.
+        map: the feature map whose activity is summed, from 0. None if the network has no layer that can be read.
+        map_sum: the sum over space of the map's activity in the photo without a square. 0 if `map` is None.
+        unit: the strongest unit of the map in the photo without a square. None if `map` is None.
+        activation: the activation of that unit. 0 if `map` is None.
         computation: how the values are computed.
         model: the model that answers.
         source_box: the region of the upright photo, as it was sent, that the model's input covers. None if the server
@@ -63,9 +63,9 @@ class OcclusionPlan:
     for_class: ClassScore
     best: ClassScore
     layer: str
-    map: int
+    map: int | None
     map_sum: float
-    unit: Position
+    unit: Position | None
     activation: float
     computation: Computation
     model: ModelIdentity
@@ -82,15 +82,16 @@ class OcclusionSummary:
         source_box: the same region in pixels of the upright photo as it was sent. None if the server does not know the
             size of the photo.
         probability: the probability of the class at that place.
-        map_box: the square at the place where the map's activity is lowest, in pixels of the model's input.
+        map_box: the square at the place where the map's activity is lowest, in pixels of the model's input. None if
+            there is no map.
         map_source_box: the same region in pixels of the upright photo as it was sent, or None.
-        map_sum: the sum over space of the map's activity at that place.
+        map_sum: the sum over space of the map's activity at that place. 0 if there is no map.
     """
 
     box: Box
     source_box: Box | None
     probability: float
-    map_box: Box
+    map_box: Box | None
     map_source_box: Box | None
     map_sum: float
 
@@ -108,7 +109,7 @@ class OcclusionUpdate:
         columns: the column in the grid of places of each result, from 0.
         probabilities: the probability of the class at each place, in [0, 1].
         best_classes: the index of the most probable class at each place.
-        map_sums: the sum over space of the map's activity at each place.
+        map_sums: the sum over space of the map's activity at each place. Empty if there is no map.
         spacing: the distance in rows and columns between neighbouring places of the grid that are known now. It is 1 at
             the end.
         summary: where the square did most. None except in the last update.
@@ -135,7 +136,7 @@ class Occlusion:
         plan: what was computed. `plan.tops` belongs to the rows of the grids, and `plan.lefts` to their columns.
         probabilities: the probability of the class at each place, in [0, 1].
         best_classes: the index of the most probable class at each place.
-        map_sums: the sum over space of the map's activity at each place.
+        map_sums: the sum over space of the map's activity at each place. Empty if there is no map.
         summary: where the square did most.
     """
 
@@ -168,7 +169,7 @@ class Occlusion:
             plan=plan,
             probabilities=grid(value for update in received for value in update.probabilities),
             best_classes=grid(value for update in received for value in update.best_classes),
-            map_sums=grid(value for update in received for value in update.map_sums),
+            map_sums=() if plan.map is None else grid(value for update in received for value in update.map_sums),
             summary=summary,
         )
 

@@ -201,9 +201,9 @@ class TransformStep:
         step: the step, in the unit of its kind.
         for_class: the class, with its probability at this step.
         best: the most probable class at this step.
-        low: how far the activations of the low layer have moved.
+        low: how far the activations of the low layer have moved. None if the network has no layer that can be read.
         high: how far the activations of the last hidden layer have moved. A network without one has its last layer
-            here.
+            here, or None if no layer can be read.
         picture_png: the transformed input as an RGB PNG file. None unless the call asked for `pictures=True`.
         untouched: the class, with its probability for the untouched photo. It is the same in every step.
         kind: what changes. "" is a kind that this release of the client does not know.
@@ -218,8 +218,8 @@ class TransformStep:
     step: float
     for_class: ClassScore
     best: ClassScore
-    low: FeatureDistance
-    high: FeatureDistance
+    low: FeatureDistance | None
+    high: FeatureDistance | None
     picture_png: bytes | None
     untouched: ClassScore
     kind: str

@@ -90,7 +90,7 @@ class StudyMethods(StreamingClient):
         stride: int | None = None,
         fill: Fill = MID_GREY,
         class_name: str = "",
-        layer: str = LAST,
+        layer: str = "",
         map: int | None = None,  # noqa: A002
         model: str | None = None,
         version: str | None = None,
@@ -113,7 +113,8 @@ class StudyMethods(StreamingClient):
             fill: the fill of the square: a colour (red, green, blue), "mean" for the mean colour of the input, or a
                 `Blur`. The default is mid-grey.
             class_name: the id or the label of the class. "" is the most probable class of the photo.
-            layer: the layer of the map: the name of a layer or of a stage, or "last", as in `project`.
+            layer: the layer of the map: the name of a layer or of a stage, or "last", as in `project`. "" is "last", or
+                no layer and no map if the network has no layer that can be read.
             map: the feature map whose activity is summed, from 0. None means the map with the strongest unit.
             model: the name of the model. None means the server's default model, or for a reference the model that
                 returned it.
@@ -144,7 +145,7 @@ class StudyMethods(StreamingClient):
         stride: int | None = None,
         fill: Fill = MID_GREY,
         class_name: str = "",
-        layer: str = LAST,
+        layer: str = "",
         map: int | None = None,  # noqa: A002
         model: str | None = None,
         version: str | None = None,
@@ -163,7 +164,8 @@ class StudyMethods(StreamingClient):
             fill: the fill of the square: a colour (red, green, blue), "mean" for the mean colour of the input, or a
                 `Blur`. The default is mid-grey.
             class_name: the id or the label of the class. "" is the most probable class of the photo.
-            layer: the layer of the map: the name of a layer or of a stage, or "last", as in `project`.
+            layer: the layer of the map: the name of a layer or of a stage, or "last", as in `project`. "" is "last", or
+                no layer and no map if the network has no layer that can be read.
             map: the feature map whose activity is summed, from 0. None means the map with the strongest unit.
             model: the name of the model. None means the server's default model, or for a reference the model that
                 returned it.

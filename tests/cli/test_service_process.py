@@ -76,8 +76,9 @@ def test_a_service_that_is_never_ready_is_stopped(
 
 def test_an_error_in_the_block_stops_the_service(stand_in: Path, tmp_path: Path) -> None:
     body = """
-    ports = {"port": os.getpid(), "metrics_port": 1}
-    pathlib.Path(arguments.ready_file).write_text(json.dumps(ports))
+    ready = pathlib.Path(arguments.ready_file)
+    ready.with_name("partial").write_text(json.dumps({"port": os.getpid(), "metrics_port": 1}))
+    ready.with_name("partial").replace(ready)
     threading.Event().wait()"""
     stand_in.write_text(STAND_IN.format(body=body))
     with suppress(KeyboardInterrupt), running_service(Path("m"), tmp_path) as service:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes.pictures import png
+from fakes.study_answers import occlusion_messages
 from fakes.vision_service import Failure, FakeVisionService
 from zfserve import (
     AsyncClient,
@@ -28,6 +29,7 @@ from zfserve import (
     ServerFailed,
     ZfserveError,
 )
+from zfserve.study_replies import TransformReplies, occlusion_update
 from zfserve_protos.v1 import zfserve_pb2 as pb
 
 Ask = Callable[..., Any]
@@ -115,8 +117,24 @@ def test_occlusion_returns_grids(ask: Ask, address: str, service: FakeVisionServ
     assert (answer.plan.source_box, answer.summary.source_box, answer.summary.map_source_box) == (None, None, None)
     request = service.study_requests[0]
     assert isinstance(request, pb.OccludeRequest)
-    assert (request.size, request.stride, request.layer) == (0, 0, "last")
+    assert (request.size, request.stride, request.layer) == (0, 0, "")
     assert not request.HasField("map")
+
+
+def test_a_network_without_a_layer_has_no_map() -> None:
+    responses = list(occlusion_messages(pb.OccludeRequest(image=pb.Image(encoded=b"1"))))
+    responses[0].plan.ClearField("unit")
+    responses[0].plan.layer = ""
+    responses[-1].summary.ClearField("map_box")
+    responses[-1].summary.ClearField("map_source_box")
+    for response in responses:
+        response.ClearField("map_sums")
+    answer = Occlusion.from_updates(map(occlusion_update, responses))
+    assert (answer.plan.layer, answer.plan.map, answer.plan.unit) == ("", None, None)
+    assert (answer.map_sums, answer.summary.map_box, answer.summary.map_source_box) == ((), None, None)
+    assert answer.probabilities == ((0.0, 0.125), (0.25, 0.375), (0.5, 0.625))
+    step = TransformReplies()(pb.TransformResponse(rank=0, total=1))
+    assert (step.low, step.high) == (None, None)
 
 
 def test_an_occlusion_needs_all_updates(address: str) -> None:

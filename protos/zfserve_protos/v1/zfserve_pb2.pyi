@@ -1284,7 +1284,7 @@ class OccludeResponse(_message.Message):
 
     @_builtins.property
     def map_sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The sum over space of the map's activity at each place."""
+        """The sum over space of the map's activity at each place. Empty where there is no map."""
 
     @_builtins.property
     def summary(self) -> Global___OcclusionSummary:
@@ -1332,7 +1332,9 @@ class OcclusionPlan(_message.Message):
     SOURCE_BOX_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     layer: _builtins.str
-    """The layer and the map. Without a map, `layer` is empty, and so are all other fields about a map."""
+    """The layer and the map. Without a map, `layer` is empty, and so are all other fields about a map.
+    The layer, and its map. Unset, as are `map_sum`, `unit` and `activation`, where no layer of the network can be read.
+    """
     map: _builtins.int
     map_sum: _builtins.float
     """The sum over space of the map's activity in the photo without a square."""
@@ -1414,7 +1416,7 @@ class OcclusionSummary(_message.Message):
     def source_box(self) -> Global___Box: ...
     @_builtins.property
     def map_box(self) -> Global___Box:
-        """The place at which the map's activity is lowest."""
+        """The place at which the map's activity is lowest. Unset where there is no map."""
 
     @_builtins.property
     def map_source_box(self) -> Global___Box: ...
@@ -1670,7 +1672,9 @@ class TransformResponse(_message.Message):
 
     @_builtins.property
     def low(self) -> Global___FeatureDistance:
-        """How far the activations of the low layer, and of the last hidden layer, are from those of the untouched photo."""
+        """How far the activations of the low layer, and of the last hidden layer, are from those of the untouched photo. Unset
+        where there is no layer to compare.
+        """
 
     @_builtins.property
     def high(self) -> Global___FeatureDistance: ...
