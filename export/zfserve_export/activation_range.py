@@ -6,7 +6,7 @@ from onnx import ModelProto, helper
 from zfserve_runtime.bundle import GRAPH_INPUT
 
 from zfserve_export.half_precision import LARGEST_ACTIVATION, LARGEST_HALF, HalfPlan
-from zfserve_export.onnx_session import open_session
+from zfserve_export.onnx_session import open_session, run_session
 from zfserve_export.parity import ParityError, Reference, batched
 
 
@@ -37,7 +37,7 @@ def require_half_range(model: ModelProto, reference: Reference, batch_size: int)
     outputs = [output.name for output in measured.graph.output]
     session = open_session(measured, outputs)
     for batch in batched(reference.pixels, batch_size):
-        _require(session.run(outputs, {GRAPH_INPUT: batch}), [node for node, _ in makers], reference)
+        _require(run_session(session, outputs, {GRAPH_INPUT: batch}), [node for node, _ in makers], reference)
 
 
 def _require(largest: list[NDArray[np.float32]], nodes: list[str], reference: Reference) -> None:

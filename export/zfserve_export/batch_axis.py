@@ -24,7 +24,7 @@ from zfserve_export.onnx_edits import (
     tensor_names,
     unused_name,
 )
-from zfserve_export.onnx_session import first_line, open_session
+from zfserve_export.onnx_session import open_session, run_session
 
 BATCH_AXIS = "N"
 """The name of a dynamic batch axis."""
@@ -51,11 +51,13 @@ class BatchedModel:
         model: the network.
         batch_size: the only batch size that it takes. 0 if it takes any.
         shapes: the shape of each examined tensor, without the batch axis.
+        types: the type of each examined tensor.
     """
 
     model: ModelProto
     batch_size: int
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, np.dtype[Any]]
 
 
 def with_dynamic_batch(model: ModelProto, tensors: Sequence[str], fixed_batch: int) -> BatchedModel:
@@ -82,7 +84,8 @@ def with_dynamic_batch(model: ModelProto, tensors: Sequence[str], fixed_batch: i
         except GraphError as error:
             log.debug("a variant of the network was discarded: %s", error)
             continue
-        return BatchedModel(variant, batch_size, {name: rows.shape[1:] for name, rows in expected.items()})
+        shapes = {name: rows.shape[1:] for name, rows in expected.items()}
+        return BatchedModel(variant, batch_size, shapes, {name: rows.dtype for name, rows in expected.items()})
     if fixed_batch > 1:
         raise GraphError(
             f"the network takes only batches of {fixed_batch} images, and another batch size changes its results; "
@@ -181,10 +184,7 @@ def _run(model: ModelProto, tensors: Sequence[str], images: NDArray[Any], batch:
     """
     session, name = open_session(model, tensors), model.graph.input[0].name
     whole = len(images) // batch * batch
-    try:
-        parts = [session.run(list(tensors), {name: images[i : i + batch]}) for i in range(0, whole, batch)]
-    except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception
-        raise GraphError(f"ONNX Runtime cannot run the network: {first_line(error)}") from error
+    parts = [run_session(session, tensors, {name: images[i : i + batch]}) for i in range(0, whole, batch)]
     if any(np.shape(rows)[:1] != (batch,) for part in parts for rows in part):
         raise GraphError("an output of the network has not one row for each image")
     return {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(tensors)}

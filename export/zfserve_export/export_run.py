@@ -59,6 +59,9 @@ def run_export(arguments: argparse.Namespace, messages: Console) -> int:
     except _UNUSABLE as error:
         _print(messages, "[red]error:[/]", str(error))
         return 2
+    except MemoryError:
+        _print(messages, "[red]error:[/]", "there is not enough memory for this network; export it on a larger machine")
+        return 2
     except KeyboardInterrupt:
         _print(messages, "interrupted;", "no bundle was written")
         return 130

@@ -60,10 +60,16 @@ def name_nodes(graph: GraphProto) -> None:
     """Gives every node a name of its own. Nodes that have one keep it."""
     taken = {node.name for node in graph.node}
     seen: set[str] = set()
+    counts: dict[str, int] = {}
     for node in graph.node:
         if not node.name or node.name in seen:
-            node.name = unused_name(node.name or node.op_type, taken)
-            taken.add(node.name)
+            stem = node.name or node.op_type
+            name, number = stem, counts.get(stem, 0)
+            while name in taken:
+                number += 1
+                name = f"{stem}_{number}"
+            node.name, counts[stem] = name, number
+            taken.add(name)
         seen.add(node.name)
 
 

@@ -19,10 +19,11 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from zfserve_model.graph.errors import GraphError
+from zfserve_model.importing.model_file import opset_version
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import GRAPH_INPUT
 
-from zfserve_export.batch_axis import BATCH_AXIS, with_dynamic_batch
+from zfserve_export.batch_axis import BATCH_AXIS, BatchedModel, with_dynamic_batch
 from zfserve_export.onnx_edits import keep_needed, name_nodes, remove_origin, rename_tensors, set_shape, tensor_names
 from zfserve_export.onnx_head import Head, find_head
 from zfserve_export.sources.source import Source
@@ -70,7 +71,7 @@ def wrap(source: Source) -> WrappedNetwork:
     examined = list(dict.fromkeys([scores, head.logits, *([head.features] if head.features else [])]))
     batched = with_dynamic_batch(cleaned, examined, source.fixed_batch)
     model = batched.model
-    ends = _ends(batched.shapes, scores, head, softmax=source.softmax)
+    ends = _ends(batched, scores, head, softmax=source.softmax)
     if (found := ends.widths[PROBABILITIES]) != len(source.labels):
         raise GraphError(
             f"the network has {found} scores, and there are {len(source.labels)} labels; give one for each"
@@ -106,7 +107,9 @@ def _cleaned(source: Source) -> tuple[ModelProto, str]:
     stored = {tensor.name for tensor in graph.initializer}
     others = [value.name for value in graph.input if value.name not in stored | {source.input_name}]
     if others:
-        raise GraphError(f"the network has more inputs than its image: {', '.join(others)}; export it with one input")
+        raise GraphError(
+            f"the network has more inputs than its image: {', '.join(others[:5])}; export it with one input"
+        )
     for values, name in ((graph.input, source.input_name), (graph.output, source.scores)):
         kept = next(value for value in values if value.name == name)
         del values[:]
@@ -142,7 +145,8 @@ class _Ends:
     logits: str
 
 
-def _ends(shapes: Mapping[str, tuple[int, ...]], scores: str, head: Head, *, softmax: bool) -> _Ends:
+def _ends(batched: BatchedModel, scores: str, head: Head, *, softmax: bool) -> _Ends:
+    shapes = batched.shapes
     names, nodes, logits = {}, [], head.logits
     if softmax:
         if len(shapes[scores]) == 1:
@@ -158,10 +162,15 @@ def _ends(shapes: Mapping[str, tuple[int, ...]], scores: str, head: Head, *, sof
         nodes.append(_node("Softmax", [logits], PROBABILITIES, axis=1))
     widths = {PROBABILITIES: math.prod(shapes[scores])}
     if head.features:
-        if len(shapes[head.features]) == 1:
-            names[head.features] = FEATURES
+        features = head.features
+        if batched.types[features] != np.float32:  # a network may compute in float16 and have float32 scores
+            nodes.append(_node("Cast", [features], features := "scores.features", to=TensorProto.FLOAT))
+        if len(shapes[head.features]) != 1:
+            nodes.append(_node("Flatten", [features], FEATURES, axis=1))
+        elif nodes and nodes[-1].output[0] == features:
+            nodes[-1].output[0] = FEATURES
         else:
-            nodes.append(_node("Flatten", [head.features], FEATURES, axis=1))
+            names[features] = FEATURES
         widths[FEATURES] = math.prod(shapes[head.features])
     return _Ends(names, nodes, widths, logits)
 
@@ -193,7 +202,7 @@ def _adapter(source: Source, model: ModelProto) -> list[NodeProto]:
     if source.preprocessing.channel_order == "bgr":
         red, green, blue = (f"images.{colour}" for colour in ("red", "green", "blue"))
         # Before opset 13 the sizes are an attribute.
-        sizes: dict[str, Any] = {"split": [1, 1, 1]} if model.opset_import[0].version < 13 else {}
+        sizes: dict[str, Any] = {"split": [1, 1, 1]} if opset_version(model) < 13 else {}
         inputs = [tensor] if sizes else [tensor, "images.channels"]
         nodes.append(helper.make_node("Split", inputs, [red, green, blue], "images.split", axis=1, **sizes))
         if not sizes:

@@ -18,7 +18,7 @@ from zfserve_model.graph.graph import Graph
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import GRAPH_INPUT, InputSpec, ParityEntry, Precision
 
-from zfserve_export.onnx_session import open_session
+from zfserve_export.onnx_session import open_session, run_session
 from zfserve_export.onnx_wrap import FEATURES, WrappedNetwork
 from zfserve_export.sources.source import Source
 
@@ -91,7 +91,7 @@ class ParityCheck:
         names = [self.wrapped.logits, *([FEATURES] if self.wrapped.feature_width else [])]
         session = open_session(self.wrapped.model, names)
         batches = batched(pixels, self.wrapped.fixed_batch_size or _BATCH)
-        parts = [session.run(names, {GRAPH_INPUT: batch}) for batch in batches]
+        parts = [run_session(session, names, {GRAPH_INPUT: batch}) for batch in batches]
         logits, *features = (np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True))
         return logits, features[0] if features else np.empty((len(pixels), 0), np.float32)
 
@@ -133,7 +133,7 @@ def source_scores(source: Source, pixels: NDArray[np.uint8]) -> Floats:
         count = len(images)
         # A file with a fixed batch gets a full one.
         full = np.resize(images, (size, *images.shape[1:]))
-        scores = session.run([source.scores], {source.input_name: _as_source_reads(full, source)})[0]
+        scores = run_session(session, [source.scores], {source.input_name: _as_source_reads(full, source)})[0]
         parts.append(scores[:count])
     joined: Floats = np.concatenate(parts).reshape(len(pixels), -1)
     return joined

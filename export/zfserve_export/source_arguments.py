@@ -16,6 +16,8 @@ from zfserve_export.sources.source_path import require_file
 if TYPE_CHECKING:
     from zfserve_export.sources.source import SourceOptions
 
+_SMALLEST_STD = 1e-4
+_LONGEST_SIDE = 4096
 IMAGENET = "imagenet"
 """The word that stands for ImageNet's thousand labels, instead of a file."""
 
@@ -124,6 +126,8 @@ def _stated_facts(arguments: argparse.Namespace) -> PreprocessingFacts:
         facts["channel_order"] = arguments.channels
     if max(map(abs, (*facts.get("mean", ()), *facts.get("std", ()))), default=0) > 1:
         raise SourceError("--mean and --std are for values in [0, 1]; divide numbers for 0 to 255 by 255")
+    if 0 < min(facts.get("std", (1.0,))) < _SMALLEST_STD:
+        raise SourceError(f"--std has a number below {_SMALLEST_STD}; give the standard deviation of each channel")
     return facts
 
 
@@ -131,4 +135,7 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write height and width, such as 224x224")
-    return int(match[1]), int(match[2] or match[1])
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not 1 <= min(height, width) <= max(height, width) <= _LONGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; a side has 1 to {_LONGEST_SIDE} pixels")
+    return height, width

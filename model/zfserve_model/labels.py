@@ -18,6 +18,10 @@ _SYNSET = re.compile(r"n\d{8}\s+\S")
 """Matches a WordNet id and a label, as in the file synset.txt of the ONNX model zoo."""
 
 
+_LONGEST_LABEL = 500
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 class LabelsError(ValueError):
     """The labels cannot be used. The message names the line or the class at fault."""
 
@@ -43,6 +47,11 @@ def read_labels(file: Path) -> dict[str, str]:
             raise LabelsError(f"{file} labels class {class_id!r} twice")
         if not isinstance(label, str) or not label.strip():
             raise LabelsError(f"{file} has no label for class {class_id!r}")
+        if len(label) > _LONGEST_LABEL or _CONTROL.search(label + class_id):
+            raise LabelsError(
+                f"{file} has a label for class {class_id[:40]!r} that is longer than {_LONGEST_LABEL} characters or "
+                "has control characters; give plain text with one label on each line"
+            )
         labels[class_id] = label.strip()
     if not labels:
         raise LabelsError(f"{file} holds no labels")
@@ -53,6 +62,8 @@ def _json_pairs(text: str, file: Path) -> list[tuple[str, object]]:
     try:
         # A dictionary would keep only the last of two equal ids.
         document = json.loads(text, object_pairs_hook=tuple)
+    except RecursionError as error:
+        raise LabelsError(f"{file} nests JSON too deeply; give an object or a list of labels") from error
     except ValueError as error:
         raise LabelsError(f"{file} is not valid JSON: {error}") from error
     if isinstance(document, list):

@@ -45,6 +45,21 @@ def test_writes_a_bundle_and_says_what_it_is_worth(
     assert "wrote models/tiny/2.0" in said.out
 
 
+@pytest.mark.parametrize("size", ["0x8", "8x5000", "9" * 30, "8x"])
+def test_an_impossible_size_is_refused(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("net.onnx", "--size", size)
+    assert "is no size; " in capsys.readouterr().err
+
+
+def test_a_standard_deviation_that_is_nearly_zero_is_refused(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(parse("weights.safetensors", "--std", "1e-40", "1", "1")) == 2
+    assert "--std has a number below 0.0001; give the standard deviation" in capsys.readouterr().err
+    assert not (workplace / "models").exists()
+
+
 def test_the_summary_of_all_precisions_fits_a_narrow_terminal(bundle: Bundle) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     print_summary(console, bundle, seconds=1)

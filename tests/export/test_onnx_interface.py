@@ -2,7 +2,14 @@ import pytest
 from fakes.tiny_networks import onnx_classifier
 from onnx import TensorProto, helper
 from zfserve_export.sources.errors import SourceError
-from zfserve_export.sources.onnx_interface import ImageInput, Scores, find_image_input, find_scores, infer_shapes
+from zfserve_export.sources.onnx_interface import (
+    ImageInput,
+    Scores,
+    find_image_input,
+    find_scores,
+    forget_impossible_sizes,
+    infer_shapes,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +37,31 @@ def test_the_input_tells_its_layout_type_batch_and_size(
         (("N", 1, 8, 8), TensorProto.FLOAT, "has shape (?, 1, 8, 8); export the network with an input of (N, 3, H, W)"),
         (("N", "C", "H", "W"), TensorProto.FLOAT, "has shape (?, ?, ?, ?); export"),
         (("N", 192), TensorProto.FLOAT, "has shape (?, 192); export"),
+        (("N", 3, 8, 8), 999, "the input image of toy is of an unknown type; export"),
+        (
+            (10**9, 3, 8, 8),
+            TensorProto.FLOAT,
+            "takes only batches of 1000000000 images; export the network with a dynamic",
+        ),
     ],
 )
 def test_an_input_that_is_no_image_is_refused(shape: tuple[int | str, ...], kind: int, sentence: str) -> None:
     with pytest.raises(SourceError) as raised:
         find_image_input(onnx_classifier(shape, kind=kind), "toy")
     assert sentence in str(raised.value)
+
+
+def test_sizes_below_one_are_dynamic() -> None:
+    model = onnx_classifier((0, 3, -1, 8))
+    forget_impossible_sizes(model)
+    assert find_image_input(model, "toy") == ImageInput("image", "NCHW", "float32", 0, None, 8)
+
+
+def test_of_many_outputs_only_some_are_named() -> None:
+    model = onnx_classifier()
+    model.graph.output.extend(helper.make_empty_tensor_value_info(f"o{number}") for number in range(1000))
+    with pytest.raises(SourceError, match=r"and 993 more with --scores$"):
+        find_scores(model, "toy", "nothing")
 
 
 def test_a_second_input_is_refused_and_a_stored_weight_is_no_input() -> None:

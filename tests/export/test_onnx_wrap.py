@@ -244,3 +244,22 @@ def test_weights_that_are_listed_as_inputs_stay_weights(pixels: Pixels) -> None:
     check_graph(wrapped.model)
     assert [value.name for value in wrapped.model.graph.input] == ["pixels"]
     run(wrapped, pixels)
+
+
+def test_the_features_of_a_network_in_half_precision_are_float32(pixels: Pixels) -> None:
+    weights = {
+        "conv": np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float16),
+        "last": np.random.default_rng(2).standard_normal((4, 3)).astype(np.float16),
+    }
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["h", "conv"], ["c"]),
+        helper.make_node("GlobalMaxPool", ["c"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Gemm", ["f", "last"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
+    ]
+    wrapped = wrap(source_of(model_of(nodes, ["N", 3, SIZE, SIZE], ["N", 3], weights)))
+    check_graph(wrapped.model)
+    probabilities, features = run(wrapped, pixels[:2])
+    assert (features.dtype, features.shape, probabilities.shape) == (np.float32, (2, 4), (2, 3))

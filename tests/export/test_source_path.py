@@ -61,3 +61,9 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path, monkeypatch: 
 
 def test_every_library_is_known_before_anything_is_imported() -> None:
     assert set(LIBRARY_NAMES) == LIBRARIES.keys()
+
+
+def test_a_name_that_no_file_can_have_is_one_short_sentence() -> None:
+    with pytest.raises(SourceError, match=r"cannot be read: File name too long; give a file") as raised:
+        require_source("a" * 5000 + ".onnx")
+    assert len(str(raised.value)) < 400

@@ -64,6 +64,9 @@ def test_indices_in_json_are_numbers_and_not_words(tmp_path: Path) -> None:
         ("n1\t \n", "no label for class 'n1'"),
         ('{"n1": ', "not valid JSON"),
         ("", "holds no labels"),
+        ("[" * 200_000, "nests JSON too deeply"),
+        ("a" * 501, "longer than 500 characters or has control characters; give plain text"),
+        ("n1\ttench\x1b[31m\n", "has control characters"),
     ],
 )
 def test_faulty_files_are_refused(text: str, message: str, tmp_path: Path) -> None:

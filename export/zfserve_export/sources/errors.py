@@ -1,8 +1,13 @@
-"""This module defines the error of a source. It imports nothing, so that the command line can check paths at once."""
+"""This module defines the error of a source. It imports nothing heavy: the command line checks paths at once."""
+
+from zfserve_model.graph.errors import readable
 
 
 class SourceError(ValueError):
     """The source cannot be exported. The message is one sentence, which says what to do."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(readable(sentence))
 
 
 def first_line(error: BaseException) -> str:

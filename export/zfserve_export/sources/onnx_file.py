@@ -5,12 +5,19 @@ from pathlib import Path
 from onnx import ModelProto
 from zfserve_model.graph.ordering import sort_nodes
 from zfserve_model.importing.decoding import Decoder
+from zfserve_model.importing.importer import require_bounded
 from zfserve_model.importing.model_file import check_model, opset_version, read_model
 from zfserve_model.preprocessing import PRESETS, PreprocessingFacts
 
 from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.facts import classes_of, complete_facts, known_facts, require_facts
-from zfserve_export.sources.onnx_interface import ImageInput, find_image_input, find_scores, infer_shapes
+from zfserve_export.sources.onnx_interface import (
+    ImageInput,
+    find_image_input,
+    find_scores,
+    forget_impossible_sizes,
+    infer_shapes,
+)
 from zfserve_export.sources.source import Source, SourceOptions, folder_name
 
 
@@ -23,8 +30,8 @@ def open_onnx(file: Path, options: SourceOptions) -> Source:
     """
     model = check_model(read_model(file))
     description = file.name
+    forget_impossible_sizes(model)
     image = find_image_input(model, description)
-    _require_order(model, image)
     facts = known_facts(_size_facts(image), options.preprocessing)
     if image.dtype == "uint8":
         facts = _without_normalisation(facts, description)
@@ -34,6 +41,10 @@ def open_onnx(file: Path, options: SourceOptions) -> Source:
             f"the input of {description} is {image.height} x {image.width}, and --size says {size[0]} x {size[1]}; "
             "leave --size out"
         )
+    if size is None:
+        _require_order(model, image)
+    else:
+        require_bounded(model, image.name, (3, *size) if image.layout == "NCHW" else (*size, 3), image.batch)
     scores = find_scores(infer_shapes(model, image, size), description, options.scores)
     require_facts(description, facts, options.labels, scores.classes)
     labels = options.labels or {}

@@ -10,6 +10,9 @@ from zfserve_export.sources.errors import SourceError
 from zfserve_export.sources.source import InputType, Layout
 
 _INPUT_TYPES: dict[int, InputType] = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
+_LARGEST_BATCH = 256
+"""The largest batch that a file may fix. The check for another one runs a whole batch."""
+
 _PASSED_ON = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 """Operations that may follow a softmax without changing its values."""
 
@@ -35,12 +38,13 @@ def find_image_input(model: ModelProto, description: str) -> ImageInput:
     """Returns the only input of a model, if it is an image of three channels.
 
     Raises:
-        SourceError: the model has several inputs, or its input is no float32 or uint8 image of three channels.
+        SourceError: the model has several inputs, its input is no float32 or uint8 image of three channels, or it
+            takes only very large batches.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
+        names = _few([value.name for value in inputs]) or "none"
         raise SourceError(
             f"{description} has {len(inputs)} inputs ({names}), and one image is needed; export a network that takes "
             "one image and nothing else"
@@ -56,6 +60,11 @@ def find_image_input(model: ModelProto, description: str) -> ImageInput:
         raise SourceError(
             f"the input {value.name} of {description} has shape {_shape_text(sizes)}; export the network with an input "
             "of (N, 3, H, W) or (N, H, W, 3)"
+        )
+    if (sizes[0] or 0) > _LARGEST_BATCH:
+        raise SourceError(
+            f"the input {value.name} of {description} takes only batches of {sizes[0]} images; export the network with "
+            "a dynamic batch axis or with a batch of 1"
         )
     layout: Layout = "NCHW" if sizes[1] == 3 else "NHWC"
     height, width = sizes[2:] if layout == "NCHW" else sizes[1:3]
@@ -89,19 +98,17 @@ def find_scores(model: ModelProto, description: str, wanted: str | None = None) 
     """
     outputs = list(model.graph.output)
     if wanted is not None and wanted not in [value.name for value in outputs]:
-        raise SourceError(
-            f"{description} has no output {wanted}; choose one of {', '.join(value.name for value in outputs)} "
-            "with --scores"
-        )
+        names = _few([value.name for value in outputs])
+        raise SourceError(f"{description} has no output {wanted}; choose one of {names} with --scores")
     fitting = [value for value in outputs if _has_scores(value) and wanted in (None, value.name)]
     if not fitting:
-        found = ", ".join(f"{value.name} {_value_text(value)}" for value in outputs)
+        found = _few([f"{value.name} {_value_text(value)}" for value in outputs]) or "nothing"
         raise SourceError(
             f"{description} gives no scores of classes, float32 (N, K), but {found}; export a classifier, with its "
             "last layer, in float32"
         )
     if len(fitting) > 1:
-        names = ", ".join(f"{value.name} {_value_text(value)}" for value in fitting)
+        names = _few([f"{value.name} {_value_text(value)}" for value in fitting])
         raise SourceError(f"several outputs of {description} may be the scores: {names}; choose one with --scores")
     (value,) = fitting
     last = _last_operation(model, value.name)
@@ -117,7 +124,10 @@ def find_scores(model: ModelProto, description: str, wanted: str | None = None) 
 
 
 def infer_shapes(model: ModelProto, image: ImageInput, size: tuple[int, int] | None) -> ModelProto:
-    """Returns a copy of a model with the shapes that ONNX can infer for an image of `size`, (height, width)."""
+    """Returns a copy of a model with the shapes that ONNX can infer for an image of `size`, (height, width).
+
+    Without a size ONNX does not follow the values of integers, because nothing has checked how many there are.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
@@ -126,9 +136,22 @@ def infer_shapes(model: ModelProto, image: ImageInput, size: tuple[int, int] | N
     for axis, pixels in zip(axes, size or (), strict=False):
         value.type.tensor_type.shape.dim[axis].dim_value = pixels
     try:
-        return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+        return onnx.shape_inference.infer_shapes(copy, data_prop=size is not None)
     except onnx.shape_inference.InferenceError:  # declared shapes contradict each other, which no runtime minds
         return copy
+
+
+def forget_impossible_sizes(model: ModelProto) -> None:
+    """Makes the sizes below 1 of inputs and outputs dynamic. Some exporters write 0 or -1 for a dynamic axis."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 1:
+                dim.ClearField("dim_value")
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def _has_scores(value: ValueInfoProto) -> bool:
@@ -162,5 +185,7 @@ def _shape_text(sizes: Sequence[int | None] | None) -> str:
 
 
 def _type_name(kind: int) -> str:
+    if kind not in TensorProto.DataType.values():
+        return "of an unknown type"
     name = str(TensorProto.DataType.Name(kind)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)

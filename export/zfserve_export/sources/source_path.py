@@ -35,9 +35,16 @@ def require_source(text: str) -> None:
     Raises:
         SourceError: there is no such file, or it is of another kind.
     """
-    if is_code(text) or text == EFFICIENTNET_LITE0:
+    if text == EFFICIENTNET_LITE0:
         return
-    file = Path(text)
+    try:
+        if not is_code(text):
+            _require_kind(text, Path(text))
+    except OSError as error:
+        raise SourceError(f"{text} cannot be read: {error.strerror}; give {CHOICES}") from error
+
+
+def _require_kind(text: str, file: Path) -> None:
     if file.suffix in _CODE_SUFFIXES:
         raise SourceError(
             f"{text} is {_CODE_SUFFIXES[file.suffix]}, and loading it can run any code; export the module to ONNX, or "

@@ -136,7 +136,8 @@ def to_tensor(proto: onnx.TensorProto) -> Tensor:
     """
     array = read_array(proto)
     if proto.data_type in _FLOATS:
-        return torch.from_numpy(np.array(array, dtype=np.float32))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            return torch.from_numpy(np.array(array, dtype=np.float32))
     if array.dtype == np.bool_:
         return torch.from_numpy(np.array(array))
     return torch.from_numpy(np.array(array, dtype=np.int64))

@@ -10,7 +10,7 @@ refused if its output is too large.
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
@@ -23,7 +23,6 @@ from zfserve_model.graph.operations import OPERATIONS
 from zfserve_model.graph.ordering import sort_nodes
 from zfserve_model.graph.shape_rules import empty_result
 from zfserve_model.importing.decoding import Decoder
-from zfserve_model.importing.inference import KnownShapes
 
 LARGEST_TENSOR_BYTES = 2**30
 """The largest tensor that one image may make, and the largest constant that folding may make."""
@@ -34,6 +33,8 @@ MOST_NODES = 200_000
 HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "MaxPool", "AveragePool"})
 """Operations whose time the size of their output does not bound. Folding leaves them in the graph."""
 _MOVES_OF_PIXELS = frozenset({"Identity", "Transpose", "Gather", "Concat", "Split", "Slice"})
+
+ShapesOf = Callable[[Node, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 Values = tuple[Tensor, ...]
 """One tensor for each batch size that folding tries: on the CPU if its value is known, else on `meta`."""
@@ -63,7 +64,7 @@ class Folding:
         input_name: str,
         image: tuple[int, ...],
         batches: Sequence[int],
-        known: KnownShapes | None = None,
+        shapes_of: ShapesOf = lambda node, inputs: {},
     ) -> None:
         """Prepares the folding of a graph.
 
@@ -72,9 +73,9 @@ class Folding:
             input_name: the name of the graph's input, float32.
             image: the shape of the input without the batch axis.
             batches: the batch sizes to try: two, or one if the file fixes the batch.
-            known: the shapes of tensors that operations outside of the table compute.
+            shapes_of: returns the outputs of an operation outside of the table, without values, from its inputs.
         """
-        self._known = known or {}
+        self._shapes_of = shapes_of
         self._decoder = decoder
         self._constants: dict[str, Tensor] = decoder.constants
         self._batches = tuple(batches)
@@ -148,14 +149,16 @@ class Folding:
             self._result.nodes.append(self._free_batch(node))
 
     def _inferred(self, node: Node) -> dict[str, Values]:
-        """Returns the outputs of an unsupported node whose shapes ONNX knows, if the batch alone is free in them."""
-        found = {}
-        for name in node.outputs:
-            dtype, sizes = self._known.get(name, (torch.float32, (None, None)))
-            if None not in sizes[1:] and all(size != 0 for size in sizes):
-                shapes = [[size or batch for size in sizes] for batch in self._batches]
-                found[name] = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
-        return found
+        """Returns the outputs of an unsupported node whose shapes ONNX knows."""
+        runs = []
+        for position in range(len(self._batches)):
+            inputs = {name: self._value(name, position) for name in node.inputs if name}
+            runs.append(self._shapes_of(node, inputs))
+        names = [name for name in node.outputs if all(name in run for run in runs)]
+        for name in names:
+            size = max(_bytes(run[name]) // batch for run, batch in zip(runs, self._batches, strict=True))
+            self._check_size(node, size)
+        return {name: tuple(run[name] for run in runs) for name in names}
 
     def _keeps_values(self, node: Node) -> bool:
         """Returns True for a Cast between types that the graph does not tell apart.
@@ -182,7 +185,7 @@ class Folding:
             size = sum(_bytes(output) for output in outputs)
             self._check_size(node, size if constant else size // self._batches[position])
             if node.operation not in HEAVY and not any(x is not None and x.is_meta for x in inputs):
-                self._check_total(node, size)
+                self._check_total(node, sum(_cost(output) for output in outputs))
                 outputs = self._call(node, inputs, shapes_only=False)
                 if outputs is None:
                     return None
@@ -318,6 +321,12 @@ def _is_same_number(values: Values) -> bool:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _cost(tensor: Tensor) -> int:
+    """Returns the bytes that a constant costs. ONNX's shape inference, which follows integers, keeps each in an object
+    of some fifty bytes."""
+    return tensor.numel() * 64 if tensor.dtype == torch.int64 else _bytes(tensor)
 
 
 def _name(node: Node) -> str:

@@ -6,19 +6,36 @@ import onnx
 
 from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Graph
-from zfserve_model.graph.operations import OPERATIONS
 from zfserve_model.graph.ordering import drop_unread_outputs, needed_nodes, sort_nodes
 from zfserve_model.importing.decoding import Decoder
 from zfserve_model.importing.folding import Folding
 from zfserve_model.importing.heads import find_head
-from zfserve_model.importing.inference import inferred_shapes
+from zfserve_model.importing.inference import NodeInference
 from zfserve_model.importing.interface import image_input, normalised_images, output_names
 from zfserve_model.importing.model_file import check_model, opset_version, read_model
 from zfserve_model.importing.naming import name_nodes
 from zfserve_model.importing.patterns import recognise
 from zfserve_model.importing.simplification import simplify, used_constants
 
-__all__ = ["GraphError", "import_graph"]
+__all__ = ["GraphError", "import_graph", "require_bounded"]
+
+
+def require_bounded(model: onnx.ModelProto, input_name: str, image: tuple[int, ...], batch: int) -> None:
+    """Checks that no tensor of a model is so large that running it, or asking ONNX for its shapes, takes the memory.
+
+    Args:
+        model: a model that `check_model` returned.
+        input_name: its image input.
+        image: the shape of one image, as the input declares it: (3, H, W) or (H, W, 3).
+        batch: the only batch size that it takes. 0 stands for any.
+
+    Raises:
+        GraphError: a tensor is too large, or the operations form a cycle, read what nothing computes or do not fit.
+    """
+    decoder = Decoder(opset_version(model), {})
+    nodes = sort_nodes(decoder.decode(model.graph), decoder.constants.keys() | {input_name})
+    batches = (batch,) if batch else (2, 3)
+    Folding(decoder, input_name, image, batches, NodeInference(model).outputs).run(nodes)
 
 
 def import_graph(source: Path | onnx.ModelProto) -> Graph:
@@ -46,8 +63,8 @@ def import_graph(source: Path | onnx.ModelProto) -> Graph:
         name = normalised_images(nodes, name)
     nodes = drop_unread_outputs(needed_nodes(nodes, wanted, {name}), wanted)
     batches = (image.batch,) if image.batch else (2, 3)
-    known = {} if all(node.operation in OPERATIONS for node in nodes) else inferred_shapes(model)
-    folded = Folding(decoder, name, (3, image.height, image.width), batches, known).run(nodes)
+    inference = NodeInference(model)
+    folded = Folding(decoder, name, (3, image.height, image.width), batches, inference.outputs).run(nodes)
     nodes, wanted = simplify(folded.nodes, folded.constants, folded.shapes, wanted)
     nodes = recognise(needed_nodes(nodes, wanted, {name}), folded.constants, folded.shapes)
     nodes, wanted = simplify(nodes, folded.constants, folded.shapes, wanted)

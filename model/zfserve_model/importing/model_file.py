@@ -51,8 +51,9 @@ def check_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns the model, with its functions inlined, if it can be imported.
 
     Raises:
-        GraphError: its operator set is too old, or a weight is not a number.
+        GraphError: its operator set is too old or unclear, or a weight is not a number.
     """
+    model = _with_plain_domains(model)
     opset = opset_version(model)
     if opset < OLDEST_OPSET:
         raise GraphError(
@@ -87,6 +88,29 @@ def opset_version(model: onnx.ModelProto) -> int:
     raise GraphError("the file does not name its version of ONNX's operators; export the file again")
 
 
+def _with_plain_domains(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with one operator set for each domain. ONNX's own domain has two names: "" and "ai.onnx".
+
+    Raises:
+        GraphError: the file names two versions of one domain.
+    """
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise GraphError(
+                f"the file uses the operator sets {versions[domain]} and {entry.version} of {domain or 'ONNX'}; "
+                "export it again with one"
+            )
+    if len(versions) == len(model.opset_import) and "ai.onnx" not in {entry.domain for entry in model.opset_import}:
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    del changed.opset_import[:]
+    changed.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
+    return changed
+
+
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yields the weights and constants of the model, of its branches and of its functions."""
     graphs = [model.graph]
@@ -118,13 +142,17 @@ def _read_external_data(model: onnx.ModelProto, folder: Path) -> None:
             continue
         places = {entry.key: entry.value for entry in tensor.external_data}
         name = places.get("location", "")
-        file = Path(os.path.realpath(folder / name))
+        try:
+            file = Path(os.path.realpath(folder / name))
+            exists = file.is_file()
+        except (OSError, ValueError):  # no file can have this name
+            file, exists = folder / "weights", False
         if not name or not file.is_relative_to(os.path.realpath(folder)):
             raise GraphError(
                 f"the weights {tensor.name!r} are in {name!r}, outside the model's folder; put that file beside the "
                 "model and export with its plain name"
             )
-        if not file.is_file():
+        if not exists:
             raise GraphError(f"the file {name!r} with the weights {tensor.name!r} is missing; put it beside the model")
         try:
             offset, length = int(places.get("offset", 0)), int(places.get("length", file.stat().st_size))
@@ -187,10 +215,12 @@ def _check_weights(model: onnx.ModelProto) -> None:
     for tensor in all_tensors(model):
         if tensor.data_type not in kinds:
             continue
-        values = read_array(tensor)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            values = read_array(tensor).astype(np.float32, copy=False)
         if np.isnan(values).any():
             raise GraphError(f"the weights {tensor.name!r} hold NaN; export a network whose training did not diverge")
         if tensor.name in multiplied and np.isinf(values).any():
             raise GraphError(
-                f"the weights {tensor.name!r} hold infinite numbers; export a network whose training did not diverge"
+                f"the weights {tensor.name!r} hold infinite numbers, or such as float32 cannot hold; export a "
+                "network whose training did not diverge"
             )
