@@ -17,9 +17,13 @@ def bundle_draft(target: Path) -> Iterator[Path]:
     so are the parent folders that were made for it.
 
     Raises:
-        BundleError: `target` exists.
+        BundleError: `target` exists, or its folder cannot be written.
     """
-    if target.exists():
+    try:
+        exists = target.exists()
+    except OSError as error:
+        raise BundleError(f"{target.parent} cannot be read: {error.strerror}; choose another --output") from error
+    if exists:
         raise BundleError(f"{target} exists, and a bundle is never overwritten; choose another --version")
     made = [folder for folder in target.parents if not folder.exists()]
     # Readers ignore names with a leading dot. The process id keeps two exports apart.
@@ -27,6 +31,10 @@ def bundle_draft(target: Path) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
+    except OSError as error:
+        raise BundleError(
+            f"{target.parent} cannot be written: {error.strerror or error}; choose another --output, or make room there"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         for folder in made:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from zfserve_model.checkpoint import CheckpointError
-from zfserve_model.graph.errors import GraphError
+from zfserve_model.graph.errors import GraphError, readable
 from zfserve_model.labels import LabelsError
 from zfserve_runtime.bundle import BundleError
 from zfserve_runtime.errors import EngineFailed
@@ -57,7 +57,7 @@ def run_export(arguments: argparse.Namespace, messages: Console) -> int:
                 _print(messages, "[yellow]warning:[/]", warning)
             bundle = export_bundle(source, plan, on_progress)
     except _UNUSABLE as error:
-        _print(messages, "[red]error:[/]", str(error))
+        _print(messages, "[red]error:[/]", _sentence(error))
         return 2
     except MemoryError:
         _print(messages, "[red]error:[/]", "there is not enough memory for this network; export it on a larger machine")
@@ -77,7 +77,7 @@ def run_upgrade(folder: Path, messages: Console) -> int:
         with sigterm_as_exit():
             bundle = upgrade_bundle(folder)
     except _UNUSABLE as error:
-        _print(messages, "[red]error:[/]", str(error))
+        _print(messages, "[red]error:[/]", _sentence(error))
         return 2
     except KeyboardInterrupt:
         _print(messages, "interrupted;", "no bundle was written")
@@ -142,8 +142,14 @@ def plan_warnings(plan: ExportPlan) -> list[str]:
     return warnings
 
 
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror}; check its name, its rights and the disk"
+    return str(error)
+
+
 def _print(messages: Console, heading: str, sentence: str) -> None:
-    messages.print(heading, escape(sentence), highlight=False, soft_wrap=True)
+    messages.print(heading, escape(readable(sentence)), highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ the width and the number of classes; such a network has all layers and the usual
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,9 @@ from zfserve_model.networks import ARCHITECTURES, Network, NetworkSpec, fold_bat
 from zfserve_model.preprocessing import Preprocessing
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+
+_LARGEST_VIEW = 2**20
+"""The most elements that a tensor may have beyond the bytes of its storage. A view can repeat one number endlessly."""
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network")
 """The keys under which a file may hold the state_dict. Other tools write the first three, our `state.pt` the last."""
@@ -179,8 +183,10 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, NetworkSpe
     if not file.is_file():
         raise CheckpointError(f"there is no file of weights at {file}")
     try:
-        document = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file of an old protocol is read, or refused below
+            document = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file} holds more than plain tensors, and loading it could run any code; save `model.state_dict()` alone"
         ) from error
@@ -190,13 +196,31 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None, NetworkSpe
             document = document[key]
     if not isinstance(document, dict) or not document or not all(isinstance(v, Tensor) for v in document.values()):
         raise CheckpointError(f"{file} holds no state_dict; it must hold tensors by name and nothing else")
+    for name, tensor in document.items():
+        _require_plain(file, str(name), tensor)
     return {str(name): tensor for name, tensor in document.items()}, None, planned
+
+
+def _require_plain(file: Path, name: str, tensor: Tensor) -> None:
+    """Checks that a tensor holds one real number for each element.
+
+    Raises:
+        CheckpointError: it is sparse, quantised, complex or without values, or a small storage stands for a huge one.
+    """
+    plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
+    if not plain or tensor.numel() > max(tensor.untyped_storage().nbytes(), _LARGEST_VIEW):
+        raise CheckpointError(
+            f"the tensor {name} of {file} is no dense tensor of real numbers; save the `state_dict()` of the module in "
+            "float32"
+        )
 
 
 def _spec_of_plan(document: object) -> NetworkSpec | None:
     """Returns the network of a training run, or None if the document is not the state of one."""
+    if not isinstance(document, dict):
+        return None
     try:
-        return NetworkSpec(**document["plan"]["network"])  # type: ignore[index]
+        return NetworkSpec(**document["plan"]["network"])
     except (KeyError, TypeError, IndexError, ValueError):
         return None
 

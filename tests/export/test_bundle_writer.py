@@ -1,3 +1,4 @@
+import errno
 import stat
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> 
 
     with pytest.raises(error):
         export()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny").write_text("a file")
+    with pytest.raises(BundleError, match=r"tiny cannot be written: Not a directory; choose another --output"):
+        bundle_draft(tmp_path / "tiny" / "1").__enter__()
+    with pytest.raises(BundleError, match="cannot be read: File name too long; choose another --output"):
+        bundle_draft(tmp_path / ("a" * 300) / "1").__enter__()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BundleError, match=r"cannot be written: No space left on device; .* make room there"),
+        bundle_draft(tmp_path / "tiny" / "1"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,3 +76,40 @@ def test_without_a_size_everything_is_asked_for_before_the_module_runs() -> None
         open_module(build(tiny_residual(), {}), SourceOptions())
     with pytest.raises(SourceError, match="has 3 classes, and the number of labels is 1"):
         open_module(build(tiny_residual(), TORCH), SourceOptions(labels={"a": "ant"}))
+
+
+class Evil(nn.Module):
+    def eval(self) -> "Evil":
+        raise KeyError("a")
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Evil, "KeyError: 'a'"),
+        (lambda: nn.LazyLinear(3), "ValueError: Attempted to use an uninitialized parameter"),
+        (lambda: nn.Linear(2, 3, device="meta"), "NotImplementedError: Cannot copy out of meta tensor"),
+    ],
+)
+def test_a_module_that_cannot_be_prepared_is_one_sentence(module: Callable[[], nn.Module], reason: str) -> None:
+    with pytest.raises(SourceError) as raised:
+        open_module(build(module(), TORCH), SourceOptions(labels=THREE))
+    assert f"mine:build cannot be put into evaluation mode on the CPU: {reason}" in str(raised.value)
+    assert str(raised.value).endswith("; return an ordinary nn.Module whose weights have values")
+
+
+def test_a_module_that_leaves_the_program_fails_and_an_interrupt_does_not() -> None:
+    class Leaves(nn.Module):
+        def __init__(self, error: BaseException) -> None:
+            super().__init__()
+            self.error = error
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise self.error
+
+    options = SourceOptions(labels=THREE)
+    with pytest.raises(SourceError, match="fails on an image of 8 x 8: SystemExit: 0"):
+        open_module(build(Leaves(SystemExit(0)), TORCH), options)
+    for error in (KeyboardInterrupt(), SystemExit(143)):
+        with pytest.raises(type(error)):
+            open_module(build(Leaves(error), TORCH), options)

@@ -28,6 +28,12 @@ def broken():
 
 def leaves():
     raise SystemExit("bye")
+
+class Strange(BaseException):
+    pass
+
+def strange():
+    raise Strange("odd")
 """
 
 
@@ -83,6 +89,7 @@ def test_a_function_of_the_current_folder_builds_the_network(folder: Path, built
             "nets:broken failed in nets.py, line 14: AttributeError: 'str' object has no attribute 'missing'",
         ),
         ("my_networks.nets:leaves", "failed in nets.py, line 17: SystemExit: bye; mend the function"),
+        ("my_networks.nets:strange", "failed in nets.py, line 23: Strange: odd; mend the function"),
         ("my_nets:build", "there is no module my_nets; run zfserve in the folder that holds it"),
         ("my_networks.net:build", "there is no module my_networks.net; run zfserve in the folder that holds it"),
         ("needs_more:build", "needs_more:build: there is no module a_package_that_is_absent"),

@@ -194,3 +194,23 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(1).as_strided((10**6, 10**6), (0, 0)),
+    ],
+)
+def test_a_tensor_that_is_not_dense_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"a.weight": tensor}, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match=r"a\.weight of .*net\.pth is no dense tensor of real numbers; save the"):
+        read_state_dict(tmp_path / "net.pth")
+
+
+def test_a_file_of_one_tensor_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match="holds no state_dict"):
+        read_state_dict(tmp_path / "net.pth")

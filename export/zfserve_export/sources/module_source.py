@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from zfserve_model.labels import imagenet_labels
 from zfserve_model.preprocessing import PreprocessingFacts
 
+from zfserve_export.sources.errors import SourceError, first_line, is_interrupt
 from zfserve_export.sources.facts import IMAGENET_CLASSES, classes_of, complete_facts, known_facts, require_facts
 from zfserve_export.sources.onnx_interface import find_scores
 from zfserve_export.sources.source import Source, SourceOptions, folder_name
@@ -40,7 +41,7 @@ def open_module(built: BuiltModule, options: SourceOptions) -> Source:
         SourceError: the module cannot be run or exported, or something is open that the options do not say.
     """
     description = built.description
-    module = built.module.eval().float().requires_grad_(requires_grad=False)
+    module = _for_inference(built.module, description)
     facts = known_facts(built.facts, options.preprocessing)
     if "height" not in facts:
         require_facts(description, facts, options.labels)
@@ -70,6 +71,23 @@ def open_module(built: BuiltModule, options: SourceOptions) -> Source:
         module=_RgbScores(module, bgr=preprocessing.channel_order == "bgr").eval(),
         notes=(*built.notes, *notes),
     )
+
+
+def _for_inference(module: nn.Module, description: str) -> nn.Module:
+    """Returns the module in evaluation mode, in float32, on the CPU.
+
+    Raises:
+        SourceError: the module cannot be changed, as one of TorchScript, or has weights without values.
+    """
+    try:
+        return module.eval().float().cpu().requires_grad_(requires_grad=False)
+    except BaseException as error:  # the user's class may have its own methods
+        if is_interrupt(error):
+            raise
+        raise SourceError(
+            f"{description} cannot be put into evaluation mode on the CPU: {first_line(error)}; return an ordinary "
+            "nn.Module whose weights have values"
+        ) from error
 
 
 class _RgbScores(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zfserve_export.sources.errors import SourceError, first_line
+from zfserve_export.sources.errors import SourceError, first_line, is_interrupt
 
 OPSET = 18
 """The opset that torch's exporter writes natively. Newer ones need a version converter. TensorRT 10 reads this one."""
@@ -24,7 +24,6 @@ OPSET = 18
 IMAGES, SCORES = "images", "scores"
 
 _LARGEST_PROTOBUF_BYTES = 2**31 - 1
-_LOGGERS = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
 
 
 def run_once(module: nn.Module, description: str, size: tuple[int, int]) -> int:
@@ -36,7 +35,9 @@ def run_once(module: nn.Module, description: str, size: tuple[int, int]) -> int:
     try:
         with torch.no_grad():
             output = module(torch.zeros(2, 3, *size))
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        if is_interrupt(error):
+            raise
         raise SourceError(
             f"{description} fails on an image of {size[0]} x {size[1]}: {first_line(error)}; give the size that it "
             "takes with --size"
@@ -65,7 +66,8 @@ def export_module(module: nn.Module, description: str, size: tuple[int, int]) ->
     Raises:
         SourceError: neither exporter of torch takes the module, or its weights are too large for one file.
     """
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    weights = [value for value in module.state_dict().values() if isinstance(value, Tensor)]
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in weights)
     if stored > _LARGEST_PROTOBUF_BYTES:
         raise SourceError(
             f"{description} has {stored / 2**30:.1f} GiB of weights, and one ONNX file holds at most 2; choose a "
@@ -166,13 +168,11 @@ def _with_single_norms(module: nn.Module) -> nn.Module:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silences warnings and logs of torch's exporters, which say nothing that a user could act on."""
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)

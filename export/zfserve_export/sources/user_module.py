@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from zfserve_export.sources.errors import SourceError, first_line
+from zfserve_export.sources.errors import SourceError, first_line, is_interrupt
 from zfserve_export.sources.module_source import BuiltModule, open_module
 from zfserve_export.sources.module_weights import load_module_weights
 from zfserve_export.sources.source import Source, SourceOptions
@@ -62,7 +62,9 @@ def _build(text: str) -> nn.Module:
     except ModuleNotFoundError as error:
         hint = "; run zfserve in the folder that holds it" if package.startswith(error.name or "?") else ""
         raise SourceError(f"{text}: there is no module {error.name}{hint}") from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything
+        if is_interrupt(error):
+            raise
         raise SourceError(f"{text} failed{_place(error)}: {first_line(error)}; mend the function") from error
     finally:
         sys.path.remove(folder)
