@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+_MOST_FAULTS = 5
+"""The most faults of a manifest that an error names."""
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
@@ -105,14 +107,14 @@ class LayerEntry(_Entry):
     tensor: str = ""
     kind: str
     stage: str = ""
-    channels: int
-    height: int
-    width: int
-    receptive_field: int
-    stride: int
+    channels: int = Field(gt=0)
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    receptive_field: int = Field(ge=0)
+    stride: int = Field(ge=0)
     offset: int
-    receptive_field_width: int = 0
-    stride_width: int = 0
+    receptive_field_width: int = Field(default=0, ge=0)
+    stride_width: int = Field(default=0, ge=0)
     offset_width: int = 0
     whole_image: bool = False
     rule: Literal["paper", "extended"] = "paper"
@@ -279,7 +281,7 @@ def read_manifest(file: Path) -> Manifest:
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # JSON may nest too deeply
         raise BundleError(f"{file} cannot be read; export the bundle again") from error
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if schema not in (1, SCHEMA_VERSION):
@@ -290,7 +292,9 @@ def read_manifest(file: Path) -> Manifest:
     try:
         return Manifest.model_validate(_converted(document) if schema == 1 else document)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        found = error.errors()
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in found[:_MOST_FAULTS])
+        faults += f"; and {len(found) - _MOST_FAULTS} more" if len(found) > _MOST_FAULTS else ""
         raise BundleError(f"{file} is not valid: {faults}") from error
 
 

@@ -176,6 +176,12 @@ def test_refuses_a_file_without_a_digest(tmp_path: Path, name: str) -> None:
         (json.dumps(manifest_document(schema_version=1, layers=["conv1"])), r"is not valid: layers\.0"),
         (json.dumps(manifest_document(feature_width=-1)), "is not valid: feature_width"),
         (json.dumps(manifest_document(name="../elsewhere")), "is not valid: name"),
+        ("[" * 200_000, "cannot be read"),
+        (json.dumps(manifest_document(layers=[1] * 1000)), r"layers\.4: .*; and 995 more$"),
+        (
+            json.dumps(manifest_document(layers=[manifest_document()["layers"][0] | {"stride": -2}])),
+            r"is not valid: layers\.0\.stride",
+        ),
     ],
 )
 def test_refuses_a_manifest_it_cannot_trust(tmp_path: Path, text: str, complaint: str) -> None:

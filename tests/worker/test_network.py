@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from fakes.residual_model import residual_model
+from zfserve_model.importing.fingerprint import graph_fingerprint
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import GRAPH, Bundle, BundleError
@@ -85,3 +86,18 @@ def test_the_fingerprint_covers_the_weights(bundle: Bundle, tmp_path: Path) -> N
     onnx.save(residual_model(seed=5), tmp_path / GRAPH)
     with pytest.raises(BundleError, match="has the fingerprint"):
         load_network(Bundle(tmp_path, bundle.manifest))
+
+
+def test_an_operation_that_hides_the_shape_of_the_scores_does_not_matter(bundle: Bundle, tmp_path: Path) -> None:
+    """An operation of another domain has outputs of unknown shapes. `Classify` works, and so do the layers below."""
+    model = onnx.load(bundle.folder / GRAPH)
+    (last,) = (node for node in model.graph.node if "probabilities" in node.output)
+    hidden = onnx.helper.make_node("Gelu", [last.input[0]], ["hidden"], "hidden", domain="com.microsoft")
+    last.input[0] = "hidden"
+    model.graph.node.insert(list(model.graph.node).index(last), hidden)
+    del model.graph.value_info[:]
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / GRAPH)
+    manifest = bundle.manifest.model_copy(update={"fingerprint": graph_fingerprint(model)})
+    network = load_network(Bundle(tmp_path, manifest))
+    assert network.graph.probabilities not in network.graph.shapes

@@ -46,8 +46,9 @@ def load_network(bundle: Bundle) -> LoadedNetwork:
     manifest = _with_tensors(bundle.manifest, graph)
     spec = manifest.input
     # Requests are checked against the manifest, so it must describe this graph.
-    fits = graph.shapes[graph.input] == (1, 3, spec.height, spec.width)
-    fits &= graph.shapes[graph.probabilities] == (1, len(manifest.classes))
+    fits = graph.shapes.get(graph.input) == (1, 3, spec.height, spec.width)
+    # Above an operation that the worker does not know, no shape is known. Layers below it can be projected.
+    fits &= graph.shapes.get(graph.probabilities) in (None, (1, len(manifest.classes)))
     if not fits or any(graph.shapes.get(layer.tensor) != _shape(layer) for layer in manifest.layers):
         raise BundleError(f"the manifest of {bundle.folder} describes other layers than its graph; export it again")
     return LoadedNetwork(graph, manifest)
