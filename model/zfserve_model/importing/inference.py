@@ -15,7 +15,7 @@ from torch import Tensor
 from zfserve_model.graph.graph import Node
 
 _LARGEST_COPIED_CONSTANT = 1024
-"""Of constants with more elements ONNX is told the shape alone. Sizes and axes have fewer, and keep their values."""
+"""Larger constants are told by their shape alone. Sizes and axes have fewer elements, and keep their values."""
 
 _NUMBERS = {
     torch.float32: onnx.TensorProto.FLOAT,
