@@ -60,9 +60,9 @@ def validate_explanation_request(request: AnyExplainRequest, manifest: Manifest)
     Raises:
         NotFound: the model has no such layer or class.
         InvalidInput: the request names a label that several classes share, or an unknown method.
-        Unimplemented: a node of the network is in the way.
+        Unimplemented: the network has no layers, or a node keeps its scores from being explained.
     """
-    layer = find_layer(request.layer or _DEFAULT_LAYER, manifest)
+    layer = find_explained_layer(request.layer, manifest)
     check_attribution(manifest)
     find_class(request.class_name, manifest, "class_name")
     if request.method not in pb.ExplanationMethod.values():
@@ -92,6 +92,24 @@ def find_layer(name: str, manifest: Manifest) -> LayerEntry:
     if manifest.projection_obstacle:
         raise Unimplemented(f"{sentence}: {manifest.projection_obstacle}{choice}", field="layer")
     raise NotFound(f"{sentence}{choice}", field="layer")
+
+
+def find_explained_layer(name: str, manifest: Manifest) -> LayerEntry:
+    """Returns the layer that `name` selects for an explanation. "" stands for "last".
+
+    Only layers that can be projected are in the manifest, so an explanation has the same choice.
+
+    Raises:
+        NotFound: the model has no such layer.
+        Unimplemented: the model has no layers at all.
+    """
+    if layer := manifest.resolve_layer(name or _DEFAULT_LAYER):
+        return layer
+    if not manifest.layers and manifest.projection_obstacle:
+        sentence = f"no layer of this network can be explained: {manifest.projection_obstacle}"
+        raise Unimplemented(sentence, field="layer")
+    choice = f"; choose {_layer_names(manifest)}" if manifest.layers else ""
+    raise NotFound(f"there is no layer {name[:_QUOTED_LENGTH]!r} that can be explained{choice}", field="layer")
 
 
 def find_class(name: str, manifest: Manifest, field: str) -> int | None:

@@ -36,8 +36,9 @@ STEM, MAPS = 6, 12
 class _Builder:
     """Collects nodes and random weights. Every method returns the name of the tensor that its node computes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, activation: str) -> None:
         self._random = np.random.default_rng(seed)
+        self._activation = activation
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
@@ -61,24 +62,33 @@ class _Builder:
         pads = [kernel // 2] * 4
         return self.node("Conv", name, x, weight, bias, strides=[stride] * 2, pads=pads, kernel_shape=[kernel] * 2)
 
+    def activated(self, name: str, x: str) -> str:
+        """Adds a ReLU, or SiLU as exporters write it: x * sigmoid(x)."""
+        if self._activation == "relu":
+            return self.node("Relu", f"{name}.relu", x)
+        return self.node("Mul", f"{name}.silu", x, self.node("Sigmoid", f"{name}.sigmoid", x))
+
     def unit(self, name: str, x: str, in_maps: int, out_maps: int, stride: int) -> str:
         """Adds two convolutions with a shortcut."""
-        y = self.node("Relu", f"{name}.relu1", self.conv(f"{name}.conv1", x, (out_maps, in_maps, 3), stride))
+        y = self.activated(f"{name}.inner", self.conv(f"{name}.conv1", x, (out_maps, in_maps, 3), stride))
         y = self.conv(f"{name}.conv2", y, (out_maps, out_maps, 3))
         if stride > 1 or in_maps != out_maps:
             x = self.conv(f"{name}.shortcut", x, (out_maps, in_maps, 1), stride)
-        return self.node("Relu", f"{name}.relu", self.node("Add", f"{name}.add", y, x))
+        return self.activated(name, self.node("Add", f"{name}.add", y, x))
 
 
-def residual_model(seed: int = 0, classes: int = 2, *, attention: bool = False) -> onnx.ModelProto:
+def residual_model(
+    seed: int = 0, classes: int = 2, *, attention: bool = False, activation: str = "relu"
+) -> onnx.ModelProto:
     """Returns a wrapped model: a stem, two stages of one unit, and a head. It has the output `features`.
 
     Args:
         seed: the seed of the weights.
         classes: the number of classes.
         attention: True puts a softmax over the maps between the two stages, on their way. No projection passes it.
+        activation: that of the two stages, "relu" or "silu". The stem has a ReLU.
     """
-    net = _Builder(seed)
+    net = _Builder(seed, activation)
     values = net.node("Cast", "cast", "pixels", to=TensorProto.FLOAT)
     scale, shift = 1 / (255 * np.array(STD)), np.array(MEAN) / np.array(STD)
     values = net.node("Sub", "shift", net.node("Mul", "scale", values, net.constant("scale.value", scale)),
@@ -110,12 +120,18 @@ def residual_model(seed: int = 0, classes: int = 2, *, attention: bool = False) 
 
 
 def write_residual_bundle(
-    folder: Path, version: str = "1", seed: int = 0, *, attention: bool = False, name: str = "tiny"
+    folder: Path,
+    version: str = "1",
+    seed: int = 0,
+    *,
+    attention: bool = False,
+    activation: str = "relu",
+    name: str = "tiny",
 ) -> Bundle:
     """Writes a bundle of the model that server and worker can serve."""
-    model = residual_model(seed, attention=attention)
+    model = residual_model(seed, attention=attention, activation=activation)
     graph = import_graph(model)
-    top = graph.nodes[[node.name for node in graph.nodes].index("stage2.unit1.relu")].outputs[0]
+    top = graph.nodes[[node.name for node in graph.nodes].index(f"stage2.unit1.{activation}")].outputs[0]
     onnx.save(model, folder / GRAPH)
     pixels = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
     probabilities = InferenceSession(folder / GRAPH).run(["probabilities"], {"pixels": pixels})[0]

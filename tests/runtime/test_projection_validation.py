@@ -105,15 +105,25 @@ def test_a_label_of_many_classes_names_a_few_of_their_ids() -> None:
 
 def test_the_node_in_the_way_of_a_projection_is_named() -> None:
     nothing = changed(layers=(), projection_obstacle=OBSTACLE)
-    for request in (pb.ProjectRequest(layer="last"), pb.ExplainRequest()):
-        error = failure(request, nothing)
-        assert (type(error), error.field) == (Unimplemented, "layer")
-        assert error.message == f"there is no layer 'last' that can be projected: {OBSTACLE}"
+    error = failure(pb.ProjectRequest(layer="last"), nothing)
+    assert (type(error), error.field) == (Unimplemented, "layer")
+    assert error.message == f"there is no layer 'last' that can be projected: {OBSTACLE}"
     some = changed(projection_obstacle=OBSTACLE)
     assert validate_projection_request(pb.ProjectRequest(layer="conv1"), some).name == "conv1"
     assert failure(pb.ProjectRequest(layer="blocks.3"), some).message.endswith(
         f"{OBSTACLE}; choose last or one of conv1, pool1"
     )
+
+
+def test_the_refusal_of_an_explanation_speaks_of_explanations() -> None:
+    nothing = changed(layers=(), projection_obstacle=OBSTACLE)
+    error = failure(pb.ExplainRequest(), nothing)
+    assert (type(error), error.field) == (Unimplemented, "layer")
+    assert error.message == f"no layer of this network can be explained: {OBSTACLE}"
+    for manifest in (MANIFEST, changed(projection_obstacle=OBSTACLE)):
+        error = failure(pb.ExplainRequest(layer="conv9"), manifest)
+        assert (type(error), error.field) == (NotFound, "layer")
+        assert error.message == "there is no layer 'conv9' that can be explained; choose last or one of conv1, pool1"
 
 
 def test_a_network_without_any_layer_says_so() -> None:

@@ -3,11 +3,12 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fakes.residual_model import HEIGHT, MEAN, STD, WIDTH
+from fakes.residual_model import HEIGHT, MEAN, STD, WIDTH, write_residual_bundle
 from PIL import Image
 from zfserve_model.explanation import deconvnet
 from zfserve_model.explanation.attribution import attribute, grad_cam
@@ -230,6 +231,21 @@ def test_the_least_recently_used_photo_is_evicted(
     assert forward_passes(metrics) == 3
     projections(projector, request_for(pixels=second, strongest=1))
     assert forward_passes(metrics) == 4
+
+
+def test_the_nodes_whose_rule_is_no_paper_are_named(tmp_path: Path, request_for: RequestFor, metrics: Metrics) -> None:
+    projector = open_projector(write_residual_bundle(tmp_path, activation="silu"), ROOMY, metrics)
+    named = {
+        layer: (answer.rule, [*answer.extended_nodes])
+        for layer in ("stem", "stage1", "stage2")
+        for answer in projections(projector, request_for(layer=layer, strongest=1))
+    }
+    first = ["stage1.unit1.inner.silu", "stage1.unit1.silu"]
+    assert named == {
+        "stem": (pb.PROJECTION_RULE_PAPER, []),
+        "stage1": (pb.PROJECTION_RULE_EXTENDED, first),
+        "stage2": (pb.PROJECTION_RULE_EXTENDED, [*first, "stage2.unit1.inner.silu", "stage2.unit1.silu"]),
+    }
 
 
 def test_layers_above_a_node_that_no_projection_passes_are_refused(

@@ -28,7 +28,7 @@ from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.bundle import Bundle, InputSpec, LayerEntry, Manifest
 from zfserve_runtime.errors import Unimplemented
-from zfserve_runtime.projection_validation import find_class, find_layer, map_count
+from zfserve_runtime.projection_validation import find_class, find_explained_layer, find_layer, map_count
 from zfserve_runtime.telemetry.metrics import Metrics, ModelMetrics
 from zfserve_runtime.telemetry.tracing import note_model, span
 
@@ -113,7 +113,7 @@ class Projector:
         Args:
             request: a request that `validate_explanation_request` accepted, with as many pixels as the input has.
         """
-        layer = find_layer(request.layer, self.manifest)
+        layer = find_explained_layer(request.layer, self.manifest)
         pixels = self._pixels(request.pixels)
         traced = self._trace(pixels, layer)
         began_s = time.perf_counter()
