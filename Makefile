@@ -40,7 +40,7 @@ test: $(BIN)/.installed
 # Two test processes with one PyTorch thread each fill two cores. With two threads each they would block one another.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
 
-# `make test-zoo`  59 files of networks of the field against ONNX Runtime; needs 5 GB in ZFSERVE_ZOO (~/.cache/zfserve-zoo)
+# `make test-zoo`  59 files of networks of the field against ONNX Runtime, and 12 projected; needs 5 GB in ZFSERVE_ZOO (~/.cache/zfserve-zoo)
 test-zoo: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/zoo
 	PYTHONPATH=tests:. $(BIN)/python -m zoo.measurement

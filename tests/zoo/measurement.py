@@ -45,14 +45,15 @@ classify | project | rule |
 
 The exporters are torch's current one (`new`, `dynamo=True`) and the older one (`old`). The files called `light` are
 those of the `onnx` package. The columns *project* and *rule* are of the last map with more than one place. The rule
-`extended` rectifies where the paper has no rule, as [the deconvnet](../deconvnet.md#the-rules) says.
+`extended` rectifies where the paper has no rule, as [the deconvnet](../deconvnet.md#the-rule-of-each-operation) says.
 
 ## Projections
 
 *Are projections right?* `make test-zoo` projects twelve of the networks, written by torch's current exporter, at five
 depths each: the strongest map of the layer, from its strongest unit and as a whole. It holds them against automatic
 differentiation, a mechanism that shares no code with the deconvnet, in float64. The difference is relative to the
-largest value of the reference, and the largest of all ten projections.
+largest value of the reference, and the largest of all ten projections. It is exactly zero where torch sums the same
+products in the same order.
 
 Measured on {projection_days}, on the same machine.
 
@@ -173,7 +174,8 @@ def page(rows: list[Record], projected: list[ProjectionRecord]) -> str:
         for row in rows
     ]
     projections = [
-        f"| {row.network} | {row.rule} | {row.difference:.1e} | {', '.join(row.layers)} |" for row in projected
+        f"| {row.network} | {row.rule} | {row.difference:.1e} | {', '.join(row.layers)} |".replace("0.0e+00", "0")
+        for row in projected
     ]
     processor = cpu_model(Path("/proc/cpuinfo").read_text())
     return TEMPLATE.format(
