@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from zfserve_model.explanation import backward_steps as steps
+from zfserve_model.explanation import window_steps
 from zfserve_model.graph.graph import Graph, Node
 from zfserve_model.graph.ordering import needed_nodes
 from zfserve_model.graph.pointwise import pointwise_sources
@@ -47,16 +48,16 @@ _RESHAPE = OperationRule("transpose", steps.reshape)
 _BY_AUTOGRAD = OperationRule("transpose", steps.transpose_by_autograd)
 
 RULES: dict[str, OperationRule] = {
-    "Conv": OperationRule("transpose", steps.convolve_transposed),
+    "Conv": OperationRule("transpose", window_steps.convolve_transposed),
     "ConvTranspose": _BY_AUTOGRAD,
     "Gemm": OperationRule("transpose", steps.multiply_matrix),
     "MatMul": OperationRule("transpose", steps.multiply_matrix),
     "BatchNormalization": OperationRule("transpose", steps.scale_batch_norm),
     # Pools.
-    "MaxPool": OperationRule("transpose", steps.unpool),
+    "MaxPool": OperationRule("transpose", window_steps.unpool),
     "GlobalMaxPool": OperationRule("transpose", steps.place_maximum),
     "ReduceMax": OperationRule("transpose", steps.place_maximum),
-    "AveragePool": OperationRule("transpose", steps.spread_window_average),
+    "AveragePool": OperationRule("transpose", window_steps.spread_window_average),
     "GlobalAveragePool": OperationRule("transpose", steps.spread_mean),
     "ReduceMean": OperationRule("transpose", steps.spread_mean),
     "ReduceSum": OperationRule("transpose", steps.spread_sum),

@@ -7,15 +7,14 @@ The deconvnet refuses what has no rule in `zfserve_model.explanation.rules`, so 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from zfserve_model.graph import shaping, windows
+from zfserve_model.graph import activations, norms, reductions, shaping, windows
+from zfserve_model.graph.windows import Attributes
 
-Attributes = Mapping[str, Any]
 Compute = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
@@ -36,33 +35,6 @@ class Operation:
     keeps_shape: bool = False
 
 
-def _batch_norm(
-    attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
-) -> Tensor:
-    factor = scale / torch.sqrt(variance + attributes.get("epsilon", 1e-5))
-    shape = (1, -1, *(1,) * (x.dim() - 2))
-    return x * factor.reshape(shape) + (shift - mean * factor).reshape(shape)
-
-
-def _instance_norm(attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    normalised: Tensor = F.instance_norm(x, weight=scale, bias=shift, eps=attributes.get("epsilon", 1e-5))
-    return normalised
-
-
-def _group_norm(attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    normalised: Tensor = F.group_norm(x, attributes["num_groups"], scale, shift, attributes.get("epsilon", 1e-5))
-    return normalised
-
-
-def _layer_norm(attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    axis = attributes.get("axis", -1) % x.dim()
-    axes = list(range(axis, x.dim()))
-    centred = x - x.mean(axes, keepdim=True)
-    deviation = torch.sqrt((centred * centred).mean(axes, keepdim=True) + attributes.get("epsilon", 1e-5))
-    normalised = centred / deviation * scale
-    return normalised if shift is None else normalised + shift
-
-
 def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     a = a.T if attributes.get("transA") else a
     b = b.T if attributes.get("transB") else b
@@ -70,53 +42,6 @@ def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None)
     alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
     product = product if alpha == 1 else alpha * product
     return product if c is None else product + (c if beta == 1 else beta * c)
-
-
-def _clip(attributes: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    if low is None and high is None:
-        return x
-    return x.clamp(None if low is None else low.item(), None if high is None else high.item())
-
-
-def _softmax(attributes: Attributes, x: Tensor) -> Tensor:
-    axis = attributes.get("axis", -1) % x.dim()
-    if attributes.get("flattened"):  # Before opset 13, the axis and all after it are one.
-        return x.flatten(axis).softmax(-1).reshape(x.shape)
-    return x.softmax(axis)
-
-
-def _log_softmax(attributes: Attributes, x: Tensor) -> Tensor:
-    axis = attributes.get("axis", -1) % x.dim()
-    if attributes.get("flattened"):
-        return x.flatten(axis).log_softmax(-1).reshape(x.shape)
-    return x.log_softmax(axis)
-
-
-def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Compute:
-    def compute(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        chosen = [] if axes is None else shaping.integers(axes)
-        if not chosen:
-            if attributes.get("noop_with_empty_axes"):
-                return x
-            chosen = list(range(x.dim()))
-        return function(x, chosen, bool(attributes.get("keepdims", 1)))
-
-    return compute
-
-
-def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
-        x = x.prod(axis, keepdim=keep)
-    return x
-
-
-def _arg(function: Callable[..., Tensor]) -> Compute:
-    def compute(attributes: Attributes, x: Tensor) -> Tensor:
-        if attributes.get("select_last_index"):
-            raise NotImplementedError("the last index of equal values")
-        return function(x, attributes.get("axis", 0), bool(attributes.get("keepdims", 1)))
-
-    return compute
 
 
 def _divide(attributes: Attributes, a: Tensor, b: Tensor) -> Tensor:
@@ -146,41 +71,6 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
         return function(x)
 
     return Operation(compute, keeps_shape=True)
-
-
-def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
-    return F.gelu(x, approximate=attributes.get("approximate", "none"))
-
-
-def _elu(attributes: Attributes, x: Tensor) -> Tensor:
-    return F.elu(x, attributes.get("alpha", 1.0))
-
-
-def _selu(attributes: Attributes, x: Tensor) -> Tensor:
-    alpha, gamma = attributes.get("alpha", 1.6732632423543772), attributes.get("gamma", 1.0507009873554805)
-    selu: Tensor = gamma * torch.where(x > 0, x, alpha * (x.clamp(max=0).exp() - 1))
-    return selu
-
-
-def _leaky_relu(attributes: Attributes, x: Tensor) -> Tensor:
-    return F.leaky_relu(x, attributes.get("alpha", 0.01))
-
-
-def _p_relu(attributes: Attributes, x: Tensor, slope: Tensor) -> Tensor:
-    return torch.where(x < 0, x * slope, x)
-
-
-def _hard_sigmoid(attributes: Attributes, x: Tensor) -> Tensor:
-    scaled: Tensor = attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5)
-    return scaled.clamp(0, 1)
-
-
-def _thresholded_relu(attributes: Attributes, x: Tensor) -> Tensor:
-    return torch.where(x > attributes.get("alpha", 1.0), x, torch.zeros_like(x))
-
-
-def _swish(attributes: Attributes, x: Tensor) -> Tensor:
-    return x * torch.sigmoid(attributes.get("alpha", 1.0) * x)
 
 
 def _first(attributes: Attributes, x: Tensor, *rest: Tensor | None) -> Tensor:
@@ -226,29 +116,6 @@ def _triangle(attributes: Attributes, x: Tensor, diagonal: Tensor | None = None)
     return x.triu(offset) if attributes.get("upper", 1) else x.tril(offset)
 
 
-def _global(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
-    def compute(attributes: Attributes, x: Tensor) -> Tensor:
-        return function(x, list(range(2, x.dim())), True)
-
-    return Operation(compute)
-
-
-def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return x.mean(axes, keepdim=keep)
-
-
-def _largest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return x.amax(axes, keepdim=keep)
-
-
-def _smallest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return x.amin(axes, keepdim=keep)
-
-
-def _total(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return x.sum(axes, keepdim=keep)
-
-
 def _mean_of_all(attributes: Attributes, *tensors: Tensor) -> Tensor:
     return functools.reduce(torch.add, tensors) / len(tensors)
 
@@ -259,39 +126,39 @@ OPERATIONS: Mapping[str, Operation] = {
     "ConvTranspose": Operation(windows.transposed_convolution),
     "MaxPool": Operation(windows.max_pool),
     "AveragePool": Operation(windows.average_pool),
-    "GlobalAveragePool": _global(_mean),
-    "GlobalMaxPool": _global(_largest),
+    "GlobalAveragePool": Operation(reductions.over_places(reductions.mean)),
+    "GlobalMaxPool": Operation(reductions.over_places(reductions.largest)),
     # Linear layers.
     "Gemm": Operation(_gemm),
     "MatMul": _binary(torch.matmul),
     # Norms.
-    "BatchNormalization": Operation(_batch_norm),
-    "LRN": Operation(windows.local_response_norm),
-    "InstanceNormalization": Operation(_instance_norm),
-    "GroupNormalization": Operation(_group_norm),
-    "LayerNormalization": Operation(_layer_norm),
+    "BatchNormalization": Operation(norms.batch_norm),
+    "LRN": Operation(norms.local_response_norm),
+    "InstanceNormalization": Operation(norms.instance_norm),
+    "GroupNormalization": Operation(norms.group_norm),
+    "LayerNormalization": Operation(norms.layer_norm),
     # Rectifiers and their smooth relatives.
     "Relu": _unary(torch.relu),
-    "Clip": Operation(_clip, parameters=(1, 2), keeps_shape=True),
-    "LeakyRelu": Operation(_leaky_relu, keeps_shape=True),
-    "PRelu": Operation(_p_relu),
-    "Elu": Operation(_elu, keeps_shape=True),
-    "Selu": Operation(_selu, keeps_shape=True),
+    "Clip": Operation(activations.clip, parameters=(1, 2), keeps_shape=True),
+    "LeakyRelu": Operation(activations.leaky_relu, keeps_shape=True),
+    "PRelu": Operation(activations.p_relu),
+    "Elu": Operation(activations.elu, keeps_shape=True),
+    "Selu": Operation(activations.selu, keeps_shape=True),
     "Celu": Operation(lambda attributes, x: F.celu(x, attributes.get("alpha", 1.0)), keeps_shape=True),
-    "ThresholdedRelu": Operation(_thresholded_relu, keeps_shape=True),
-    "Gelu": Operation(_gelu, keeps_shape=True),
+    "ThresholdedRelu": Operation(activations.thresholded_relu, keeps_shape=True),
+    "Gelu": Operation(activations.gelu, keeps_shape=True),
     "Silu": _unary(F.silu),
-    "Swish": Operation(_swish, keeps_shape=True),
+    "Swish": Operation(activations.swish, keeps_shape=True),
     "Mish": _unary(F.mish),
     "HardSwish": _unary(F.hardswish),
     "Softplus": _unary(F.softplus),
     "Softsign": _unary(F.softsign),
     # Gates.
     "Sigmoid": _unary(torch.sigmoid),
-    "HardSigmoid": Operation(_hard_sigmoid, keeps_shape=True),
+    "HardSigmoid": Operation(activations.hard_sigmoid, keeps_shape=True),
     "Tanh": _unary(torch.tanh),
-    "Softmax": Operation(_softmax),
-    "LogSoftmax": Operation(_log_softmax),
+    "Softmax": Operation(activations.softmax),
+    "LogSoftmax": Operation(activations.log_softmax),
     # Arithmetic.
     "Add": _binary(torch.add),
     "Sub": _binary(torch.sub),
@@ -317,17 +184,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "Ceil": _unary(torch.ceil),
     "Round": _unary(torch.round),
     # Reductions.
-    "ReduceMean": Operation(_reduce(_mean), parameters=(1,)),
-    "ReduceSum": Operation(_reduce(_total), parameters=(1,)),
-    "ReduceMax": Operation(_reduce(_largest), parameters=(1,)),
-    "ReduceMin": Operation(_reduce(_smallest), parameters=(1,)),
-    "ReduceProd": Operation(_reduce(_product), parameters=(1,)),
-    "ReduceL1": Operation(_reduce(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)), parameters=(1,)),
-    "ReduceL2": Operation(_reduce(lambda x, axes, keep: x.square().sum(axes, keepdim=keep).sqrt()), parameters=(1,)),
-    "ReduceSumSquare": Operation(_reduce(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)), parameters=(1,)),
-    "ReduceLogSumExp": Operation(_reduce(torch.logsumexp), parameters=(1,)),
-    "ArgMax": Operation(_arg(torch.argmax)),
-    "ArgMin": Operation(_arg(torch.argmin)),
+    "ReduceMean": Operation(reductions.over_axes(reductions.mean), parameters=(1,)),
+    "ReduceSum": Operation(reductions.over_axes(reductions.total), parameters=(1,)),
+    "ReduceMax": Operation(reductions.over_axes(reductions.largest), parameters=(1,)),
+    "ReduceMin": Operation(reductions.over_axes(reductions.smallest), parameters=(1,)),
+    "ReduceProd": Operation(reductions.over_axes(reductions.product), parameters=(1,)),
+    "ReduceL1": Operation(reductions.over_axes(reductions.l1_norm), parameters=(1,)),
+    "ReduceL2": Operation(reductions.over_axes(reductions.l2_norm), parameters=(1,)),
+    "ReduceSumSquare": Operation(reductions.over_axes(reductions.sum_of_squares), parameters=(1,)),
+    "ReduceLogSumExp": Operation(reductions.over_axes(torch.logsumexp), parameters=(1,)),
+    "ArgMax": Operation(reductions.place_of(torch.argmax)),
+    "ArgMin": Operation(reductions.place_of(torch.argmin)),
     # Movement of values.
     "Identity": Operation(_first),
     "Dropout": Operation(_first),

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zfserve_model.graph.operations import Attributes
-from zfserve_model.graph.windows import window
+from zfserve_model.graph.windows import Attributes, window
 
 Shape = tuple[int, ...]
 ShapeRule = Callable[..., Shape | None]

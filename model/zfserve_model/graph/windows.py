@@ -155,19 +155,3 @@ def _mean_of_windows(x: Tensor, frame: Window) -> Tensor:
     channels = x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:])
     pooled = convolve(channels, weight, None, frame.strides, [0] * axes, frame.dilations)
     return pooled.reshape(*x.shape[:2], *pooled.shape[2:])
-
-
-def local_response_norm(attributes: Attributes, x: Tensor) -> Tensor:
-    """Divides by a power of the mean square over `size` neighbouring channels. Source: ONNX, operator LRN.
-
-    The attribute `before`, which ONNX does not have, is the number of channels before the middle one: torch places
-    windows of an even size differently.
-    """
-    size = attributes["size"]
-    before = min(max(attributes.get("before", (size - 1) // 2), 0), size - 1)
-    after = min(size - 1 - before, x.shape[1])  # A wider window, of a hostile file, would add zeros alone.
-    before = min(before, x.shape[1])
-    squares = F.pad((x * x).unsqueeze(1), (0, 0) * (x.dim() - 2) + (before, after))
-    total = squares.unfold(2, before + 1 + after, 1).sum(-1).squeeze(1)
-    scale: Tensor = attributes.get("bias", 1.0) + attributes.get("alpha", 1e-4) / size * total
-    return x / torch.pow(scale, attributes.get("beta", 0.75))
