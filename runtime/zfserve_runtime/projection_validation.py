@@ -108,8 +108,8 @@ def find_explained_layer(name: str, manifest: Manifest) -> LayerEntry:
     if not manifest.layers and manifest.projection_obstacle:
         sentence = f"no layer of this network can be explained: {manifest.projection_obstacle}"
         raise Unimplemented(sentence, field="layer")
-    choice = f"; choose {_layer_names(manifest)}" if manifest.layers else ""
-    raise NotFound(f"there is no layer {name[:_QUOTED_LENGTH]!r} that can be explained{choice}", field="layer")
+    choice = f"; choose {layer_names(manifest)}" if manifest.layers else ""
+    raise NotFound(f"there is no layer {name[:QUOTED_LENGTH]!r} that can be explained{choice}", field="layer")
 
 
 def find_class(name: str, manifest: Manifest, field: str) -> int | None:
