@@ -67,13 +67,15 @@ def choose_layers(graph: Graph) -> tuple[list[Layer], bool]:
     """Returns the layers in forward order, and True if the network is a chain."""
     paths = [module_path(node) for node in graph.nodes]
     maps = _find_maps(graph)
-    cuts = {place: name for place, name in cut_nodes(graph).items() if name in maps}
+    flow = cut_nodes(graph)
+    cuts = {place: name for place, name in flow.items() if name in maps}
     modules = prefixes(paths)
-    blocks = modules - sequential_modules(paths, cuts.keys()) - _wide_modules(graph, modules, paths, cuts) - {()}
-    layers = {
-        place: _layer(_untransposed(graph, place), name, paths[place], modules, _enclosing(paths[place], blocks))
-        for place, name in cuts.items()
-    }
+    blocks = modules - sequential_modules(paths, flow.keys()) - _wide_modules(graph, modules, paths, cuts) - {()}
+    layers = {}
+    for place, name in cuts.items():
+        node = _untransposed(graph, place)
+        path = module_path(node)
+        layers[place] = _layer(node, name, path, modules, _enclosing(path, blocks))
     for block in blocks:
         inside = {place for place, path in enumerate(paths) if _enclosing(path, blocks) == block}
         if inside and not inside & cuts.keys():

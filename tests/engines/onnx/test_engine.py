@@ -96,6 +96,32 @@ def test_a_file_that_is_not_a_graph(colour_bundle: ColourBundle) -> None:
     assert str(caught.value.__cause__) not in str(caught.value)
 
 
+def multiply_in_float16(model: onnx.ModelProto) -> None:
+    """Multiplies the colours of all places by the identity in float16, with the places as the first axis."""
+    nodes = [
+        onnx.helper.make_node("Cast", ["pixels"], ["halves"], to=onnx.TensorProto.FLOAT16),
+        onnx.helper.make_node("Reshape", ["halves", "rows"], ["colours"]),
+        onnx.helper.make_node("Transpose", ["colours"], ["swapped"], perm=[1, 0, 2]),
+        onnx.helper.make_node("MatMul", ["swapped", "identity"], ["product"]),
+        onnx.helper.make_node("Transpose", ["product"], ["restored"], perm=[1, 0, 2]),
+        onnx.helper.make_node("Cast", ["restored"], ["floats"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Reshape", ["floats", "image"], ["values"]),
+    ]
+    rest = list(model.graph.node[1:])
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+    constants = {"identity": np.eye(3, dtype=np.float16), "rows": np.array([0, 64, 3]), "image": np.array([0, 8, 8, 3])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+
+
+def test_a_float16_product_behind_a_transpose_is_loaded(colour_bundle: ColourBundle) -> None:
+    """ONNX Runtime 1.32 ended the process while it optimised this part of a vision transformer."""
+    artefacts = {"fp16": Artefact(file="model.onnx", golden_tolerance=0.01)}
+    bundle = edit_graph(colour_bundle(artefacts=artefacts), multiply_in_float16)
+    engine = OnnxEngine(bundle, "fp16", threads=1, max_batch_size=1)
+    assert engine.run(np.full((1, 8, 8, 3), 255, np.uint8)).features.tolist() == [[255, 255, 255]]
+
+
 def test_an_artefact_without_its_file(colour_bundle: ColourBundle) -> None:
     bundle = colour_bundle(artefacts={"fp32": Artefact(file="lost.onnx", golden_tolerance=1e-5)})
     with pytest.raises(BundleError, match=r"cannot load lost\.onnx"):

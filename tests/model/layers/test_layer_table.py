@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from fakes.graph_builder import GraphBuilder
 from zfserve_model.graph.graph import Graph, Node
 from zfserve_model.importing.module_paths import module_path
@@ -121,6 +122,29 @@ def test_only_layers_below_an_obstacle_are_listed_and_a_convention_is_named() ->
         ("b", "paper"),
         ("c", "paper"),
         ("d", "extended"),
+    ]
+
+
+def test_layers_with_channels_last_have_their_own_names() -> None:
+    """A converter of Keras puts a Transpose around each convolution, and calls it after the convolution."""
+    net = GraphBuilder(16, 24)
+
+    def transpose(source: str, perm: list[int], name: str) -> str:
+        return net.add("Transpose", [source], net.values[source].permute(perm).clone(), f"model/{name}", perm=perm)
+
+    x = transpose("images", [0, 2, 3, 1], "rescale/Mul__5")
+    x = net.add("Mul", [x, net.constant(torch.ones(()))], net.values[x].clone(), "model/rescale/Mul")
+    x = net.conv(transpose(x, [0, 3, 1, 2], "conv1/Conv2D__6"), 4, name="model/conv1/Conv2D")
+    x = net.relu(transpose(x, [0, 2, 3, 1], "conv1/Conv2D__7"), "model/relu1/Relu")
+    x = net.conv(transpose(x, [0, 3, 1, 2], "conv2/Conv2D__8"), 5, name="model/conv2/Conv2D")
+    transpose(net.relu(x, "model/relu2/Relu"), [0, 2, 3, 1], "relu2/Relu__9")
+    table = layer_table(net.graph())
+    assert [(row.name, row.kind, row.channels, row.height, row.width) for row in table] == [
+        ("rescale", "mul", 3, 16, 24),
+        ("conv1", "conv", 4, 14, 22),
+        ("relu1", "relu", 4, 14, 22),
+        ("conv2", "conv", 5, 12, 20),
+        ("relu2", "relu", 5, 12, 20),
     ]
 
 
