@@ -170,7 +170,8 @@ class _NetworkAbove:
     def scores(self, activations: Tensor) -> Tensor:
         """Returns the scores, float32 (N, K), of activations of the layer, float32 (N, channels, height, width)."""
         graph = self._graph
-        return run(graph, self._inputs(activations), [graph.logits])[graph.logits]
+        parts = torch.split(activations, graph.fixed_batch or len(activations))
+        return torch.cat([run(graph, self._inputs(part), [graph.logits])[graph.logits] for part in parts])
 
     def find_class(self, activations: Tensor, index: int | None) -> tuple[int, float, float]:
         """Returns the index of the class, its probability and its score, for the activations of one photo."""

@@ -50,6 +50,7 @@ class Graph:
         features: the name of the tensor that enters the last linear layer, float32 (N, F). None where there is none.
         shapes: the shape of each tensor that depends on the input, for a batch of one, by name. A tensor whose shape is
             unknown, above an unsupported operation, is missing.
+        fixed_batch: the only number of images that the nodes take at once. 0 if they take any number.
     """
 
     nodes: tuple[Node, ...]
@@ -59,6 +60,7 @@ class Graph:
     logits: str
     features: str | None
     shapes: Mapping[str, tuple[int, ...]]
+    fixed_batch: int = 0
 
     @cached_property
     def producers(self) -> Mapping[str, Node]:

@@ -81,4 +81,5 @@ def import_graph(source: Path | onnx.ModelProto) -> Graph:
         logits=head.logits,
         features=features,
         shapes={tensor: shape for tensor, shape in head.shapes.items() if tensor in made},
+        fixed_batch=image.batch,
     )

@@ -9,6 +9,7 @@ from fakes.network_graphs import network_graph
 from torch import Tensor, nn
 from zfserve_model.explanation.attribution import STEPS, ClassAttribution, attribute
 from zfserve_model.explanation.deconvnet import OutOfRange, Position, Trace, UnitOfEach, UnknownLayer, project, trace
+from zfserve_model.graph.graph import Graph, Node
 from zfserve_model.networks import ARCHITECTURES, INPUT_SIZE, Network, NetworkSpec, build_network
 
 LAYERS = ("relu2", "conv5", "pool5")
@@ -71,6 +72,32 @@ def test_without_biases_every_step_of_the_way_has_one_gradient() -> None:
     found = attribute(forward, "conv5", 1).units
     torch.testing.assert_close(found, (gradient * start)[0].detach(), rtol=1e-4, atol=1e-7)
     assert found.sum().item() == pytest.approx(scores[1].item(), rel=1e-3)
+
+
+def test_a_network_that_takes_one_image_at_a_time_is_explained() -> None:
+    """A vision transformer that was exported with a batch of one adds its class token to one image only."""
+    constants = {"kernels": torch.randn(2, 3, 3, 3), "token": torch.full((1, 2, 6, 1), 0.5), "rows": torch.randn(4, 2)}
+    nodes = (
+        Node("Conv", ("images", "kernels"), ("maps",)),
+        Node("Concat", ("maps", "token"), ("joined",), {"axis": 3}),
+        Node("Relu", ("joined",), ("rectified",)),
+        Node("GlobalAveragePool", ("rectified",), ("means",)),
+        Node("Flatten", ("means",), ("features",)),
+        Node("Gemm", ("features", "rows"), ("logits",), {"transB": 1}),
+        Node("Softmax", ("logits",), ("probabilities",), {"axis": 1}),
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "images": (1, 3, 8, 8),
+        "maps": (1, 2, 6, 6),
+        "joined": (1, 2, 6, 7),
+        "rectified": (1, 2, 6, 7),
+    }
+    shapes |= {"means": (1, 2, 1, 1), "features": (1, 2), "logits": (1, 4), "probabilities": (1, 4)}
+    graph = Graph(nodes, constants, "images", "probabilities", "logits", "features", shapes, fixed_batch=1)
+    found = attribute(trace(graph, torch.randn(3, 8, 8), ["maps"]), "maps", 1)
+    assert found.heatmap.shape == (6, 6)
+    # Between zero and the activations, each ReLU stays on one side, so the integral has no gap.
+    assert found.heatmap.sum().item() == pytest.approx(found.score - found.baseline_score, abs=1e-5)
 
 
 def test_the_most_probable_class_is_the_default() -> None:
