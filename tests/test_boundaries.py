@@ -22,12 +22,14 @@ ROOMS = {
     "model": {"protos", "photos"},
     "worker": {"protos", "photos", "runtime", "model"},
     "export": {"protos", "photos", "runtime", "engines", "model"},
+    "studies": {"protos", "photos", "client", "cli", "model"},
 }
 PRODUCT = set(ROOMS)
 ROOMS |= {"bench": PRODUCT, "tools": PRODUCT}
 """Bench and tools may import the whole product. No room may import them, so only tests do."""
 
-FOREIGN = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "numpy", "safetensors", "matplotlib", "captum"}
+_ENGINES = {"onnxruntime", "openvino", "tensorrt"}
+FOREIGN = {"torch", "onnx", "numpy", "safetensors", "matplotlib", "sklearn", "captum"} | _ENGINES
 """Heavy libraries; a room may import only those listed for it."""
 ALLOWED_FOREIGN = {
     "protos": set[str](),
@@ -40,6 +42,7 @@ ALLOWED_FOREIGN = {
     "model": {"torch", "onnx", "numpy", "safetensors", "matplotlib"},
     "worker": {"torch", "numpy"},
     "export": {"torch", "numpy", "onnx", "onnxruntime", "matplotlib"},
+    "studies": {"torch", "numpy", "matplotlib", "sklearn"},
     "bench": FOREIGN,
     "tools": FOREIGN,
 }
