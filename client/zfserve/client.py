@@ -97,7 +97,7 @@ class Client(StudyMethods):
             version: the version of the model. None means the newest version that is ready.
             top_k: the number of classes, from 1 to the model's number of classes. None means 5, or all classes if
                 there are fewer.
-            features: also return the activations of the last hidden layer.
+            features: also return the activations that enter the last linear layer.
             timeout_s: the timeout in seconds, retries included. None means the client's timeout.
 
         Raises:
@@ -136,7 +136,7 @@ class Client(StudyMethods):
             model: the name of the model. None means the server's default model.
             version: the version of the model. None means the newest version that is ready.
             top_k: the number of classes for each photo. None means 5, or all classes if there are fewer.
-            features: also return the activations of the last hidden layer.
+            features: also return the activations that enter the last linear layer.
             timeout_s: the timeout of each photo in seconds, retries included. None means the client's timeout.
             in_flight: the largest number of photos in flight at once, at least 1. The default is 16.
 

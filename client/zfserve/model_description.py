@@ -161,7 +161,7 @@ class ModelStatus:
             it accepted). "" is a state that this release of the client does not know.
         reason: a sentence. It says why a version failed, what a loading version is doing, or why changed files in the
             folder of a ready version do not replace it. Otherwise it is "".
-        fingerprint: a digest of the weights in hexadecimal digits. "" until the server has read the manifest.
+        fingerprint: a digest of the network in hexadecimal digits. "" until the server has read the manifest.
         is_default: True if a request that names no model gets this version.
     """
 

@@ -34,8 +34,8 @@ class ModelIdentity:
     Attributes:
         name: the model's name, such as "zfnet".
         version: the version as text, such as "3".
-        fingerprint: a digest of the weights in hexadecimal digits. Models with equal fingerprints have the same
-            weights.
+        fingerprint: a digest of the network in hexadecimal digits. Models with equal fingerprints are the same
+            network.
     """
 
     name: str
@@ -83,8 +83,8 @@ class Classification:
         classes: the classes, most probable first. There are `top_k` of them.
         model: the model that answered.
         image_reference: names the photo in a later `project`.
-        features: float32 (F,), the activations of the last hidden layer. F is `ModelDescription.feature_width`. Empty
-            unless the call asked for `features=True`.
+        features: float32 (F,), the activations that enter the last linear layer. F is
+            `ModelDescription.feature_width`. Empty unless the call asked for `features=True`.
         timings: the time that the server spent.
     """
 

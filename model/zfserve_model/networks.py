@@ -1,7 +1,7 @@
 """This module builds the three networks and their variants as PyTorch modules from one table.
 
-A variant lacks some layers or has other widths, as in table 3 of the paper. Training, the deconvnet and export all work
-on `Network`.
+A variant lacks some layers or has other widths, as in table 3 of the paper. Training works on `Network`.
+Everything else works on the ONNX graph that the export makes of it.
 Source: Zeiler & Fergus, ECCV 2014, section 3 and figure 3; Krizhevsky et al., NIPS 2012 (`alexnet`).
 """
 

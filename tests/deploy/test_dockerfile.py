@@ -71,7 +71,7 @@ def test_the_build_context_holds_all_of_the_wheel_and_nothing_else() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     packages = {package.split("/")[0] for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
     read = set(re.findall(r"(?<=\s)tools/\S+", DOCKERFILE))
-    assert allowed == packages | read | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert allowed == packages | read | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE"}
     assert all((ROOT / name).is_file() for name in read)
 
 

@@ -379,7 +379,9 @@ class ClassifyRequest(_message.Message):
     top_k: _builtins.int
     """The number of classes to return, from 1 to the model's number of classes. Unset means 5, or all if there are fewer."""
     include_features: _builtins.bool
-    """True also returns the activations of the last hidden layer."""
+    """True also returns the features: the activations that enter the last linear layer. A network without such a layer
+    has none.
+    """
     @_builtins.property
     def image(self) -> Global___Image: ...
     @_builtins.property
@@ -421,7 +423,7 @@ class ClassifyResponse(_message.Message):
     def model(self) -> Global___ModelIdentity: ...
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The activations of the last hidden layer, if the request asked for them."""
+        """The activations that enter the last linear layer, if the request asked for them."""
 
     @_builtins.property
     def timings(self) -> Global___Timings: ...
@@ -484,7 +486,7 @@ class ModelIdentity(_message.Message):
     name: _builtins.str
     version: _builtins.str
     fingerprint: _builtins.str
-    """The digest of the weights. Models with equal fingerprints are the same network."""
+    """The digest of the network and its weights. Models with equal fingerprints are the same network."""
     def __init__(
         self,
         *,
@@ -1981,7 +1983,7 @@ class ModelStatus(_message.Message):
     changed files in its folder do not replace it.
     """
     fingerprint: _builtins.str
-    """The digest of the weights. Empty until the manifest was read."""
+    """The digest of the network and its weights. Empty until the manifest was read."""
     is_default: _builtins.bool
     """True for the version that answers requests without a model name."""
     def __init__(
