@@ -26,6 +26,7 @@ RECTIFIERS = (
     "Celu",
     "Mish",
     "Softplus",
+    "ThresholdedRelu",
 )
 NORMS = {"LRN", "LayerNormalization", "GroupNormalization", "InstanceNormalization"}
 GATES = {"Sigmoid", "HardSigmoid", "Softmax", "Tanh"}

@@ -129,7 +129,8 @@ def spatial_gate(builder: RunningGraphBuilder, x: str) -> str:
 
 
 def clipped_gate(builder: RunningGraphBuilder, x: str) -> str:
-    gate = mixed(builder, builder.add("GlobalAveragePool", x))
+    gate = builder.add("Mul", mixed(builder, builder.add("GlobalAveragePool", x)), limit(0.1))
+    gate = builder.add("Add", gate, limit(0.5))  # between the limits in some maps at least
     return builder.add("Mul", x, builder.add("Clip", gate, limit(0), limit(1), outputs=["gate"]))
 
 
@@ -158,7 +159,10 @@ def reduced(operation: str, axes: tuple[int, ...], keep: int) -> Build:
     return build
 
 
-ACTIVATIONS = ("Relu", "Silu", "HardSwish", "Gelu", "LeakyRelu", "Elu", "Selu", "Celu", "Mish", "Softplus")
+ACTIVATIONS = (
+    *("Relu", "Silu", "Swish", "HardSwish", "Gelu", "LeakyRelu", "Elu", "Selu", "Celu", "Mish", "Softplus"),
+    "ThresholdedRelu",
+)
 
 POOLS: dict[str, dict[str, Any]] = {
     "3x3 s2": {"kernel_shape": [3, 3], "strides": [2, 2]},
@@ -185,10 +189,7 @@ OPERATIONS: dict[str, Build] = {
         "ConvTranspose", x, random(CHANNELS, 5, 3, 3), strides=[2, 2], pads=[1, 1, 0, 0]
     ),
     "batch norm": single("BatchNormalization", *(random(CHANNELS) for _ in range(3)), random(CHANNELS).abs()),
-    **{
-        name: single(name)
-        for name in ["Relu", "Silu", "HardSwish", "Gelu", "LeakyRelu", "Elu", "Selu", "Celu", "Mish", "Softplus"]
-    },
+    **{name: single(name) for name in ACTIVATIONS},
     "PRelu": single("PRelu", random(CHANNELS, 1, 1)),
     "ReLU6": single("Clip", limit(0), limit(6)),
     **{f"max-pool {name}": single("MaxPool", **attributes) for name, attributes in POOLS.items()},
