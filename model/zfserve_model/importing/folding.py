@@ -8,7 +8,6 @@ A file may be hostile: 167 bytes can make ConstantOfShape ask for 40 GB. So each
 refused if its output is too large.
 """
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,9 @@ from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Node
 from zfserve_model.graph.operations import OPERATIONS
 from zfserve_model.graph.ordering import sort_nodes
-from zfserve_model.graph.shape_rules import empty_result
+from zfserve_model.importing.batch_axis import batch_free_target
 from zfserve_model.importing.decoding import Decoder
+from zfserve_model.importing.operation_call import call_operation, operation_name
 
 LARGEST_TENSOR_BYTES = 2**30
 """The largest tensor that one image may make, and the largest constant that folding may make."""
@@ -179,14 +179,14 @@ class Folding:
         runs: list[tuple[Tensor, ...]] = []
         for position in range(1 if constant else len(self._batches)):
             inputs = [self._value(name, position) if name else None for name in node.inputs]
-            outputs = self._call(node, inputs, shapes_only=True)
+            outputs = call_operation(node, inputs, shapes_only=True)
             if outputs is None or len(outputs) < len([name for name in node.outputs if name]):
                 return None
             size = sum(_bytes(output) for output in outputs)
             self._check_size(node, size if constant else size // self._batches[position])
             if node.operation not in HEAVY and not any(x is not None and x.is_meta for x in inputs):
                 self._check_total(node, sum(_cost(output) for output in outputs))
-                outputs = self._call(node, inputs, shapes_only=False)
+                outputs = call_operation(node, inputs, shapes_only=False)
                 if outputs is None:
                     return None
             runs.append(outputs)
@@ -196,45 +196,10 @@ class Folding:
     def _value(self, name: str, position: int) -> Tensor:
         return self._constants[name] if name in self._constants else self._values[name][position]
 
-    def _call(self, node: Node, inputs: Sequence[Tensor | None], shapes_only: bool) -> tuple[Tensor, ...] | None:
-        """Calls the operation. Returns None if the table does not have it in this form.
-
-        Raises:
-            GraphError: the inputs do not fit the operation.
-        """
-        operation = OPERATIONS[node.operation]
-        given: list[Tensor | None] = list(inputs)
-        for position, tensor in enumerate(given):
-            if tensor is None:
-                continue
-            if position in operation.parameters:
-                if tensor.is_meta:
-                    return None  # A size or a limit depends on the photo's content.
-            elif shapes_only and node.operation not in ("Shape", "Size"):
-                given[position] = tensor.to("meta")
-        if shapes_only and operation.keeps_shape and given and given[0] is not None:
-            return (given[0],)
-        try:
-            if shapes_only and (result := empty_result(node.operation, node.attributes, given)) is not None:
-                return (result,)
-            # Within the mode, an operation without tensors to read makes `meta` tensors too. The mode is slow.
-            needs_mode = shapes_only and not any(tensor is not None and tensor.is_meta for tensor in given)
-            with torch.device("meta") if needs_mode else contextlib.nullcontext():
-                outputs = operation.compute(node.attributes, *given)
-        except NotImplementedError:
-            return None
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, OverflowError) as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs if tensor is not None)
-            raise GraphError(
-                f"the operation {_name(node)} cannot work on tensors of the shapes {shapes}; "
-                "check that the weights belong to this network, and export it again"
-            ) from error
-        return outputs if isinstance(outputs, tuple) else (outputs,)
-
     def _check_size(self, node: Node, size: int) -> None:
         if size > LARGEST_TENSOR_BYTES:
             raise GraphError(
-                f"the operation {_name(node)} makes a tensor of {size / 1e9:.1f} GB, and at most "
+                f"the operation {operation_name(node)} makes a tensor of {size / 1e9:.1f} GB, and at most "
                 f"{LARGEST_TENSOR_BYTES / 1e9:.1f} GB are allowed; export the network for smaller images"
             )
 
@@ -243,7 +208,7 @@ class Folding:
         if self._folded_bytes > FOLDED_BYTES:
             raise GraphError(
                 f"the constants that the file computes take more than {FOLDED_BYTES / 1e9:.1f} GB, at the operation "
-                f"{_name(node)}; export the network with smaller constants"
+                f"{operation_name(node)}; export the network with smaller constants"
             )
 
     def _free_batch(self, node: Node) -> Node:
@@ -251,7 +216,7 @@ class Folding:
         if not (node.operation == "Reshape" or self._reads_in_order(node)) or node.inputs[0] in self._constants:
             return node
         sizes = [tuple(values.shape) for values in self._values[node.inputs[0]]]
-        target = _batch_free_target(sizes, [tuple(values.shape) for values in self._values[node.outputs[0]]])
+        target = batch_free_target(sizes, [tuple(values.shape) for values in self._values[node.outputs[0]]])
         if target is None:
             return node
         name = f"{node.outputs[0]}/shape"
@@ -289,29 +254,6 @@ class Folding:
         return shapes
 
 
-def _batch_free_target(before: Sequence[tuple[int, ...]], after: Sequence[tuple[int, ...]]) -> list[int] | None:
-    """Returns the target of a Reshape that suits every batch, from its input's and output's shapes for some batches.
-
-    A 0 keeps the input's size, and one -1 takes what is left. Returns None if these two cannot say it.
-    """
-    if any(0 in shape for shape in (*before, *after)):
-        return None
-    target = list(after[0])
-    varying = [axis for axis in range(len(target)) if any(shape[axis] != target[axis] for shape in after)]
-    if len(after) == 1 and target and before[0] and target[0] == before[0][0] == 1:
-        varying = [0]  # The file fixes a batch of one. What leads on both sides is the batch.
-    free = [axis for axis in varying if not _is_kept(axis, before, after)]
-    if len(free) > 1:
-        return None
-    for axis in varying:
-        target[axis] = -1 if axis in free else 0
-    return target
-
-
-def _is_kept(axis: int, before: Sequence[tuple[int, ...]], after: Sequence[tuple[int, ...]]) -> bool:
-    return all(len(b) > axis and b[axis] == a[axis] for b, a in zip(before, after, strict=True))
-
-
 def _is_same_number(values: Values) -> bool:
     first = values[0]
     if any(value.is_meta for value in values):
@@ -327,7 +269,3 @@ def _cost(tensor: Tensor) -> int:
     """Returns the bytes that a constant costs. ONNX's shape inference, which follows integers, keeps each in an object
     of some fifty bytes."""
     return tensor.numel() * 64 if tensor.dtype == torch.int64 else _bytes(tensor)
-
-
-def _name(node: Node) -> str:
-    return f"{node.operation} {node.name or node.outputs[0]!r}" if node.outputs else node.operation

@@ -71,9 +71,11 @@ def test_maps_with_their_channels_last_are_no_layers(exporter: str, free_batch: 
     table = layer_table(graph)
     assert [(row.name, row.kind, row.channels, row.height, row.width) for row in table] == [
         ("0", "norm", 8, 8, 8),
-        ("1", "add", 8, 8, 8),
+        ("1.0", "add", 8, 8, 8),
+        ("1.1", "add", 8, 8, 8),
         ("2", "conv", 12, 4, 4),
-        ("3", "add", 12, 4, 4),
+        ("3.0", "add", 12, 4, 4),
+        ("3.1", "add", 12, 4, 4),
     ]
     images = torch.zeros(2, 3, SIZE, SIZE)
     with torch.no_grad():
