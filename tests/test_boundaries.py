@@ -37,7 +37,7 @@ ALLOWED_FOREIGN = {
     "client": set[str](),
     "cli": set[str](),
     "runtime": set[str](),
-    "engines": {"numpy", "onnxruntime", "openvino"},
+    "engines": {"numpy", "onnx", "onnxruntime", "openvino"},
     "server": {"numpy"},
     "model": {"torch", "onnx", "numpy", "safetensors", "matplotlib"},
     "worker": {"torch", "numpy"},
@@ -112,7 +112,7 @@ def test_only_tests_import_bench_and_tools(room: str) -> None:
         ("zfserve", {"torch", "numpy"}),
         ("zfserve_server.serve_command", {"grpc"}),  # which reads the environment when it is imported
         ("zfserve_server.server_process", {"torch"}),
-        ("zfserve_server.app", {"torch", "zfserve_model", "zfserve_worker", "opentelemetry.sdk"}),
+        ("zfserve_server.app", {"torch", "onnx", "zfserve_model", "zfserve_worker", "opentelemetry.sdk"}),
         ("zfserve_worker.worker_command", {"grpc"}),
         ("zfserve_worker.worker_process", {"onnxruntime", "zfserve_server", "opentelemetry.sdk"}),
     ],

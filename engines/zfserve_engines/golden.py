@@ -66,8 +66,13 @@ def load_golden(bundle: Bundle) -> Golden:
     return Golden(pixels, probabilities)
 
 
-def verify_engine(engine: Engine, bundle: Bundle) -> None:
+def verify_engine(engine: Engine, bundle: Bundle, photos: int | None = None) -> None:
     """Runs the golden inputs, one by one and in batches, and compares the outputs with the recorded ones.
+
+    Args:
+        engine: the engine to verify.
+        bundle: the bundle that it runs.
+        photos: runs only this many golden inputs, in one batch if the engine takes it. None: all, as above.
 
     Raises:
         EngineDisagrees: a probability differs by more than the tolerance of the artefact.
@@ -81,7 +86,9 @@ def verify_engine(engine: Engine, bundle: Bundle) -> None:
     if tolerance is None:
         raise BundleError(f"the bundle has no tolerance for its {precision} graph in bf16; export it again")
     expected = golden.probabilities[precision]
-    for rows in _batches(len(golden.pixels), engine.info.max_batch_size):
+    largest = engine.info.max_batch_size
+    batches = _batches(len(golden.pixels), largest) if photos is None else [slice(0, min(photos, largest))]
+    for rows in batches:
         found = engine.run(golden.pixels[rows]).probabilities
         if found.shape != expected[rows].shape:
             raise EngineDisagrees(

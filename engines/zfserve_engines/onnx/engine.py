@@ -20,7 +20,7 @@ from zfserve_engines.contract import EngineInfo, EngineOutputs, OnWarming
 from zfserve_engines.cuda.gpu import detect_gpu
 from zfserve_engines.onnx.binding import BoundSessions, bound_sizes
 from zfserve_engines.onnx.providers import CPU, OnnxProvider
-from zfserve_engines.onnx.session import open_sessions
+from zfserve_engines.onnx.session import open_sessions, session_options
 from zfserve_engines.warm_up import cpu_warm_up_sizes, warm_up
 
 RunGraph: TypeAlias = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.float32]]]
@@ -65,7 +65,7 @@ class OnnxEngine:
     ) -> None:
         self._manifest = bundle.manifest
         self._on_gpu = provider != CPU
-        options = _session_options(threads, spinning, optimised)
+        options = session_options(threads, spinning, optimised)
         sizes = bound_sizes(max_batch_size) if self._on_gpu else cpu_warm_up_sizes(max_batch_size)
         count = len(sizes) if provider.session_per_batch_size else 1
         sessions = open_sessions(bundle, precision, provider, max_batch_size, options, count)
@@ -147,16 +147,3 @@ def _device(on_gpu: bool) -> str:
         return "CPU"
     gpu = detect_gpu()
     return gpu.name if gpu else "NVIDIA GPU"
-
-
-def _session_options(threads: int, spinning: bool, optimised: bool) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    # One run uses all threads in each node, so nodes do not run at the same time.
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.log_severity_level = 3
-    return options

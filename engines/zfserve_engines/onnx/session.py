@@ -53,14 +53,45 @@ def open_sessions(
     workload = Workload(artefact, precision, (spec.height, spec.width, 3), max_batch_size)
     chain = provider.chain(workload, onnxruntime.__version__)
     if isinstance(provider, CpuProvider):
-        disabled = _CRASHING_OPTIMISERS if precision == "fp16" else []
-        sessions = [_load_on_cpu(artefact, options, chain, disabled) for _ in range(count)]
+        sessions = [_load_on_cpu(artefact, options, chain, precision) for _ in range(count)]
     else:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         sessions = [_load_on_gpu(artefact, options, chain, provider) for _ in range(count)]
         _log_placement(sessions[0])
     _check_signature(sessions[0], bundle.manifest)
     return sessions
+
+
+def open_graph(
+    graph: bytes, precision: Precision, provider: CpuProvider | CudaProvider, threads: int
+) -> onnxruntime.InferenceSession:
+    """Opens a session for a graph in memory, which was made from one of a bundle.
+
+    Raises:
+        BundleError: the graph cannot be loaded.
+        EngineUnavailable: this machine cannot use the provider.
+    """
+    require_libraries(provider)
+    options = session_options(threads)
+    if isinstance(provider, CpuProvider):
+        return _load_on_cpu(graph, options, [(provider.name, {})], precision)
+    # Its batches have many sizes. An exhaustive search for each of them would take longer than it saves.
+    cuda = provider.options(precision) | {"cudnn_conv_algo_search": "HEURISTIC"}
+    return _load_on_gpu(graph, options, [(provider.name, cuda), (CpuProvider.name, {})], provider)
+
+
+def session_options(threads: int, spinning: bool = False, optimised: bool = True) -> onnxruntime.SessionOptions:
+    """Returns the options of a session. The arguments are those of `zfserve_engines.onnx.engine.OnnxEngine`."""
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    # One run uses all threads in each node, so nodes do not run at the same time.
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.log_severity_level = 3
+    return options
 
 
 def require_libraries(provider: OnnxProvider) -> None:
@@ -91,19 +122,21 @@ def require_libraries(provider: OnnxProvider) -> None:
 
 
 def _load_on_cpu(
-    artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, disabled_optimisers: Sequence[str]
+    graph: Path | bytes, options: onnxruntime.SessionOptions, chain: Chain, precision: Precision
 ) -> onnxruntime.InferenceSession:
+    disabled = _CRASHING_OPTIMISERS if precision == "fp16" else []
     try:
-        return onnxruntime.InferenceSession(artefact, options, providers=chain, disabled_optimizers=disabled_optimisers)
+        return onnxruntime.InferenceSession(graph, options, providers=chain, disabled_optimizers=disabled)
     except Exception as error:
         # ONNX Runtime's exceptions have no common class below Exception.
+        name = graph.name if isinstance(graph, Path) else "the graph with readings"
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {artefact.name}; export the bundle again"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {name}; export the bundle again"
         ) from error
 
 
 def _load_on_gpu(
-    artefact: Path, options: onnxruntime.SessionOptions, chain: Chain, provider: GpuProvider
+    graph: Path | bytes, options: onnxruntime.SessionOptions, chain: Chain, provider: GpuProvider
 ) -> onnxruntime.InferenceSession:
     """Opens a session on a GPU.
 
@@ -113,7 +146,7 @@ def _load_on_gpu(
     cannot = f"{provider.name} cannot start on this machine; it needs {provider.needs}; the log says more"
     try:
         # With its fallback, ONNX Runtime would print to stdout and use another provider.
-        session = onnxruntime.InferenceSession(artefact, options, providers=chain, enable_fallback=0)
+        session = onnxruntime.InferenceSession(graph, options, providers=chain, enable_fallback=0)
     except Exception as error:
         log.info("%s cannot start: %s", provider.name, error)
         raise EngineUnavailable(cannot) from error

@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from zfserve_engines.openvino.signal_stack import preserved_signal_stack
 from zfserve_engines.warm_up import cpu_warm_up_sizes, warm_up
 
 log = logging.getLogger(__name__)
+
+Arithmetic = Literal["f32", "bf16"]
 
 PACKAGE = Package("OpenVINO", "openvino", "openvino")
 
@@ -54,15 +57,14 @@ class OpenVinoEngine:
         *,
         threads: int,
         max_batch_size: int,
-        arithmetic: Literal["f32", "bf16"] = "f32",
+        arithmetic: Arithmetic = "f32",
         on_warming: OnWarming = lambda done, total: None,
     ) -> None:
         self._manifest = bundle.manifest
         self._info = EngineInfo(
             "openvino", f"CPU {arithmetic}", precision, max_batch_size, threads, bf16=arithmetic == "bf16"
         )
-        with preserved_signal_stack():
-            self._request = _open_request(bundle, precision, threads, arithmetic)
+        self._request = compile_graph(bundle.artefact(precision), threads, arithmetic).create_infer_request()
         warm_up(self, bundle.manifest, cpu_warm_up_sizes(max_batch_size), on_warming)
 
     @property
@@ -85,9 +87,22 @@ class OpenVinoEngine:
         self._request = None
 
 
-def _open_request(bundle: Bundle, precision: Precision, threads: int, arithmetic: str) -> Any:
-    """Compiles the graph and returns an `InferRequest`. OpenVINO does not export its types to type checkers."""
-    artefact = bundle.artefact(precision)
+def compile_graph(graph: Path | bytes, threads: int, arithmetic: Arithmetic) -> Any:
+    """Returns a graph as OpenVINO compiles it, a `CompiledModel`. OpenVINO does not export its types to type checkers.
+
+    Args:
+        graph: the ONNX file, or its content.
+        threads, arithmetic: as for `OpenVinoEngine`.
+
+    Raises:
+        BundleError: the graph cannot be loaded.
+        EngineUnavailable: OpenVINO is not installed, or this CPU does not have the arithmetic.
+    """
+    with preserved_signal_stack():
+        return _compile(graph, threads, arithmetic)
+
+
+def _compile(graph: Path | bytes, threads: int, arithmetic: Arithmetic) -> Any:
     openvino = PACKAGE.load()
     runtime = openvino.Core()
     if arithmetic == "bf16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -103,11 +118,10 @@ def _open_request(bundle: Bundle, precision: Precision, threads: int, arithmetic
         "ENABLE_CPU_PINNING": False,
     }
     try:
-        return runtime.compile_model(runtime.read_model(artefact), "CPU", settings).create_infer_request()
+        return runtime.compile_model(runtime.read_model(graph), "CPU", settings)
     except Exception as error:
-        raise BundleError(
-            f"OpenVINO {openvino.__version__} cannot load {artefact.name}; export the bundle again"
-        ) from error
+        name = graph.name if isinstance(graph, Path) else "the graph with readings"
+        raise BundleError(f"OpenVINO {openvino.__version__} cannot load {name}; export the bundle again") from error
 
 
 def open_openvino(options: EngineOptions, precision: Precision, report: Report) -> list[Engine]:

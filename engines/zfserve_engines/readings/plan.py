@@ -113,8 +113,9 @@ class ReadValues:
 
     def is_finite(self) -> list[bool]:
         """Returns for each photo whether all its values are finite."""
-        # One NaN or infinity makes the row's sum non-finite. Float64 does not overflow.
-        return [math.isfinite(row.sum(dtype=np.float64)) for row in self.values]
+        # One NaN or infinity makes the sum non-finite. So may an overflow, and then every value is tested.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return [math.isfinite(row.sum()) or bool(np.isfinite(row).all()) for row in self.values]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from zfserve_runtime.grpc.in_flight import InFlight
 
 from zfserve_server.admission.caller_identity import ANONYMOUS, CallerIdentity, Priority
 from zfserve_server.admission.service_rate import ServiceRate
-from zfserve_server.batching.fair_queue import BULK_EVERY
+from zfserve_server.batching.fair_scheduler import BULK_EVERY
 
 CLIENT_SHARE = 8
 """One client alone can fill 8/9 of the places, two clients 8/17 each, and so on."""
@@ -74,7 +74,7 @@ class Admission:
         free = self.limit - self.in_flight
         bulk = self._bulk if caller.priority is Priority.BULK else 0
         rate = self._service_rate
-        finish_s = rate.finish_s(self._images_ahead(caller, held), images) if self.in_flight else rate.overdue_s()
+        finish_s = rate.finish_s(self._images_ahead(caller, held), images) if self.in_flight else rate.blocked_s()
         if images > free or held >= CLIENT_SHARE * free or bulk >= free:
             raise _overloaded(f"{self.in_flight} {self._things} are waiting already", finish_s)
         remaining_s = deadline.remaining_s()

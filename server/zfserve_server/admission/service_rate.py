@@ -21,11 +21,19 @@ class ServiceRate:
     Args:
         engines: the number of engines that run in parallel.
         running_s: returns the seconds that the longest current run has lasted; 0 where no engine runs.
+        readings_s: returns the seconds for which images of studies occupy the engines before an image that has this
+            many images ahead. Such images are not among those ahead.
     """
 
-    def __init__(self, engines: int = 1, running_s: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        engines: int = 1,
+        running_s: Callable[[], float] = lambda: 0.0,
+        readings_s: Callable[[float], float] = lambda ahead: 0.0,
+    ) -> None:
         self._engines = engines
         self._running_s = running_s
+        self._readings_s = readings_s
         self._batches: deque[tuple[int, float, float]] = deque(maxlen=MEASURED_BATCHES)
         self._row_s = FIRST_GUESS_S
         self._rows = 1.0
@@ -72,7 +80,11 @@ class ServiceRate:
             ahead: images that precede them, in the queue or in an engine.
         """
         run_s = self._row_s * (ahead / self._engines + max(rows, self._rows))
-        return self.overdue_s() + run_s + self._delivery_s
+        return self.overdue_s() + self._readings_s(ahead) + run_s + self._delivery_s
+
+    def blocked_s(self) -> float:
+        """Returns the seconds until an engine is free, as far as an overdue run or a study occupies all of them."""
+        return self.overdue_s() + self._readings_s(0)
 
     def overdue_s(self) -> float:
         """Returns how many more seconds an overdue run is expected to last; 0 if no run is overdue."""

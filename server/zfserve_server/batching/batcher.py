@@ -24,6 +24,7 @@ from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.batching import errors
 from zfserve_server.batching.engine_thread import EngineThread
 from zfserve_server.batching.fair_queue import FairQueue
+from zfserve_server.batching.fair_scheduler import BULK_EVERY
 from zfserve_server.batching.queue_entry import InferenceResult, QueueEntry, fail
 from zfserve_server.batching.watchdog import Watchdog, WatchdogPolicy
 
@@ -62,7 +63,7 @@ class Batcher:
         self._queue: FairQueue[QueueEntry] = FairQueue()
         self._refusal: Callable[[], ServiceError] | None = errors.not_running
         self._loop: asyncio.AbstractEventLoop
-        self.service_rate = ServiceRate(len(engines), self._running_s)
+        self.service_rate = ServiceRate(len(engines), self._running_s, self._readings_s)
         self._threads = [self._new_thread(engine) for engine in engines]
         policy = policy or WatchdogPolicy(ENGINE_TIMEOUT_S)
         self._watchdog = Watchdog(policy, self._threads, self._new_thread, self._give_up)
@@ -145,7 +146,14 @@ class Batcher:
         return EngineThread(engine, self._row_shape, self._queue, self.service_rate, self._metrics, self._give_up)
 
     def _running_s(self) -> float:
-        return max((thread.running_s for thread in self._threads), default=self._watchdog.stalled_s)
+        return max((thread.serving_s for thread in self._threads), default=self._watchdog.stalled_s)
+
+    def _readings_s(self, ahead: float) -> float:
+        """Returns the seconds for which studies occupy the engines before an image that has `ahead` images ahead."""
+        rest_s = min((thread.reading_rest_s for thread in self._threads), default=0.0)
+        turns = min(self._queue.readings, ahead // (BULK_EVERY - 1))
+        row_s = max((thread.reading_row_s for thread in self._threads), default=0.0)
+        return rest_s + turns * row_s / max(1, len(self._threads))
 
     def _refuse_all(self, refusal: Callable[[], ServiceError]) -> None:
         """Refuses the images that wait and all later ones."""

@@ -11,19 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from zfserve_engines.contract import Engine, EngineOutputs
-from zfserve_engines.readings.plan import ReadOutputs, ReadValues, Replacement
 from zfserve_runtime.errors import EngineLost
 from zfserve_runtime.telemetry.metrics import ModelMetrics
 
-from zfserve_server.admission.service_rate import ServiceRate, Stopwatch
+from zfserve_server.admission.service_rate import OVERDUE_FACTOR, ServiceRate, Stopwatch
 from zfserve_server.batching import errors
-from zfserve_server.batching.fair_queue import FairQueue
+from zfserve_server.batching.batch_run import finite_rows, readings_of, run_batch, stack_pixels
+from zfserve_server.batching.bulk_pace import BulkPace
+from zfserve_server.batching.fair_queue import BatchLimits, FairQueue
 from zfserve_server.batching.queue_entry import InferenceResult, QueueEntry, fail, log_fields, trace_batch
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,12 @@ class EngineThread:
         self._batch: Sequence[QueueEntry] = ()
         self._run_began: float | None = None  # None while the engine waits for work
         self._stopwatch = Stopwatch()
+        self._pace = BulkPace()
+        self._expected_s = 0.0  # how long the current run of a reading engine will take
+        self.reading_hung = False
+        """True once the thread was abandoned while a reading engine ran."""
+        self.reading_row_s = 0.0
+        """Seconds for one image in the last batch of a reading engine; 0 until there was one."""
         self._abandoned = False
         self._has_finished_a_run = False
         self._engine_lost = False
@@ -78,6 +84,25 @@ class EngineThread:
         return 0.0 if began is None else time.monotonic() - began
 
     @property
+    def serving_s(self) -> float:
+        """Seconds since the current run of the engine that serves began; 0 where another engine or none runs."""
+        return 0.0 if self._reads else self.running_s
+
+    @property
+    def reading_rest_s(self) -> float:
+        """Seconds until the current run of a reading engine ends, as expected; 0 where no such run is under way."""
+        if not self._reads:
+            return 0.0
+        running_s = self.running_s
+        # As for the engine that serves, an overdue run is expected to last as long again.
+        return running_s if running_s > OVERDUE_FACTOR * self._expected_s else max(0.0, self._expected_s - running_s)
+
+    @property
+    def _reads(self) -> bool:
+        batch = self._batch
+        return bool(batch) and batch[0].reading is not None
+
+    @property
     def has_finished_a_run(self) -> bool:
         """True once the engine has answered a batch."""
         return self._has_finished_a_run
@@ -89,8 +114,12 @@ class EngineThread:
     def abandon(self) -> None:
         """Fails the current batch and stops waiting for its run. If the run ends later, the engine is closed then."""
         self._abandoned = True
-        logger.error("the engine hangs", extra={"running_s": round(self.running_s, 1), **log_fields(self._batch)})
-        fail(self._batch, errors.engine_hung)
+        batch = self._batch
+        logger.error("the engine hangs", extra={"running_s": round(self.running_s, 1), **log_fields(batch)})
+        if batch and batch[0].reading is not None:
+            batch[0].reading.close()  # no image and no study takes it any more
+            self.reading_hung = True
+        fail(batch, errors.engine_hung)
 
     async def close(self, grace_s: float) -> bool:
         """Waits for the thread to end, then closes the engine. The queue must be closed already.
@@ -114,10 +143,9 @@ class EngineThread:
     def _run_batches(self) -> None:
         try:
             rows = np.empty((self._max_batch_size, *self._row_shape), np.uint8)
-            while not self._abandoned and (batch := self._queue.take_batch(self._max_batch_size, self._is_live)):
-                for _, group in groupby(batch, lambda entry: entry.reading):
-                    self._batch = batch = list(group)
-                    self._run(batch, _stack_pixels(batch, rows))
+            while not self._abandoned and (batch := self._queue.take_batch(self._limits, self._is_live)):
+                self._batch = batch
+                self._run(batch, stack_pixels(batch, rows))
                 self._batch = batch = []  # an idle engine keeps no images alive
         except BaseException:
             logger.exception("the engine is lost", extra=log_fields(self._batch))
@@ -127,11 +155,20 @@ class EngineThread:
                 self._engine.close()
         self._call_on_loop(self._ended.set)
 
+    def _limits(self, first: QueueEntry) -> BatchLimits:
+        """Returns the limits of the batch that `first` begins."""
+        reading, largest = first.reading, self._max_batch_size
+        entries = largest if reading is None else min(largest, reading.info.max_batch_size)
+        return BatchLimits(entries, self._pace.rows(reading))
+
     def _is_live(self, entry: QueueEntry) -> bool:
         if entry.future.done():
             return False
         if entry.deadline.expired():
             self._call_on_loop(self._expire, entry)
+            return False
+        if entry.reading is not None and entry.reading.closed:
+            self._call_on_loop(fail, (entry,), errors.engine_hung)
             return False
         return True
 
@@ -141,11 +178,13 @@ class EngineThread:
         Raises:
             EngineLost: the engine cannot run anything any more.
         """
+        reading = batch[0].reading
+        if reading is not None:
+            self._expected_s = len(batch) * (self._pace.row_s(reading) or 0.0)
         began = self._run_began = time.monotonic()
         try:
-            outputs = self._outputs(batch, rows)
-            if not len(outputs.probabilities) == len(outputs.features) == len(batch):
-                raise ValueError(f"{len(outputs.probabilities)} rows came back for {len(batch)}")
+            outputs = run_batch(self._engine, batch, rows)
+            finite = finite_rows(outputs)
         except EngineLost:
             raise
         except Exception:
@@ -156,20 +195,11 @@ class EngineThread:
                 self._run(batch[half:], rows[half:])
         else:
             inference_s = time.monotonic() - began
+            self._pace.observe(reading, len(batch), inference_s)
             lap_s = self._stopwatch.lap(min(entry.submitted for entry in batch))
-            self._call_on_loop(self._deliver, batch, outputs, _finite(outputs), _Times(began, inference_s, lap_s))
+            self._call_on_loop(self._deliver, batch, outputs, finite, _Times(began, inference_s, lap_s))
         finally:
             self._run_began = None
-
-    def _outputs(self, batch: Sequence[QueueEntry], rows: npt.NDArray[np.uint8]) -> EngineOutputs:
-        """Runs the engine of the batch."""
-        reading = batch[0].reading
-        if reading is None:
-            return self._engine.run(rows)
-        replacement = None
-        if any(entry.replacement is not None for entry in batch):
-            replacement = Replacement.of_batch([entry.replacement for entry in batch], reading.plan.ablated_channels)
-        return reading.run(rows, replacement)
 
     def _call_on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
         # The event loop may have closed before a hung engine returns.
@@ -190,7 +220,7 @@ class EngineThread:
                 continue
             queue_s = times.began - entry.submitted
             probabilities, features = outputs.probabilities[row], outputs.features[row]
-            readings = tuple(values.of_photo(row) for values in _readings(outputs))
+            readings = tuple(values.of_photo(row) for values in readings_of(outputs))
             entry.future.set_result(
                 InferenceResult(probabilities, features, queue_s, times.inference_s, len(batch), readings)
             )
@@ -198,6 +228,11 @@ class EngineThread:
 
     def _observe(self, batch: Sequence[QueueEntry], times: "_Times") -> None:
         self._has_finished_a_run = True
+        trace_batch(batch, times.began, times.inference_s)
+        if batch[0].reading is not None:
+            # Neither the estimates of admission nor the figures of the model are about studies.
+            self.reading_row_s = times.inference_s / len(batch)
+            return
         if not self._abandoned:
             delivery_s = time.monotonic() - times.began - times.inference_s
             self._service_rate.observe(len(batch), times.lap_s, delivery_s)
@@ -205,7 +240,6 @@ class EngineThread:
         self._metrics.batch_fill.observe(len(batch) / self._max_batch_size)
         self._metrics.inference_seconds.observe(times.inference_s)
         self._metrics.statistics.add_run(len(batch), times.inference_s)
-        trace_batch(batch, times.began, times.inference_s)
 
     def _fail_batch(self, batch: Sequence[QueueEntry], began: float, inference_s: float) -> None:
         if len(batch) == 1:  # the images of a larger batch are run again
@@ -222,33 +256,6 @@ class EngineThread:
         fail(batch, errors.engine_lost)
         if not self._abandoned:
             self._on_engine_lost()
-
-
-def _stack_pixels(batch: Sequence[QueueEntry], rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Copies the batch's pixels into `rows` and returns that part, uint8 (N, height, width, 3).
-
-    A single image is not copied, which saves 0.03 ms.
-    """
-    if len(batch) == 1:
-        return batch[0].pixels[None]
-    for row, entry in zip(rows, batch, strict=False):
-        row[:] = entry.pixels
-    return rows[: len(batch)]
-
-
-def _readings(outputs: EngineOutputs) -> tuple[ReadValues, ...]:
-    return outputs.readings if isinstance(outputs, ReadOutputs) else ()
-
-
-def _finite(outputs: EngineOutputs) -> list[bool]:
-    """Returns for each image whether its outputs are finite.
-
-    One NaN or infinity makes the row's sum non-finite. One sum per row costs less than testing each value.
-    """
-    finite: list[bool] = np.isfinite(outputs.probabilities.sum(axis=1)).tolist()
-    for values in _readings(outputs):
-        finite = [so_far and row for so_far, row in zip(finite, values.is_finite(), strict=True)]
-    return finite
 
 
 class _Times(NamedTuple):

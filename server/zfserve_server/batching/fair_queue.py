@@ -7,98 +7,30 @@ would wait for a thread just when it has results to deliver.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple
 
-from zfserve_server.admission.caller_identity import CallerIdentity, Priority
+from zfserve_server.admission.caller_identity import Priority
+from zfserve_server.batching.fair_scheduler import E, FairScheduler
 
-BULK_EVERY = 8
-"""While bulk images wait, at least one of this many images taken in a row is bulk."""
-
-
-class Queueable(Protocol):
-    """Anything that has a caller can be queued."""
-
-    @property
-    def caller(self) -> CallerIdentity: ...
+INTERACTIVE_MEMORY_S = 1.0
+"""Seconds after the last interactive image in which another one is expected."""
 
 
-E = TypeVar("E", bound=Queueable)
+class BatchLimits(NamedTuple):
+    """Says how many entries a batch may have.
 
-
-class FairScheduler(Generic[E]):
-    """Decides which entry is next. Not thread-safe.
-
-    Interactive entries precede bulk entries. While bulk waits, at least one of any `BULK_EVERY` entries taken in a row
-    is bulk. Within a priority the clients take turns, one image each, oldest first.
+    Attributes:
+        entries: the largest number of entries.
+        bulk: the largest number of bulk entries while interactive entries come.
     """
 
-    def __init__(self) -> None:
-        self._interactive = _RoundRobin[E]()
-        self._bulk = _RoundRobin[E]()
-        self._interactive_in_a_row = 0  # taken while bulk waited, since the last bulk entry
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def add(self, entry: E) -> None:
-        self._round_of(entry).add(entry)
-        self._length += 1
-
-    def pop(self) -> E | None:
-        """Removes and returns the next entry, or returns None if there is none."""
-        if not self._length:
-            return None
-        self._length -= 1
-        if self._bulk and (not self._interactive or self._interactive_in_a_row == BULK_EVERY - 1):
-            self._interactive_in_a_row = 0
-            return self._bulk.pop()
-        self._interactive_in_a_row = self._interactive_in_a_row + 1 if self._bulk else 0
-        return self._interactive.pop()
-
-    def remove(self, entry: E) -> bool:
-        """Removes `entry`. Returns False if it was not there."""
-        removed = self._round_of(entry).remove(entry)
-        self._length -= removed
-        return removed
-
-    def _round_of(self, entry: E) -> "_RoundRobin[E]":
-        return self._bulk if entry.caller.priority is Priority.BULK else self._interactive
-
-
-class _RoundRobin(Generic[E]):
-    """Lets the clients take turns. Each entry is one image, so equal turns are equal work."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, deque[E]] = {}  # by client, in the order of their turns; no deque is empty
-
-    def __bool__(self) -> bool:
-        return bool(self._entries)
-
-    def add(self, entry: E) -> None:
-        self._entries.setdefault(entry.caller.client, deque()).append(entry)
-
-    def pop(self) -> E:
-        client = next(iter(self._entries))
-        entries = self._entries.pop(client)
-        entry = entries.popleft()
-        if entries:
-            self._entries[client] = entries
-        return entry
-
-    def remove(self, entry: E) -> bool:
-        entries = self._entries.get(entry.caller.client, deque())
-        # Tests first: the error of `deque.remove` would format the entry with all its pixels, which takes 0.2 ms.
-        if entry not in entries:
-            return False
-        entries.remove(entry)
-        if not entries:
-            del self._entries[entry.caller.client]
-        return True
+    entries: int
+    bulk: int
 
 
 class FairQueue(Generic[E]):
@@ -109,10 +41,16 @@ class FairQueue(Generic[E]):
         self._scheduler = FairScheduler[E]()
         self._scheduler_lock = threading.Lock()
         self._wakeups: SimpleQueue[None] = SimpleQueue()  # one for each entry, and one for each thread at the end
+        self._interactive_until = 0.0  # time.monotonic()
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._arrived) + len(self._scheduler)
+
+    @property
+    def readings(self) -> int:
+        """The number of entries for reading engines that have been put in order."""
+        return self._scheduler.readings
 
     def add(self, entry: E) -> None:
         self._arrived.append(entry)
@@ -138,33 +76,67 @@ class FairQueue(Generic[E]):
             self._wakeups.put(None)
         return left
 
-    def take_batch(self, max_size: int, is_live: Callable[[E], bool]) -> list[E]:
-        """Blocks until there are entries, then takes up to `max_size` of them. Returns [] once the queue is closed.
+    def take_batch(self, limits: Callable[[E], BatchLimits], is_live: Callable[[E], bool]) -> list[E]:
+        """Blocks until there are entries, then takes those of one batch. Returns [] once the queue is closed.
+
+        All entries of a batch are run by the same engine. A batch has few bulk entries while interactive entries come,
+        because an interactive entry waits for the batch that runs.
 
         Args:
-            max_size: the largest number of entries to take.
+            limits: returns the limits of a batch that begins with this entry.
             is_live: returns False for an entry to drop.
         """
-        batch: list[E] = []
         while True:
             self._drain_wakeups()
-            while len(batch) < max_size and (entry := self._pop()) is not None:
-                if is_live(entry):
-                    batch.append(entry)
+            batch = self._gather(limits, is_live)
             if len(self) or self._closed:
                 self._wakeups.put(None)  # another thread may have needed one of the drained wake-ups
             if batch or self._closed:
                 return batch
             self._wakeups.get()
 
+    def _gather(self, limits: Callable[[E], BatchLimits], is_live: Callable[[E], bool]) -> list[E]:
+        """Takes the entries of one batch, without waiting for any."""
+        first = self._pop()
+        while first is not None and not is_live(first):
+            first = self._pop()
+        if first is None:
+            return []
+        batch, limit = [first], limits(first)
+        bulk = int(first.caller.priority is Priority.BULK)
+        # A batch that an interactive entry begins is not filled with bulk entries, except with one that is due.
+        max_bulk = limit.bulk if self._interactive_comes else limit.entries
+        begun_by_bulk = bool(bulk)
+        while len(batch) < limit.entries:
+            entry = self._pop_like(first, begun_by_bulk and bulk < max_bulk)
+            if entry is None:
+                break
+            if is_live(entry):
+                batch.append(entry)
+                bulk += entry.caller.priority is Priority.BULK
+        return batch
+
+    @property
+    def _interactive_comes(self) -> bool:
+        """True while an interactive entry waits, or came a short time ago."""
+        return self._scheduler.interactive_waits or time.monotonic() < self._interactive_until
+
     def _pop(self) -> E | None:
         with self._scheduler_lock:
             self._schedule_arrived()
             return self._scheduler.pop()
 
+    def _pop_like(self, first: E, bulk_too: bool) -> E | None:
+        with self._scheduler_lock:
+            self._schedule_arrived()
+            return self._scheduler.pop_like(first, bulk_too)
+
     def _schedule_arrived(self) -> None:
         while self._arrived:  # only the holder of the lock takes from this deque
-            self._scheduler.add(self._arrived.popleft())
+            entry = self._arrived.popleft()
+            self._scheduler.add(entry)
+            if entry.caller.priority is Priority.INTERACTIVE:
+                self._interactive_until = time.monotonic() + INTERACTIVE_MEMORY_S
 
     def _drain_wakeups(self) -> None:
         """Discards the pending wake-ups before the queue is read. They would pile up while no engine is idle."""

@@ -100,8 +100,8 @@ class Watchdog:
         self.start()
 
     def _hung_on_first_run(self, thread: EngineThread) -> bool:
-        """Returns True for a replacement that hung before it finished any run."""
-        return thread in self._replacements and not thread.has_finished_a_run
+        """Returns True for a replacement that hung before it finished any run, unless a study's engine hung in it."""
+        return thread in self._replacements and not thread.has_finished_a_run and not thread.reading_hung
 
     async def _replace(self, reopen: Callable[[], Engine]) -> None:
         try:

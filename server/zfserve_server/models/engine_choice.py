@@ -15,6 +15,7 @@ from zfserve_engines.contract import Engine, EngineName, EngineUnavailable
 from zfserve_engines.golden import verify_engine
 from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions, Phase, Report, Step
+from zfserve_engines.readings.opening import open_reading_engine
 from zfserve_engines.readings.plan import ReadingEngine, ReadingPlan
 from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
 from zfserve_runtime.errors import EngineFailed, EngineLost
@@ -111,8 +112,12 @@ def choose_engine(
         (engine,) = open_verified(kinds[name], alone, lambda step: None)
         return engine
 
+    def open_reading(choice: EngineChoice, plan: ReadingPlan) -> ReadingEngine:
+        return open_reading_engine(options.bundle, plan, like=choice.name, info=choice.instances[0].info)
+
     try:
         choice = _choose_best(kinds, try_kind) if wanted == "auto" else _taken(wanted, open_verified(kinds[wanted]))
+        choice = replace(choice, open_reading=partial(open_reading, choice))
         return choice if choice.on_gpu else replace(choice, reopen=partial(reopen, choice.name))
     except EngineUnavailable as error:
         if wanted == "auto":

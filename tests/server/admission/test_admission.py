@@ -14,7 +14,7 @@ from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_server.admission.admission import Admission
 from zfserve_server.admission.caller_identity import CallerIdentity, Priority
 from zfserve_server.admission.service_rate import ServiceRate
-from zfserve_server.batching.fair_queue import FairScheduler
+from zfserve_server.batching.fair_scheduler import FairScheduler
 
 BULK = CallerIdentity("archive", Priority.BULK)
 
@@ -25,6 +25,7 @@ class Place:
 
     caller: CallerIdentity
     held: ExitStack
+    reading: None = None
 
 
 def measured(row_s: float = 1.0) -> ServiceRate:

@@ -2,12 +2,14 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 from zfserve_server.admission.caller_identity import CallerIdentity, Priority
-from zfserve_server.batching.fair_queue import BULK_EVERY, FairQueue, FairScheduler
+from zfserve_server.batching.fair_queue import BatchLimits, FairQueue
+from zfserve_server.batching.fair_scheduler import BULK_EVERY, FairScheduler
 
 INTERACTIVE, BULK = Priority
 
@@ -16,11 +18,16 @@ INTERACTIVE, BULK = Priority
 class Image:
     caller: CallerIdentity
     number: int = 0
+    reading: object = None
 
 
 CALLERS = st.builds(CallerIdentity, st.sampled_from("abc"), st.sampled_from(Priority))
 MOVES = st.lists(st.one_of(CALLERS, st.none()), max_size=200)
 """Each entry adds an image of that caller, or, if it is None, takes an image."""
+
+
+def up_to(entries: int) -> Callable[[Image], BatchLimits]:
+    return lambda first: BatchLimits(entries, entries)
 
 
 def add_images(scheduler: FairScheduler[Image], *callers: CallerIdentity) -> list[Image]:
@@ -118,7 +125,7 @@ def test_remove_returns_false_for_a_taken_image_and_does_not_format_it() -> None
     taken, waiting = Unformattable(CallerIdentity(), 0), Unformattable(CallerIdentity(), 1)
     queue.add(taken)
     queue.add(waiting)
-    assert queue.take_batch(1, lambda image: True) == [taken]
+    assert queue.take_batch(up_to(1), lambda image: True) == [taken]
     assert not queue.remove(taken)
     assert queue.remove(waiting)
     assert not queue.remove(waiting)
@@ -129,26 +136,26 @@ def test_images_that_are_not_live_are_dropped() -> None:
     queue = FairQueue[Image]()
     for number in range(5):
         queue.add(Image(CallerIdentity(), number))
-    assert [image.number for image in queue.take_batch(2, lambda image: image.number % 2 == 1)] == [1, 3]
-    assert [image.number for image in queue.take_batch(2, lambda image: True)] == [4]
+    assert [image.number for image in queue.take_batch(up_to(2), lambda image: image.number % 2 == 1)] == [1, 3]
+    assert [image.number for image in queue.take_batch(up_to(2), lambda image: True)] == [4]
 
 
 def test_a_closed_queue_gives_nothing_and_wakes_every_thread() -> None:
     queue = FairQueue[Image]()
-    threads = [threading.Thread(target=queue.take_batch, args=(4, lambda image: True)) for _ in range(3)]
+    threads = [threading.Thread(target=queue.take_batch, args=(up_to(4), lambda image: True)) for _ in range(3)]
     for thread in threads:
         thread.start()
     assert queue.close(len(threads)) == []
     for thread in threads:
         thread.join()
-    assert queue.take_batch(1, lambda image: True) == []
+    assert queue.take_batch(up_to(1), lambda image: True) == []
 
 
 def test_several_threads_take_each_image_once() -> None:
     queue, taken = FairQueue[Image](), list[Image]()
 
     def run() -> None:
-        while batch := queue.take_batch(3, lambda image: True):
+        while batch := queue.take_batch(up_to(3), lambda image: True):
             taken.extend(batch)
 
     threads = [threading.Thread(target=run) for _ in range(3)]
