@@ -24,7 +24,7 @@ def test_the_sentence_has_the_command_to_run() -> None:
 def test_every_extra_that_is_named_exists() -> None:
     sources = "".join(file.read_text() for room in ROOT.iterdir() for file in room.glob("zfserve_*/**/*.py"))
     named = set(re.findall(r"not_installed\(.*[\"']([a-z-]+)[\"']\)", sources))
-    assert named == {"dev", "export", "tracing", "train"}, "all other extras belong to commands and engines"
+    assert named == {"dev", "export", "server", "tracing", "train"}, "all other extras belong to commands and engines"
     named |= {command.extra for command in COMMANDS.values() if command.extra}
     named |= {kind.package.extra for kind in ENGINE_KINDS.values()}
     assert named <= EXTRAS.keys()

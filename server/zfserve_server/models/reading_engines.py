@@ -63,7 +63,7 @@ class ReadingEngines:
         self._open_engine = open_engine
         self._idle_s = idle_s
         self._slots: dict[ReadingPlan, _Slot] = {}  # the engine that was taken last stands last
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[object]] = set()
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -91,7 +91,7 @@ class ReadingEngines:
         for plan in list(self._slots):
             self._drop(plan)
         self._changed.set()
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _take(self, plan: ReadingPlan) -> _Slot:
         """Returns the slot of `plan` with one more user. Begins to open an engine if there is none."""
@@ -148,10 +148,11 @@ class ReadingEngines:
         slot = self._slots.pop(plan)
         if slot.idle is not None:
             slot.idle.cancel()
+        ending: asyncio.Task[object] = slot.opening
         if not slot.opening.done():
             slot.opening.cancel()
         elif slot.opening.exception() is None:
             # Freeing the weights takes milliseconds.
-            closing = asyncio.create_task(asyncio.to_thread(slot.opening.result().close))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            ending = asyncio.create_task(asyncio.to_thread(slot.opening.result().close))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)

@@ -4,7 +4,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from zfserve_server.admission.caller_identity import CallerIdentity, Priority
@@ -168,3 +170,98 @@ def test_several_threads_take_each_image_once() -> None:
     for thread in threads:
         thread.join()
     assert Counter(map(id, [*taken, *left])) == Counter(map(id, images))
+
+
+def study(client: str, reading: object) -> Image:
+    return Image(CallerIdentity(client, BULK), reading=reading)
+
+
+def take(queue: FairQueue[Image], entries: int = 8, bulk: int = 3) -> list[Image]:
+    return queue.take_batch(lambda first: BatchLimits(entries, bulk), lambda image: True)
+
+
+def filled(*images: Image) -> FairQueue[Image]:
+    queue = FairQueue[Image]()
+    for image in images:
+        queue.add(image)
+    return queue
+
+
+def test_a_batch_has_entries_of_one_engine() -> None:
+    queue = filled(*(study("a", number % 2) for number in range(6)), *(Image(CallerIdentity("a", BULK)),) * 1)
+    batches = [take(queue) for _ in range(3)]
+    assert [{image.reading for image in batch} for batch in batches] == [{0}, {1}, {None}]
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert queue.readings == len(queue) == 0
+
+
+def test_clients_with_different_engines_take_turns() -> None:
+    queue = filled(*(study("a", "p") for _ in range(8)), *(study("b", "q") for _ in range(8)))
+    assert ["".join(image.caller.client for image in take(queue, 4)) for _ in range(4)] == ["aaaa", "bbbb"] * 2
+
+
+def test_clients_with_the_same_engine_share_a_batch() -> None:
+    queue = filled(*(study("a", "p") for _ in range(3)), study("b", "p"), study("c", "q"))
+    assert "".join(image.caller.client for image in take(queue)) == "abaa"
+
+
+def test_bulk_batches_are_short_only_while_interactive_entries_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("zfserve_server.batching.fair_queue.time", SimpleNamespace(monotonic=lambda: now[0]))
+    queue = filled(*(study("a", "p") for _ in range(20)))
+    assert len(take(queue)) == 8
+    queue.add(Image(CallerIdentity("b")))
+    assert [image.caller.client for image in take(queue)] == ["b"]
+    assert len(take(queue)) == 3
+    now[0] += 0.99
+    assert len(take(queue)) == 3
+    now[0] += 0.02
+    assert len(take(queue)) == 6
+
+
+def test_an_interactive_batch_is_not_filled_with_bulk_entries() -> None:
+    bulk, interactive = [Image(CallerIdentity("a", BULK)) for _ in range(5)], [Image(CallerIdentity("b"))] * 2
+    queue = filled(*bulk, *interactive)
+    assert take(queue) == interactive
+    assert take(queue) == bulk[:3]
+
+
+def test_bulk_of_the_engine_that_serves_is_let_in_when_it_is_due() -> None:
+    queue = filled(Image(CallerIdentity("a", BULK)), *(Image(CallerIdentity("b")) for _ in range(9)))
+    assert "".join(image.caller.priority[0] for image in take(queue, 16)) == "iiiiiiibii"
+
+
+def test_studies_get_an_eighth_of_the_entries_in_the_long_run() -> None:
+    """The engine is never idle: interactive entries always wait. Bulk batches have up to three images."""
+    queue, taken = FairQueue[Image](), Counter[Priority]()
+    for _ in range(4):
+        queue.add(study("a", "p"))
+    for _ in range(4000):
+        while sum(taken.values()) + len(queue) < sum(taken.values()) + 40:
+            queue.add(Image(CallerIdentity("b")))
+        batch = take(queue)
+        for image in batch:
+            taken[image.caller.priority] += 1
+            if image.caller.priority is BULK:
+                queue.add(study("a", "p"))
+    assert 0.12 < taken[BULK] / sum(taken.values()) < 0.13
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("pq"), st.booleans()), max_size=60), st.data())
+def test_every_entry_is_taken_once_and_a_batch_is_of_one_engine(
+    entries: list[tuple[str, str, bool]], data: st.DataObject
+) -> None:
+    images = [study(client, plan) if bulk else Image(CallerIdentity(client)) for client, plan, bulk in entries]
+    queue, taken = filled(*images), list[Image]()
+    removed = data.draw(st.sets(st.sampled_from(images))) if images else set()
+    for image in removed:
+        assert queue.remove(image)
+    while len(queue):
+        batch = take(queue, data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)))
+        assert len({image.reading for image in batch}) == 1
+        taken += batch
+    assert queue.readings == 0
+    assert Counter(map(id, taken)) == Counter(map(id, set(images) - removed))
+    for client, plan in {(image.caller, image.reading) for image in taken}:
+        own = [image for image in taken if (image.caller, image.reading) == (client, plan)]
+        assert own == [image for image in images if image in own]
