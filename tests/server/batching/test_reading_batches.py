@@ -110,7 +110,7 @@ def _noting(order: list[str], name: str, run: object) -> object:
 
 
 async def test_a_study_fills_its_batches_while_nobody_else_calls(reading: FakeReadingEngine) -> None:
-    """Without a measurement a bulk batch has one image while interactive images come, and is full otherwise."""
+    """While interactive images come, a bulk batch of a slow engine has one image. Otherwise it is full."""
     for interactive_first, wanted in ((False, [[1], [2, 3, 4, 5], [6]]), (True, [[1], [2], [3], [4], [5], [6]])):
         reading = FakeReadingEngine(PLAN)
         engine = FakeEngine()
