@@ -91,9 +91,9 @@ class EngineThread:
     @property
     def reading_rest_s(self) -> float:
         """Seconds until the current run of a reading engine ends, as expected; 0 where no such run is under way."""
-        if not self._reads:
-            return 0.0
         running_s = self.running_s
+        if not self._reads or not running_s:
+            return 0.0
         # As for the engine that serves, an overdue run is expected to last as long again.
         return running_s if running_s > OVERDUE_FACTOR * self._expected_s else max(0.0, self._expected_s - running_s)
 
