@@ -34,6 +34,7 @@ from zfserve_bench.reports.machine import Machine, describe_machine
 from zfserve_bench.reports.tables import print_machine, print_report
 from zfserve_bench.service.drain import measure_drain
 from zfserve_bench.service.latency import measure_latency
+from zfserve_bench.service.occlusion import measure_occlusion
 from zfserve_bench.service.overload import measure_overload
 from zfserve_bench.service.soak import measure_soak
 from zfserve_bench.service.startup import measure_startup
@@ -54,8 +55,9 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], Report]] = {
     "capacity": measure_capacity,
     "overload": measure_overload,
     "drain": measure_drain,
+    "occlusion": measure_occlusion,
 }
-ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "overload", "drain"}
+ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "overload", "drain", "occlusion"}
 """These take long or need several processes. Without a name, all others run."""
 
 DEFAULT_PHOTOS = Path("samples")

@@ -7,7 +7,7 @@ logits are the features divided by 20.
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,11 @@ import numpy.typing as npt
 import onnx
 from fakes.serving import Running
 from onnx import TensorProto, helper
-from zfserve_engines.contract import EngineInfo, EngineName
 from zfserve_engines.golden import Golden, write_golden
-from zfserve_engines.readings.plan import Form, ReadingPlan, ReadOutputs, ReadValues, Replacement
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_runtime.bundle import Artefact, ClassEntry, InputSpec, LayerEntry, Manifest, file_digest
 from zfserve_server.config import ServerConfig
-from zfserve_server.models.source import ModelSource, OpenedVersion, models_on_disk
+from zfserve_server.models.source import ModelSource, models_on_disk
 
 ServeCells = Callable[..., AbstractAsyncContextManager[Running]]
 """Serves a bundle of `cells`. The arguments are those of `write_cells_bundle`."""
@@ -166,46 +164,4 @@ class BundlesOnDisk:
     @property
     def source(self) -> ModelSource:
         config = ServerConfig(model=[self.folder], engine="onnx-cpu", threads=1, max_batch_size=self.max_batch_size)
-        models = models_on_disk(config)
-        return ModelSource(models.scan, lambda found, report: self._with_reader(models.open(found, report)))
-
-    def _with_reader(self, opened: OpenedVersion) -> OpenedVersion:
-        batch = opened.manifest.fixed_batch_size or self.max_batch_size
-        return replace(opened, choice=replace(opened.choice, open_reading=lambda plan: CellsReader(plan, batch)))
-
-
-class CellsReader:
-    """Reads `cells` and `lit`, and replaces their maps, as a reading engine does. It computes with numpy."""
-
-    def __init__(self, plan: ReadingPlan, max_batch_size: int) -> None:
-        self.name: EngineName = "onnx-cpu"
-        self.plan = plan
-        self.info = EngineInfo("numpy", "numpy", "fp32", max_batch_size, 1)
-        self.closed = False
-
-    def run(self, pixels: Pixels, replacement: Replacement | None = None) -> ReadOutputs:
-        def replaced(tensor: str, maps: Values) -> Values:
-            if replacement is None or self.plan.ablated != tensor:
-                return maps
-            return maps * replacement.keep[:, :, None, None] + replacement.values[:, :, None, None]
-
-        cells = replaced("cells", np.stack([cells_of(each) for each in pixels]))
-        lit = replaced("lit", np.maximum(cells - 100, 0))
-        features: Values = lit.mean(axis=(2, 3))
-        probabilities = np.stack([probabilities_of_features(each) for each in features])
-        maps = {"cells": cells, "lit": lit}
-        readings = tuple(_read(maps[reading.tensor], reading.form) for reading in self.plan.readings)
-        return ReadOutputs(probabilities, features, readings)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def _read(maps: Values, form: Form) -> ReadValues:
-    flat = maps.reshape(*maps.shape[:2], -1)
-    if form == "maps":
-        return ReadValues(maps)
-    if form == "sums":
-        return ReadValues(flat.sum(axis=2))
-    rows, columns = np.divmod(flat.argmax(axis=2), maps.shape[3])
-    return ReadValues(flat.max(axis=2), rows, columns)
+        return models_on_disk(config)

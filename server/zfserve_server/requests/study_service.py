@@ -13,7 +13,7 @@ from zfserve_engines.images.input_image import InputImage
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
 from zfserve_protos.worker.v1 import worker_pb2
-from zfserve_runtime.errors import EngineFailed, InvalidInput
+from zfserve_runtime.errors import EngineFailed, InvalidInput, NotFound
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Context
 
@@ -123,12 +123,15 @@ class StudyService(VisionServiceServicer):
                 self._study_rate.observe(1, seconds / in_flight)
 
     async def _decode_each(self, images: Sequence[pb.Image], model: ServedModel) -> list[Photo]:
-        """Returns the photos as inputs of the model, in order. An image that cannot be used is named by its index."""
+        """Returns the photos as inputs of the model, in order. An image that cannot be used is named by its index.
+
+        They are decoded one by one, because all calls share the decoder's threads and interactive calls come first.
+        """
         photos = []
         for index, image in enumerate(images):
             try:
                 photos.append(await self._pipeline.decode(image, model))
-            except InvalidInput as error:
+            except (InvalidInput, NotFound) as error:
                 raise type(error)(f"image {index}: {error.message}", field="images") from error
         return photos
 

@@ -58,6 +58,7 @@ def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
     elsewhere = pb.ModelSelector(name=PASSWORDS, version=PASSWORDS)
     strangers = (bearer(token[:-1]), bearer(token.upper()), (("authorization", token),), (("cookie", token),))
     sound = pb.ClassifyRequest(image=raw_image(1))
+    bad = [pb.Image(encoded=data) for data in IMAGES]
     return [
         *(("UNAUTHENTICATED", vision.Classify(sound, metadata=metadata)) for metadata in strangers),
         *(("INVALID_ARGUMENT", classify(pb.Image(encoded=data))) for data in IMAGES),
@@ -69,6 +70,17 @@ def hostile_calls(server: Running, token: str) -> list[tuple[str, Any]]:
         ("NOT_FOUND UNAVAILABLE", vision.Project(pb.ProjectRequest(layer=PASSWORDS), **known).read()),
         ("NOT_FOUND", vision.Explain(pb.ExplainRequest(layer=PASSWORDS), **known)),
         ("NOT_FOUND", vision.Explain(pb.ExplainRequest(class_name=PASSWORDS), **known)),
+        (
+            "NOT_FOUND",
+            vision.Activations(pb.ActivationsRequest(images=[raw_image(1)], layers=[PASSWORDS]), **known).read(),
+        ),
+        ("INVALID_ARGUMENT", vision.Activations(pb.ActivationsRequest(images=bad, layers=["conv1"]), **known).read()),
+        ("NOT_FOUND", vision.Occlude(pb.OccludeRequest(layer=PASSWORDS), **known).read()),
+        ("NOT_FOUND", vision.Ablate(pb.AblateRequest(layer=PASSWORDS), **known).read()),
+        (
+            "NOT_FOUND",
+            vision.Transform(pb.TransformRequest(kind=pb.TRANSFORM_KIND_SCALE, class_name=PASSWORDS), **known).read(),
+        ),
         ("INVALID_ARGUMENT RESOURCE_EXHAUSTED", classify(pb.Image(encoded=bytes(60_000)))),
         ("RESOURCE_EXHAUSTED", classify(pb.Image(encoded=bytes(5_000_000)))),
         ("INVALID_ARGUMENT", raw("/zfserve.v1.VisionService/Classify", b"\xff\xff no message")),

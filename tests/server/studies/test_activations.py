@@ -167,6 +167,12 @@ async def test_a_network_that_cannot_be_projected(serve_cells: ServeCells) -> No
             "image 1: ",
         ),
         ({"images": [pb.Image(reference="guess")]}, NotFound, "image.reference", "unknown or has expired"),
+        (
+            {"images": [raw_photo(PHOTOS[0]), pb.Image(reference="guess")]},
+            NotFound,
+            "images",
+            "image 1: the image reference is unknown or has expired",
+        ),
         ({"model": pb.ModelSelector(name="nobody")}, NotFound, "model.name", "nobody"),
     ],
 )
