@@ -1,6 +1,6 @@
 """Recognises activations that an exporter or a user has written as arithmetic, by their values.
 
-`patterns` calls it. GELU alone has a dozen forms: its cube is a Pow or two products, its factor 1/2 comes first or
+`patterns` calls it. GELU alone has many forms: its cube is a Pow or two products, its factor 1/2 comes first or
 last, and its argument may be factored out. All have the same values, so the function is computed and compared.
 """
 
@@ -16,7 +16,7 @@ from zfserve_model.graph.pointwise import pointwise_sources
 from zfserve_model.graph.wiring import Wiring
 
 LONGEST = 16
-"""The most nodes of one activation. The longest known form of GELU has ten."""
+"""The most nodes of one activation. GELU has nine where torch's older exporter wrote it."""
 TOLERANCE = 1e-4
 """The largest difference at a point x, in units of max(1, |x|). The two kinds of GELU differ by 5e-4."""
 
