@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
-from zfserve_model.graph.errors import GraphError
+from zfserve_model.graph.errors import GraphError, readable
 
 _REMEDY = "export it again, in float32, so that ONNX Runtime runs it"
 
@@ -68,7 +68,7 @@ def run_session(
 
 def reason(error: Exception) -> str:
     """Returns what an error of ONNX Runtime says, without places in its own source, at most 300 characters."""
-    line = " ".join(str(error).split())
+    line = readable(str(error))  # names may be so long that the patterns below take minutes
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     line = re.sub(
         r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: ", r"\1 '\2': ", line

@@ -70,6 +70,7 @@ def test_an_interrupt_ends_a_run_that_does_not_end() -> None:
             "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Conv(11)",
             "Could not find an implementation for Conv(11)",
         ),
+        (f"no operation '{'n' * 1_000_000}'", f"no operation '{'n' * 59}…{'n' * 19}'"),
         ("", "ValueError"),
     ],
 )
