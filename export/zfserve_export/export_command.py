@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--name", help="name of the model (default: that of the network or the file)")
     files.add_argument("--version", help="version of the model (default: the next whole number)")
     files.add_argument(
-        "--fp16", action=argparse.BooleanOptionalAction, default=True, help="also write a float16 file for GPUs"
+        "--fp16",
+        action=argparse.BooleanOptionalAction,
+        help="also write a float16 file for GPUs (default: where float16 can hold the network)",
     )
     files.add_argument(
         "--int8",
@@ -80,6 +82,9 @@ def _add_measuring_arguments(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     messages = Console(stderr=True)
     if arguments.upgrade is not None:
+        if not _alone(arguments):
+            messages.print("[red]error:[/] --upgrade rewrites a bundle as it is; give no source and no other option")
+            return 2
         from zfserve_export.export_run import run_upgrade  # imports torch, which takes seconds
 
         return run_upgrade(arguments.upgrade, messages)
@@ -91,6 +96,14 @@ def run(arguments: argparse.Namespace) -> int:
     from zfserve_export.export_run import run_export  # imports torch, which takes seconds
 
     return run_export(arguments, messages)
+
+
+def _alone(arguments: argparse.Namespace) -> bool:
+    """Returns True if --upgrade is the only argument."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given, defaults = vars(arguments), vars(parser.parse_args([]))
+    return all(given[name] == value for name, value in defaults.items() if name != "upgrade")
 
 
 def require_paths(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -55,7 +56,8 @@ def run_export(arguments: argparse.Namespace, messages: Console) -> int:
             plan = complete_plan(plan, source, arguments)
             for warning in (*source.notes, *plan_warnings(plan)):
                 _print(messages, "[yellow]warning:[/]", warning)
-            bundle = export_bundle(source, plan, on_progress)
+            on_warning = partial(_print, messages, "[yellow]warning:[/]")
+            bundle = export_bundle(source, plan, on_progress, on_warning)
     except _UNUSABLE as error:
         _print(messages, "[red]error:[/]", _sentence(error))
         return 2

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from zfserve_engines.golden import Golden, write_golden
 from zfserve_model.explanation.rules import forward_obstacle, projection_rule
+from zfserve_model.graph.errors import GraphError
 from zfserve_model.graph.graph import Graph
 from zfserve_model.importing.fingerprint import graph_fingerprint
 from zfserve_model.importing.importer import import_graph
@@ -37,10 +38,17 @@ from zfserve_export.activation_range import require_half_range
 from zfserve_export.bundle_writer import bundle_draft, next_version, publish
 from zfserve_export.graph_optimization import optimized
 from zfserve_export.half_precision import convert_to_half
-from zfserve_export.measurement import BATCH, Measurement, MeasurementInputs, measure, verify_graphs
+from zfserve_export.measurement import (
+    BATCH,
+    Measurement,
+    MeasurementInputs,
+    measure,
+    require_float_parity,
+    verify_graphs,
+)
 from zfserve_export.onnx_graph import check_graph, describe_model
 from zfserve_export.onnx_wrap import WrappedNetwork, wrap
-from zfserve_export.parity import ParityCheck, noise_images
+from zfserve_export.parity import ParityCheck, ParityError, noise_images
 from zfserve_export.photos import LabelledPhotos, input_spec, read_batches
 from zfserve_export.quantize import quantize_files
 from zfserve_export.sources.source import Source
@@ -72,6 +80,9 @@ GOLDEN_INPUTS = 4
 OnProgress = Callable[[str, int, int], None]
 """A function that takes the name of a step, the amount of work since the last call, and the total amount."""
 
+OnWarning = Callable[[str], None]
+"""A function that takes a sentence about something that the user should know."""
+
 
 @dataclass(frozen=True, eq=False)
 class ExportPlan:
@@ -83,7 +94,7 @@ class ExportPlan:
         version: the version. None means the next whole number.
         tolerance: the largest difference between the network and the fp32 graph, of a probability, or of a logit or
             feature relative to the largest one.
-        fp16: True to write a float16 graph.
+        fp16: True to write a float16 graph. None writes it only where float16 can hold the network.
         photos: the photos for parity and golden inputs. Without photos, only noise is used.
         calibration: the photos that set the ranges of INT8's activations. At most `CALIBRATION_PHOTOS` of them are
             used. Without photos, no INT8 files are written.
@@ -94,7 +105,7 @@ class ExportPlan:
     name: str
     version: str | None = None
     tolerance: float = 1e-4
-    fp16: bool = True
+    fp16: bool | None = None
     photos: tuple[Path, ...] = ()
     calibration: tuple[Path, ...] = ()
     validation: LabelledPhotos | None = None
@@ -110,20 +121,27 @@ class ExportPlan:
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions of the graphs to write."""
         eight_bits = INT8_PRECISIONS if self.calibration else ()
-        return ("fp32", "fp16", *eight_bits) if self.fp16 else ("fp32", *eight_bits)
+        return ("fp32", *eight_bits) if self.fp16 is False else ("fp32", "fp16", *eight_bits)
 
 
-def export_bundle(source: Source, plan: ExportPlan, on_progress: OnProgress = lambda *step: None) -> Bundle:
+def export_bundle(
+    source: Source,
+    plan: ExportPlan,
+    on_progress: OnProgress = lambda *step: None,
+    on_warning: OnWarning = lambda sentence: None,
+) -> Bundle:
     """Writes a bundle and reads it back. An error or an interrupt leaves no files.
 
     Args:
         source: the network, and what is known about it.
         plan: where to write, and what to measure on.
         on_progress: a function that is called as the steps advance.
+        on_warning: a function that is told if a file that the plan leaves open is left out.
 
     Raises:
-        ParityError: a float graph differs from the network by more than its tolerance, or float16 is too narrow.
-        GraphError: the network cannot be served, or a weight is too large for float16.
+        ParityError: a float graph differs from the network by more than its tolerance. Or the plan wants a float16
+            graph, and float16 is too narrow.
+        GraphError: the network cannot be served. Or the plan wants a float16 graph, and there can be none.
         BundleError: the version exists, or an engine does not reproduce its own golden outputs.
         EngineFailed: ONNX Runtime cannot run a graph.
         PhotoError: a photo cannot be read.
@@ -136,9 +154,12 @@ def export_bundle(source: Source, plan: ExportPlan, on_progress: OnProgress = la
         draft = Bundle(folder, describe_bundle(source, wrapped, graph, plan, target.name))
         onnx.save(wrapped.model, draft.artefact("fp32"))
         on_progress("float graph", 1, 1)
-        importable = None if draft.manifest.attribution_obstacle else graph
-        inputs = _prepare_inputs(ParityCheck(source, wrapped, importable, plan.tolerance), plan, on_progress)
-        _write_rounded_files(wrapped, draft, plan, inputs, on_progress)
+        inputs = _prepare_inputs(_parity_check(source, wrapped, graph, plan, draft.manifest), plan, on_progress)
+        model = optimized(wrapped.model) if len(draft.manifest.artefacts) > 1 else wrapped.model
+        if plan.fp16 is not False:
+            draft = _write_half(model, draft, plan, inputs, on_progress, on_warning)
+        if plan.calibration:
+            _write_int8(model, draft, plan.calibration, on_progress)
         publish(folder, target, measure_bundle(draft, inputs, on_progress))
     return load_bundle(target)
 
@@ -226,28 +247,50 @@ def sample_evenly(photos: tuple[Path, ...], count: int) -> tuple[Path, ...]:
     return tuple(photos[index * len(photos) // count] for index in range(count))
 
 
-def _write_rounded_files(
-    wrapped: WrappedNetwork, draft: Bundle, plan: ExportPlan, inputs: MeasurementInputs, on_progress: OnProgress
-) -> None:
-    """Writes the fp16 graph and the INT8 graphs that the plan asks for."""
-    if not (plan.fp16 or plan.calibration):
-        return
-    model, fingerprint = optimized(wrapped.model), draft.manifest.fingerprint
-    batch_size = wrapped.fixed_batch_size or BATCH
-    if plan.fp16:
-        on_progress("fp16 graph", 0, 1)
+def _parity_check(
+    source: Source, wrapped: WrappedNetwork, graph: Graph, plan: ExportPlan, manifest: Manifest
+) -> ParityCheck:
+    whole = not manifest.attribution_obstacle
+    deepest = None if whole or not manifest.layers else manifest.layers[-1].tensor
+    return ParityCheck(source, wrapped, graph, plan.tolerance, deepest, whole)
+
+
+def _write_half(
+    model: onnx.ModelProto,
+    draft: Bundle,
+    plan: ExportPlan,
+    inputs: MeasurementInputs,
+    on_progress: OnProgress,
+    on_warning: OnWarning,
+) -> Bundle:
+    """Writes the fp16 graph and holds it against the network. Returns the draft, without fp16 if that was left out."""
+    on_progress("fp16 graph", 0, 1)
+    try:
         for reference in inputs.references:
-            require_half_range(model, reference, batch_size)
+            require_half_range(model, reference, draft.manifest.fixed_batch_size or BATCH)
         half = convert_to_half(model)
-        describe_model(half, fingerprint)
+        describe_model(half, draft.manifest.fingerprint)
         check_graph(half)
         onnx.save(half, draft.artefact("fp16"))
-        on_progress("fp16 graph", 1, 1)
-    if plan.calibration:
-        photos = sample_evenly(plan.calibration, CALIBRATION_PHOTOS)
-        batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress, batch_size)
-        destinations = {precision: draft.artefact(precision) for precision in INT8_PRECISIONS}
-        quantize_files(model, destinations, batches, fingerprint)
+        require_float_parity(draft, "fp16", inputs)
+    except (GraphError, ParityError) as error:
+        if plan.fp16:
+            raise
+        on_warning(f"the fp16 file is left out: {str(error).removesuffix('; no bundle was written')}")
+        draft.artefact("fp16").unlink(missing_ok=True)
+        others = {name: one for name, one in draft.manifest.artefacts.items() if name != "fp16"}
+        draft = Bundle(draft.folder, draft.manifest.model_copy(update={"artefacts": others}))
+    on_progress("fp16 graph", 1, 1)
+    return draft
+
+
+def _write_int8(model: onnx.ModelProto, draft: Bundle, calibration: tuple[Path, ...], on_progress: OnProgress) -> None:
+    """Writes both INT8 graphs."""
+    photos = sample_evenly(calibration, CALIBRATION_PHOTOS)
+    size = draft.manifest.fixed_batch_size or BATCH
+    batches = _read(photos, draft.manifest.input, "INT8 calibration", on_progress, size)
+    destinations = {precision: draft.artefact(precision) for precision in INT8_PRECISIONS}
+    quantize_files(model, destinations, batches, draft.manifest.fingerprint)
 
 
 def _prepare_inputs(check: ParityCheck, plan: ExportPlan, on_progress: OnProgress) -> MeasurementInputs:

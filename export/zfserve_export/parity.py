@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from zfserve_engines.contract import Engine, EngineOutputs
-from zfserve_model.graph.execution import run
+from zfserve_model.graph.execution import move_graph, run
 from zfserve_model.graph.graph import Graph
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import GRAPH_INPUT, InputSpec, ParityEntry, Precision
@@ -28,6 +28,9 @@ Floats = NDArray[np.float32]
 _BATCH = 8
 
 _REMEDIES: dict[Precision, str] = {"fp32": "allow more with --tolerance", "fp16": "leave it out with --no-fp16"}
+
+_ROUNDING_FACTOR = 8
+"""Two runtimes that sum in other orders may differ by this many times the difference between float32 and float64."""
 
 
 class ParityError(ValueError):
@@ -55,15 +58,20 @@ class ParityCheck:
     Attributes:
         source: the source.
         wrapped: the graph of `model.onnx`.
-        graph: the same file as the worker reads it. None if it cannot run the network.
+        graph: the same file as the worker reads it.
+        deepest: the name of the deepest layer that the worker can compute. None if it can compute the whole network, or
+            no layer.
+        whole: True if the worker can compute the whole network.
         tolerance: the largest difference of a logit or feature, as a share of the largest one. A largest value below 1
             counts as 1.
     """
 
     source: Source
     wrapped: WrappedNetwork
-    graph: Graph | None
+    graph: Graph
     tolerance: float
+    deepest: str | None = None
+    whole: bool = True
 
     def make_reference(self, kind: InputKind, pixels: NDArray[np.uint8]) -> Reference:
         """Runs the source on `pixels`, uint8 (N, H, W, 3), and compares the fp32 graph with it.
@@ -74,52 +82,93 @@ class ParityCheck:
             ParityError: the graph or its import computes something else.
         """
         scores = source_scores(self.source, pixels)
-        logits, features = self._run_file(pixels)
+        has_features = bool(self.wrapped.feature_width)
+        logits, *found = self._run_file([self.wrapped.logits, *([FEATURES] if has_features else [])], pixels)
+        features = found[0] if found else np.empty((len(pixels), 0), np.float32)
         if not self.source.softmax:
-            self._require_equal("ONNX Runtime", "logit", kind, scores, logits)
-        if self.graph is not None:
-            imported_logits, imported_features = self._run_import(self.graph, pixels)
-            self._require_equal("the worker's PyTorch", "logit", kind, logits, imported_logits)
+            self._require_equal("ONNX Runtime", "logit", pixels, scores, logits)
+        if self.whole:
+            imported = self._run_import([self.graph.logits], pixels)[0]
+            self._require_equal("the worker's PyTorch", "logit", pixels, logits, imported)
             # The import may find no last linear layer where the wrapping finds one.
-            if imported_features.shape == features.shape:
-                self._require_equal("the worker's PyTorch", "feature", kind, features, imported_features)
+            if has_features and self.graph.features:
+                imported = self._run_import([self.graph.features], pixels)[0]
+                if imported.shape == features.shape:
+                    self._require_equal("the worker's PyTorch", "feature", pixels, features, imported)
+        elif self.deepest:
+            expected, imported = self._run_file([self.deepest], pixels)[0], self._run_import([self.deepest], pixels)[0]
+            self._require_equal("the worker's PyTorch", f"value of {self.deepest}", pixels, expected, imported)
         probabilities = scores if self.source.softmax else softmax(scores)
         return Reference(kind, pixels, EngineOutputs(probabilities, features))
 
-    def _run_file(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Returns the logits, float32 (N, K), and the features, float32 (N, F), that ONNX Runtime computes."""
-        names = [self.wrapped.logits, *([FEATURES] if self.wrapped.feature_width else [])]
+    def _run_file(self, names: list[str], pixels: NDArray[np.uint8]) -> list[Floats]:
+        """Returns the tensors, each float32 (N, its size), that ONNX Runtime computes."""
         session = open_session(self.wrapped.model, names)
         batches = batched(pixels, self.wrapped.fixed_batch_size or _BATCH)
         parts = [run_session(session, names, {GRAPH_INPUT: batch}) for batch in batches]
-        logits, *features = (np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True))
-        return logits, features[0] if features else np.empty((len(pixels), 0), np.float32)
+        return [np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True)]
 
-    def _run_import(self, graph: Graph, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        wanted = [graph.logits, *([graph.features] if graph.features and self.wrapped.feature_width else [])]
+    def _run_import(
+        self, names: list[str], pixels: NDArray[np.uint8], dtype: torch.dtype = torch.float32
+    ) -> list[Floats]:
+        """Returns the tensors, each (N, its size), that the worker's PyTorch computes."""
+        graph = self.graph if dtype == torch.float32 else move_graph(self.graph, "cpu", dtype)
         parts = []
         with torch.inference_mode():
             for images in normalised(pixels, self.source.preprocessing, self.wrapped.fixed_batch_size or _BATCH):
-                found = run(graph, {graph.input: torch.from_numpy(images)}, wanted)
-                parts.append([found[name].numpy() for name in wanted])
-        logits, *features = (np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True))
-        return logits, features[0] if features else np.empty((len(pixels), 0), np.float32)
+                found = run(graph, {graph.input: torch.from_numpy(images).to(dtype)}, names)
+                parts.append([found[name].numpy() for name in names])
+        return [np.concatenate(column).reshape(len(pixels), -1) for column in zip(*parts, strict=True)]
 
-    def _require_equal(self, runner: str, output: str, kind: InputKind, expected: Floats, found: Floats) -> None:
+    def _remedy(self, difference: float, pixels: NDArray[np.uint8]) -> str:
+        """Returns what to do about a difference. It says if the network itself is that sensitive to rounding."""
+        if not self.whole:
+            return _OTHER_RESULT
+        single, double = (
+            self._run_import([self.graph.logits], pixels, kind)[0] for kind in (torch.float32, torch.double)
+        )
+        rounding = _relative(double, single)
+        if not difference <= _ROUNDING_FACTOR * rounding:
+            return _OTHER_RESULT
+        return (
+            f"this network magnifies rounding, as one with random weights does: its own float32 and float64 differ by "
+            f"{rounding:.2g}; allow more with --tolerance {_round_up(difference)}"
+        )
+
+    def _require_equal(
+        self, runner: str, output: str, pixels: NDArray[np.uint8], expected: Floats, found: Floats
+    ) -> None:
         if expected.shape != found.shape:
             raise ParityError(
                 f"{runner} computes {output}s of shape {found.shape} where {expected.shape} is expected; export the "
                 "network to ONNX in another way; no bundle was written"
             )
-        scale = max(1.0, float(np.abs(expected).max(initial=0)))
-        difference = float(np.abs(expected - found).max(initial=0)) / scale
+        difference = _relative(expected, found)
         # Written so that a NaN fails.
         if not difference <= self.tolerance:
             raise ParityError(
                 f"a {output} that {runner} computes differs from the network's by {difference:.2g} of the largest on "
-                f"{len(expected)} {kind}, and {self.tolerance:.2g} is allowed ({_REMEDIES['fp32']}); no bundle was "
-                "written"
+                f"{len(expected)} images, and {self.tolerance:.2g} is allowed; {self._remedy(difference, pixels)}; no "
+                "bundle was written"
             )
+
+
+_OTHER_RESULT = (
+    "the file computes something else than the network; export the network in evaluation mode, or to ONNX by another "
+    "exporter"
+)
+
+
+def _relative(expected: NDArray[np.floating[Any]], found: NDArray[np.floating[Any]]) -> float:
+    """Returns the largest difference as a share of the largest expected value. A largest value below 1 counts as 1."""
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    return float(np.abs(expected - found).max(initial=0)) / scale
+
+
+def _round_up(value: float) -> str:
+    """Returns twice the value, rounded up to one digit."""
+    digit, exponent = f"{2 * value:.0e}".split("e")
+    return f"{(int(digit) + 1) * 10.0 ** int(exponent):.0e}"
 
 
 def source_scores(source: Source, pixels: NDArray[np.uint8]) -> Floats:
@@ -198,8 +247,7 @@ def require_parity(precision: Precision, reference: Reference, actual: EngineOut
         ("probability", reference.expected.probabilities, actual.probabilities),
         ("feature", reference.expected.features, actual.features),
     ):
-        scale = max(1.0, float(np.abs(expected).max(initial=0)))
-        difference = float(np.abs(expected - found).max(initial=0)) / scale
+        difference = _relative(expected, found)
         # Written so that a NaN fails.
         if not difference <= tolerance:
             raise ParityError(
