@@ -45,6 +45,12 @@ def test_writes_a_bundle_and_says_what_it_is_worth(
     assert "wrote models/tiny/2.0" in said.out
 
 
+@pytest.mark.parametrize("other", [("net.onnx",), ("--name", "mine"), ("--no-fp16",), ("--size", "8x8")])
+def test_an_upgrade_takes_nothing_else(other: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(parse("--upgrade", "models/zfnet", *other)) == 2
+    assert "give no source and no other option" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["0x8", "8x5000", "9" * 30, "8x"])
 def test_an_impossible_size_is_refused(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

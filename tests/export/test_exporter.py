@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,9 +18,10 @@ from zfserve_export.exporter import ARTEFACTS, INT8_PRECISIONS, ExportPlan, expo
 from zfserve_export.measurement import MeasurementInputs, measure
 from zfserve_export.onnx_wrap import wrap
 from zfserve_export.parity import ParityCheck, ParityError, noise_images
-from zfserve_export.photos import list_photos
+from zfserve_export.photos import input_spec, list_photos
 from zfserve_export.sources.source import Source
 from zfserve_model.importing.fingerprint import graph_fingerprint, stored_fingerprint
+from zfserve_model.importing.importer import import_graph
 from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
 
 PRECISIONS = get_args(Precision)
@@ -120,7 +122,8 @@ def test_golden_tolerance_is_too_narrow_for_a_broken_engine(bundle: Bundle, prec
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_float_graphs_are_held_to_their_tolerance(bundle: Bundle, source: Source, precision: Precision) -> None:
-    check = ParityCheck(source, wrap(source), None, 1e-4)
+    wrapped = wrap(source)
+    check = ParityCheck(source, wrapped, import_graph(wrapped.model), 1e-4)
     noise = check.make_reference("noise", noise_images(bundle.manifest.input, 2))
     inputs = MeasurementInputs([noise], {precision: 1e-12}, noise.pixels, validation=None)
     with pytest.raises(ParityError, match=f"the {precision} graph's probability differs"):
@@ -139,7 +142,7 @@ def test_a_corrupt_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_past_the_tolerance_no_bundle_is_left(source: Source, tmp_path: Path) -> None:
     plan = ExportPlan(models=tmp_path / "models", name="tiny", tolerance=1e-12, fp16=False)
-    with pytest.raises(ParityError, match=r"1e-12 is allowed \(allow more with --tolerance\); no bundle was written"):
+    with pytest.raises(ParityError, match=r"1e-12 is allowed; this network magnifies rounding.*no bundle was written"):
         export_bundle(source, plan)
     assert list(tmp_path.iterdir()) == []
 
@@ -151,10 +154,16 @@ def test_a_network_beyond_half_is_exported_without_it_only(tmp_path: Path) -> No
         module.get_parameter(f"{layer}.weight").mul_(factor)
     source = small_source(model=small_model(module), module=None)
     with pytest.raises(ParityError, match="gives activations of"):
-        export_bundle(source, ExportPlan(models=tmp_path / "models", name="tiny"))
+        export_bundle(source, ExportPlan(models=tmp_path / "models", name="tiny", fp16=True))
     assert list(tmp_path.iterdir()) == []
-    bundle = export_bundle(source, ExportPlan(models=tmp_path / "models", name="tiny", fp16=False))
+    warnings: list[str] = []
+    plan = ExportPlan(models=tmp_path / "models", name="tiny")
+    bundle = export_bundle(source, plan, on_warning=warnings.append)
     assert list(bundle.manifest.artefacts) == ["fp32"]
+    assert not (bundle.folder / "model.fp16.onnx").exists()
+    (warning,) = warnings
+    assert warning.startswith("the fp16 file is left out: ")
+    assert "gives activations of" in warning
 
 
 def test_a_network_without_features_and_with_a_fixed_batch(tmp_path: Path) -> None:
@@ -193,6 +202,25 @@ def test_a_network_with_an_unknown_operation_is_served_and_not_projected(tmp_pat
     manifest = export_bundle(source, ExportPlan(tmp_path, "tiny", fp16=False)).manifest
     assert "determinant" in manifest.projection_obstacle
     assert "determinant" in manifest.attribution_obstacle
+
+
+def test_the_layers_below_an_unknown_operation_are_compared(tmp_path: Path) -> None:
+    """The worker computes them, so they must be those of the server."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["map"], pads=[1] * 4),
+        helper.make_node("AveragePool", ["map"], ["pooled"], kernel_shape=[SIZE // 2] * 2, strides=[SIZE // 2] * 2),
+        helper.make_node("Det", ["pooled"], ["y"]),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((3, 3, 3, 3)).astype(np.float32)}
+    source = source_of(model_of(nodes, ["N", 3, SIZE, SIZE], ["N", 3], weights))
+    wrapped = wrap(source)
+    graph = import_graph(wrapped.model)
+    (name,) = (name for name, value in graph.constants.items() if value.shape == (3, 3, 3, 3))
+    other = replace(graph, constants={**graph.constants, name: graph.constants[name] + 0.1})
+    pixels = noise_images(input_spec(source.preprocessing), 2)
+    ParityCheck(source, wrapped, graph, 1e-4, deepest="map", whole=False).make_reference("noise", pixels)
+    with pytest.raises(ParityError, match=r"a value of map that the worker's PyTorch computes differs"):
+        ParityCheck(source, wrapped, other, 1e-4, deepest="map", whole=False).make_reference("noise", pixels)
 
 
 def test_a_float16_graph_with_a_transposed_product_does_not_end_the_process(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_a_reference_has_the_probabilities_of_the_source_and_the_features_of_the
 
 def test_a_graph_that_differs_from_its_module_is_an_error() -> None:
     check = check_of(small_source(module=small_module(seed=4)))
-    with pytest.raises(ParityError, match=r"a logit that ONNX Runtime computes differs .* on 2 noise, and 0\.0001 is"):
+    with pytest.raises(ParityError, match=r"a logit that ONNX Runtime computes differs .* on 2 images, and 0\.0001 is"):
         check.make_reference("noise", noise_images(input_spec(check.source.preprocessing), 2))
 
 
@@ -141,14 +142,28 @@ def test_a_graph_that_the_worker_reads_as_another_is_an_error(source: Source) ->
 
 def test_an_import_may_have_no_features(source: Source) -> None:
     check = check_of(source)
-    assert check.graph is not None
     check = replace(check, graph=replace(check.graph, features=None))
     check.make_reference("noise", noise_images(input_spec(source.preprocessing), 2))
+
+
+def test_a_difference_that_is_no_rounding_needs_another_file(source: Source) -> None:
+    check = check_of(small_source(module=small_module(seed=4)))
+    with pytest.raises(ParityError, match=r"the file computes something else .* in evaluation mode"):
+        check.make_reference("noise", noise_images(input_spec(check.source.preprocessing), 2))
+
+
+def test_a_network_that_magnifies_rounding_is_told_a_tolerance_that_is_enough(source: Source) -> None:
+    pixels = noise_images(input_spec(source.preprocessing), 2)
+    with pytest.raises(ParityError, match=r"this network magnifies rounding") as refused:
+        check_of(source, tolerance=1e-12).make_reference("noise", pixels)
+    told = re.search(r"--tolerance (\S+);", str(refused.value))
+    assert told
+    check_of(source, tolerance=float(told[1])).make_reference("noise", pixels)
 
 
 def test_wrong_normalisation_shows(source: Source) -> None:
     """The source normalises apart from the graph, so a graph with another mean differs."""
     wrapped = wrap(small_source(preprocessing=Preprocessing(height=SIZE, width=SIZE, mean=(0.5, 0.5, 0.5))))
-    check = ParityCheck(source, wrapped, None, 1e-4)
+    check = ParityCheck(source, wrapped, import_graph(wrapped.model), 1e-4)
     with pytest.raises(ParityError, match="a logit that ONNX Runtime computes differs"):
         check.make_reference("noise", noise_images(input_spec(source.preprocessing), 2))
