@@ -117,13 +117,15 @@ def _cleaned(source: Source) -> tuple[ModelProto, str]:
     height, width = source.preprocessing.height, source.preprocessing.width
     image = (height, width, 3) if source.layout == "NHWC" else (3, height, width)
     set_shape(graph.input[0], (source.fixed_batch or BATCH_AXIS, *image))
+    if _casts_at_once(graph, source):
+        graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
     del graph.value_info[:]
     remove_origin(model)
     keep_needed(graph, {source.scores})
     name_nodes(graph)
     clashes = (name for name in tensor_names(graph) if name in _RESERVED or name.startswith(_RESERVED_PREFIXES))
     names = {name: _USER_PREFIX + name for name in clashes}
-    names[source.input_name] = _ADAPTED if _needs_adapter(source) else IMAGES
+    names[source.input_name] = _ADAPTED if _needs_adapter(source, graph) else IMAGES
     rename_tensors(graph, names)
     return model, names.get(source.scores, source.scores)
 
@@ -191,8 +193,21 @@ def _normalisation(preprocessing: Preprocessing, graph: GraphProto) -> list[Node
     ]
 
 
-def _needs_adapter(source: Source) -> bool:
-    return source.preprocessing.channel_order == "bgr" or source.layout == "NHWC" or source.dtype == "uint8"
+def _casts_at_once(graph: GraphProto, source: Source) -> bool:
+    """Returns True if all readers of a uint8 input cast it. They take whole numbers in float32 then.
+
+    TensorRT's parser refuses a Cast to uint8 inside of a network.
+    """
+    readers = [node for node in graph.node if source.input_name in node.input]
+    return source.dtype == "uint8" and all(node.op_type == "Cast" for node in readers)
+
+
+def _reads_uint8(graph: GraphProto) -> bool:
+    return graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+
+
+def _needs_adapter(source: Source, graph: GraphProto) -> bool:
+    return source.preprocessing.channel_order == "bgr" or source.layout == "NHWC" or _reads_uint8(graph)
 
 
 def _adapter(source: Source, model: ModelProto) -> list[NodeProto]:
@@ -210,7 +225,7 @@ def _adapter(source: Source, model: ModelProto) -> list[NodeProto]:
         nodes.append(_node("Concat", [blue, green, red], tensor := "images.bgr", axis=1))
     if source.layout == "NHWC":
         nodes.append(_node("Transpose", [tensor], tensor := "images.nhwc", perm=[0, 2, 3, 1]))
-    if source.dtype == "uint8":
+    if _reads_uint8(model.graph):
         nodes.append(_node("Cast", [tensor], tensor := "images.uint8", to=TensorProto.UINT8))
     if nodes:
         nodes[-1].output[0] = _ADAPTED

@@ -73,6 +73,8 @@ def test_the_adapter_gives_the_layout_order_and_type_of_the_network(
     source = source_of(model, layout="NHWC", dtype=element, preprocessing=preprocessing)
     wrapped = wrap(source)
     assert operations(wrapped.model)[4 : 4 + len(added)] == added
+    types = [helper.get_node_attr_value(node, "to") for node in wrapped.model.graph.node if node.op_type == "Cast"]
+    assert set(types) == {TensorProto.FLOAT}, "TensorRT refuses a Cast to uint8 inside of a network"
     (probabilities,) = run(wrapped, pixels)
     means = pixels.astype(np.float32).mean(axis=(1, 2))
     expected = softmax(means[:, ::-1] if order == "bgr" else means)
