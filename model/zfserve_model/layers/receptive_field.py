@@ -129,7 +129,9 @@ def _range(boxes: Boxes, axis: int) -> range:
 
 def _pitch(boxes: Boxes, axis: int, units: int) -> Pitch:
     starts, stops = boxes.starts[: max(units, 2), axis], boxes.stops[: max(units, 2), axis]
-    stride = round((starts[-1] - starts[0]) / (len(starts) - 1))
+    # Behind an upsampled branch, several neighbours see the same pixels. So the fields are steps, and a line fits them.
+    slope, _ = np.polyfit(np.arange(len(starts)), (starts + stops) / 2, 1)
+    stride = round(float(slope))
     steps = stride * np.arange(len(starts))
     offset = int((starts - steps).min())
     return Pitch(int((stops - steps).max()) - offset, stride, offset)

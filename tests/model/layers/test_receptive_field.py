@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from fakes.graph_builder import GraphBuilder
 from zfserve_model.explanation.deconvnet import Position, project, trace
 from zfserve_model.layers.receptive_field import Pitch, Region, field, pitches, see_whole_image
@@ -92,6 +93,25 @@ def test_the_pitch_gives_the_field_of_every_unit(build: Callable[[GraphBuilder],
             assert set(exact) <= set(claimed)
             if first >= 0 and first + pitch.size <= image:
                 assert exact == claimed
+
+
+@pytest.mark.parametrize(("factor", "size"), [(2, 28), (4, 16), (8, 32)])
+def test_an_upsampled_branch_leaves_the_stride_as_it_is(factor: int, size: int) -> None:
+    """HRNet adds such branches. The units still step by the stride of the fine branch, 2."""
+    net = GraphBuilder(size, size)
+    fine = net.conv("images", 4, strides=(2, 2), pads=(1, 1, 1, 1))
+    coarse = net.conv(fine, 4, strides=(factor, factor), pads=(1, 1, 1, 1))
+    layer = net.join("Add", [fine, enlarged(net, coarse, factor)])
+    rows, columns = pitches(net.graph(), [layer])[0]
+    assert (rows.stride, columns.stride) == (2, 2)
+
+
+def enlarged(net: GraphBuilder, source: str, factor: int) -> str:
+    """Adds a Resize that repeats each value."""
+    value = net.values[source].repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    sizes = net.constant(torch.tensor([1.0, 1.0, factor, factor]))
+    modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return net.add("Resize", [source, "", sizes], value, **modes)
 
 
 def test_the_pitch_of_a_residual_block_by_hand() -> None:
