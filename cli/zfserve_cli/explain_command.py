@@ -17,8 +17,9 @@ from zfserve_cli.connection_arguments import add_connection_arguments, add_model
 from zfserve_cli.exit_statuses import FAILED, UNUSABLE
 from zfserve_cli.explanation_output import Explained, Outcome, print_explanations, write_json
 from zfserve_cli.explanation_picture import explanation_picture, open_photo
+from zfserve_cli.output_files import output_files
 from zfserve_cli.photo_outcomes import summary_status, with_progress
-from zfserve_cli.picture_files import PICTURE_SUFFIXES, NotSaved, file_name_part, write_picture
+from zfserve_cli.picture_files import NotSaved, write_picture
 from zfserve_cli.project_command import add_layer_argument
 from zfserve_cli.projection_table import rule_note
 from zfserve_cli.service_call import call_service, print_error
@@ -86,38 +87,11 @@ def _picture_files(photos: list[Path], arguments: argparse.Namespace) -> list[Pa
         ValueError: --save names one file for several photos, or the photo itself.
         OSError: the folder cannot be made.
     """
-    save: Path | None = arguments.save
-    if save is None and arguments.json:
+    if arguments.save is None and arguments.json:
         return [None for _ in photos]
-    if save is not None and save.suffix.lower() in PICTURE_SUFFIXES and not save.is_dir():
-        if len(photos) > 1:
-            raise ValueError(f"--save {save} is one file, and there are {len(photos)} photos; name a folder")
-        files = [save]
-    else:
-        files = [(save or Path()) / name for name in _picture_names(photos, arguments)]
-    originals = {photo.resolve() for photo in photos}
-    for file in files:
-        if file.resolve() in originals:
-            raise ValueError(f"the picture would replace the photo {file}; name another file or folder with --save")
-        file.parent.mkdir(parents=True, exist_ok=True)
-    return [*files]
-
-
-def _picture_names(photos: list[Path], arguments: argparse.Namespace) -> list[str]:
-    """Returns a file name for each photo. It has the photo's name and every choice that is not the default.
-
-    Photos of one name from several folders get a number, so that none replaces another.
-    """
-    chosen = [arguments.class_name, "" if arguments.layer == LAST else arguments.layer]
-    chosen.append("" if arguments.method == "integrated-gradients" else arguments.method)
-    suffix = "".join(f"-{file_name_part(choice)}" for choice in ("explained", *filter(None, chosen)))
-    names: dict[str, None] = {}
-    for photo in photos:
-        name, number = f"{photo.stem}{suffix}.png", 2
-        while name in names:
-            name, number = f"{photo.stem}{suffix}-{number}.png", number + 1
-        names[name] = None
-    return [*names]
+    words = ["explained", arguments.class_name, "" if arguments.layer == LAST else arguments.layer]
+    words.append("" if arguments.method == "integrated-gradients" else arguments.method)
+    return [*output_files(photos, arguments.save, words)]
 
 
 def _explain_all(client: Client, photos: list[Path], pictures: list[Path | None], arguments: argparse.Namespace) -> int:

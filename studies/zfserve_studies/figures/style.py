@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -31,6 +32,23 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++", "oo", "--")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """A letter for each category, where an area is too small for a hatch."""
+
+
+OTHERS = "#d9d9d9"
+"""The colour of all categories beyond those that have one."""
+
+_FONT = "DejaVu Sans"
+"""Matplotlib brings this font."""
+
+
+def drawable(text: str) -> str:
+    """Returns a text as a figure can draw it: letters that the font lacks become "?", and a dollar stays a dollar.
+
+    Labels and file names of users may have any letters. Matplotlib would take text between dollars for a formula.
+    """
+    font = font_manager.get_font(font_manager.findfont(_FONT))
+    known = "".join(letter if letter.isspace() or font.get_char_index(ord(letter)) else "?" for letter in text)
+    return known.replace("$", r"\$")
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
