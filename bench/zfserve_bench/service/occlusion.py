@@ -4,10 +4,9 @@ It also measures the time to the first grid, and what an occlusion costs interac
 """
 
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import numpy.typing as npt
 from zfserve_engines.contract import EngineInfo
 from zfserve_engines.readings.opening import open_reading_engine
 from zfserve_engines.readings.plan import ReadingEngine, ReadingPlan
-from zfserve_protos.methods import CLASSIFY
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceStub
 from zfserve_runtime.bundle import Precision
@@ -28,6 +26,7 @@ from zfserve_bench.config import BenchmarkConfig
 from zfserve_bench.inputs import random_images, raw_request
 from zfserve_bench.reports.findings import Finding, Limit, Quantity, Report
 from zfserve_bench.reports.paired import alternate, median_ratio
+from zfserve_bench.service.interactive_calls import CALLS_A_BLOCK, InteractiveCalls, measure_calls
 from zfserve_bench.services import classifying_service
 
 MAX_RATIO = Limit("at most", 1.15)
@@ -45,11 +44,10 @@ BATCH = 16
 PLACES_ACROSS, QUICK_PLACES_ACROSS = 13, 3
 """The number of places in each row and column."""
 
-CALLS, QUICK_CALLS = 400, 5
-"""The number of interactive calls alone, and beside occlusions."""
+BLOCKS, QUICK_BLOCKS = 10, 1
+"""The number of blocks of interactive calls alone, and of those beside occlusions."""
 
-PAUSE_S = 0.02
-"""The pause between two interactive calls. They come while the last bulk batch still runs."""
+QUICK_CALLS = 5
 
 
 def measure_occlusion(config: BenchmarkConfig) -> Report:
@@ -57,7 +55,8 @@ def measure_occlusion(config: BenchmarkConfig) -> Report:
     notes = (
         f"In process, the occluded images are made beforehand and run in batches of {BATCH}, with the same readings. "
         "The service makes them while it runs, and its engine that reads is open already.",
-        "Interactive calls come from one client, one after the other, while another client occludes without a pause.",
+        f"Interactive calls come from one client, one after the other. Blocks of {CALLS_A_BLOCK} alone, and of as many "
+        "while another client occludes without a pause, take turns.",
     )
     title = "Occlusion: Occlude of one photo, beside the same images in in-process batches of the same engine"
     return Report(title, "in process", "figure", findings, notes, measured="Occlude")
@@ -117,15 +116,14 @@ class _Durations(NamedTuple):
         in_process, served: the seconds of all images, in process and by the service, in turns.
         first_grids: the seconds to the first grid of each call, without the first call.
         cold: the seconds to the first grid of the first call, which opens the engine that reads.
-        alone_ms, beside_ms: the 99th percentile of interactive calls alone, and beside occlusions.
+        calls: the durations of interactive calls alone, and beside occlusions.
     """
 
     in_process: list[float]
     served: list[float]
     first_grids: list[float]
     cold: float
-    alone_ms: float
-    beside_ms: float
+    calls: InteractiveCalls
 
 
 def _measure(config: BenchmarkConfig, precision: Precision, occlusion: _Occlusion) -> _Durations:
@@ -148,8 +146,10 @@ def _measure(config: BenchmarkConfig, precision: Precision, occlusion: _Occlusio
 
         occlusion.seconds_in_process(engine)  # warm-up
         in_process, served = alternate(lambda: occlusion.seconds_in_process(engine), occlude_s, config.effort.rounds)
-        p99s = _interactive_p99_ms(config, channel, lambda: occlusion.times(vision))
-    return _Durations(in_process, served, first_grids, cold, *p99s)
+        requests = [raw_request(image) for image in random_images(config.bundle.manifest.input)]
+        size = (BLOCKS, CALLS_A_BLOCK) if config.effort.judged else (QUICK_BLOCKS, QUICK_CALLS)
+        calls = measure_calls(channel, requests, lambda: occlusion.times(vision), *size)
+    return _Durations(in_process, served, first_grids, cold, calls)
 
 
 def _compare(config: BenchmarkConfig, precision: Precision) -> Iterator[Finding]:
@@ -178,51 +178,12 @@ def _compare(config: BenchmarkConfig, precision: Precision) -> Iterator[Finding]
         None,
         Quantity(durations.cold / image_s, "images"),
     )
-    yield Finding(
-        f"{precision}, p99 of Classify beside an occlusion, over Classify alone",
-        Quantity(durations.beside_ms, "ms"),
-        Quantity(durations.alone_ms, "ms"),
-        Quantity(durations.beside_ms - durations.alone_ms, "ms"),
-        MAX_ADDED_MS if judged else None,
-    )
-
-
-def _interactive_p99_ms(
-    config: BenchmarkConfig, channel: grpc.Channel, occlude: Callable[[], object]
-) -> tuple[float, float]:
-    """Returns the 99th percentile of interactive calls alone, and beside occlusions, in milliseconds."""
-    requests = [raw_request(image) for image in random_images(config.bundle.manifest.input)]
-    classify: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
-    calls = CALLS if config.effort.judged else QUICK_CALLS
-
-    def p99_ms() -> float:
-        durations = []
-        for number in range(calls):
-            began = time.perf_counter()
-            classify(requests[number % len(requests)], timeout=10)
-            durations.append(time.perf_counter() - began)
-            time.sleep(PAUSE_S)
-        return float(np.percentile(durations, 99)) * 1e3
-
-    p99_ms()  # warm-up
-    alone = p99_ms()
-    with _repeated(occlude):
-        return alone, p99_ms()
-
-
-@contextmanager
-def _repeated(work: Callable[[], object]) -> Iterator[None]:
-    """Repeats `work` in a thread until the block ends."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.is_set():
-            work()
-
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    for name, percent, limit in (("p99", 99, MAX_ADDED_MS if judged else None), ("median", 50, None)):
+        alone_ms, beside_ms = durations.calls.percentiles(percent)
+        yield Finding(
+            f"{precision}, {name} of Classify beside an occlusion, over Classify alone",
+            Quantity(beside_ms, "ms"),
+            Quantity(alone_ms, "ms"),
+            Quantity(beside_ms - alone_ms, "ms"),
+            limit,
+        )

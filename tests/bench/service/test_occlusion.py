@@ -19,6 +19,7 @@ def test_occlusion(tmp_path: Path, config_of: ConfigOf) -> None:
         "fp32, first grid",
         "fp32, first grid of the first call, which opens the engine",
         "fp32, p99 of Classify beside an occlusion, over Classify alone",
+        "fp32, median of Classify beside an occlusion, over Classify alone",
     ]
     for finding in report.findings:
         assert finding.limit is None
