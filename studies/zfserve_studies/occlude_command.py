@@ -26,9 +26,11 @@ from zfserve_studies.figures.occlusion_figure import occlusion_figure
 from zfserve_studies.figures.style import save_figure
 from zfserve_studies.occlusion.document import occlusion_document
 from zfserve_studies.occlusion.page import occlusion_page
+from zfserve_studies.occlusion.references import AtlasReferences
 from zfserve_studies.occlusion.study import OccludedPhoto, OcclusionOptions, OcclusionStudy
 from zfserve_studies.occlusion.text import summary_text, title_text
 from zfserve_studies.patience import Patience
+from zfserve_studies.photo_by_photo import photo_by_photo
 from zfserve_studies.progress import progress_bar
 from zfserve_studies.run_folder import CannotContinue, write_atomically
 from zfserve_studies.study_arguments import add_service_arguments
@@ -72,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=fill,
         default=MID_GREY,
         metavar="FILL",
-        help="RED,GREEN,BLUE from 0 to 255, mean (the photo's mean colour), blur or blur:SIGMA (default: 128,128,128)",
+        help="grey (128,128,128), RED,GREEN,BLUE from 0 to 255, mean (the photo's mean colour), blur or blur:SIGMA "
+        "(default: grey)",
     )
     parser.add_argument(
         "--class",
@@ -85,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", default="", help="layer or stage of the map (default: the last stage, if one can be read)"
     )
     parser.add_argument("--map", type=int, metavar="M", help="map whose activity is shown (default: the strongest)")
+    parser.add_argument(
+        "--atlas",
+        type=Path,
+        metavar="DIR",
+        help="folder of an atlas of the same model and layer; it adds the map's projections from other photos",
+    )
     parser.add_argument(
         "--save",
         type=Path,
@@ -111,11 +120,13 @@ def fill(text: str) -> Fill:
     try:
         if text == "mean":
             return "mean"
+        if text == "grey":
+            return MID_GREY
         if name == "blur":
             return Blur(float(rest)) if rest else Blur()
         red, green, blue = (int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not RED,GREEN,BLUE, mean, blur or blur:SIGMA") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not grey, RED,GREEN,BLUE, mean, blur or blur:SIGMA") from None
     return red, green, blue
 
 
@@ -140,14 +151,16 @@ def _files(photos: list[Path], arguments: argparse.Namespace) -> list[Files]:
 
 def _occlude_all(client: Client, photos: list[Path], files: list[Files], arguments: argparse.Namespace) -> int:
     name, version = arguments.model
-    study = OcclusionStudy(
-        client,
-        client.describe(model=name, version=version),
-        OcclusionOptions(
-            arguments.size, arguments.stride, arguments.fill, arguments.class_name, arguments.layer, arguments.map
-        ),
-        Patience(_say),
+    model = client.describe(model=name, version=version)
+    options = OcclusionOptions(
+        arguments.size, arguments.stride, arguments.fill, arguments.class_name, arguments.layer, arguments.map
     )
+    try:
+        references = None if arguments.atlas is None else AtlasReferences.read(arguments.atlas, model.model)
+    except CannotContinue as error:
+        print_error(str(error))
+        return UNUSABLE
+    study = OcclusionStudy(client, model, options, Patience(_say, arguments.timeout), references)
     outcomes: list[Outcome] = []
     try:
         for outcome in _outcomes(study, photos, files):
@@ -160,13 +173,14 @@ def _occlude_all(client: Client, photos: list[Path], files: list[Files], argumen
 
 
 def _outcomes(study: OcclusionStudy, photos: list[Path], files: list[Files]) -> Iterator[Outcome]:
-    for number, (photo, names) in enumerate(zip(photos, files, strict=True), 1):
-        count = f" ({number} of {len(photos)})" if len(photos) > 1 else ""
-        try:
-            with progress_bar(f"occluding {photo.name}{count}") as progress:
-                yield photo, _occlude(study, photo, names, progress)
-        except ZfserveError as error:
-            yield photo, error
+    files_of, numbers = dict(zip(photos, files, strict=True)), {photo: at for at, photo in enumerate(photos, 1)}
+
+    def occlude(photo: Path) -> Finished:
+        count = f" ({numbers[photo]} of {len(photos)})" if len(photos) > 1 else ""
+        with progress_bar(f"occluding {photo.name}{count}") as progress:
+            return _occlude(study, photo, files_of[photo], progress)
+
+    return photo_by_photo(photos, occlude)
 
 
 def _occlude(study: OcclusionStudy, photo: Path, files: Files, progress: Callable[[int, int | None], None]) -> Finished:

@@ -181,3 +181,12 @@ def test_a_colour_out_of_range_is_one_sentence(run: Run, photo: Path, capsys: py
 def test_without_a_server_the_command_ends_at_once(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["occlude", str(photo), "--address", "127.0.0.1:1"]) == UNREACHABLE
     assert "no zfserve answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_a_server_that_stays_away_is_given_up_after_the_timeout(
+    run: Run, photo: Path, service: FakeVisionService
+) -> None:
+    second = small_photo(photo.with_name("second.jpg"))
+    service.late_failures = [Failure(grpc.StatusCode.UNAVAILABLE, "stopping", "SHUTTING_DOWN", pushback_ms=-1)] * 9
+    assert run("occlude", photo, second, "--timeout", 0.4) == UNREACHABLE
+    assert len(service.study_requests) == 2  # the second photo waits no longer

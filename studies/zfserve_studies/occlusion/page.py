@@ -89,7 +89,9 @@ def _pictures(result: OccludedPhoto) -> list[dict[str, str]]:
     for each in result.references:
         data = io.BytesIO()
         each.projection.save(data, "png")
-        found.append((_png(data.getvalue()), f"map in {each.photo}, activation {short_number(each.activation)}"))
+        found.append(
+            (_png(data.getvalue()), f"the same map in {each.photo}, activation {short_number(each.activation)}")
+        )
     return [{"source": source, "caption": caption} for source, caption in found]
 
 
