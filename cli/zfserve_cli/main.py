@@ -40,6 +40,7 @@ COMMANDS = {
     "info": Command("describe the models that a service serves", "zfserve_cli.info_command", ""),
     "health": Command("check if a service is ready", "zfserve_cli.health_command", ""),
     "top": Command("watch load, latency and batches, live", "zfserve_cli.top.top_command", ""),
+    "atlas": Command("show which photos excite each map most", "zfserve_studies.atlas_command", "studies"),
     "serve": Command("run the service", "zfserve_server.serve_command", "server"),
     "worker": Command("run the worker that computes projections", "zfserve_worker.worker_command", "worker"),
     "token": Command("manage the callers of a service", "zfserve_runtime.access.token_command", "server"),
