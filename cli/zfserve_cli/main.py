@@ -36,6 +36,7 @@ COMMANDS = {
     "project": Command("show which pixels drove the feature maps", "zfserve_cli.project_command", ""),
     "explain": Command("show which places of photos speak for a class", "zfserve_cli.explain_command", ""),
     "occlude": Command("slide a square over photos", "zfserve_studies.occlude_command", "studies"),
+    "invariance": Command("move, scale, turn and recolour photos", "zfserve_studies.invariance_command", "studies"),
     "correspondence": Command("compare parts of photos", "zfserve_studies.correspondence_command", "studies"),
     "info": Command("describe the models that a service serves", "zfserve_cli.info_command", ""),
     "health": Command("check if a service is ready", "zfserve_cli.health_command", ""),

@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save",
         type=Path,
         metavar="PATH",
-        help="PNG file to write, or a folder; the page is written beside it "
+        help="picture file to write, or a folder; the page is written beside it "
         "(default: PHOTO-occluded.png and PHOTO-occluded.html in this folder; with --json no files)",
     )
     parser.add_argument(
@@ -145,7 +145,7 @@ def _files(photos: list[Path], arguments: argparse.Namespace) -> list[Files]:
     if arguments.save is None and arguments.json:
         return [Files() for _ in photos]
     words = ["occluded", arguments.class_name, arguments.layer, "" if arguments.map is None else f"map{arguments.map}"]
-    pictures = output_files(photos, arguments.save, words, (".png",))
+    pictures = output_files(photos, arguments.save, words)
     return [Files(picture, picture.with_suffix(PAGE_SUFFIX)) for picture in pictures]
 
 
