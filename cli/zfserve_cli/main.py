@@ -38,6 +38,7 @@ COMMANDS = {
     "occlude": Command("slide a square over photos", "zfserve_studies.occlude_command", "studies"),
     "invariance": Command("move, scale, turn and recolour photos", "zfserve_studies.invariance_command", "studies"),
     "correspondence": Command("compare parts of photos", "zfserve_studies.correspondence_command", "studies"),
+    "transfer": Command("learn new classes from each layer", "zfserve_studies.transfer_command", "studies"),
     "info": Command("describe the models that a service serves", "zfserve_cli.info_command", ""),
     "health": Command("check if a service is ready", "zfserve_cli.health_command", ""),
     "top": Command("watch load, latency and batches, live", "zfserve_cli.top.top_command", ""),
@@ -119,7 +120,8 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 def _help() -> str:
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    commands = "\n".join(f"  {bold}{name:<10}{plain}{command.summary}" for name, command in COMMANDS.items())
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {bold}{name:<{width}}{plain}{command.summary}" for name, command in COMMANDS.items())
     statuses = "\n".join(f"  {status:<10}{meaning}" for status, meaning in MEANINGS.items())
     return (
         f"{bold}zfserve{plain} serves a convolutional network, and shows which pixels drove its feature maps.\n\n"

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent.parent
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == OK
     lines = capsys.readouterr().out.splitlines()
+    width = max(len(name) for name in COMMANDS) + 2
     for name, command in COMMANDS.items():
-        assert f"  {name:<10}{command.summary}" in lines
+        assert f"  {name:<{width}}{command.summary}" in lines
 
 
 def test_help_and_the_page_of_errors_list_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:

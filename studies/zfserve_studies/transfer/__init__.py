@@ -1,0 +1,1 @@
+"""Measures how well the features of each layer tell new classes apart (table 7 and figure 9)."""
