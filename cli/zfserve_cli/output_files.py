@@ -36,6 +36,21 @@ def output_files(
     return files
 
 
+def one_picture(photos: Sequence[Path], save: Path) -> Path:
+    """Returns the file of one picture of all photos, and makes its folder.
+
+    Raises:
+        ValueError: it has no suffix of a picture, or it is one of the photos.
+        OSError: the folder cannot be made.
+    """
+    if save.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"--save {save} is no picture file; give it one of the suffixes {', '.join(PICTURE_SUFFIXES)}")
+    if save.resolve() in {photo.resolve() for photo in photos}:
+        raise ValueError(f"the picture would replace the photo {save}; name another file with --save")
+    save.parent.mkdir(parents=True, exist_ok=True)
+    return save
+
+
 def _names(photos: Sequence[Path], words: Sequence[str], suffix: str) -> list[str]:
     """Returns a file name for each photo. Photos of one name from several folders get a number."""
     tail = "".join(f"-{file_name_part(word)}" for word in words if word)

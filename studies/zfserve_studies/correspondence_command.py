@@ -13,6 +13,7 @@ from rich.table import Table
 from zfserve.client import Client
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_cli.explanation_picture import open_photo
+from zfserve_cli.output_files import one_picture
 from zfserve_cli.picture_files import NotSaved
 from zfserve_cli.service_call import call_service, print_error
 from zfserve_photos.files import find_photos
@@ -23,7 +24,7 @@ from zfserve_studies.correspondence.study import RANDOM, Correspondence, Corresp
 from zfserve_studies.figures.correspondence_figure import correspondence_figure
 from zfserve_studies.figures.style import save_figure
 from zfserve_studies.patience import Patience
-from zfserve_studies.progress import progress_bar
+from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue
 from zfserve_studies.study_arguments import add_service_arguments
 
@@ -56,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the random boxes (default: 0)")
     parser.add_argument(
-        "--save", type=Path, metavar="PNG", help="picture to write (default: correspondence.png; with --json none)"
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="picture file to write (default: correspondence.png; with --json none)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_service_arguments(parser)
@@ -87,13 +91,7 @@ def _opened(photo: Path) -> Image.Image:
 def _picture(photos: list[Path], arguments: argparse.Namespace) -> Path | None:
     if arguments.save is None and arguments.json:
         return None
-    save: Path = arguments.save or Path("correspondence.png")
-    if save.suffix.lower() != ".png":
-        raise ValueError(f"--save {save} is no PNG file; name one with the suffix .png")
-    if save.resolve() in {photo.resolve() for photo in photos}:
-        raise ValueError(f"the picture would replace the photo {save}; name another file with --save")
-    save.parent.mkdir(parents=True, exist_ok=True)
-    return save
+    return one_picture(photos, arguments.save or Path("correspondence.png"))
 
 
 def _measure(
@@ -108,7 +106,7 @@ def _measure(
     model = client.describe(model=name, version=version)
     chosen = arguments.layers or ("last,features" if model.feature_width else "last")
     layers = [each.strip() for each in chosen.split(",") if each.strip()]
-    study = CorrespondenceStudy(client, model, layers, Patience(_say))
+    study = CorrespondenceStudy(client, model, layers, Patience(say))
     controls = random_boxes(parts, arguments.controls, arguments.seed)
     try:
         with progress_bar("masking parts") as progress:
@@ -136,7 +134,7 @@ def _measure(
         return OK
     _print(result)
     if picture is not None:
-        _say(f"saved {picture}")
+        say(f"saved {picture}")
     return OK
 
 
@@ -165,11 +163,6 @@ def _sentence(layer: str, changes: dict[str, SignChange]) -> str:
         f"{layer}: {len(lower)} of {len(named)} parts change the features more alike than random boxes do. "
         "In the paper all do."
     )
-
-
-def _say(text: str) -> None:
-    """Prints a line to standard error."""
-    Console(stderr=True).print(escape(text), soft_wrap=True, highlight=False)
 
 
 def _count(text: str) -> int:

@@ -16,8 +16,9 @@ from zfserve.client import Client
 from zfserve.errors import ZfserveError
 from zfserve.studies import Border, Resampling, TransformKind
 from zfserve_cli.exit_statuses import FAILED, UNUSABLE
+from zfserve_cli.output_files import one_picture
 from zfserve_cli.photo_outcomes import error_document, print_photo_errors, summary_status
-from zfserve_cli.picture_files import PICTURE_SUFFIXES, NotSaved
+from zfserve_cli.picture_files import NotSaved
 from zfserve_cli.service_call import call_service, print_error
 from zfserve_photos.files import find_photos
 
@@ -36,7 +37,7 @@ from zfserve_studies.invariance.study import (
 )
 from zfserve_studies.patience import Patience
 from zfserve_studies.photo_by_photo import photo_by_photo
-from zfserve_studies.progress import progress_bar
+from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue
 from zfserve_studies.study_arguments import add_service_arguments
 
@@ -126,13 +127,7 @@ def _picture_file(photos: list[Path], arguments: argparse.Namespace) -> Path | N
     """
     if arguments.save is None and arguments.json:
         return None
-    file: Path = arguments.save or Path("invariance.png")
-    if file.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"--save {file} is no picture file; give it one of the suffixes {', '.join(PICTURE_SUFFIXES)}")
-    if file.resolve() in {photo.resolve() for photo in photos}:
-        raise ValueError(f"the picture would replace the photo {file}; name another file with --save")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
+    return one_picture(photos, arguments.save or Path("invariance.png"))
 
 
 def _sweep_all(client: Client, photos: list[Path], file: Path | None, arguments: argparse.Namespace) -> int:
@@ -143,7 +138,7 @@ def _sweep_all(client: Client, photos: list[Path], file: Path | None, arguments:
         InvarianceOptions(
             arguments.kinds, arguments.class_name, arguments.low_layer, arguments.border, arguments.resampling
         ),
-        Patience(_say, arguments.timeout),
+        Patience(say, arguments.timeout),
     )
     outcomes: list[Outcome] = []
     try:
@@ -198,7 +193,7 @@ def _show(study: InvarianceStudy, swept: list[SweptPhoto], file: Path | None, *,
     for claim in claims:
         console.print(_claim_text(claim), soft_wrap=True)
     if file is not None:
-        _say(f"saved {file}")
+        say(f"saved {file}")
 
 
 def _claim_text(claim: Claim) -> Text:
@@ -216,8 +211,3 @@ def _answer_document(answer: SweptPhoto | ZfserveError) -> dict[str, object]:
 def _write(document: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
     sys.stdout.flush()
-
-
-def _say(text: str) -> None:
-    """Prints a line to standard error."""
-    Console(stderr=True).print(escape(text), soft_wrap=True, highlight=False)

@@ -31,7 +31,7 @@ from zfserve_studies.occlusion.study import OccludedPhoto, OcclusionOptions, Occ
 from zfserve_studies.occlusion.text import summary_text, title_text
 from zfserve_studies.patience import Patience
 from zfserve_studies.photo_by_photo import photo_by_photo
-from zfserve_studies.progress import progress_bar
+from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue, write_atomically
 from zfserve_studies.study_arguments import add_service_arguments
 
@@ -160,7 +160,7 @@ def _occlude_all(client: Client, photos: list[Path], files: list[Files], argumen
     except CannotContinue as error:
         print_error(str(error))
         return UNUSABLE
-    study = OcclusionStudy(client, model, options, Patience(_say, arguments.timeout), references)
+    study = OcclusionStudy(client, model, options, Patience(say, arguments.timeout), references)
     outcomes: list[Outcome] = []
     try:
         for outcome in _outcomes(study, photos, files):
@@ -227,12 +227,7 @@ def _print(photo: Path, answer: Finished | ZfserveError, *, as_json: bool) -> No
     if answer.result.note:
         console.print(escape(f"no projection: {answer.result.note}"), style="dim", highlight=False, soft_wrap=True)
     if answer.files.picture is not None:
-        _say(f"saved {answer.files.picture} and {answer.files.page}")
-
-
-def _say(text: str) -> None:
-    """Prints a line to standard error."""
-    Console(stderr=True).print(escape(text), soft_wrap=True, highlight=False)
+        say(f"saved {answer.files.picture} and {answer.files.page}")
 
 
 def _whole(text: str) -> int:

@@ -1,9 +1,10 @@
-"""Shows the progress of a study on a terminal."""
+"""Shows the progress of a study on a terminal, and says what happened."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -24,3 +25,8 @@ def progress_bar(word: str, total: int | None = None) -> Iterator[Callable[[int,
         # A photo's name may have brackets, which rich would take for markup.
         task = progress.add_task(word.replace("[", r"\["), total=total)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def say(text: str) -> None:
+    """Prints a line to standard error."""
+    Console(stderr=True).print(escape(text), soft_wrap=True, highlight=False)
