@@ -1,4 +1,4 @@
-# Builds four images: `server` (CPU, without PyTorch), `server-gpu`, `worker` and `export`.
+# Builds five images: `server` (CPU, without PyTorch), `server-gpu`, `worker`, `export` and `studies`.
 #
 #   docker build --target server -t zfserve:server .
 #
@@ -52,7 +52,13 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[export]" \
     && sh /build/slim_environment.sh /opt/zfserve
 
-# All four images are built on this stage. The programs write to /tmp and to volumes only.
+FROM torch-build AS studies-build
+COPY --from=wheel /wheels /wheels
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/build/bin/pip --python /opt/zfserve/bin/python install "$(echo /wheels/zfserve-*.whl)[studies]" \
+    && sh /build/slim_environment.sh /opt/zfserve
+
+# All five images are built on this stage. The programs write to /tmp and to volumes only.
 FROM ${BASE_IMAGE} AS runtime
 RUN groupadd --gid 10001 zfserve \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin zfserve
@@ -64,6 +70,11 @@ ENTRYPOINT ["zfserve"]
 FROM runtime AS export
 COPY --from=export-build /opt/zfserve /opt/zfserve
 CMD ["export", "--help"]
+
+# For Jobs that call a service: deploy/jobs.
+FROM runtime AS studies
+COPY --from=studies-build /opt/zfserve /opt/zfserve
+CMD ["atlas", "--help"]
 
 FROM runtime AS worker
 COPY --from=worker-build /opt/zfserve /opt/zfserve

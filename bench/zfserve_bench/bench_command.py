@@ -32,6 +32,7 @@ from zfserve_bench.load.protocol import LoadFailed
 from zfserve_bench.reports.findings import Report, missed
 from zfserve_bench.reports.machine import Machine, describe_machine
 from zfserve_bench.reports.tables import print_machine, print_report
+from zfserve_bench.service.atlas import measure_atlas
 from zfserve_bench.service.drain import measure_drain
 from zfserve_bench.service.latency import measure_latency
 from zfserve_bench.service.occlusion import measure_occlusion
@@ -56,8 +57,9 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], Report]] = {
     "overload": measure_overload,
     "drain": measure_drain,
     "occlusion": measure_occlusion,
+    "atlas": measure_atlas,
 }
-ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "overload", "drain", "occlusion"}
+ONLY_BY_NAME = {"scale", "rolling", "rolling-workers", "soak", "capacity", "overload", "drain", "occlusion", "atlas"}
 """These take long or need several processes. Without a name, all others run."""
 
 DEFAULT_PHOTOS = Path("samples")

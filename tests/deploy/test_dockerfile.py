@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 STAGES = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)
-TARGETS = {"server", "server-gpu", "worker", "export"}
+TARGETS = {"server", "server-gpu", "worker", "export", "studies"}
+TOOLS = {"export", "studies"}
+"""These images run commands that end, and serve nothing."""
 
 
 def stage(name: str) -> str:
@@ -29,7 +31,7 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
-def test_the_four_images_are_there_and_run_as_nobody_in_particular() -> None:
+def test_the_images_are_there_and_run_as_nobody_in_particular() -> None:
     assert set(STAGES) >= TARGETS
     assert "USER 10001:10001" in stage("runtime")
     for target in TARGETS:
@@ -41,7 +43,7 @@ def test_the_extras_exist_and_the_server_is_without_torch() -> None:
         re.findall(r"^ARG SERVER_EXTRAS=(.*)$", DOCKERFILE, re.M)
     )
     named = {extra for some in extras for extra in some.split(",")}
-    assert named == {"server", "server-gpu", "tensorrt-rtx", "worker", "export", "tracing"}
+    assert named == {"server", "server-gpu", "tensorrt-rtx", "worker", "export", "studies", "tracing"}
     assert '.whl)[${SERVER_EXTRAS}]"' in stage("server-build")
     assert named <= PROJECT["project"]["optional-dependencies"].keys()
     assert re.search(r"^FROM build AS server-build$", DOCKERFILE, re.MULTILINE)
@@ -61,10 +63,10 @@ def test_what_an_image_runs_is_a_command(target: str) -> None:
     (command,) = re.findall(r"^CMD (\[.*\])$", stage(target).replace("\\\n", ""), re.MULTILINE)
     assert json.loads(command)[0] in COMMANDS
     # A program without TLS listens on a public address only with --allow-insecure.
-    assert ("0.0.0.0" in command) == ("--allow-insecure" in command) == (target != "export")
+    assert ("0.0.0.0" in command) == ("--allow-insecure" in command) == (target not in TOOLS)
     for check in re.findall(r"^ +CMD (\[.*\])$", stage(target), re.MULTILINE):
         assert json.loads(check)[:2] == ["zfserve", "health"]
-    assert ("HEALTHCHECK" in stage(target)) == (target != "export")
+    assert ("HEALTHCHECK" in stage(target)) == (target not in TOOLS)
 
 
 def test_the_build_context_holds_all_of_the_wheel_and_nothing_else() -> None:
