@@ -38,6 +38,7 @@ COMMANDS = {
     "occlude": Command("slide a square over photos", "zfserve_studies.occlude_command", "studies"),
     "invariance": Command("move, scale, turn and recolour photos", "zfserve_studies.invariance_command", "studies"),
     "correspondence": Command("compare parts of photos", "zfserve_studies.correspondence_command", "studies"),
+    "ablate": Command("measure accuracy without feature maps", "zfserve_studies.ablate_command", "studies"),
     "transfer": Command("learn new classes from each layer", "zfserve_studies.transfer_command", "studies"),
     "info": Command("describe the models that a service serves", "zfserve_cli.info_command", ""),
     "health": Command("check if a service is ready", "zfserve_cli.health_command", ""),

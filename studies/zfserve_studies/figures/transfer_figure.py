@@ -37,5 +37,5 @@ def transfer_figure(results: Mapping[str, Sequence[Point]], classes: int) -> Fig
     label_axes(left, "photos of each class to learn from", "mean of the per-class accuracies, %", "figure 9")
     label_axes(right, "layer", "", f"table 7, with {most} photos of each class")
     right.set_xticks(range(len(results)), [drawable(layer) for layer in results], rotation=30, ha="right")
-    left.legend(fontsize=FONT_POINTS, frameon=False)
+    left.legend(fontsize=FONT_POINTS, framealpha=1, edgecolor="none")
     return figure
