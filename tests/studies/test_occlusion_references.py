@@ -1,5 +1,6 @@
 """Tests how the projections of an atlas come into an occlusion, and which atlases are refused."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,15 @@ def test_an_atlas_adds_the_map_in_other_photos(
     assert document["references"] == [{"photo": "a.jpg", "activation": 3.0}, {"photo": "c.jpg", "activation": 1.0}]
     page = (folder / "church-occluded.html").read_text()
     assert "the same map in a.jpg, activation 3.00" in page
+
+
+def test_the_photo_itself_is_no_reference(
+    run: Run, photo: Path, atlas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(json.dumps(ATLAS))
+    document["maps"][0]["photos"][0]["sha256"] = hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert run("occlude", photo, "--atlas", written(atlas, document), "--json") == OK
+    assert [each["photo"] for each in json.loads(capsys.readouterr().out)["references"]] == ["c.jpg"]
 
 
 def test_another_layer_or_map_has_no_references(

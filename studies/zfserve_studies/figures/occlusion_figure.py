@@ -184,7 +184,7 @@ def _draw_references(figure: Figure, grid: GridSpec, result: OccludedPhoto) -> N
             bare(axes)
             continue
         each = result.references[at]
-        title = drawable(f"(c) map {result.occlusion.plan.map} elsewhere") if at == 0 else ""
+        title = drawable(f"(c) map {result.occlusion.plan.map} in other photos") if at == 0 else ""
         show_image(axes, np.asarray(each.projection))
         axes.set_title(title, fontsize=FONT_POINTS, loc="left")
         name = textwrap.shorten(each.photo, 16, placeholder="...") if " " in each.photo else each.photo[:16]

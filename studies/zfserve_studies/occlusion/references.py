@@ -1,5 +1,6 @@
 """Finds a map's projections from other photos in an atlas, which `zfserve atlas` makes."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ class AtlasReferences:
             )
         return cls(folder, layer, maps)
 
-    def __call__(self, plan: OcclusionPlan) -> tuple[Reference, ...]:
-        """Returns the projections of the plan's map, the strongest first, at most nine.
+    def __call__(self, photo: Path, plan: OcclusionPlan) -> tuple[Reference, ...]:
+        """Returns the projections of the plan's map from other photos than this one, the strongest first, at most nine.
 
         There are none if the atlas has another layer, or not this map, or was made without projections.
 
@@ -68,7 +69,9 @@ class AtlasReferences:
             CannotContinue: a picture of the atlas is missing or damaged.
         """
         photos = self.maps.get(plan.map, []) if plan.map is not None and plan.layer == self.layer else []
-        return tuple(self._reference(each) for each in photos[:REFERENCES] if each.get("projection"))
+        own = hashlib.sha256(photo.read_bytes()).hexdigest()
+        others = [each for each in photos if each.get("projection") and each.get("sha256") != own]
+        return tuple(self._reference(each) for each in others[:REFERENCES])
 
     def _reference(self, photo: dict[str, Any]) -> Reference:
         file = self.folder / str(photo["projection"])

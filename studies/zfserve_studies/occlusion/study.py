@@ -47,8 +47,8 @@ class Reference:
     projection: Image.Image
 
 
-FindReferences = Callable[[OcclusionPlan], tuple[Reference, ...]]
-"""Finds the projections of the plan's map from other photos, the strongest first. There may be none."""
+FindReferences = Callable[[Path, OcclusionPlan], tuple[Reference, ...]]
+"""Finds the projections of the plan's map from other photos than this one, the strongest first. There may be none."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class OcclusionStudy:
             input_size=(self.model.input.height, self.model.input.width),
             projection=projection,
             note=note,
-            references=find(occlusion.plan) if find is not None and occlusion.plan.map is not None else (),
+            references=find(photo, occlusion.plan) if find is not None and occlusion.plan.map is not None else (),
         )
 
     def _occlusion(self, photo: Path, progress: Callable[[int, int | None], None]) -> Occlusion:

@@ -80,7 +80,7 @@ def test_every_panel_is_drawn(references: int) -> None:
     assert "(b) sum of map 5 of relu5" in titles
     assert "(d) probability of church" in titles
     assert "(e) most probable label" in titles
-    assert ("(c) map 5 elsewhere" in titles) is (references > 0)
+    assert ("(c) map 5 in other photos" in titles) is (references > 0)
     assert r"a \$photo\$ ?.jpg: church" in figure.get_suptitle()
     drawn = render(figure)
     assert drawn.size[0] == 1200
