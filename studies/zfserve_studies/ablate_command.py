@@ -29,6 +29,7 @@ from zfserve_studies.progress import progress_bar
 from zfserve_studies.run_folder import CannotContinue, RunFolder, RunPlan, photos_digest
 from zfserve_studies.study_arguments import add_service_arguments
 from zfserve_studies.transfer.data_set import DataSet, DataUnusable, read_data_set
+from zfserve_studies.unreadable import unreadable
 
 PHOTOS = 10
 SHOWN = 10
@@ -98,12 +99,13 @@ def _ablate(client: Client, data: DataSet, arguments: argparse.Namespace) -> int
     study = AblationStudy(client, model, arguments.layer, Patience(_say))
     try:
         outputs = _outputs(data, model)
-        layer = study.read_layer(data.photos[0])
+        layer = study.find_layer(data.photos)
         groups = choose_groups(arguments.maps, arguments.groups, layer.maps)
     except (DataUnusable, GroupsUnusable) as error:
         print_error(str(error))
         return UNUSABLE
-    options = {"layer": layer.layer, "groups": groups, "replacement": arguments.replacement}
+    chosen = {"maps": arguments.maps, "groups": arguments.groups}
+    options = {"layer": layer.layer, **chosen, "replacement": arguments.replacement}
     try:
         digest = photos_digest(data.photos, data.root)
         folder = RunFolder.begin(arguments.run, RunPlan("ablate", model.model, digest, options))
@@ -162,7 +164,7 @@ def _answers(
             try:
                 answers.append(study.answer(folder, f"photo-{at:06d}.json", photo, known, groups, replacement))
             except InvalidInput as error:
-                if error.field not in ("", "image"):
+                if not unreadable(error):
                     raise
                 _say(f"left out {photo}: {error.message}")
     if not answers:

@@ -177,7 +177,7 @@ def _measure(
 ) -> tuple[dict[str, list[Point]], list[ReadLayer]]:
     used = [int(at) for at in used_photos(folds)]
     photos = [data.photos[at] for at in used]
-    layers = store.layers(photos[0], _layer_names(store.model, arguments.layers), arguments.grid)
+    layers = store.layers(photos, _layer_names(store.model, arguments.layers), arguments.grid)
     with progress_bar("reading features", len(photos)) as progress:
         digests = store.fill(photos, layers, progress)
     readable = [at for at in used if data.photos[at] in digests]

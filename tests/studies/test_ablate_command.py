@@ -9,8 +9,12 @@ import pytest
 from fakes.study_photos import small_photo
 from fakes.vision_service import Failure, FakeVisionService
 from PIL import Image
+from zfserve import Client
+from zfserve.errors import InvalidInput
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_protos.v1 import zfserve_pb2 as pb
+from zfserve_studies.ablation.study import AblationStudy
+from zfserve_studies.patience import Patience
 
 Run = Callable[..., int]
 
@@ -83,7 +87,7 @@ def test_bad_input_is_one_sentence(
     assert run("ablate", "--data", data, "--maps", "0", "--json") == OK
     capsys.readouterr()
     assert run("ablate", "--data", data, "--maps", "1", "--json") == FAILED
-    assert "ablate-run holds a run with groups [[0]], and not [[1]]" in capsys.readouterr().err
+    assert 'ablate-run holds a run with maps "0", and not "1"' in capsys.readouterr().err
     small_photo(data / "church" / "2.jpg")
     assert run("ablate", "--data", data, "--maps", "0", "--json") == FAILED
     assert "the photos have changed since the run in ablate-run began" in capsys.readouterr().err
@@ -100,3 +104,21 @@ def test_an_unknown_layer_is_told_by_the_server(
     service.late_failures = [Failure(grpc.StatusCode.NOT_FOUND, "there is no layer 'conv9'", "NOT_FOUND")]
     assert run("ablate", "--data", data, "--layer", "conv9") == UNUSABLE
     assert capsys.readouterr().err.startswith("error: there is no layer 'conv9'")
+
+
+def test_photos_that_cannot_be_read_are_passed_over_and_other_faults_are_not(
+    address: str, data: Path, service: FakeVisionService
+) -> None:
+    photos = sorted((data / "church").iterdir())
+    broken = Failure(grpc.StatusCode.INVALID_ARGUMENT, "Send a JPEG.", "IMAGE_UNDECODABLE", "image.encoded")
+    other = Failure(grpc.StatusCode.INVALID_ARGUMENT, "Give a smaller grid.", "INVALID_INPUT", "grid")
+    with Client(address) as client:
+        study = AblationStudy(client, client.describe(), "last", Patience(lambda _: None))
+        service.failures = [broken]
+        assert study.find_layer(photos).layer == "relu5"
+        service.failures = [other]
+        with pytest.raises(InvalidInput, match="Give a smaller grid"):
+            study.find_layer(photos)
+        service.failures = [broken, broken]
+        with pytest.raises(InvalidInput, match="Send a JPEG"):
+            study.find_layer(photos)

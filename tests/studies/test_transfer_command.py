@@ -92,7 +92,7 @@ def test_a_photo_that_cannot_be_read_is_named_and_left_out(
         store = FeatureStore(client, client.describe(), folder / "cache", Patience(lambda _: None))
         layer = ReadLayer("stage1", (2, 2))
         # The batch fails, and then the first photo of it alone.
-        broken = Failure(grpc.StatusCode.INVALID_ARGUMENT, "Send a JPEG.", "IMAGE_UNDECODABLE")
+        broken = Failure(grpc.StatusCode.INVALID_ARGUMENT, "Send a JPEG.", "IMAGE_UNDECODABLE", "images")
         service.failures = [broken, broken]
         digests = store.fill(photos, [layer], lambda _done, _total: None)
     assert store.unreadable == {photos[0]: "Send a JPEG."}

@@ -16,6 +16,7 @@ from zfserve_studies.ablation.effects import PhotoAnswer
 from zfserve_studies.ablation.groups import Groups
 from zfserve_studies.patience import Patience
 from zfserve_studies.run_folder import RunFolder, json_bytes, require_same_model
+from zfserve_studies.unreadable import unreadable
 
 MOST_GROUPS = 1024
 """One call takes this many groups."""
@@ -51,6 +52,21 @@ class AblationStudy:
         (layer,) = answer.layers.values()
         return layer
 
+    def find_layer(self, photos: Sequence[Path]) -> LayerActivations:
+        """Returns what `read_layer` returns for the first photo that can be read.
+
+        Raises:
+            ZfserveError: a call failed in another way, or no photo can be read.
+            CannotContinue: the server holds another model now.
+        """
+        for photo in photos[:-1]:
+            try:
+                return self.read_layer(photo)
+            except InvalidInput as error:
+                if not unreadable(error):
+                    raise
+        return self.read_layer(photos[-1])
+
     def means(self, run: RunFolder, photos: Sequence[Path], progress: Callable[[int, int | None], None]) -> list[float]:
         """Returns the mean of each map over all units and photos. A photo that cannot be read is left out.
 
@@ -65,8 +81,8 @@ class AblationStudy:
             progress(at, len(photos))
             try:
                 found.append(self.read_layer(photo).to_numpy().ravel())
-            except InvalidInput:
-                if at == len(photos) - 1 and not found:
+            except InvalidInput as error:
+                if not unreadable(error) or (at == len(photos) - 1 and not found):
                     raise
         means = [float(each) for each in np.asarray(np.mean(np.stack(found), axis=0, dtype=np.float64))]
         run.write(MEANS_FILE, json_bytes(means))

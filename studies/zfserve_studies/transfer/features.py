@@ -15,6 +15,7 @@ from zfserve.studies import PhotoActivations
 
 from zfserve_studies.patience import Patience
 from zfserve_studies.run_folder import require_same_model, write_atomically
+from zfserve_studies.unreadable import unreadable
 
 FEATURES = "features"
 
@@ -63,20 +64,29 @@ class FeatureStore:
     patience: Patience
     unreadable: dict[Path, str] = field(default_factory=dict)
 
-    def layers(self, photo: Path, names: Sequence[str], grid: int) -> list[ReadLayer]:
-        """Returns the layers that the names mean. The server says so for one photo.
+    def layers(self, photos: Sequence[Path], names: Sequence[str], grid: int) -> list[ReadLayer]:
+        """Returns the layers that the names mean. The server says so for the first photo that can be read.
 
         Args:
-            photo: a photo.
+            photos: the photos, at least one.
             names: layers, stages, "last" or "features".
             grid: the side of the grid. Layers with smaller maps have a smaller grid.
 
         Raises:
             ZfserveError: the call failed, for example because there is no such layer.
         """
-        answer = self._ask([photo], names, None)[0]
+        answer = self._first(photos, names)
         sizes = {layer.name: (min(grid, layer.height), min(grid, layer.width)) for layer in self.model.layers}
         return [ReadLayer(name, None if name == FEATURES else sizes.get(name, (1, 1))) for name in answer.layers]
+
+    def _first(self, photos: Sequence[Path], names: Sequence[str]) -> PhotoActivations:
+        for photo in photos[:-1]:
+            try:
+                return self._ask([photo], names, None)[0]
+            except InvalidInput as error:
+                if not unreadable(error):
+                    raise
+        return self._ask([photos[-1]], names, None)[0]
 
     def fill(
         self, photos: Sequence[Path], layers: Sequence[ReadLayer], progress: Callable[[int, int | None], None]
@@ -132,16 +142,15 @@ class FeatureStore:
     def _one_by_one(
         self, photos: Sequence[Path], names: Sequence[str], grid: tuple[int, int] | None
     ) -> dict[Path, PhotoActivations]:
-        """Returns the answers of the photos that can be read. Raises InvalidInput if none can."""
+        """Returns the answers of the photos that can be read. Raises InvalidInput if an argument is wrong."""
         answers = {}
         for photo in photos:
             try:
                 (answers[photo],) = self._ask([photo], names, grid)
             except InvalidInput as error:
+                if not unreadable(error):
+                    raise
                 self.unreadable[photo] = error.message
-                last = error
-        if not answers and len(photos) == BATCH:
-            raise last
         return answers
 
     def _ask(
