@@ -19,6 +19,7 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from zfserve_model.graph.errors import GraphError
+from zfserve_model.importing.interface import FEATURES, IMAGES, PROBABILITIES
 from zfserve_model.importing.model_file import opset_version
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import GRAPH_INPUT
@@ -27,8 +28,6 @@ from zfserve_export.batch_axis import BATCH_AXIS, BatchedModel, with_dynamic_bat
 from zfserve_export.onnx_edits import keep_needed, name_nodes, remove_origin, rename_tensors, set_shape, tensor_names
 from zfserve_export.onnx_head import Head, find_head
 from zfserve_export.sources.source import Source
-
-IMAGES, PROBABILITIES, FEATURES = "images", "probabilities", "features"
 
 IR_VERSION = 10
 """The lowest version of ONNX's file format in which nodes have metadata. All runtimes that serve read it."""

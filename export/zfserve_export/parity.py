@@ -15,11 +15,12 @@ from torch import nn
 from zfserve_engines.contract import Engine, EngineOutputs
 from zfserve_model.graph.execution import move_graph, run
 from zfserve_model.graph.graph import Graph
+from zfserve_model.importing.interface import FEATURES
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import GRAPH_INPUT, InputSpec, ParityEntry, Precision
 
 from zfserve_export.onnx_session import open_session, run_session
-from zfserve_export.onnx_wrap import FEATURES, WrappedNetwork
+from zfserve_export.onnx_wrap import WrappedNetwork
 from zfserve_export.sources.source import Source
 
 InputKind = Literal["photos", "noise"]

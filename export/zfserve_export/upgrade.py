@@ -18,6 +18,7 @@ from zfserve_model.graph.execution import run
 from zfserve_model.graph.graph import Graph
 from zfserve_model.importing.fingerprint import graph_fingerprint
 from zfserve_model.importing.importer import import_graph
+from zfserve_model.importing.interface import IMAGES
 from zfserve_model.layers.layer_table import layer_table
 from zfserve_model.preprocessing import Preprocessing
 from zfserve_runtime.bundle import (
@@ -35,7 +36,6 @@ from zfserve_export.bundle_writer import bundle_draft, next_version, publish
 from zfserve_export.measurement import BATCH, verify_graphs
 from zfserve_export.onnx_edits import rename_tensors
 from zfserve_export.onnx_graph import check_graph, describe_model
-from zfserve_export.onnx_wrap import IMAGES
 from zfserve_export.parity import ParityError, normalised
 
 

@@ -25,7 +25,6 @@ MANIFEST = "manifest.json"
 _MOST_FAULTS = 5
 """The most faults of a manifest that an error names."""
 GRAPH = "model.onnx"
-WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 
 DEFAULT_MODEL = Path("models/zfnet")

@@ -1,7 +1,6 @@
 """Provides bundles and settings that are so small that a benchmark takes a second or two."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,17 +31,14 @@ def config_of(tmp_path: Path) -> Callable[[Bundle], BenchmarkConfig]:
 
 @pytest.fixture(scope="session")
 def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Returns a bundle of the figure-3 network with random weights, for benchmarks that need weights and a worker."""
+    """Returns a bundle of the figure-3 network with random weights, for benchmarks that need a worker."""
     spec = NetworkSpec("zfnet-fig3", classes=2, hidden_width=16)
     network = build_network(spec, torch.Generator().manual_seed(5)).eval()
     checkpoint = Checkpoint(network.half().float(), ("n1", "n2"), ("one", "two"), Preprocessing())
     folder = tmp_path_factory.mktemp("models")
     save_checkpoint(checkpoint, folder / "tiny.safetensors")
     source = open_checkpoint(folder / "tiny.safetensors", SourceOptions())
-    bundle = export_bundle(source, ExportPlan(folder, "tiny", fp16=False))
-    # The benchmark of projections reads the weights of a chain from here.
-    shutil.copy(folder / "tiny.safetensors", bundle.folder / "weights.safetensors")
-    return bundle
+    return export_bundle(source, ExportPlan(folder, "tiny", fp16=False))
 
 
 def _children() -> set[int]:

@@ -155,7 +155,7 @@ def test_closed_engines_free_their_memory_and_instances_share_the_weights(
     held_bytes(1)  # the first engine loads kernels, which stay loaded
     one, left_by_one = held_bytes(1)
     three, left_by_three = held_bytes(3)
-    weights_bytes = (gpu_bundle.folder / "weights.safetensors").stat().st_size
+    weights_bytes = gpu_bundle.artefact("fp32").stat().st_size
     assert one > weights_bytes / 2, "an engine uses more memory than half its weights"
     assert left_by_one < MEMORY_SLACK_BYTES
     assert left_by_three < MEMORY_SLACK_BYTES

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 from fakes.serving import MANIFEST
-from zfserve_runtime.bundle import GOLDEN, WEIGHTS, Bundle, BundleError, Manifest, file_digest
+from zfserve_runtime.bundle import GOLDEN, GRAPH, Bundle, BundleError, Manifest, file_digest
 from zfserve_runtime.errors import WorkerMismatch
 from zfserve_runtime.model_repository import ModelRepository
 from zfserve_runtime.telemetry.metrics import Metrics
@@ -44,14 +44,14 @@ class Worker:
         """Writes a version to disk. Returns its fingerprint."""
         bundle = self.folder / name / version
         bundle.mkdir(parents=True)
-        for file in (WEIGHTS, GOLDEN):
+        for file in (GRAPH, GOLDEN):
             (bundle / file).write_text(version)
         fields = {
             "name": name,
             "version": version,
             "fingerprint": version * 64,
             "artefacts": {},
-            "files": {file: file_digest(bundle / file) for file in (WEIGHTS, GOLDEN)},
+            "files": {file: file_digest(bundle / file) for file in (GRAPH, GOLDEN)},
         }
         (bundle / "manifest.json").write_text(MANIFEST.model_copy(update=fields).model_dump_json())
         return version * 64
@@ -82,7 +82,7 @@ def versions(networks: NetworkCache) -> list[str]:
 async def test_the_newest_usable_version_is_loaded_at_the_start(worker: Worker) -> None:
     for version in "123":
         worker.write(version)
-    (worker.folder / "tiny" / "3" / WEIGHTS).write_text("damaged")
+    (worker.folder / "tiny" / "3" / GRAPH).write_text("damaged")
     networks = worker.networks()
     await networks.start()
     assert versions(networks) == ["2"]
@@ -90,7 +90,7 @@ async def test_the_newest_usable_version_is_loaded_at_the_start(worker: Worker) 
 
 async def test_the_start_fails_without_a_usable_network(worker: Worker) -> None:
     worker.write("1")
-    (worker.folder / "tiny" / "1" / WEIGHTS).write_text("damaged")
+    (worker.folder / "tiny" / "1" / GRAPH).write_text("damaged")
     with pytest.raises(BundleError, match="differs from its digest"):
         await worker.networks().start()
 

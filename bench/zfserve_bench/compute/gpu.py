@@ -6,20 +6,23 @@ All of them take pixels and return probabilities in the host's memory.
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from zfserve_engines.catalogue import engine_kinds
 from zfserve_engines.contract import Engine, EngineUnavailable
 from zfserve_engines.cuda.gpu import GpuFacts, detect_gpu
 from zfserve_engines.golden import load_golden, verify_engine
 from zfserve_engines.kind import EngineKind
 from zfserve_engines.opening import EngineOptions
-from zfserve_model.checkpoint import load_checkpoint
-from zfserve_runtime.bundle import WEIGHTS, Bundle, BundleError, Precision
+from zfserve_model.graph.execution import move_graph, run
+from zfserve_model.graph.graph import Graph
+from zfserve_model.importing.importer import import_graph
+from zfserve_runtime.bundle import Bundle, BundleError, Precision
 from zfserve_runtime.errors import EngineFailed
 
 from zfserve_bench.config import BenchmarkConfig
@@ -58,8 +61,7 @@ class TorchClassifier:
 
     def __init__(self, bundle: Bundle, device: torch.device, dtype: torch.dtype, *, compiled: bool) -> None:
         spec = bundle.manifest.input
-        network = load_checkpoint(bundle.folder / WEIGHTS).network.eval().requires_grad_(False).to(device, dtype)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
+        network = _channels_last(move_graph(import_graph(bundle.artefact("fp32")), device, dtype))
         self._network = torch.compile(network, mode="reduce-overhead", dynamic=False) if compiled else network
         self.dtype = dtype
         self._device = device
@@ -81,6 +83,16 @@ class TorchClassifier:
         logits = self._network((images * self._scale - self._shift).to(self.dtype))
         probabilities: npt.NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
         return probabilities
+
+
+def _channels_last(graph: Graph) -> Callable[[Tensor], Tensor]:
+    """Returns a function from normalised images, (N, 3, H, W), to logits, whose filters lie channels last."""
+    constants = {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in graph.constants.items()
+    }
+    laid_out = replace(graph, constants=constants)
+    return lambda images: run(laid_out, {laid_out.input: images}, [laid_out.logits])[laid_out.logits]
 
 
 @dataclass(frozen=True)
@@ -164,8 +176,8 @@ def _rivals(config: BenchmarkConfig, precision: Precision, stack: ExitStack, not
 
 def _compare(rival: Rival, baseline: Run, batch: Pixels, config: BenchmarkConfig) -> Finding:
     effort = config.effort
-    for run in (baseline, rival.run):
-        images_per_s(run, batch, effort.try_s)  # compiles for this batch size, and warms up
+    for runner in (baseline, rival.run):
+        images_per_s(runner, batch, effort.try_s)  # compiles for this batch size, and warms up
     baselines, values = alternate(
         lambda: images_per_s(baseline, batch, effort.round_s),
         lambda: images_per_s(rival.run, batch, effort.round_s),
