@@ -86,7 +86,10 @@ class TorchClassifier:
 
 
 def _channels_last(graph: Graph) -> Callable[[Tensor], Tensor]:
-    """Returns a function from normalised images, (N, 3, H, W), to logits, whose filters lie channels last."""
+    """Returns a function from normalised images, (N, 3, H, W), to logits, whose filters lie channels last.
+
+    torch.compile breaks it into several parts, because some operations read sizes from tensors (nine for `zfnet`).
+    """
     constants = {
         name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         for name, value in graph.constants.items()
