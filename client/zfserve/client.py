@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self, TypeAlias, cast
 
 import grpc
+from grpc.experimental import ChannelOptions
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from zfserve_protos.channel_options import NO_HEALTH_CHECKING, Options
 from zfserve_protos.methods import CLASSIFY, DESCRIBE_MODEL, EXPLAIN, LIST_MODELS, PROJECT
@@ -351,6 +352,10 @@ class Client(StudyMethods):
 
 
 def _connect(target: str, options: Options, tls: TlsOptions | None) -> grpc.Channel:
+    # Without this option grpcio 1.85 (and at least from 1.76 on) never ends a stream whose server refuses the first
+    # attempt and is gone at the next one, not even at its deadline. The caller then reads
+    # a stream itself, and needs no other thread.
+    options = [*options, (ChannelOptions.SingleThreadedUnaryStream, 1)]
     if tls is None:
         return grpc.insecure_channel(target, options)
     return grpc.secure_channel(target, tls.credentials(), options)

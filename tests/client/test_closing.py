@@ -4,9 +4,10 @@ import asyncio
 import threading
 from contextlib import aclosing, closing
 
+import grpc
 import pytest
-from fakes.vision_service import FakeVisionService
-from zfserve import AsyncClient, Cancelled, Classification, Client
+from fakes.vision_service import Failure, FakeVisionService, listening
+from zfserve import AsyncClient, Cancelled, Classification, Client, Unavailable, ZfserveError
 
 
 def test_closing_the_client_ends_calls_in_flight(address: str, service: FakeVisionService) -> None:
@@ -95,3 +96,36 @@ def test_closing_the_async_projections_stops_the_work(address: str, service: Fak
     service.open.clear()
     asyncio.run(take_one())
     assert not service.open.is_set()
+
+
+def test_a_stream_ends_although_its_server_is_gone_before_the_retry(service: FakeVisionService) -> None:
+    """The first attempt is refused. When the second one begins, nobody listens any more."""
+    service.failures = [Failure(grpc.StatusCode.UNAVAILABLE, pushback_ms=300)]
+    errors: list[ZfserveError] = []
+
+    def read(port: int) -> None:
+        with Client(f"127.0.0.1:{port}", timeout_s=10) as client:
+            try:
+                list(client.project(b"1", "conv5"))
+            except ZfserveError as error:
+                errors.append(error)
+
+    with listening(service) as port:
+        reader = threading.Thread(target=read, args=(port,), daemon=True)
+        reader.start()
+        while not service.metadata:
+            reader.join(0.01)
+    reader.join(30)
+    assert [type(error) for error in errors] == [Unavailable]
+
+
+def test_closing_the_client_ends_a_stream_that_another_thread_reads(address: str, service: FakeVisionService) -> None:
+    service.open.clear()
+    client = Client(address)
+    projections = client.project(b"1", "conv5")
+    assert next(projections).rank == 0
+    closer = threading.Timer(0.2, client.close)
+    closer.start()
+    with pytest.raises(Cancelled):
+        next(projections)
+    closer.join()
