@@ -25,9 +25,9 @@ from zfserve_studies.ablation.study import AblationStudy
 from zfserve_studies.figures.ablation_figure import ablation_figure, group_name
 from zfserve_studies.figures.style import save_figure
 from zfserve_studies.patience import Patience
-from zfserve_studies.progress import progress_bar
+from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue, RunFolder, RunPlan, photos_digest
-from zfserve_studies.study_arguments import add_service_arguments
+from zfserve_studies.study_arguments import add_service_arguments, positive
 from zfserve_studies.transfer.data_set import DataSet, DataUnusable, read_data_set
 from zfserve_studies.unreadable import unreadable
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--photos",
-        type=_positive,
+        type=positive,
         default=PHOTOS,
         metavar="N",
         help="photos of each class, drawn at random with a fixed seed (default: %(default)d)",
@@ -96,7 +96,7 @@ def _drawn(data: DataSet, count: int) -> DataSet:
 def _ablate(client: Client, data: DataSet, arguments: argparse.Namespace) -> int:
     name, version = arguments.model
     model = client.describe(model=name, version=version)
-    study = AblationStudy(client, model, arguments.layer, Patience(_say))
+    study = AblationStudy(client, model, arguments.layer, Patience(say))
     try:
         outputs = _outputs(data, model)
         layer = study.find_layer(data.photos)
@@ -129,7 +129,7 @@ def _ablate(client: Client, data: DataSet, arguments: argparse.Namespace) -> int
         sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
         return OK
     _print(effects, groups, labels)
-    _say(f"saved {picture}")
+    say(f"saved {picture}")
     return OK
 
 
@@ -166,7 +166,7 @@ def _answers(
             except InvalidInput as error:
                 if not unreadable(error):
                     raise
-                _say(f"left out {photo}: {error.message}")
+                say(f"left out {photo}: {error.message}")
     if not answers:
         raise DataUnusable(f"no photo in {data.root} can be read; name a folder with photos")
     return answers
@@ -205,15 +205,3 @@ def _print(effects: Effects, groups: Groups, labels: list[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _say(text: str) -> None:
-    """Prints a line to standard error."""
-    Console(stderr=True).print(escape(text), soft_wrap=True, highlight=False)
-
-
-def _positive(text: str) -> int:
-    """Parses a whole number above 0. Raises ArgumentTypeError if it is none."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

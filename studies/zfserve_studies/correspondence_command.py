@@ -13,7 +13,6 @@ from rich.table import Table
 from zfserve.client import Client
 from zfserve_cli.exit_statuses import FAILED, OK, UNUSABLE
 from zfserve_cli.explanation_picture import open_photo
-from zfserve_cli.output_files import one_picture
 from zfserve_cli.picture_files import NotSaved
 from zfserve_cli.service_call import call_service, print_error
 from zfserve_photos.files import find_photos
@@ -26,7 +25,7 @@ from zfserve_studies.figures.style import save_figure
 from zfserve_studies.patience import Patience
 from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue
-from zfserve_studies.study_arguments import add_service_arguments
+from zfserve_studies.study_arguments import add_service_arguments, picture_file
 
 CONTROLS = 10
 """Each photo gets this many random boxes by default. The paper does not say how many it took."""
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise PartsUnusable("one photo has no pairs; name at least two photos")
         opened = [_opened(photo) for photo in photos]
         parts = read_parts(arguments.parts, photos, [photo.size for photo in opened])
-        picture = _picture(photos, arguments)
+        picture = picture_file(photos, arguments, "correspondence.png")
     except (OSError, ValueError, PartsUnusable) as error:
         print_error(str(error))
         return UNUSABLE
@@ -86,12 +85,6 @@ def _opened(photo: Path) -> Image.Image:
         return open_photo(photo).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         raise PartsUnusable(f"{photo} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _picture(photos: list[Path], arguments: argparse.Namespace) -> Path | None:
-    if arguments.save is None and arguments.json:
-        return None
-    return one_picture(photos, arguments.save or Path("correspondence.png"))
 
 
 def _measure(

@@ -16,7 +16,6 @@ from zfserve.client import Client
 from zfserve.errors import ZfserveError
 from zfserve.studies import Border, Resampling, TransformKind
 from zfserve_cli.exit_statuses import FAILED, UNUSABLE
-from zfserve_cli.output_files import one_picture
 from zfserve_cli.photo_outcomes import error_document, print_photo_errors, summary_status
 from zfserve_cli.picture_files import NotSaved
 from zfserve_cli.service_call import call_service, print_error
@@ -39,7 +38,7 @@ from zfserve_studies.patience import Patience
 from zfserve_studies.photo_by_photo import photo_by_photo
 from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue
-from zfserve_studies.study_arguments import add_service_arguments
+from zfserve_studies.study_arguments import add_service_arguments, picture_file
 
 Outcome = tuple[Path, SweptPhoto | ZfserveError]
 
@@ -111,23 +110,11 @@ def kinds(text: str) -> tuple[TransformKind, ...]:
 def run(arguments: argparse.Namespace) -> int:
     try:
         photos = find_photos(arguments.photos)
-        file = _picture_file(photos, arguments)
+        file = picture_file(photos, arguments, "invariance.png")
     except (OSError, ValueError) as error:
         print_error(str(error))
         return UNUSABLE
     return call_service(arguments, lambda client: _sweep_all(client, photos, file, arguments))
-
-
-def _picture_file(photos: list[Path], arguments: argparse.Namespace) -> Path | None:
-    """Returns the file of the figure, or None if none is written. Makes its folder.
-
-    Raises:
-        ValueError: it is no picture file, or one of the photos.
-        OSError: the folder cannot be made.
-    """
-    if arguments.save is None and arguments.json:
-        return None
-    return one_picture(photos, arguments.save or Path("invariance.png"))
 
 
 def _sweep_all(client: Client, photos: list[Path], file: Path | None, arguments: argparse.Namespace) -> int:

@@ -20,9 +20,9 @@ from zfserve_photos.files import list_photo_files
 from zfserve_studies.figures.style import save_figure
 from zfserve_studies.figures.transfer_figure import transfer_figure
 from zfserve_studies.patience import Patience
-from zfserve_studies.progress import progress_bar
+from zfserve_studies.progress import progress_bar, say
 from zfserve_studies.run_folder import CannotContinue
-from zfserve_studies.study_arguments import add_service_arguments
+from zfserve_studies.study_arguments import add_service_arguments, positive
 from zfserve_studies.transfer.classifier import COST
 from zfserve_studies.transfer.data_set import DataSet, DataUnusable, Fold, draw_folds, read_data_set, used_photos
 from zfserve_studies.transfer.duplicates import LEAST_CORRELATION, near_duplicates, thumbnails
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", metavar="LAYER,...", help="layers (default: every stage, and features)")
     parser.add_argument(
-        "--grid", type=_positive, default=4, metavar="N", help="maps are pooled to N x N cells (default: %(default)d)"
+        "--grid", type=positive, default=4, metavar="N", help="maps are pooled to N x N cells (default: %(default)d)"
     )
     parser.add_argument(
         "--train",
@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="photos of each class to learn from (default: 1,6,15,30)",
     )
     parser.add_argument(
-        "--test", type=_positive, default=50, metavar="N", help="photos of each class to test (default: %(default)d)"
+        "--test", type=positive, default=50, metavar="N", help="photos of each class to test (default: %(default)d)"
     )
-    parser.add_argument("--folds", type=_positive, default=5, metavar="N", help="number of folds (default: 5)")
+    parser.add_argument("--folds", type=positive, default=5, metavar="N", help="number of folds (default: 5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the folds (default: 0)")
     parser.add_argument(
         "--trained-on",
@@ -146,7 +146,7 @@ def _transfer(
 ) -> int:
     name, version = arguments.model
     model = client.describe(model=name, version=version)
-    store = FeatureStore(client, model, arguments.cache, Patience(_say))
+    store = FeatureStore(client, model, arguments.cache, Patience(say))
     try:
         results, layers = _measure(store, data, folds, arguments)
         if picture is not None:
@@ -158,7 +158,7 @@ def _transfer(
         print_error(f"{error.filename or arguments.cache} cannot be used: {error.strerror or error}")
         return FAILED
     for photo, sentence in store.unreadable.items():
-        _say(f"left out {photo}: {sentence}")
+        say(f"left out {photo}: {sentence}")
     if arguments.json:
         document = _document(model, data, results, layers, duplicates, arguments)
         document["unreadable"] = [str(photo) for photo in store.unreadable]
@@ -168,7 +168,7 @@ def _transfer(
         return OK
     _print(results, len(data.classes), duplicates)
     if picture is not None:
-        _say(f"saved {picture}")
+        say(f"saved {picture}")
     return OK
 
 
@@ -257,25 +257,13 @@ def _print(results: dict[str, list[Point]], classes: int, duplicates: Duplicates
         soft_wrap=True,
     )
     if duplicates.told:
-        _say(f"{len(duplicates.told)} pairs of near-duplicates; they are never in both parts:")
+        say(f"{len(duplicates.told)} pairs of near-duplicates; they are never in both parts:")
         for one, other, value in duplicates.told[:SHOWN_DUPLICATES]:
-            _say(f"  {one} and {other} ({value:.3f})")
+            say(f"  {one} and {other} ({value:.3f})")
         if len(duplicates.told) > SHOWN_DUPLICATES:
-            _say("  --json lists all of them")
-
-
-def _say(text: str) -> None:
-    """Prints a line to standard error."""
-    Console(stderr=True).print(escape(text), soft_wrap=True, highlight=False)
-
-
-def _positive(text: str) -> int:
-    """Parses a whole number above 0. Raises ArgumentTypeError if it is none."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+            say("  --json lists all of them")
 
 
 def _counts(text: str) -> tuple[int, ...]:
     """Parses whole numbers above 0, separated by commas, and returns them rising."""
-    return tuple(sorted({_positive(each.strip()) for each in text.split(",")}))
+    return tuple(sorted({positive(each.strip()) for each in text.split(",")}))

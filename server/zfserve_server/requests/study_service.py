@@ -12,7 +12,6 @@ from dataclasses import replace
 from zfserve_engines.images.input_image import InputImage
 from zfserve_protos.v1 import zfserve_pb2 as pb
 from zfserve_protos.v1.zfserve_pb2_grpc import VisionServiceServicer
-from zfserve_protos.worker.v1 import worker_pb2
 from zfserve_runtime.errors import EngineFailed, InvalidInput, NotFound
 from zfserve_runtime.grpc.deadline import Deadline
 from zfserve_runtime.grpc.method_handlers import Context
@@ -23,7 +22,7 @@ from zfserve_server.admission.service_rate import ServiceRate
 from zfserve_server.models.served_model import ServedModel
 from zfserve_server.requests.classification import ClassificationPipeline
 from zfserve_server.requests.image_decoder import Photo
-from zfserve_server.requests.projection import check_projection
+from zfserve_server.requests.projection import check_projection, projection_request
 from zfserve_server.requests.projection_pipeline import ProjectionPipeline
 from zfserve_server.studies.ablation import SpeakingMaps, ablate
 from zfserve_server.studies.ablation_request import AblationSettings, validate_ablate_request
@@ -143,13 +142,8 @@ async def _choose_for_class(
     manifest = call.model.manifest
     layer = manifest.layer(settings.layer.name)
     assert layer is not None, "the request was validated against this manifest"
-    request = worker_pb2.ProjectRequest(
-        fingerprint=manifest.fingerprint,
-        pixels=image.pixels.tobytes(),
-        layer=layer.name,
-        for_class=settings.for_class,
-        format=pb.PICTURE_FORMAT_PNG,
-    )
+    project = pb.ProjectRequest(for_class=settings.for_class)
+    request = projection_request(project, image, layer, manifest)
     projections = []
     async with aclosing(worker.project(request, call.deadline)) as answers:
         async for projection in answers:
