@@ -43,7 +43,6 @@ from zfserve_export.measurement import (
     Measurement,
     MeasurementInputs,
     measure,
-    require_float_parity,
     verify_graphs,
 )
 from zfserve_export.onnx_graph import check_graph, describe_model
@@ -160,7 +159,7 @@ def export_bundle(
             draft = _write_half(model, draft, plan, inputs, on_progress, on_warning)
         if plan.calibration:
             _write_int8(model, draft, plan.calibration, on_progress)
-        publish(folder, target, measure_bundle(draft, inputs, on_progress))
+        publish(folder, target, measure_bundle(draft, plan, inputs, on_progress, on_warning))
     return load_bundle(target)
 
 
@@ -201,8 +200,12 @@ def _logits(graph: Graph, wrapped: WrappedNetwork) -> str:
     return wrapped.logits if wrapped.logits in made else graph.logits
 
 
-def measure_bundle(draft: Bundle, inputs: MeasurementInputs, on_progress: OnProgress) -> Manifest:
+def measure_bundle(
+    draft: Bundle, plan: ExportPlan, inputs: MeasurementInputs, on_progress: OnProgress, on_warning: OnWarning
+) -> Manifest:
     """Measures and verifies all graphs of a draft, and writes the golden inputs. Returns the manifest with the figures.
+
+    An fp16 graph that differs too much is left out, unless the plan wants it.
 
     Raises:
         ParityError: a float graph differs from the network by more than its tolerance.
@@ -213,7 +216,12 @@ def measure_bundle(draft: Bundle, inputs: MeasurementInputs, on_progress: OnProg
     photos = len(inputs.validation.paths) if inputs.validation else 0
     for precision in draft.manifest.artefacts:
         advance = partial(_advance, on_progress, f"accuracy of {precision}", photos)
-        found[precision] = measure(draft, precision, inputs, advance)
+        try:
+            found[precision] = measure(draft, precision, inputs, advance)
+        except ParityError as error:
+            if precision != "fp16" or plan.fp16:
+                raise
+            draft = _without_half(draft, error, on_warning)
     write_golden(Golden(inputs.golden_pixels, {name: one.golden for name, one in found.items()}), draft.folder)
     figures = {
         "artefacts": {name: _with_tolerances(draft.manifest.artefacts[name], one) for name, one in found.items()},
@@ -263,7 +271,7 @@ def _write_half(
     on_progress: OnProgress,
     on_warning: OnWarning,
 ) -> Bundle:
-    """Writes the fp16 graph and holds it against the network. Returns the draft, without fp16 if that was left out."""
+    """Writes the fp16 graph. Returns the draft, without fp16 if that was left out."""
     on_progress("fp16 graph", 0, 1)
     try:
         for reference in inputs.references:
@@ -272,16 +280,20 @@ def _write_half(
         describe_model(half, draft.manifest.fingerprint)
         check_graph(half)
         onnx.save(half, draft.artefact("fp16"))
-        require_float_parity(draft, "fp16", inputs)
     except (GraphError, ParityError) as error:
         if plan.fp16:
             raise
-        on_warning(f"the fp16 file is left out: {str(error).removesuffix('; no bundle was written')}")
-        draft.artefact("fp16").unlink(missing_ok=True)
-        others = {name: one for name, one in draft.manifest.artefacts.items() if name != "fp16"}
-        draft = Bundle(draft.folder, draft.manifest.model_copy(update={"artefacts": others}))
+        draft = _without_half(draft, error, on_warning)
     on_progress("fp16 graph", 1, 1)
     return draft
+
+
+def _without_half(draft: Bundle, error: Exception, on_warning: OnWarning) -> Bundle:
+    """Removes the fp16 graph and says why. Returns the draft without it."""
+    on_warning(f"the fp16 file is left out: {str(error).removesuffix('; no bundle was written')}")
+    draft.artefact("fp16").unlink(missing_ok=True)
+    others = {name: one for name, one in draft.manifest.artefacts.items() if name != "fp16"}
+    return Bundle(draft.folder, draft.manifest.model_copy(update={"artefacts": others}))
 
 
 def _write_int8(model: onnx.ModelProto, draft: Bundle, calibration: tuple[Path, ...], on_progress: OnProgress) -> None:

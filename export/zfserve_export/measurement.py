@@ -51,17 +51,6 @@ class MeasurementInputs:
     validation: LabelledPhotos | None
 
 
-def require_float_parity(draft: Bundle, precision: Precision, inputs: MeasurementInputs) -> None:
-    """Holds a float graph against the network.
-
-    Raises:
-        ParityError: the graph differs from the network by more than its tolerance.
-    """
-    with closing(_open_engine(draft, precision)) as engine:
-        for reference in inputs.references:
-            require_parity(precision, reference, run_all(engine, reference.pixels), inputs.tolerances[precision])
-
-
 def measure(
     draft: Bundle, precision: Precision, inputs: MeasurementInputs, on_photos: Callable[[int], None]
 ) -> Measurement:

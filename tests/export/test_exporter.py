@@ -14,7 +14,7 @@ from zfserve_engines.contract import EngineOutputs
 from zfserve_engines.golden import EngineDisagrees, load_golden, verify_engine
 from zfserve_engines.onnx.engine import OnnxEngine
 from zfserve_engines.opening import EngineOptions
-from zfserve_export.exporter import ARTEFACTS, INT8_PRECISIONS, ExportPlan, export_bundle, sample_evenly
+from zfserve_export.exporter import ARTEFACTS, INT8_PRECISIONS, ExportPlan, export_bundle, measure_bundle, sample_evenly
 from zfserve_export.measurement import MeasurementInputs, measure
 from zfserve_export.onnx_wrap import wrap
 from zfserve_export.parity import ParityCheck, ParityError, noise_images
@@ -22,7 +22,7 @@ from zfserve_export.photos import input_spec, list_photos
 from zfserve_export.sources.source import Source
 from zfserve_model.importing.fingerprint import graph_fingerprint, stored_fingerprint
 from zfserve_model.importing.importer import import_graph
-from zfserve_runtime.bundle import Bundle, BundleError, Precision, load_bundle
+from zfserve_runtime.bundle import Bundle, BundleError, Manifest, Precision, load_bundle
 
 PRECISIONS = get_args(Precision)
 
@@ -128,6 +128,29 @@ def test_float_graphs_are_held_to_their_tolerance(bundle: Bundle, source: Source
     inputs = MeasurementInputs([noise], {precision: 1e-12}, noise.pixels, validation=None)
     with pytest.raises(ParityError, match=f"the {precision} graph's probability differs"):
         measure(bundle, precision, inputs, on_photos=lambda count: None)
+
+
+def test_an_fp16_graph_that_differs_too_much_is_left_out_unless_it_is_wanted(
+    bundle: Bundle, source: Source, tmp_path: Path
+) -> None:
+    wrapped = wrap(source)
+    check = ParityCheck(source, wrapped, import_graph(wrapped.model), 1e-4)
+    noise = check.make_reference("noise", noise_images(bundle.manifest.input, 2))
+    inputs = MeasurementInputs([noise], {"fp32": 1e-4, "fp16": 1e-12}, noise.pixels, validation=None)
+    draft = replace(bundle, folder=shutil.copytree(bundle.folder, tmp_path / "1"))
+    warnings: list[str] = []
+
+    def measured(*, fp16: bool | None) -> Manifest:
+        return measure_bundle(
+            draft, ExportPlan(tmp_path, "tiny", fp16=fp16), inputs, lambda *step: None, warnings.append
+        )
+
+    with pytest.raises(ParityError, match="the fp16 graph's probability differs"):
+        measured(fp16=True)
+    assert warnings == []
+    assert "fp16" not in measured(fp16=None).artefacts
+    assert not draft.artefact("fp16").exists()
+    assert warnings[0].startswith("the fp16 file is left out: the fp16 graph's probability differs")
 
 
 def test_a_corrupt_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
